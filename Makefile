@@ -1,0 +1,71 @@
+# Each target sets up what it needs: a .venv from requirements.lock, once.
+#
+#   make quickstart   every figure of the paper from real images, on a laptop's CPU
+#   make test         unit, workflow and integration tests
+#   make test-all     the slow ones as well
+#   make figures      draw the figures again from the tables that are there
+#   make lint         ruff, snakefmt and snakemake --lint
+
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= 2
+CONFIG ?= config/quickstart.yaml
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made
+SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart report figures plan test test-all lint format lock schema clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (once; torch is large)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: $(STAMP)
+	@$(SNAKEMAKE) --quiet rules host
+	@echo "Figures, tables and report.html: results/quickstart"
+
+figures: $(STAMP)
+	@$(SNAKEMAKE) --quiet rules host -- figures
+
+report: $(STAMP)
+	@$(SNAKEMAKE) --quiet rules host -- report
+
+plan: $(STAMP)
+	@$(BIN)/neural-collapse plan --config $(CONFIG)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: $(STAMP)
+	@$(BIN)/python -m pytest -q -n 2
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile workflow/rules
+	@$(BIN)/snakemake --lint --configfile $(CONFIG)
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/snakefmt Snakefile workflow/rules
+
+# For maintainers: needs uv.
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --extra workflow --extra test -o requirements.lock pyproject.toml
+
+schema: $(STAMP)
+	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json
+
+clean:
+	rm -rf $(VENV)
