@@ -1,0 +1,9 @@
+"""The one exception that a user's mistake ends in."""
+
+
+class UserError(ValueError):
+    """Input that a person can mend: one sentence saying what is wrong, where, and what to do.
+
+    The command line prints the sentence alone and exits with status 2; code that calls the
+    library sees a ``ValueError``.
+    """

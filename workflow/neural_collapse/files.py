@@ -1,0 +1,116 @@
+"""Files that are whole or not there: written under another name, flushed, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    The data reach the disk before the rename, so that after a power cut the file is the old one
+    or the new one. A full disk or a folder that cannot be written to becomes a UserError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path}: the disk is full; make room and start again, finished work is kept"
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}); check the folder's permissions"
+            ) from None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file that then becomes `path`."""
+    with atomic_path(path) as temporary:
+        write(temporary)
+
+
+def sha256_of(path: str | Path, block_bytes: int = 1 << 20) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(block_bytes):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def link_or_copy(source: str | Path, destination: str | Path) -> None:
+    """Make `destination` the same file as `source`, which stays where it is.
+
+    A hard link where the file system has them, otherwise a copy. Results are delivered so: should
+    the job die half-way, Snakemake deletes what was delivered, and nothing is lost.
+    """
+    source, destination = Path(source), Path(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.unlink(missing_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:
+        write_atomically(destination, lambda file: shutil.copyfile(source, file))
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: str | Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for the file `lock`, then keep others out.
+
+    The kernel frees it when its holder dies, so kill -9 leaves nothing locked.  The file may be
+    deleted inside the block, with the folder that it is in.  Where the system or the file system
+    has no locks, nobody waits.
+    """
+    lock = Path(lock)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "ab") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("%s: another process is at work here; waiting for it", lock.parent)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError:
+                yield
+                return
+            try:
+                same = os.path.samestat(os.fstat(handle.fileno()), os.stat(lock))
+            except FileNotFoundError:
+                same = False
+            if same:  # otherwise the one before deleted it, and the next locks a new file
+                yield
+                return

@@ -1,0 +1,60 @@
+"""Progress that a person can read: one line every few seconds, on the screen and in the log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+
+def clock(seconds: float) -> str:
+    """`seconds` as m:ss or h:mm:ss."""
+    whole = int(seconds + 0.5)
+    hours, rest = divmod(whole, 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def say(line: str) -> None:
+    """Print one line at once; whole lines keep parallel jobs apart on one screen."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts steps of one job and says how far it is, at most every `interval_seconds`.
+
+    The first and the last step are always said. Time left comes from the steps of this process,
+    so a resumed job does not count what an earlier one did.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        unit: str,
+        total: int,
+        done: int = 0,
+        interval_seconds: float = 5.0,
+        write: Callable[[str], None] = say,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.label, self.unit, self.total = label, unit, total
+        self.interval_seconds, self.write, self.now = interval_seconds, write, now
+        self.started_with = done
+        self.started_at = self.said_at = now()
+        self.first = True
+
+    def step(self, done: int, **values: str) -> None:
+        """Say that `done` of `total` are done, with `values` as 'name value' pairs."""
+        now = self.now()
+        if not (self.first or done >= self.total or now - self.said_at >= self.interval_seconds):
+            return
+        self.first, self.said_at = False, now
+        made = done - self.started_with
+        parts = [f"{self.label}  {self.unit} {done:>{len(str(self.total))}}/{self.total}"]
+        parts += [f"{name.replace('_', ' ')} {value}" for name, value in values.items()]
+        elapsed = now - self.started_at
+        if done >= self.total:
+            parts.append(f"done in {clock(elapsed)}")
+        elif made > 0:
+            parts.append(f"{clock(elapsed / made * (self.total - done))} left")
+        self.write("  ".join(parts))
