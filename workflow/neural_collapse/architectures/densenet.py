@@ -1,0 +1,178 @@
+"""DenseNet (Huang et al. 2017): plain, or with bottleneck and compression; may be checkpointed."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .network import Network
+from .recipes import DenseNetRecipe
+
+_BOTTLENECK_MULTIPLE = 4  # a bottleneck layer's 1x1 convolution makes 4 * growth channels
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, 3x3 convolution; with a bottleneck: norm, ReLU, 1x1, norm, ReLU, 3x3.
+
+    Not torchvision's ``_DenseLayer``, which always has the bottleneck and, checkpointed, moves
+    the running statistics of ``norm1`` twice a step (pytorch/pytorch#96136).
+    """
+
+    def __init__(
+        self, inputs: int, growth: int, *, bottleneck: bool, memory_efficient: bool
+    ) -> None:
+        super().__init__()
+        self.memory_efficient = memory_efficient
+        self.bottleneck = bottleneck
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        if bottleneck:
+            hidden = _BOTTLENECK_MULTIPLE * growth
+            self.conv1 = nn.Conv2d(inputs, hidden, kernel_size=1, bias=False)
+            self.norm2 = nn.BatchNorm2d(hidden)
+            self.relu2 = nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(hidden, growth, kernel_size=3, padding=1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(inputs, growth, kernel_size=3, padding=1, bias=False)
+
+    def _first(self, *maps: Tensor) -> Tensor:
+        return self.conv1(self.relu1(self.norm1(torch.cat(maps, 1))))
+
+    def _second(self, x: Tensor) -> Tensor:
+        return self.conv2(self.relu2(self.norm2(x)))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """All earlier maps of the block, each (B, ?, P, P) -> this layer's (B, growth, P, P)."""
+        if not (self.memory_efficient and torch.is_grad_enabled()):
+            x = self._first(*maps)
+            return self._second(x) if self.bottleneck else x
+        # The concatenation and its norm make a block's memory quadratic in its depth. Cut before
+        # each norm: recomputation then stops short of the convolutions, whose inputs are all that
+        # the backward pass wants, and costs no more than norms and copies.
+        x = _recomputed(self._first, self.norm1, *maps)
+        return _recomputed(self._second, self.norm2, x) if self.bottleneck else x
+
+
+def _recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, whose inner results the backward pass computes anew."""
+    return checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=False,  # nothing in here is random
+        context_fn=lambda: (nullcontext(), _StillStatistics(norm)),
+    )
+
+
+class _StillStatistics:
+    """Lends a norm copies of its running statistics, so that the real ones stay as they are.
+
+    The forward pass has counted this batch already; its recomputation must not count it again.
+    (Without any statistics the norm would save fewer tensors than in the forward pass, which
+    ``checkpoint`` refuses.) It can be entered again: a kept graph may be walked more than once.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        self.norm = norm
+
+    def __enter__(self) -> None:
+        self.kept = dict(self.norm.named_buffers(recurse=False))
+        for name, buffer in self.kept.items():
+            setattr(self.norm, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for name, buffer in self.kept.items():
+            setattr(self.norm, name, buffer)
+
+
+class DenseBlock(nn.ModuleDict):
+    """Layers that each see the block's input and the outputs of all layers before them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, P, P) -> (B, C + layers * growth, P, P)."""
+        maps = [x]
+        for layer in self.values():
+            maps.append(layer(maps))
+        return torch.cat(maps, 1)
+
+
+class DenseNet(Network):
+    """DenseNet and DenseNet-BC.
+
+    With the stem "imagenet", bottleneck and compression 0.5 it *is* torchvision's: same layers,
+    order of construction and initialisation (the same random seed gives the same weights), same
+    state keys but for ``body``, which is torchvision's ``features``. The stem "small" is the
+    paper's for CIFAR: one 3x3 convolution.
+
+    Args:
+        recipe: the layers.
+        channels: of the images.
+        num_classes: outputs of the classifier.
+    """
+
+    def __init__(self, recipe: DenseNetRecipe, channels: int, num_classes: int) -> None:
+        super().__init__()
+        width = recipe.initial_width
+        body: OrderedDict[str, nn.Module] = OrderedDict()
+        if recipe.stem == "imagenet":
+            body["conv0"] = nn.Conv2d(
+                channels, width, kernel_size=7, stride=2, padding=3, bias=False
+            )
+            body["norm0"] = nn.BatchNorm2d(width)
+            body["relu0"] = nn.ReLU(inplace=True)
+            body["pool0"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        else:
+            body["conv0"] = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+        for number, count in enumerate(recipe.blocks, start=1):
+            block = DenseBlock()
+            for index in range(count):
+                block[f"denselayer{index + 1}"] = DenseLayer(
+                    width + index * recipe.growth,
+                    recipe.growth,
+                    bottleneck=recipe.bottleneck,
+                    memory_efficient=recipe.memory_efficient,
+                )
+            body[f"denseblock{number}"] = block
+            width += count * recipe.growth
+            if number < len(recipe.blocks):
+                outputs = transition_width(recipe, width)
+                body[f"transition{number}"] = nn.Sequential(
+                    OrderedDict(
+                        norm=nn.BatchNorm2d(width),
+                        relu=nn.ReLU(inplace=True),
+                        conv=nn.Conv2d(width, outputs, kernel_size=1, bias=False),
+                        pool=nn.AvgPool2d(kernel_size=2, stride=2),
+                    )
+                )
+                width = outputs
+        # torchvision calls the last norm norm5, after its four blocks; the name is kept for any.
+        body["norm5"] = nn.BatchNorm2d(width)
+        self.body = nn.Sequential(body)
+        self.classifier = nn.Linear(width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, P, P) -> (B, d): the last block's normalised channels, averaged over the image."""
+        x = F.relu(self.body(x), inplace=True)
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+def transition_width(recipe: DenseNetRecipe, width: int) -> int:
+    """Channels after a transition: floor(compression * width), at least one."""
+    return max(1, int(width * recipe.compression))
+
+
+def final_map_px(recipe: DenseNetRecipe, image_size_px: int) -> int:
+    """Height and width of the last block's map; 0 if the image is too small for the network."""
+    if recipe.stem == "imagenet":
+        for _ in range(2):  # convolution, then max-pool, each padded: never below 1
+            image_size_px = (image_size_px + 1) // 2
+    return image_size_px // 2 ** (len(recipe.blocks) - 1)

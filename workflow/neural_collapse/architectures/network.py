@@ -1,0 +1,23 @@
+"""What every network of this project offers to the training loop and the statistics."""
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A classifier whose last step is linear: logits = W h + b.
+
+    Shapes: B images in a batch, C channels, P px high and wide, d features, K classes.
+    """
+
+    classifier: nn.Linear
+    """The last layer, d -> K; its weight is W (K, d), its bias b (K)."""
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """Activations h of the images ``x``, (B, C, P, P) -> (B, d): what the classifier sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the images ``x``, (B, C, P, P) -> (B, K)."""
+        return self.classifier(self.features(x))

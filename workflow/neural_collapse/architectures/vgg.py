@@ -1,0 +1,69 @@
+"""VGG (Simonyan and Zisserman 2015) with batch normalisation in the place of dropout."""
+
+from torch import Tensor, nn
+
+from .network import Network
+from .recipes import VGGRecipe
+
+_STAGE_WIDTHS = (1, 2, 4, 8, 8)
+
+
+class VGG(Network):
+    """torchvision's ``vggNN_bn`` convolutions, with its two dropout layers made ``BatchNorm1d``.
+
+    Layers, order of construction and initialisation are torchvision's, so the same random seed
+    gives the same weights. State keys: ``convolutions`` is torchvision's ``features``,
+    ``hidden.0`` and ``hidden.3`` its ``classifier.0`` and ``classifier.3``, ``classifier`` its
+    ``classifier.6``. In training mode a batch needs at least two images, as for every network with
+    ``BatchNorm1d``.
+
+    Args:
+        recipe: the layers.
+        channels: of the images.
+        num_classes: outputs of the classifier.
+    """
+
+    def __init__(self, recipe: VGGRecipe, channels: int, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for count, multiple in zip(recipe.convolutions, _STAGE_WIDTHS, strict=False):
+            outputs = recipe.width * multiple
+            for _ in range(count):
+                layers += [
+                    nn.Conv2d(channels, outputs, kernel_size=3, padding=1),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(inplace=True),
+                ]
+                channels = outputs
+            # ceil_mode lets a map of 1 px through. At 32, 96 and 224 px every map that enters a
+            # pool is of even size, and the mode changes nothing.
+            layers.append(nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True))
+        self.convolutions = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(recipe.pooled_size_px)
+        self.hidden = nn.Sequential(
+            nn.Linear(channels * recipe.pooled_size_px**2, recipe.hidden_width),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm1d(recipe.hidden_width),
+            nn.Linear(recipe.hidden_width, recipe.hidden_width),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm1d(recipe.hidden_width),
+        )
+        self.classifier = nn.Linear(recipe.hidden_width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.zeros_(module.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, P, P) -> (B, hidden_width): the output of the second hidden layer's norm."""
+        return self.hidden(self.avgpool(self.convolutions(x)).flatten(1))
+
+
+def final_map_px(recipe: VGGRecipe, image_size_px: int) -> int:
+    """Height and width of the last convolutions' map; never below 1."""
+    for _ in recipe.convolutions:
+        image_size_px = -(-image_size_px // 2)
+    return image_size_px
