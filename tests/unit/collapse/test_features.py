@@ -1,0 +1,303 @@
+"""The streaming pass against a plain forward pass, and what it must leave untouched."""
+
+import gc
+import os
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import nn
+
+from neural_collapse.collapse import compute_moments, extract, extract_rows
+from neural_collapse.collapse.features import in_batches, measurement_mode, normalise
+from neural_collapse.errors import UserError
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class SmallNet(nn.Module):
+    """Convolution, batch norm, a linear layer; counts its calls."""
+
+    def __init__(self, classes=3, dim=6, bias=True):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(0.5)
+        )
+        self.squeeze = nn.Linear(5, dim)
+        self.classifier = nn.Linear(dim, classes, bias=bias)
+        self.batches = []
+
+    def features(self, x):
+        self.batches.append(len(x))
+        return self.squeeze(self.body(x).mean((2, 3)))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    network = SmallNet()
+    with torch.no_grad():
+        network.body[1].running_mean.uniform_(-0.5, 0.5)
+        network.body[1].running_var.uniform_(0.5, 2)
+    return network
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(37) % 3)
+    images = rng.integers(0, 256, (37, 3, 8, 8)) // 2 + 40 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+
+def run(network, data, **changes):
+    arguments = dict(batch_size=10, device="cpu", num_classes=3, keep_rows=range(37))
+    return extract(network, *data, MEAN, STD, **{**arguments, **changes})
+
+
+def plain_features(network, images):
+    network = network.eval().double()
+    x = torch.from_numpy(images.astype(float)) / 255
+    x = (x - torch.tensor(MEAN).double()[:, None, None]) / torch.tensor(STD).double()[:, None, None]
+    with torch.no_grad():
+        features = network.features(x).numpy()
+    network.float()
+    return features
+
+
+def same(a, b):
+    return all(torch.equal(x, getattr(b, name)) for name, x in vars(a).items())
+
+
+def test_features_and_moments(network, data):
+    moments, rows = run(network, data)
+    assert rows.dtype == np.float32 and rows.shape == (37, 6)
+    assert_allclose(rows, plain_features(network, data[0]), rtol=1e-4, atol=1e-6)
+    layer = network.classifier
+    assert same(moments, compute_moments(rows, data[1], 3, layer.weight, layer.bias))
+    with torch.no_grad():
+        logits = layer(torch.from_numpy(rows))
+    assert_array_equal(moments.decisions_network, logits.argmax(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 36, 37, 1000])
+def test_batch_size_leaves_the_features_alone(network, data, batch_size):
+    rows = run(network, data, batch_size=batch_size)[1]
+    assert_allclose(rows, run(network, data)[1], rtol=1e-5, atol=1e-7)
+
+
+def test_reference_means_and_chosen_rows(network, data):
+    centres = torch.roll(run(network, data)[0].class_means, 1, 0)
+    chosen = [5, 0, 5, 36]
+    moments, rows = run(network, data, reference_means=centres, keep_rows=chosen)
+    everything = run(network, data)[1]
+    assert_array_equal(rows, everything[chosen])
+    distances = np.linalg.norm(everything[:, None] - centres.numpy(), axis=2)
+    assert_array_equal(moments.decisions_ncc, distances.argmin(1))
+    assert run(network, data, keep_rows=None)[1] is None
+    assert run(network, data, keep_rows=[])[1].shape == (0, 6)
+
+
+def test_extract_rows(network, data):
+    chosen = np.array([30, 2, 2, 17])
+    rows = extract_rows(network, data[0], chosen, MEAN, STD, batch_size=3, device="cpu")
+    assert_allclose(rows, run(network, data)[1][chosen], rtol=1e-5, atol=1e-7)
+    assert network.batches[:2] == [3, 1]
+
+
+def test_a_classifier_without_bias(data):
+    moments, _ = run(SmallNet(bias=False), data)
+    assert moments.bias.tolist() == [0, 0, 0]
+
+
+def test_file_buffer_gives_the_same_bits_and_goes_away(network, data, tmp_path):
+    in_memory = run(network, data)
+    seen = []
+    original = network.features
+    network.features = lambda x: (seen.append(len(list(tmp_path.rglob("*.float32")))), original(x))[
+        1
+    ]
+    on_disk = run(network, data, memory_limit_bytes=100, scratch_directory=tmp_path)
+    assert set(seen) == {1} and os.listdir(tmp_path) == []
+    assert same(in_memory[0], on_disk[0])
+    assert_array_equal(in_memory[1], on_disk[1])
+    gc.collect()
+    assert on_disk[1].sum() == in_memory[1].sum()  # rows outlive the closed map
+
+
+def test_file_buffer_goes_away_after_an_error(network, data, tmp_path):
+    def fails(x):
+        raise KeyboardInterrupt
+
+    network.features = fails
+    with pytest.raises(KeyboardInterrupt):
+        run(network, data, memory_limit_bytes=0, scratch_directory=tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_full_disk_is_the_users_to_mend(network, data, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no room"):
+        run(network, data, memory_limit_bytes=0, scratch_directory=tmp_path)
+
+
+def test_images_may_be_a_read_only_memory_map(network, data, tmp_path, recwarn):
+    np.save(tmp_path / "x.npy", data[0])
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert same(run(network, (mapped, data[1]))[0], run(network, data)[0])
+    assert not recwarn.list
+
+
+# ------------------------------------------------------------------------------ out of memory
+
+
+def limit_batch(network, limit):
+    original = network.features
+
+    def features(x):
+        if len(x) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        return original(x)
+
+    network.features = features
+
+
+def test_batch_is_halved_when_memory_runs_out(network, data):
+    expected, expected_rows = run(network, data, batch_size=4)
+    network.batches.clear()
+    limit_batch(network, 4)
+    moments, rows = run(network, data, batch_size=16)
+    assert network.batches == [4] * 9 + [1]
+    assert same(moments, expected)
+    assert_array_equal(rows, expected_rows)
+
+
+def test_one_image_that_does_not_fit_is_an_error(network, data):
+    limit_batch(network, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(network, data)
+
+
+def test_in_batches_covers_the_range_once():
+    done, failures = [], [3, 2]
+
+    def work(start, stop):
+        if failures and len(done) == failures[-1]:
+            failures.pop()
+            raise torch.OutOfMemoryError
+        done.append((start, stop))
+
+    in_batches(100, 16, work)
+    assert [start for start, _ in done] == [0, *[stop for _, stop in done][:-1]]
+    assert done[-1][1] == 100
+    assert [stop - start for start, stop in done[:4]] == [16, 16, 8, 4]
+    with pytest.raises(UserError, match="batch_size"):
+        in_batches(10, 0, work)
+
+
+# -------------------------------------------------------------------------- nothing left behind
+
+
+def switches():
+    b = torch.backends
+    return [
+        b.cuda.matmul.fp32_precision,
+        b.cudnn.conv.fp32_precision,
+        b.cudnn.rnn.fp32_precision,
+        b.mkldnn.matmul.fp32_precision,
+        b.mkldnn.conv.fp32_precision,
+        b.cudnn.benchmark,
+        b.cudnn.deterministic,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+    ]
+
+
+def test_network_and_process_are_left_as_they_were(network, data):
+    network.train()
+    network.squeeze.eval()
+    modes = [module.training for module in network.modules()]
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    pointers = [p.data_ptr() for p in network.parameters()]
+    strides = [p.stride() for p in network.parameters()]
+    before = switches()
+    run(network, data)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in state.items())
+    assert [p.data_ptr() for p in network.parameters()] == pointers
+    assert [p.stride() for p in network.parameters()] == strides
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert switches() == before
+    # and it still trains
+    network(torch.randn(4, 3, 8, 8)).sum().backward()
+    torch.optim.SGD(network.parameters(), 0.1).step()
+
+
+@pytest.mark.parametrize("api", ["allow_tf32", "fp32_precision"])
+def test_true_float32_whichever_api_set_tf32(network, api):
+    b = torch.backends
+    before = switches()
+    try:
+        if api == "allow_tf32":
+            b.cuda.matmul.allow_tf32 = b.cudnn.allow_tf32 = True
+        else:
+            b.cuda.matmul.fp32_precision = b.cudnn.conv.fp32_precision = "tf32"
+        chosen = switches()
+        with (
+            pytest.raises(ZeroDivisionError),
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            measurement_mode(network),
+        ):
+            assert switches()[:2] == ["ieee", "ieee"]
+            x = torch.randn(2, 3, 8, 8)
+            assert network(x).dtype == torch.float32
+            assert not any(module.training for module in network.modules())
+            raise ZeroDivisionError
+        assert switches() == chosen
+    finally:
+        b.cuda.matmul.allow_tf32, b.cudnn.allow_tf32 = False, True
+        b.cuda.matmul.fp32_precision, b.cudnn.conv.fp32_precision = before[:2]
+        b.cudnn.rnn.fp32_precision = before[2]
+        b.mkldnn.matmul.fp32_precision, b.mkldnn.conv.fp32_precision = before[3:5]
+
+
+def test_normalise():
+    images = torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8).view(1, 2, 2, 1)
+    got = normalise(images, (0.5, 0.2), (0.5, 0.1)).flatten()
+    assert_allclose(got, [-1, 1, 0, 2], atol=1e-6)
+
+
+# ------------------------------------------------------------------------------ a user's mistakes
+
+
+def test_mistakes(network, data):
+    images, labels = data
+
+    def mistake(match, data=data, mean=MEAN, std=STD, network=network, **changes):
+        arguments = dict(batch_size=10, device="cpu", num_classes=3, split="train")
+        with pytest.raises(UserError, match=match):
+            extract(network, *data, mean, std, **{**arguments, **changes})
+
+    mistake("uint8", (images.astype(np.float32), labels))
+    mistake("uint8", (images[0], labels))
+    mistake("labels of shape", (images, labels[1:]))
+    mistake("mean and std", mean=(0.5,))
+    mistake("greater than zero", std=(0.2, 0.0, 0.3))
+    mistake("classes", num_classes=4)
+    mistake("batch_size", batch_size=0)
+    mistake("Rows run from", keep_rows=[37])
+    mistake("Rows are chosen", keep_rows=[0.5])
+    mistake("no example of class 2", (images, np.minimum(labels, 1)))
+    with torch.no_grad():
+        network.squeeze.weight[0, 0] = torch.nan
+    mistake("37 of the 37 examples of the train split have NaN")
+    network.features = lambda x: x.flatten(1)
+    mistake(r"network.features gave shape \(10, 192\)")

@@ -1,0 +1,301 @@
+"""Moments against plain longdouble sums, their indifference to batches, and their file."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from neural_collapse.collapse import compute_moments, compute_statistics, load_moments, save_moments
+from neural_collapse.collapse import moments as moments_module
+from neural_collapse.errors import UserError
+
+
+def features_near_collapse(rng, counts, d, within, dtype=np.float64):
+    """Features mu_c + within * noise with means far from the origin, in random order."""
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    means = 3.0 + rng.standard_normal((len(counts), d))
+    noise = rng.standard_normal((len(labels), d))
+    return (means[labels] + within * noise).astype(dtype), labels
+
+
+def last_layer(rng, classes, d):
+    return rng.standard_normal((classes, d)), rng.standard_normal(classes)
+
+
+def plain_moments(features, labels, classes):
+    """The definitions in numpy's 80-bit floats, with the d x d scatter in full."""
+    h = features.astype(np.longdouble)
+    means = np.stack([h[labels == c].sum(0) / (labels == c).sum() for c in range(classes)])
+    deviations = h - means[labels]
+    variances = [(deviations[labels == c] ** 2).sum(1).mean() for c in range(classes)]
+    sigma_w = deviations.T @ deviations / len(h)
+    M = (means - means.mean(0)).T
+    return means, np.array(variances), M.T @ sigma_w @ M
+
+
+@pytest.mark.parametrize("within", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_moments_equal_their_definitions(within, dtype):
+    rng = np.random.default_rng(0)
+    features, labels = features_near_collapse(rng, [7, 30, 1, 12], 9, within, dtype)
+    weight, bias = last_layer(rng, 4, 9)
+    m = compute_moments(features, labels, 4, weight, bias)
+    means, variances, scatter = plain_moments(features, labels, 4)
+    assert_array_equal(m.counts, [7, 30, 1, 12])
+    assert_allclose(m.class_means, means.astype(float), rtol=1e-15)
+    assert_allclose(m.class_variances, variances.astype(float), rtol=1e-9, atol=1e-28)
+    assert_allclose(
+        m.scatter_projected, scatter.astype(float), rtol=1e-9, atol=1e-9 * scatter.max()
+    )
+    distances = np.linalg.norm(features[:, None].astype(float) - means.astype(float), axis=2)
+    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+    assert_array_equal(m.decisions_network, (features.astype(float) @ weight.T + bias).argmax(1))
+    assert_array_equal(m.labels, labels)
+    assert m.labels.dtype == torch.int16
+
+
+def test_means_of_a_large_collapsed_class_are_right_to_the_last_bits():
+    rng = np.random.default_rng(7)
+    features = 10 + 1e-9 * rng.standard_normal((20_000, 3))
+    m = compute_moments(features, np.zeros(20_000, dtype=int), 1, np.zeros((1, 3)), None)
+    exact = [math.fsum(column) / 20_000 for column in features.T]
+    assert_allclose(m.class_means[0], exact, rtol=2.3e-16)
+
+
+def test_bias_decides():
+    features = np.array([[1.0, 0.0], [0.0, 1.0]])
+    m = compute_moments(features, np.array([0, 1]), 2, np.eye(2), np.array([0.0, 2.0]))
+    assert m.decisions_network.tolist() == [1, 1]
+    m = compute_moments(features, np.array([0, 1]), 2, np.eye(2), None)
+    assert m.decisions_network.tolist() == [0, 1] and m.bias.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("within", [1.0, 1e-6])
+def test_batches_blocks_and_order_change_nothing(monkeypatch, within):
+    rng = np.random.default_rng(1)
+    features, labels = features_near_collapse(rng, [300, 200, 250, 5], 12, within)
+    weight, bias = last_layer(rng, 4, 12)
+    whole = compute_statistics(compute_moments(features, labels, 4, weight, bias))
+    assert (whole["nc1_within_class_variability"] < 1e-10) == (within < 1)
+    for block_rows in (1, 7, 64, 100_000):
+        monkeypatch.setattr(moments_module, "BLOCK_ROWS", block_rows)
+        order = rng.permutation(len(labels))
+        cut = compute_statistics(compute_moments(features[order], labels[order], 4, weight, bias))
+        assert_allclose(list(cut.values()), list(whole.values()), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("wrap", [torch.from_numpy, lambda a: a.astype(">f4"), lambda a: a[::1]])
+def test_tensor_and_foreign_byte_order_give_the_same_bits(wrap):
+    rng = np.random.default_rng(2)
+    features, labels = features_near_collapse(rng, [5, 6, 7], 4, 0.1, np.float32)
+    weight, bias = last_layer(rng, 3, 4)
+    expected = compute_moments(features, labels, 3, weight, bias)
+    got = compute_moments(wrap(features), torch.from_numpy(labels), 3, torch.tensor(weight), bias)
+    assert torch.equal(got.scatter_projected, expected.scatter_projected)
+    assert torch.equal(got.class_means, expected.class_means)
+
+
+def test_read_only_memory_map_gives_the_same_bits(tmp_path):
+    rng = np.random.default_rng(3)
+    features, labels = features_near_collapse(rng, [5, 6, 7], 4, 0.1, np.float32)
+    weight, bias = last_layer(rng, 3, 4)
+    np.save(tmp_path / "h.npy", features)
+    mapped = np.load(tmp_path / "h.npy", mmap_mode="r")
+    expected = compute_moments(features, labels, 3, weight, bias)
+    got = compute_moments(mapped, labels, 3, weight, bias)
+    assert torch.equal(got.scatter_projected, expected.scatter_projected)
+    assert torch.equal(got.class_variances, expected.class_variances)
+
+
+def test_test_split_decides_by_the_train_means():
+    train_means = np.array([[0.0, 0.0], [10.0, 0.0]])
+    features = np.array([[1.0, 0.0], [4.0, 0.0], [4.5, 0.0], [6.0, 0.0]])
+    labels = np.array([0, 0, 1, 1])
+    m = compute_moments(features, labels, 2, np.eye(2), None, reference_means=train_means)
+    assert m.decisions_ncc.tolist() == [0, 0, 0, 1]
+    own = compute_moments(features, labels, 2, np.eye(2), None)
+    assert own.decisions_ncc.tolist() == [0, 1, 1, 1]
+
+
+def test_ties_go_to_the_lowest_class():
+    rng = np.random.default_rng(4)
+    centre = rng.standard_normal(33)
+    offsets = rng.standard_normal((40, 33))
+    # classes 2 and 5 have one mean; rows of the last 40 lie halfway between classes 0 and 1
+    means = rng.standard_normal((7, 33)) * 5
+    means[5] = means[2]
+    means[0], means[1] = centre, centre + 0.1
+    halfway = (means[0] + means[1]) / 2
+    normal = means[1] - means[0]
+    offsets -= np.outer(offsets @ normal, normal) / (normal @ normal)
+    features = np.concatenate([means, means[[5, 2, 5]], halfway + 0.001 * offsets])
+    labels = np.concatenate([np.arange(7), [5, 2, 5], np.arange(40) % 7])
+    weight = rng.standard_normal((7, 33))
+    weight[3] = weight[6]
+    m = compute_moments(features, labels, 7, weight, None, reference_means=means)
+    assert m.decisions_ncc.tolist() == [0, 1, 2, 3, 4, 2, 6, 2, 2, 2] + [0] * 40
+    assert 6 not in m.decisions_network.tolist()
+    zero = compute_moments(features, labels, 7, np.zeros((7, 33)), np.zeros(7))
+    assert set(zero.decisions_network.tolist()) == {0}
+
+
+def test_many_classes():
+    rng = np.random.default_rng(5)
+    features, labels = features_near_collapse(rng, [3] * 700, 710, 0.1, np.float32)
+    m = compute_moments(features, labels, 700, *last_layer(rng, 700, 710))
+    assert m.scatter_projected.shape == (700, 700)
+    assert (m.decisions_ncc == m.labels).all()
+
+
+def test_index_dtype_grows_with_the_classes():
+    assert moments_module._index_dtype(32_767) == torch.int16
+    assert moments_module._index_dtype(32_768) == torch.int32
+
+
+# ------------------------------------------------------------------------------ a user's mistakes
+
+
+def valid():
+    rng = np.random.default_rng(6)
+    features, labels = features_near_collapse(rng, [4, 4, 4], 5, 0.1)
+    weight, bias = last_layer(rng, 3, 5)
+    return dict(features_ND=features, labels_N=labels, num_classes=3, weight=weight, bias=bias)
+
+
+def mistake(match, **changes):
+    with pytest.raises(UserError, match=match):
+        compute_moments(**{**valid(), **changes}, split="test")
+
+
+def test_a_class_without_examples_is_named():
+    labels = valid()["labels_N"].copy()
+    labels[labels == 1] = 2
+    mistake("test split has no example of class 1;", labels_N=labels)
+    mistake("class 3, 4;", num_classes=5, weight=np.zeros((5, 5)), bias=np.zeros(5))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_spoiled_features_are_counted(bad):
+    features = valid()["features_ND"].copy()
+    features[3, 1] = features[3, 2] = features[7, 0] = bad
+    mistake("2 of the 12 examples of the test split have NaN or infinite", features_ND=features)
+
+
+def test_shapes_and_types_are_checked():
+    mistake("shape", features_ND=np.zeros(12))
+    mistake("not numbers", features_ND=np.full((12, 5), "x"))
+    mistake("labels of shape", labels_N=np.zeros(11, dtype=int))
+    mistake("whole numbers", labels_N=np.zeros(12))
+    mistake("0..2", labels_N=np.arange(12))
+    mistake("0..2", labels_N=np.arange(12) - 1)
+    mistake("weight has shape", weight=np.zeros((5, 3)))
+    mistake("bias holds NaN", bias=np.full(3, np.nan))
+    mistake("reference_means has shape", reference_means=np.zeros((2, 5)))
+
+
+# ------------------------------------------------------------------------------------ the file
+
+
+def stored():
+    arguments = valid()
+    train = compute_moments(**arguments)
+    arguments["features_ND"] = arguments["features_ND"] + 0.5
+    test = compute_moments(**arguments, reference_means=train.class_means)
+    return train, test
+
+
+def test_file_keeps_every_bit(tmp_path):
+    train, test = stored()
+    path = tmp_path / "epoch-0350.safetensors"
+    metadata = {"epoch": "350", "dataset": "mnist", "note": "é"}
+    save_moments(path, train, test, metadata)
+    loaded = load_moments(path)
+    assert loaded.metadata == metadata
+    for ours, theirs in ((train, loaded.train), (test, loaded.test)):
+        for name, tensor in vars(ours).items():
+            read = getattr(theirs, name)
+            assert read.dtype == tensor.dtype and torch.equal(read, tensor), name
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    train, test = stored()
+    metadata = {str(i): str(i) for i in range(20)}
+    contents = set()
+    for i in range(5):
+        save_moments(tmp_path / str(i), train, test, metadata)
+        contents.add((tmp_path / str(i)).read_bytes())
+    assert len(contents) == 1
+
+
+def test_file_without_test_split(tmp_path):
+    train, _ = stored()
+    save_moments(tmp_path / "m", train, None, {})
+    assert load_moments(tmp_path / "m").test is None
+
+
+def test_file_keeps_extra_tensors(tmp_path):
+    train, test = stored()
+    extra = {"features": torch.randn(4, 5), "labels": torch.arange(4)}
+    save_moments(tmp_path / "m", train, test, {}, extra)
+    loaded = load_moments(tmp_path / "m")
+    assert set(loaded.extra) == set(extra)
+    assert all(torch.equal(loaded.extra[name], tensor) for name, tensor in extra.items())
+    save_moments(tmp_path / "m", train, test, {})
+    assert load_moments(tmp_path / "m").extra == {}
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    train, test = stored()
+    save_moments(tmp_path / "m", train, test, {"epoch": "1"})
+
+    def no_space(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="no space"):
+        save_moments(tmp_path / "m", train, test, {"epoch": "2"})
+    assert os.listdir(tmp_path) == ["m"]
+    assert load_moments(tmp_path / "m").metadata == {"epoch": "1"}
+
+
+def test_bad_files_are_named(tmp_path):
+    train, test = stored()
+    path = tmp_path / "m.safetensors"
+    save_moments(path, train, test, {})
+    whole = path.read_bytes()
+    for length in (0, 4, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"m\.safetensors"):
+            load_moments(path)
+    path.write_bytes(b"not a safetensors file at all" * 10)
+    with pytest.raises(UserError, match=r"m\.safetensors"):
+        load_moments(path)
+    with pytest.raises(UserError, match="absent"):
+        load_moments(tmp_path / "absent")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_moments(tmp_path)
+
+
+def test_foreign_and_incomplete_safetensors_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"weights\.safetensors: is no moments"):
+        load_moments(path)
+    save_file({"weight": torch.zeros(3)}, path, {"format": moments_module.FORMAT})
+    with pytest.raises(UserError, match=r"weights\.safetensors: is no complete"):
+        load_moments(path)
+
+
+def test_splits_of_two_networks_are_refused(tmp_path):
+    train, _ = stored()
+    other = compute_moments(**{**valid(), "bias": np.ones(3)})
+    with pytest.raises(ValueError, match="different last layers"):
+        save_moments(tmp_path / "m", train, other, {})
+    with pytest.raises(ValueError, match="metadata"):
+        save_moments(tmp_path / "m", train, None, {"epoch": 3})

@@ -1,0 +1,494 @@
+"""Statistics against closed forms, dense oracles (mpmath, scipy) and the invariances they have."""
+
+import math
+import warnings
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+from scipy.spatial.distance import pdist
+
+from neural_collapse.collapse import (
+    PAPER_STATISTICS,
+    STATISTICS,
+    UndefinedStatisticWarning,
+    compute_moments,
+    compute_statistics,
+    statistics_of,
+)
+from neural_collapse.errors import UserError
+
+NC1 = "nc1_within_class_variability"
+
+
+def rotation(rng, d):
+    q, r = np.linalg.qr(rng.standard_normal((d, d)))
+    return q * np.sign(np.diag(r))
+
+
+def simplex_etf(rng, classes, d):
+    """(C, d) vertices of a unit simplex ETF in a random subspace."""
+    vertices = np.eye(classes) - 1 / classes
+    return vertices @ rotation(rng, d)[:classes] * math.sqrt(classes / (classes - 1))
+
+
+def cloud(rng, classes, d, n=6, within=0.3):
+    """Generic features, labels, weight and bias."""
+    labels = np.repeat(np.arange(classes), n)
+    means = 2.0 + rng.standard_normal((classes, d))
+    features = means[labels] + within * rng.standard_normal((len(labels), d))
+    return features, labels, rng.standard_normal((classes, d)), rng.standard_normal(classes)
+
+
+# -------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize("classes, d", [(2, 2), (3, 3), (10, 16), (40, 64)])
+def test_collapsed_network(classes, d):
+    """Everything at its ideal: W = a M^T, means an ETF, b undoing mu_G, tiny balanced spread."""
+    rng = np.random.default_rng(classes)
+    etf = simplex_etf(rng, classes, d)
+    offset = rng.standard_normal(d)
+    spread = 1e-8 * rotation(rng, d)[:3] if d >= 3 else 1e-8 * np.eye(d)
+    spread = np.concatenate([spread, -spread])
+    features = (4 * etf[:, None] + offset + spread).reshape(-1, d)
+    labels = np.repeat(np.arange(classes), len(spread))
+    s = statistics_of(features, labels, 0.7 * etf, -0.7 * etf @ offset)
+    for name in STATISTICS:
+        if name.startswith(("nc", "etf", "bias", "gnc3", "cdnv", "within")) and "acc" not in name:
+            assert abs(s[name]) < 2e-13, name
+    ideal = -math.log(2 * classes / (classes - 1)) / 2
+    for which in ("means", "classifier"):
+        assert_allclose(s[f"gnc2_hyperspherical_uniformity_{which}"], ideal, rtol=1e-12)
+    assert s["ncc_accuracy"] == s["network_accuracy"] == 1
+
+
+@pytest.mark.parametrize("within", [1e-1, 1e-4, 1e-7])
+def test_isotropic_spread_around_an_etf(within):
+    """Sigma_W = t^2 I and M a ETF of radius r: every spread statistic has a closed form."""
+    rng = np.random.default_rng(0)
+    classes, d, r = 5, 7, 3.0
+    basis = rotation(rng, d)
+    spread = within * math.sqrt(d) * np.concatenate([basis, -basis])  # covariance within^2 I
+    etf = simplex_etf(rng, classes, d)
+    features = (r * etf[:, None] + 1.0 + spread).reshape(-1, d)
+    labels = np.repeat(np.arange(classes), len(spread))
+    s = statistics_of(features, labels, etf, None)
+    # Sigma_B has C - 1 eigenvalues r^2 / (C - 1); distances of means are r sqrt(2 C / (C - 1))
+    between = r**2 / (classes - 1)
+    # the features' own float64 rounding, 1e-16 of 4 against `within`, enters once
+    tolerance = dict(rtol=1e-7 if within < 1e-6 else 1e-10)
+    assert_allclose(s[NC1], (classes - 1) * within**2 / between / classes, **tolerance)
+    assert_allclose(s["within_between_trace_ratio"], d * within**2 / r**2, **tolerance)
+    squared_distance = r**2 * 2 * classes / (classes - 1)
+    assert_allclose(s["cdnv"], d * within**2 / squared_distance, **tolerance)
+    assert_allclose(s["bias_collapse"], np.linalg.norm(etf @ np.ones(d)), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:nc1_within")  # four means in a plane have rank 2
+def test_hand_computed_plane():
+    """Four means on the axes of a plane: norms 1, 1, 3, 3 as +-e1, +-3 e2."""
+    means = np.array([[1.0, 0], [-1, 0], [0, 3], [0, -3]])
+    s = statistics_of(means, np.arange(4), means[::-1].copy(), np.zeros(4))
+    assert_allclose(s["nc2_equinorm_means"], 1 / 2)  # std 1, mean 2
+    cosines = np.array([-1] * 4 + [0] * 8)  # of the 12 ordered pairs
+    assert_allclose(s["nc2_equiangularity_means"], cosines.std())
+    assert_allclose(s["nc2_maximal_angle_means"], np.abs(cosines + 1 / 3).mean())
+    # reversed rows: -3e2, 3e2, -e1, e1 are orthogonal to the means they belong to
+    assert_allclose(s["nc3_self_duality"], 2.0)
+    assert_allclose(s["gnc3_cosine_duality"], 1.0)
+    log_distances = [2 * math.log(2), 4 * math.log(math.sqrt(2))]
+    assert_allclose(s["gnc2_hyperspherical_uniformity_means"], -sum(log_distances) / 6)
+    assert s["nc4_ncc_mismatch"] == 1.0 and s["ncc_accuracy"] == 1.0
+    assert s["network_accuracy"] == 0.0
+
+
+# ------------------------------------------------------------------------------ dense oracles
+
+
+def mp_nc1(features, labels, classes):
+    """Tr(Sigma_W Sigma_B^+) / C by its definition, d x d, in 60 digits."""
+    with mpmath.workdps(60):
+        h = [mpmath.matrix([mpmath.mpf(float(x)) for x in row]) for row in features]
+        d = features.shape[1]
+        means = []
+        for c in range(classes):
+            rows = [h[i] for i in np.flatnonzero(labels == c)]
+            means.append(sum(rows[1:], rows[0]) / len(rows))
+        mu_g = sum(means[1:], means[0]) / classes
+        sigma_w, sigma_b = mpmath.zeros(d), mpmath.zeros(d)
+        for row, c in zip(h, labels, strict=True):
+            sigma_w += (row - means[c]) * (row - means[c]).T / len(h)
+        for mu in means:
+            sigma_b += (mu - mu_g) * (mu - mu_g).T / classes
+        values, vectors = mpmath.eigsy(sigma_b)  # ascending
+        trace = mpmath.mpf(0)
+        for k in range(d - (classes - 1), d):
+            v = vectors[:, k]
+            trace += (v.T * sigma_w * v)[0] / values[k]
+        return float(trace / classes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("within", [1.0, 1e-2, 1e-4, 1e-6])
+def test_nc1_against_mpmath(within, dtype):
+    rng = np.random.default_rng(7)
+    counts = [3, 5, 4, 2]
+    labels = np.repeat(np.arange(4), counts)
+    means = 3 + rng.standard_normal((4, 6))
+    features = (means[labels] + within * rng.standard_normal((14, 6))).astype(dtype)
+    expected = mp_nc1(features, labels, 4)
+    assert within > 1e-5 or expected < 3e-12
+    last_layer = rng.standard_normal((4, 6))
+    got = statistics_of(features, labels, last_layer, None)[NC1]
+    assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_nc1_with_nearly_collinear_means_against_mpmath():
+    """An early epoch: the smallest of the C - 1 eigenvalues is 1e-8 of the largest."""
+    rng = np.random.default_rng(8)
+    labels = np.repeat(np.arange(4), 3)
+    means = rng.standard_normal((4, 6)) @ np.diag([1, 1e-2, 1e-4, 0, 0, 0]) @ rotation(rng, 6) + 2
+    features = means[labels] + 1e-3 * rng.standard_normal((12, 6))
+    last_layer = rng.standard_normal((4, 6))
+    got = statistics_of(features, labels, last_layer, None)[NC1]
+    assert_allclose(got, mp_nc1(features, labels, 4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes, d", [(2, 5), (5, 5), (10, 30), (30, 12)])
+def test_against_dense_numpy(classes, d):
+    rng = np.random.default_rng(9)
+    features, labels, W, b = cloud(rng, classes, d)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedStatisticWarning)
+        s = statistics_of(features, labels, W, b)
+
+    means = np.stack([features[labels == c].mean(0) for c in range(classes)])
+    mu_g = means.mean(0)
+    M = (means - mu_g).T
+    D = features - means[labels]
+    sigma_w, sigma_b = D.T @ D / len(D), M @ M.T / classes
+    v = np.array([(D[labels == c] ** 2).sum(1).mean() for c in range(classes)])
+    if d >= classes - 1:
+        assert_allclose(s[NC1], np.trace(sigma_w @ np.linalg.pinv(sigma_b, 1e-12)) / classes)
+    else:
+        assert math.isnan(s[NC1])
+    for which, rows in (("means", M.T), ("classifier", W)):
+        norms = np.linalg.norm(rows, axis=1)
+        cosines = 1 - pdist(rows, "cosine")
+        assert_allclose(s[f"nc2_equinorm_{which}"], np.std(norms) / np.mean(norms), atol=1e-15)
+        assert_allclose(s[f"nc2_equiangularity_{which}"], np.std(cosines), atol=1e-15)
+        maximal = np.mean(np.abs(cosines + 1 / (classes - 1)))
+        assert_allclose(s[f"nc2_maximal_angle_{which}"], maximal, atol=1e-15)
+        gram = rows @ rows.T
+        etf = (np.eye(classes) - np.full((classes, classes), 1 / classes)) / np.sqrt(classes - 1)
+        error = np.linalg.norm(gram / np.linalg.norm(gram) - etf)
+        assert_allclose(s[f"etf_error_{which}"], error, atol=1e-14)
+        energy = np.mean(np.log(1 / pdist(rows / norms[:, None])))
+        assert_allclose(s[f"gnc2_hyperspherical_uniformity_{which}"], energy)
+    W_M = W @ M / np.linalg.norm(W @ M)
+    assert_allclose(s["etf_error_product"], np.linalg.norm(W_M - etf))
+    duality = np.linalg.norm(W.T / np.linalg.norm(W) - M / np.linalg.norm(M)) ** 2
+    assert_allclose(s["nc3_self_duality"], duality)
+    cosines = [
+        W[c] @ M[:, c] / np.linalg.norm(W[c]) / np.linalg.norm(M[:, c]) for c in range(classes)
+    ]
+    assert_allclose(s["gnc3_cosine_duality"], np.mean(1 - np.array(cosines)))
+    assert_allclose(s["within_between_trace_ratio"], np.trace(sigma_w) / np.trace(sigma_b))
+    first, second = np.triu_indices(classes, 1)
+    cdnv = np.mean((v[first] + v[second]) / (2 * pdist(means) ** 2))
+    assert_allclose(s["cdnv"], cdnv)
+    assert_allclose(s["bias_collapse"], np.linalg.norm(W @ mu_g + b))
+    network = (features @ W.T + b).argmax(1)
+    ncc = np.array([np.linalg.norm(h - means, axis=1).argmin() for h in features])
+    assert s["nc4_ncc_mismatch"] == np.mean(network != ncc)
+    assert s["ncc_accuracy"] == np.mean(ncc == labels)
+    assert s["network_accuracy"] == np.mean(network == labels)
+
+
+def test_unbalanced_classes_weigh_by_examples_in_sigma_w_only():
+    """mu_G is the unweighted mean of the class means, Sigma_W the average over examples."""
+    features = np.array([[-1.0], [-1.0], [-1.0], [0.5], [1.5]])
+    s = statistics_of(features, np.array([0, 0, 0, 1, 1]), np.array([[-1.0], [1.0]]), None)
+    sigma_w, sigma_b = (2 * 0.25) / 5, 1.0
+    assert_allclose(s[NC1], sigma_w / sigma_b / 2)
+    assert_allclose(s["within_between_trace_ratio"], sigma_w / sigma_b)
+    assert_allclose(s["cdnv"], (0 + 0.25) / (2 * 4))
+
+
+def test_test_split_uses_train_centres():
+    rng = np.random.default_rng(10)
+    features, labels, W, b = cloud(rng, 4, 6)
+    centres = np.roll(np.stack([features[labels == c].mean(0) for c in range(4)]), 1, axis=0)
+    own = statistics_of(features, labels, W, b)
+    moved = statistics_of(features, labels, W, b, train_class_means=centres)
+    assert own["ncc_accuracy"] == 1 and moved["ncc_accuracy"] == 0
+    assert own[NC1] == moved[NC1]
+
+
+# -------------------------------------------------------------------------------- invariances
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    classes=st.integers(2, 7),
+    extra=st.integers(0, 5),
+    scale_h=st.floats(1e-3, 1e3),
+    scale_w=st.floats(1e-3, 1e3),
+)
+def test_scale_rotation_translation_and_class_order(seed, classes, extra, scale_h, scale_w):
+    rng = np.random.default_rng(seed)
+    d = classes + extra
+    features, labels, W, b = cloud(rng, classes, d)
+    before = statistics_of(features, labels, W, b)
+
+    Q, shift, order = rotation(rng, d), rng.standard_normal(d), rng.permutation(classes)
+    moved_W = scale_w * (W @ Q)
+    moved_h = scale_h * (features @ Q) + shift
+    moved_b = scale_w * scale_h * b - moved_W @ shift
+    after = statistics_of(
+        moved_h, order[labels], moved_W[np.argsort(order)], moved_b[np.argsort(order)]
+    )
+    before["bias_collapse"] *= scale_w * scale_h  # the one with units
+    for name, value in before.items():
+        # accuracies may differ by ties only, and random clouds have none
+        assert_allclose(after[name], value, rtol=1e-7, atol=1e-11, err_msg=name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 6), d=st.integers(1, 8))
+def test_ranges(seed, classes, d):
+    rng = np.random.default_rng(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UndefinedStatisticWarning)
+        s = statistics_of(*cloud(rng, classes, d))
+    etf_energy = -math.log(2 * classes / (classes - 1)) / 2
+    for name, value in s.items():
+        if math.isnan(value):
+            assert d < classes, name
+        elif "gnc2" in name:
+            assert value >= etf_energy - 1e-12
+        else:
+            assert value >= 0, name
+        if name.endswith(("accuracy", "mismatch")):
+            assert value <= 1
+        if name == "nc3_self_duality":
+            assert value <= 4 + 1e-12
+
+
+# --------------------------------------------------------------------------- degenerate input
+
+
+def undefined(features, labels, W, b):
+    """Names given as NaN; each must have come with one warning that names it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        s = statistics_of(features, labels, W, b)
+    names = {name for name, value in s.items() if math.isnan(value)}
+    assert not any(math.isinf(value) for value in s.values())
+    assert all(w.category is UndefinedStatisticWarning for w in caught)
+    assert sorted(str(w.message).split()[0] for w in caught) == sorted(names)
+    return names
+
+
+MEANS_DIRECTIONS = {
+    "nc2_equiangularity_means",
+    "nc2_maximal_angle_means",
+    "gnc2_hyperspherical_uniformity_means",
+    "gnc3_cosine_duality",
+}
+CLASSIFIER_DIRECTIONS = {
+    "nc2_equiangularity_classifier",
+    "nc2_maximal_angle_classifier",
+    "gnc2_hyperspherical_uniformity_classifier",
+    "gnc3_cosine_duality",
+}
+
+
+def test_generic_input_is_defined_everywhere():
+    assert undefined(*cloud(np.random.default_rng(0), 5, 8)) == set()
+
+
+def test_more_classes_than_dimensions_spoil_nc1_alone():
+    assert undefined(*cloud(np.random.default_rng(1), 5, 3)) == {NC1}
+    assert undefined(*cloud(np.random.default_rng(1), 5, 4)) == set()
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-16, 1e-15])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_two_equal_means(gap, classes):
+    rng = np.random.default_rng(2)
+    _, _, W, b = cloud(rng, classes, 12)
+    means = 2 + rng.standard_normal((classes, 12))
+    means[1] = means[0] * (1 + gap)
+    spread = rng.standard_normal((40, 12))
+    spread -= spread.mean(0)
+    features = (means[:, None] + spread).reshape(-1, 12)
+    labels = np.repeat(np.arange(classes), 40)
+    # rounding of the features moves the means by some 1e-16: equal, but not to the last bit
+    names = undefined(features, labels, W, b)
+    assert names == {NC1, "cdnv", "gnc2_hyperspherical_uniformity_means"}
+
+
+def test_nearly_equal_means_spoil_the_pseudo_inverse_only():
+    rng = np.random.default_rng(3)
+    features, labels, W, b = cloud(rng, 6, 12, within=0)
+    features[labels == 1] = features[labels == 0] + 1e-9
+    assert undefined(features, labels, W, b) == {NC1}
+    # at 1e-5, still far below what float32 networks produce by chance, it is a value again
+    features[labels == 1] = features[labels == 0] + 1e-5
+    assert undefined(features, labels, W, b) == set()
+
+
+def test_all_means_equal():
+    rng = np.random.default_rng(4)
+    _, labels, W, b = cloud(rng, 4, 6)
+    features = np.tile(rng.standard_normal(6), (len(labels), 1))
+    assert undefined(features, labels, W, b) == MEANS_DIRECTIONS | {
+        NC1,
+        "nc2_equinorm_means",
+        "nc3_self_duality",
+        "within_between_trace_ratio",
+        "cdnv",
+        "etf_error_means",
+        "etf_error_product",
+    }
+
+
+def test_two_classes_with_one_mean():
+    rng = np.random.default_rng(5)
+    noise = rng.standard_normal((50, 6))
+    features = np.concatenate([7 + noise, 7 + rng.permutation(noise)])
+    names = undefined(features, np.repeat([0, 1], 50), rng.standard_normal((2, 6)), np.zeros(2))
+    assert {NC1, "cdnv", "within_between_trace_ratio", "nc2_equinorm_means"} <= names
+
+
+def test_a_class_mean_at_the_global_mean():
+    features = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 1, 1], [0, -1, -1], [0, 0, 0]]) + 0.3
+    labels = np.arange(5)
+    W = np.random.default_rng(6).standard_normal((5, 3))
+    # five means in a plane: rank 2 < 4 spoils NC1 also
+    assert undefined(features, labels, W, None) == MEANS_DIRECTIONS | {NC1}
+
+
+def test_zero_classifier():
+    features, labels, W, b = cloud(np.random.default_rng(7), 4, 6)
+    assert undefined(features, labels, 0 * W, 0 * b) == CLASSIFIER_DIRECTIONS | {
+        "nc2_equinorm_classifier",
+        "nc3_self_duality",
+        "etf_error_classifier",
+        "etf_error_product",
+    }
+    W[2] = 0
+    assert undefined(features, labels, W, b) == CLASSIFIER_DIRECTIONS
+
+
+def test_classifier_orthogonal_to_the_means():
+    rng = np.random.default_rng(8)
+    features, labels, W, b = cloud(rng, 3, 8)
+    features[:, 4:] = 1.5
+    W[:, :4] = 0
+    Q = rotation(rng, 8)
+    assert undefined(features @ Q, labels, W @ Q, b) == {"etf_error_product"}
+
+
+def test_one_class():
+    features, labels, W, b = cloud(np.random.default_rng(9), 1, 4)
+    names = undefined(features, labels, W, b)
+    defined = {"nc4_ncc_mismatch", "ncc_accuracy", "network_accuracy", "bias_collapse"}
+    assert names == set(STATISTICS) - defined - {"nc2_equinorm_classifier"}
+
+
+def test_constant_features_within_classes():
+    """Complete collapse is not degenerate: NC1 is exactly 0."""
+    features, labels, W, b = cloud(np.random.default_rng(10), 4, 6, within=0)
+    assert undefined(features, labels, W, b) == set()
+    assert statistics_of(features, labels, W, b)[NC1] == 0
+
+
+# ---------------------------------------------------------------------------------- interface
+
+
+def test_names():
+    assert list(PAPER_STATISTICS) == [
+        "nc1_within_class_variability",
+        "nc2_equinorm_means",
+        "nc2_equinorm_classifier",
+        "nc2_equiangularity_means",
+        "nc2_equiangularity_classifier",
+        "nc2_maximal_angle_means",
+        "nc2_maximal_angle_classifier",
+        "nc3_self_duality",
+        "nc4_ncc_mismatch",
+    ]
+    assert list(STATISTICS)[9:] == [
+        "within_between_trace_ratio",
+        "cdnv",
+        "etf_error_means",
+        "etf_error_classifier",
+        "etf_error_product",
+        "bias_collapse",
+        "gnc2_hyperspherical_uniformity_means",
+        "gnc2_hyperspherical_uniformity_classifier",
+        "gnc3_cosine_duality",
+        "ncc_accuracy",
+        "network_accuracy",
+    ]
+    s = compute_statistics(compute_moments(*cloud_arguments()))
+    assert list(s) == list(STATISTICS) and all(type(v) is float for v in s.values())
+
+
+def cloud_arguments():
+    features, labels, W, b = cloud(np.random.default_rng(11), 3, 5)
+    return features, labels, 3, W, b
+
+
+def test_statistics_of_takes_tensors_and_arrays():
+    features, labels, _, W, b = cloud_arguments()
+    arrays = statistics_of(features, labels, W, b)
+    tensors = statistics_of(*(torch.from_numpy(a) for a in (features, labels, W, b)))
+    parameter = torch.nn.Parameter(torch.from_numpy(W))
+    assert arrays == tensors == statistics_of(features, labels, parameter, b)
+    with pytest.raises(UserError, match="weight"):
+        statistics_of(features, labels, W[0], b)
+
+
+def test_package_exports():
+    import neural_collapse.collapse as package
+
+    assert sorted(package.__all__) == sorted(package._MODULE_OF)
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = package.nonsense
+
+
+def test_moments_cannot_give_the_variability_collapse_index():
+    """Why VCI is left out: two sets of features, all moments equal, whose indices differ."""
+    rng = np.random.default_rng(12)
+    classes, d, n = 3, 6, 60
+    means = np.zeros((classes, d))
+    means[:, :2] = [[1, 0], [-0.5, 0.8], [-0.5, -0.8]]
+    labels = np.repeat(np.arange(classes), n)
+    noise = rng.standard_normal((n, d))
+    noise -= noise.mean(0)
+    on_span, off_span = np.linalg.qr(noise)[0][:, :2], np.linalg.qr(noise)[0][:, 2:]
+    mixed = off_span.copy()
+    mixed[:, :2] = (on_span + off_span[:, :2]) / math.sqrt(2)  # correlated with on_span
+
+    def index_and_moments(off):
+        h = means[labels] + np.tile(np.hstack([on_span, off]), (classes, 1))
+        mu = np.stack([h[labels == c].mean(0) for c in range(classes)])
+        sigma_w = (h - mu[labels]).T @ (h - mu[labels]) / len(h)
+        sigma_b = np.cov(mu.T, ddof=0)
+        vci = 1 - np.trace(np.linalg.inv(sigma_w + sigma_b) @ sigma_b) / (classes - 1)
+        return vci, compute_moments(h, labels, classes, means, None)
+
+    (first, m), (second, other) = index_and_moments(off_span), index_and_moments(mixed)
+    for name, tensor in vars(m).items():
+        assert_allclose(getattr(other, name), tensor, atol=1e-12, err_msg=name)
+    assert abs(first - second) > 0.1 * first

@@ -1,0 +1,206 @@
+"""DeepFool (Moosavi-Dezfooli, Fawzi and Frossard, CVPR 2016), batched; figure 8's robustness.
+
+Shape suffixes: N inputs, A of them still active (not yet fooled), K candidate classes besides the
+original one, X the input axes.
+
+The gradients of the K logit differences come from K backward passes through one graph, one a
+candidate for all active inputs together. Measured on one CPU core, K = 9, channels-last, per call:
+a 3-layer CNN (50 images) 0.10 s, vmap (is_grads_batched) 0.17 s, inputs repeated K times 0.37 s;
+ResNet18 (8 images) 0.48, 0.51 and 0.78 s. The loop also needs the least memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .features import check_images, in_batches, measurement_mode, normalise
+
+
+class DeepFoolResult(NamedTuple):
+    """Attributes:
+    perturbation: (N, ...) r, overshoot included, in the inputs' shape and dtype.
+    steps: (N,) int64, linearised steps taken.
+    converged: (N,) bool, whether the decision at inputs + perturbation is another class.
+    original_class: (N,) int64, the decision at the inputs.
+    adversarial_class: (N,) int64, the decision at inputs + perturbation.
+    """
+
+    perturbation: Tensor
+    steps: Tensor
+    converged: Tensor
+    original_class: Tensor
+    adversarial_class: Tensor
+
+
+def deepfool(
+    network: nn.Module,
+    inputs: Tensor,
+    *,
+    candidates: int = 10,
+    overshoot: float = 0.02,
+    max_steps: int = 50,
+) -> DeepFoolResult:
+    """Smallest perturbations that change a network's decisions, by successive linearisation.
+
+    Args:
+        network: maps (N, ...) inputs to (N, C) logits, each input on its own; run in eval mode.
+        inputs: (N, ...) float tensor on the network's device, normalised as in training.
+        candidates: classes considered, the original one included: those of the largest logits at
+            the input. The decision itself is always over all classes.
+        overshoot: the decision is tested at x + (1 + overshoot) r, r the sum of the minimal steps.
+        max_steps: linearised steps at most.
+
+    Returns:
+        See `DeepFoolResult`. An input whose decision never changes, for want of steps or because
+        all gradients vanish or something overflows, has `converged` False and the perturbation
+        reached so far.
+
+    The authors' Python code adds 1e-4 to every step's length (relative to |f| / |w|, in units of
+    the input); here, as in the paper's algorithm 2, nothing is added.
+    """
+    if candidates < 2:
+        raise UserError(f"DeepFool needs at least 2 candidate classes, not {candidates}.")
+    if not (overshoot >= 0 and max_steps >= 0):
+        raise UserError("DeepFool's overshoot and max_steps must not be negative.")
+    if not len(inputs):
+        raise UserError("DeepFool was given no inputs.")
+    inputs_NX = inputs.detach()
+    # Squares get float64, so that none under- or overflow; only mps has none to give.
+    wide = torch.float32 if inputs.device.type == "mps" else torch.float64
+    with measurement_mode(network):
+        logits_NC = _logits(network, inputs_NX)
+        if logits_NC.shape[1] < 2:
+            raise UserError("DeepFool needs a network that decides between at least 2 classes.")
+        # a stable sort: torch.topk leaves the order of equal logits open
+        ranking_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
+        candidates_NK = ranking_NC[:, :candidates]
+        original_N = candidates_NK[:, 0].clone()
+        current_N = original_N.clone()
+        total_NX = torch.zeros_like(inputs_NX, dtype=wide)
+        perturbation_NX = torch.zeros_like(inputs_NX)
+        steps_N = torch.zeros_like(original_N)
+        active_A = torch.isfinite(logits_NC).all(dim=1).nonzero().flatten()
+        for _ in range(max_steps):
+            if not len(active_A):
+                break
+            step_AX, usable_A = _minimal_step(
+                network,
+                inputs_NX[active_A] + perturbation_NX[active_A],
+                candidates_NK[active_A],
+                wide,
+            )
+            active_A, step_AX = active_A[usable_A], step_AX[usable_A]
+            if not len(active_A):
+                break
+            total_AX = total_NX[active_A] + step_AX
+            moved_AX = ((1 + overshoot) * total_AX).to(inputs_NX.dtype)
+            logits_AC = _logits(network, inputs_NX[active_A] + moved_AX)
+            finite_A = torch.isfinite(logits_AC).all(dim=1)
+            active_A = active_A[finite_A]
+            total_NX[active_A] = total_AX[finite_A]
+            perturbation_NX[active_A] = moved_AX[finite_A]
+            current_N[active_A] = logits_AC[finite_A].argmax(dim=1)
+            steps_N[active_A] += 1
+            active_A = active_A[current_N[active_A] == original_N[active_A]]
+    return DeepFoolResult(
+        perturbation=perturbation_NX,
+        steps=steps_N,
+        converged=current_N != original_N,
+        original_class=original_N,
+        adversarial_class=current_N,
+    )
+
+
+def _logits(network: nn.Module, inputs_AX: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network(inputs_AX)
+
+
+def _minimal_step(
+    network: nn.Module, points_AX: Tensor, candidates_AK: Tensor, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The shortest step to a candidate's linearised boundary, min_k |f_k| / |w_k|^2 w_k.
+
+    f_k is the candidate's logit less the original class's, w_k the gradient of that difference.
+    Returns the steps (A, ...) and which of them are usable (A,): finite, some w_k not zero.
+    """
+    points_AX = points_AX.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits_AK = network(points_AX).gather(1, candidates_AK)
+        f_AK = logits_AK[:, 1:] - logits_AK[:, :1]
+        others = f_AK.shape[1]
+        # Differences below the logits' own rounding would stall the iteration at a tie.
+        rounding_AK = torch.finfo(f_AK.dtype).eps * logits_AK.abs().amax(dim=1, keepdim=True)
+        gap_AK = f_AK.detach().abs().maximum(rounding_AK.detach()).to(wide)
+        nearest_A = torch.full_like(gap_AK[:, 0], torch.inf)
+        step_AX = torch.zeros_like(points_AX, dtype=wide)
+        per_input = (-1,) + (1,) * (points_AX.dim() - 1)
+        for k in range(others):
+            # Inputs do not influence each other in eval mode, so the sum's gradient is theirs.
+            (w_AX,) = torch.autograd.grad(f_AK[:, k].sum(), points_AX, retain_graph=k + 1 < others)
+            w_AX = w_AX.to(wide)
+            norm_A = w_AX.flatten(1).norm(dim=1)
+            distance_A = gap_AK[:, k] / norm_A
+            # a zero norm gives inf or NaN, neither of which is nearer than anything
+            nearer_A = (distance_A < nearest_A) & torch.isfinite(norm_A)
+            scale_A = torch.where(nearer_A, distance_A / norm_A, 0)
+            step_AX = torch.where(nearer_A.view(per_input), scale_A.view(per_input) * w_AX, step_AX)
+            nearest_A = torch.where(nearer_A, distance_A, nearest_A)
+    return step_AX.detach(), torch.isfinite(nearest_A)
+
+
+def robustness(
+    network: nn.Module,
+    images: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = 100,
+    device: str | torch.device = "cpu",
+    candidates: int = 10,
+    overshoot: float = 0.02,
+    max_steps: int = 50,
+) -> np.ndarray:
+    """Figure 8: |r(x)| / |x| of each image, x the normalised network input, r DeepFool's.
+
+    Args:
+        images: (N, channels, height, width) uint8; mean, std: one number a channel.
+        batch_size: images attacked together; halved whenever the device runs out of memory.
+
+    Returns:
+        (N,) float64. NaN, with one warning, for images whose decision DeepFool could not change
+        and for x = 0; average with numpy.nanmean.
+    """
+    check_images(images, mean, std, "given")
+    device = torch.device(device)
+    network.to(device)
+    ratios_N = np.full(len(images), np.nan)
+
+    def run(start: int, stop: int) -> None:
+        batch_BX = torch.from_numpy(np.array(images[start:stop])).to(device)
+        inputs_BX = normalise(batch_BX, mean, std)
+        result = deepfool(
+            network, inputs_BX, candidates=candidates, overshoot=overshoot, max_steps=max_steps
+        )
+        r_B = result.perturbation.cpu().to(torch.float64).flatten(1).norm(dim=1)
+        x_B = inputs_BX.cpu().to(torch.float64).flatten(1).norm(dim=1)
+        defined_B = result.converged.cpu() & (x_B > 0)
+        ratios_N[start:stop] = torch.where(defined_B, r_B / x_B, torch.nan).numpy()
+
+    in_batches(len(images), batch_size, run)
+    failed = int(np.isnan(ratios_N).sum())
+    if failed:
+        warnings.warn(
+            f"DeepFool found no perturbation that changes the decision for {failed} of "
+            f"{len(images)} images within {max_steps} steps; theirs is given as NaN.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return ratios_N

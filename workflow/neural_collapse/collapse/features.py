@@ -1,0 +1,281 @@
+"""One streaming pass of a network over a data set: features, and from them the moments.
+
+Shape suffixes: N examples, B of one batch, X the image axes (channels, height, width), d (D)
+feature dimension. A network is any module with `features(x) -> (B, d)`, the input of its last
+linear layer, and `classifier`, that layer; `forward` is `classifier(features(x))`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .moments import Moments, checked_labels, compute_moments
+
+DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
+
+
+def extract(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int,
+    device: str | torch.device,
+    num_classes: int,
+    reference_means: Tensor | np.ndarray | None = None,
+    keep_rows: Sequence[int] | np.ndarray | None = None,
+    split: str = "given",
+    memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+    scratch_directory: str | os.PathLike | None = None,
+) -> tuple[Moments, np.ndarray | None]:
+    """Moments of a network's features on one split, and the raw features of chosen rows.
+
+    Args:
+        network: see the module docstring; moved to `device`, otherwise left as it was.
+        images: (N, channels, height, width) uint8, may be a memory map.
+        labels: (N,) whole numbers in [0, num_classes).
+        mean, std: one number a channel, of images scaled to [0, 1].
+        batch_size: images a forward pass; halved, for good, whenever the device runs out of
+            memory.
+        reference_means: the train split's class means when this is the test split.
+        keep_rows: indices of the examples whose raw features to return.
+        split: the split's name, for error messages.
+        memory_limit_bytes: features larger than this go to a temporary file.
+        scratch_directory: where that file lies; default: the system's temporary folder.
+
+    Returns:
+        The moments, and a float32 array (len(keep_rows), d), or None without `keep_rows`.
+
+    Raises:
+        UserError: input that does not fit, NaN or infinite features, a full disk.
+    """
+    check_images(images, mean, std, split)
+    labels = checked_labels(labels, len(images), num_classes, split)
+    classifier = network.classifier
+    if classifier.out_features != num_classes:
+        raise UserError(
+            f"The network decides between {classifier.out_features} classes, the data set has "
+            f"{num_classes}."
+        )
+    device = torch.device(device)
+    shape = (len(images), classifier.in_features)
+    with _host_buffer(shape, memory_limit_bytes, scratch_directory) as features_ND:
+        _stream(network, images, None, mean, std, batch_size, device, features_ND)
+        bias = classifier.bias
+        moments = compute_moments(
+            features_ND,
+            labels,
+            num_classes,
+            classifier.weight,
+            bias,
+            reference_means=reference_means,
+            split=split,
+            device=device if device.type == "cuda" else "cpu",  # mps has no float64
+        )
+        kept = None if keep_rows is None else np.array(features_ND[_row_index(keep_rows, images)])
+    return moments, kept
+
+
+def extract_rows(
+    network: nn.Module,
+    images: np.ndarray,
+    rows: Sequence[int] | np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int,
+    device: str | torch.device,
+) -> np.ndarray:
+    """Features of the chosen examples only, (len(rows), d) float32; arguments as in `extract`."""
+    check_images(images, mean, std, "given")
+    rows = _row_index(rows, images)
+    features_ND = np.empty((len(rows), network.classifier.in_features), dtype=np.float32)
+    _stream(network, images, rows, mean, std, batch_size, torch.device(device), features_ND)
+    return features_ND
+
+
+def normalise(images_BX: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 images (B, channels, height, width) -> (x / 255 - mean) / std in float32."""
+    mean_C11 = torch.tensor(mean, dtype=torch.float32, device=images_BX.device).view(-1, 1, 1)
+    std_C11 = torch.tensor(std, dtype=torch.float32, device=images_BX.device).view(-1, 1, 1)
+    x_BX = (images_BX.to(torch.float32) / 255 - mean_C11) / std_C11
+    return x_BX.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def measurement_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode, true float32 and repeatable convolutions; all as before on leaving.
+
+    PyTorch leaves TF32 on for convolutions by default: 10 bits of mantissa instead of 23.
+    4-D weights lie channels-last meanwhile, which is the faster layout on CPU and GPU.
+    """
+    training = {module: module.training for module in network.modules()}
+    layouts = {p: p.data for p in network.parameters() if p.dim() == 4}
+    backends = torch.backends
+    # The fp32_precision switches can be read whichever way they were set. Reading allow_tf32,
+    # the older name, raises an error after somebody has set the newer one.
+    switches = [
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (backends.cudnn.conv, "fp32_precision", "ieee"),
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
+        (backends.cudnn, "benchmark", False),  # picks the algorithm by a race
+        (backends.cudnn, "deterministic", True),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    device_type = next((p.device.type for p in network.parameters()), "cpu")
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        for parameter, data in layouts.items():
+            parameter.data = data.contiguous(memory_format=torch.channels_last)
+        network.eval()
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, data in layouts.items():
+            parameter.data = data
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> None:
+    """Call `run(start, stop)` over range(count); where memory runs out, halve the batch and go on.
+
+    `run` must leave nothing behind when it fails.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
+    start = 0
+    while start < count:
+        stop = min(start + batch_size, count)
+        try:
+            run(start, stop)
+        except torch.OutOfMemoryError:
+            if stop - start == 1:
+                raise
+            batch_size = (stop - start) // 2
+        else:
+            start = stop
+            continue
+        # Outside the except clause, whose traceback still holds the failed batch's tensors.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _stream(
+    network: nn.Module,
+    images: np.ndarray,
+    rows: np.ndarray | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    device: torch.device,
+    features_ND: np.ndarray,
+) -> None:
+    """Fill features_ND (float32) with the features of images[rows], or of all images in order."""
+    network.to(device)
+    on_cuda = device.type == "cuda"
+    # On a GPU a batch's features are awaited only when the next batch is already under way.
+    pending: list[tuple[slice, Tensor, torch.cuda.Event]] = []
+
+    def collect() -> None:
+        while pending:
+            where, host_BD, arrived = pending.pop()
+            arrived.synchronize()
+            features_ND[where] = host_BD.numpy()
+
+    def run(start: int, stop: int) -> None:
+        chosen = slice(start, stop) if rows is None else rows[start:stop]
+        batch_BX = torch.from_numpy(np.array(images[chosen]))
+        if on_cuda:
+            batch_BX = batch_BX.pin_memory().to(device, non_blocking=True)
+        batch_BD = network.features(normalise(batch_BX.to(device), mean, std))
+        if batch_BD.shape != (stop - start, features_ND.shape[1]):
+            raise UserError(
+                f"network.features gave shape {tuple(batch_BD.shape)} for {stop - start} images; "
+                f"its classifier takes (B, {features_ND.shape[1]})."
+            )
+        if on_cuda:
+            host_BD = torch.empty(batch_BD.shape, dtype=torch.float32, pin_memory=True)
+            host_BD.copy_(batch_BD, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            collect()
+            pending.append((slice(start, stop), host_BD, arrived))
+        else:
+            features_ND[start:stop] = batch_BD.cpu().numpy()
+
+    with measurement_mode(network), torch.inference_mode(), ExitStack() as stack:
+        if on_cuda:
+            stack.enter_context(torch.cuda.device(device))  # events belong to a device's stream
+        in_batches(len(features_ND), batch_size, run)
+        collect()
+
+
+@contextmanager
+def _host_buffer(
+    shape: tuple[int, int], memory_limit_bytes: int, scratch_directory
+) -> Iterator[np.ndarray]:
+    """A float32 array in memory, or in a temporary file when it is larger than the limit."""
+    nbytes = shape[0] * shape[1] * 4
+    if nbytes <= memory_limit_bytes or nbytes == 0:
+        yield np.empty(shape, dtype=np.float32)
+        return
+    with tempfile.TemporaryDirectory(prefix="features-", dir=scratch_directory) as folder:
+        path = Path(folder, "features.float32")
+        with open(path, "wb") as file:
+            try:
+                # Claim the space now: a memory map on a full disk ends the process by SIGBUS.
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, nbytes)
+            except OSError as error:
+                raise UserError(
+                    f"{folder} has no room for {nbytes / 1e9:.1f} GB of features ({error}); "
+                    "set TMPDIR to a larger disk or raise the memory limit."
+                ) from error
+        mapped = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+        try:
+            yield mapped
+        finally:
+            mapped._mmap.close()
+
+
+def check_images(images: np.ndarray, mean, std, split: str) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(
+            f"The images of the {split} split are {images.dtype} of shape {images.shape}; uint8 "
+            "(N, channels, height, width) is needed."
+        )
+    channels = images.shape[1]
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"mean and std have {len(mean)} and {len(std)} numbers for images of {channels} "
+            "channels."
+        )
+    if not all(s > 0 for s in std):
+        raise UserError(f"std is {list(std)}; every channel's must be greater than zero.")
+
+
+def _row_index(rows: Sequence[int] | np.ndarray, images: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise UserError(f"Rows are chosen by whole numbers, not {rows.dtype} {rows.shape}.")
+    if rows.size and not (rows.min() >= 0 and rows.max() < len(images)):
+        raise UserError(
+            f"Rows run from {rows.min()} to {rows.max()}, but there are {len(images)} examples."
+        )
+    return rows.astype(np.int64)

@@ -1,0 +1,392 @@
+"""What all statistics of one checkpoint and split need of its features, in float64.
+
+Shape suffixes: N examples, C classes, d (written D) feature dimension, B rows of one block.
+
+NC1, Tr(Sigma_W Sigma_B^+) / C, sees the within-class scatter only through the span of the
+centred class means M = [mu_c - mu_G], so the C x C matrix M^T Sigma_W M carries all of it and no
+d x d matrix is ever formed. A checkpoint is stored in about 1 MB for ten classes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..tensors import read_tensors, write_tensors
+
+FORMAT = "neural_collapse.moments/1"
+BLOCK_ROWS = 2048
+"""Rows held in float64 at a time; memory is O(BLOCK_ROWS (d + C) + C (C + d))."""
+
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Summary of the features of one split at one checkpoint. Real fields are float64, on the CPU.
+
+    Attributes:
+        counts: (C,) int64, examples a class.
+        class_means: (C, d), mu_c.
+        class_variances: (C,), mean squared distance of class c's features to mu_c
+            (the trace of its covariance).
+        scatter_projected: (C, C), (1/N) sum_i y_i y_i^T with y_i = M^T (h_i - mu_c(i)) and
+            M = [mu_c - mu_G] of this same split; that is M^T Sigma_W M.
+        weight: (C, d), the last layer's rows w_c.
+        bias: (C,), the last layer's bias; zeros where it has none.
+        decisions_network: (N,), argmax_c <w_c, h> + b_c.
+        decisions_ncc: (N,), the nearest class centre among the *train* class means.
+        labels: (N,).
+
+    The three (N,) fields are int16 (int32 above 32767 classes), in the order of the examples.
+    """
+
+    counts: Tensor
+    class_means: Tensor
+    class_variances: Tensor
+    scatter_projected: Tensor
+    weight: Tensor
+    bias: Tensor
+    decisions_network: Tensor
+    decisions_ncc: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        classes, dim = self.class_means.shape
+        examples = self.labels.shape[0]
+        index_dtype = _index_dtype(classes)
+        expected = {
+            "counts": ((classes,), torch.int64),
+            "class_means": ((classes, dim), torch.float64),
+            "class_variances": ((classes,), torch.float64),
+            "scatter_projected": ((classes, classes), torch.float64),
+            "weight": ((classes, dim), torch.float64),
+            "bias": ((classes,), torch.float64),
+            "decisions_network": ((examples,), index_dtype),
+            "decisions_ncc": ((examples,), index_dtype),
+            "labels": ((examples,), index_dtype),
+        }
+        for name, (shape, dtype) in expected.items():
+            tensor = getattr(self, name)
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}"
+                )
+        if int(self.counts.sum()) != examples:
+            raise ValueError(f"counts add up to {int(self.counts.sum())}, not {examples}")
+
+    @property
+    def num_classes(self) -> int:
+        return self.class_means.shape[0]
+
+    @property
+    def feature_dim(self) -> int:
+        return self.class_means.shape[1]
+
+    @property
+    def num_examples(self) -> int:
+        return self.labels.shape[0]
+
+
+def compute_moments(
+    features_ND: np.ndarray | Tensor,
+    labels_N: np.ndarray | Tensor,
+    num_classes: int,
+    weight: np.ndarray | Tensor,
+    bias: np.ndarray | Tensor | None,
+    *,
+    reference_means: np.ndarray | Tensor | None = None,
+    split: str = "given",
+    device: str | torch.device = "cpu",
+) -> Moments:
+    """Moments of features in memory or in a memory map.
+
+    Args:
+        features_ND: (N, d) float array or tensor; never held in float64 as a whole.
+        labels_N: (N,) whole numbers in [0, num_classes).
+        weight: (C, d) last-layer weight; bias: (C,), or None for a layer without one.
+        reference_means: (C, d) class means that the nearest-class-centre decision uses; the train
+            split's when these features are the test split's. None: this split's own.
+        split: the split's name, for error messages.
+        device: where the float64 arithmetic runs (a device that has float64).
+
+    Raises:
+        UserError: shapes that do not fit, a class without examples, NaN or infinite features.
+
+    Features are visited class by class, in class order and fixed blocks, so the batches in which
+    they were made leave no trace. Deviations are taken from float64 means before anything is
+    squared: raw second moments lose every digit near collapse.
+    """
+    features_ND, labels = _checked(features_ND, labels_N, num_classes, split)
+    examples, dim = features_ND.shape
+    weight_CD = _parameter(weight, (num_classes, dim), "weight").to(device)
+    bias_C = (
+        torch.zeros(num_classes, dtype=torch.float64)
+        if bias is None
+        else _parameter(bias, (num_classes,), "bias")
+    ).to(device)
+
+    rows_of_class = _rows_of_class(labels, num_classes, split)
+    means_CD = _class_means(features_ND, rows_of_class, split, device)
+    centres_CD = (
+        means_CD
+        if reference_means is None
+        else _parameter(reference_means, (num_classes, dim), "reference_means").to(device)
+    )
+    network = _Network(weight_CD, bias_C)
+    nearest_centre = _NearestCentre(centres_CD)
+    centred_CD = means_CD - means_CD.mean(0)
+
+    scatter_CC = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
+    index_dtype = _index_dtype(num_classes)
+    decisions_network = torch.empty(examples, dtype=index_dtype)
+    decisions_ncc = torch.empty(examples, dtype=index_dtype)
+    squares = []
+    for block, h_BD in _blocks(features_ND, np.concatenate(rows_of_class), device):
+        # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
+        deviation_BD = h_BD - means_CD[torch.from_numpy(labels[block]).to(device)]
+        y_BC = deviation_BD @ centred_CD.T
+        scatter_CC += y_BC.T @ y_BC
+        squares.append(deviation_BD.square().sum(1))
+        where = torch.from_numpy(block)
+        decisions_network[where] = network(h_BD).to("cpu", index_dtype)
+        decisions_ncc[where] = nearest_centre(h_BD).to("cpu", index_dtype)
+    counts = torch.tensor([len(rows) for rows in rows_of_class], dtype=torch.int64)
+    squares_of_class = torch.cat(squares).cpu().split(counts.tolist())
+    scatter_CC = (scatter_CC + scatter_CC.T) / (2 * examples)
+    return Moments(
+        counts=counts,
+        class_means=means_CD.cpu(),
+        class_variances=torch.stack([squares.mean() for squares in squares_of_class]),
+        scatter_projected=scatter_CC.cpu(),
+        weight=weight_CD.cpu(),
+        bias=bias_C.cpu(),
+        decisions_network=decisions_network,
+        decisions_ncc=decisions_ncc,
+        labels=torch.from_numpy(labels).to(index_dtype),
+    )
+
+
+class _Network:
+    """argmax_c <w_c, h> + b_c."""
+
+    def __init__(self, weight_CD: Tensor, bias_C: Tensor) -> None:
+        self.weight_CD, self.bias_C = weight_CD, bias_C
+        self.radius = weight_CD.norm(dim=1).max()
+        self.largest_bias = bias_C.abs().max()
+
+    def __call__(self, h_BD: Tensor) -> Tensor:
+        logits_BC = torch.addmm(self.bias_C, h_BD, self.weight_CD.T)
+        arithmetic_B = h_BD.shape[1] * h_BD.norm(dim=1) * self.radius
+        return _first_best(logits_BC, _EPS * (arithmetic_B + self.largest_bias))
+
+
+class _NearestCentre:
+    """argmin_c |h - mu_c|, as argmax_c 2 <h - g, mu_c - g> - |mu_c - g|^2 with g the mean centre.
+
+    Centring first keeps the squares as small as the distances that they are compared for.
+    """
+
+    def __init__(self, centres_CD: Tensor) -> None:
+        self.origin_D = centres_CD.mean(0)
+        self.centred_CD = centres_CD - self.origin_D
+        self.squares_C = self.centred_CD.square().sum(1)
+        self.radius = self.squares_C.max().sqrt()
+
+    def __call__(self, h_BD: Tensor) -> Tensor:
+        x_BD = h_BD - self.origin_D
+        scores_BC = torch.addmm(-self.squares_C, x_BD, self.centred_CD.T, alpha=2.0)
+        arithmetic_B = h_BD.shape[1] * (2 * x_BD.norm(dim=1) + self.radius)
+        tolerance_B = _EPS * self.radius * (arithmetic_B + 4 * self.origin_D.norm())
+        return _first_best(scores_BC, tolerance_B)
+
+
+def _first_best(scores_BC: Tensor, tolerance_B: Tensor) -> Tensor:
+    """The lowest class whose score ties with the best, to within float64 rounding.
+
+    A matrix product's last bit depends on the block, the machine and its threads; a tie must not.
+    The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8.
+    """
+    best_B1 = scores_BC.max(dim=1, keepdim=True).values
+    return (scores_BC >= best_B1 - tolerance_B[:, None]).to(torch.uint8).argmax(dim=1)
+
+
+def _class_means(
+    features_ND: np.ndarray | Tensor, rows_of_class: list[np.ndarray], split: str, device
+) -> Tensor:
+    """(C, d) float64 means, each summed relative to the class's first example.
+
+    Near collapse all of a class lies within a hair of that example, and so do the rounding errors.
+    """
+    means = []
+    spoiled = torch.zeros((), dtype=torch.int64, device=device)
+    for rows in rows_of_class:
+        anchor_D = total_D = None
+        for _, h_BD in _blocks(features_ND, rows, device):
+            spoiled += (~torch.isfinite(h_BD).all(dim=1)).sum()
+            if anchor_D is None:
+                anchor_D, total_D = h_BD[0], torch.zeros_like(h_BD[0])
+            total_D += (h_BD - anchor_D).sum(0)
+        means.append(anchor_D + total_D / len(rows))
+    if int(spoiled):
+        raise UserError(
+            f"{int(spoiled)} of the {features_ND.shape[0]} examples of the {split} split have NaN "
+            "or infinite features; the training has probably diverged: lower its learning rate."
+        )
+    return torch.stack(means)
+
+
+def _blocks(
+    features_ND: np.ndarray | Tensor, rows: np.ndarray, device
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        if isinstance(features_ND, Tensor):
+            h_BD = features_ND[torch.from_numpy(block).to(features_ND.device)]
+        else:
+            native = features_ND.dtype.newbyteorder("=")
+            h_BD = torch.from_numpy(features_ND[block].astype(native, copy=False))
+        yield block, h_BD.to(device).to(torch.float64)
+
+
+def _rows_of_class(labels: np.ndarray, num_classes: int, split: str) -> list[np.ndarray]:
+    counts = np.bincount(labels, minlength=num_classes)
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        named = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        raise UserError(
+            f"The {split} split has no example of class {named}; "
+            "every class needs at least one to have a mean."
+        )
+    return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+
+
+def _checked(features_ND, labels_N, num_classes: int, split: str):
+    if isinstance(features_ND, Tensor):
+        features_ND = features_ND.detach()
+    elif not isinstance(features_ND, np.ndarray):
+        features_ND = np.asarray(features_ND)
+    if isinstance(features_ND, np.ndarray) and features_ND.dtype.kind not in "fiu":
+        raise UserError(f"The features of the {split} split are {features_ND.dtype}, not numbers.")
+    if features_ND.ndim != 2 or features_ND.shape[1] == 0:
+        raise UserError(
+            f"The features of the {split} split have shape {tuple(features_ND.shape)}, not (N, d)."
+        )
+    labels = labels_N.detach().cpu().numpy() if isinstance(labels_N, Tensor) else labels_N
+    return features_ND, checked_labels(labels, features_ND.shape[0], num_classes, split)
+
+
+def checked_labels(labels, examples: int, num_classes: int, split: str) -> np.ndarray:
+    """Labels as (N,) int64, or a UserError."""
+    labels = np.asarray(labels)
+    if labels.shape != (examples,):
+        raise UserError(
+            f"The {split} split has {examples} examples but labels of shape {labels.shape}."
+        )
+    if labels.dtype.kind not in "iu":
+        raise UserError(
+            f"The labels of the {split} split are {labels.dtype}, not whole numbers of an integer "
+            "type."
+        )
+    if examples and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise UserError(
+            f"The labels of the {split} split run from {labels.min()} to {labels.max()}, but with "
+            f"{num_classes} classes they must lie in 0..{num_classes - 1}."
+        )
+    return labels.astype(np.int64)
+
+
+def _parameter(values, shape: tuple[int, ...], name: str) -> Tensor:
+    if not isinstance(values, Tensor):
+        values = torch.from_numpy(np.array(values, dtype=np.float64))
+    tensor = values.detach().cpu().to(torch.float64)
+    if tuple(tensor.shape) != shape:
+        raise UserError(f"{name} has shape {tuple(tensor.shape)}, but {shape} is needed.")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{name} holds NaN or infinite values; the training has diverged.")
+    return tensor.clone()
+
+
+def _index_dtype(num_classes: int) -> torch.dtype:
+    return torch.int16 if num_classes <= torch.iinfo(torch.int16).max else torch.int32
+
+
+# ---------------------------------------------------------------------------------------- storage
+
+
+class StoredMoments(NamedTuple):
+    """What one file holds: `train, test, extra, metadata = load_moments(path)`."""
+
+    train: Moments
+    test: Moments | None
+    extra: dict[str, Tensor]
+    """Whatever else was stored, by name."""
+    metadata: dict[str, str]
+
+
+_SHARED = ("weight", "bias")
+
+
+def save_moments(
+    path: str | os.PathLike,
+    train: Moments,
+    test: Moments | None,
+    metadata: Mapping[str, str],
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write both splits' moments as one safetensors file, whole or not at all.
+
+    Tensors are named `train.class_means`, `test.class_means`, ...; the last layer, which both
+    splits share, `weight` and `bias`; `extra.*` are those of `extra`. Equal content gives equal
+    bytes.
+    """
+    for key, value in metadata.items():
+        if not (isinstance(key, str) and isinstance(value, str)) or key == "format":
+            raise ValueError(f"metadata maps str to str, without the key 'format': {key!r}")
+    tensors = {name: getattr(train, name) for name in _SHARED}
+    for split, moments in (("train", train), ("test", test)):
+        if moments is None:
+            continue
+        if not all(torch.equal(getattr(moments, name), tensors[name]) for name in _SHARED):
+            raise ValueError("train and test moments come from different last layers")
+        for field in fields(Moments):
+            if field.name not in _SHARED:
+                tensors[f"{split}.{field.name}"] = getattr(moments, field.name)
+    tensors |= {f"extra.{name}": tensor for name, tensor in (extra or {}).items()}
+    write_tensors(path, tensors, metadata, FORMAT)
+
+
+def load_moments(path: str | os.PathLike) -> StoredMoments:
+    """Read what `save_moments` wrote.
+
+    Raises:
+        UserError: the file is missing, cut short, or something else than stored moments.
+    """
+    tensors, metadata = read_tensors(path, "moments file", FORMAT)
+    try:
+        train = _assemble(tensors, "train")
+        has_test = any(name.startswith("test.") for name in tensors)
+        test = _assemble(tensors, "test") if has_test else None
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: is no complete moments file ({error}); delete it and extract the features "
+            "again"
+        ) from None
+    extra = {
+        name.removeprefix("extra."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("extra.")
+    }
+    return StoredMoments(train, test, extra, metadata)
+
+
+def _assemble(tensors: dict[str, Tensor], split: str) -> Moments:
+    names = [field.name for field in fields(Moments)]
+    return Moments(**{n: tensors[n if n in _SHARED else f"{split}.{n}"] for n in names})
