@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from neural_collapse.collapse import compute_moments, extract, extract_rows
-from neural_collapse.collapse.features import in_batches, measurement_mode, normalise
+from neural_collapse.collapse.features import in_batches, measurement_mode
 from neural_collapse.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -267,12 +267,6 @@ def test_true_float32_whichever_api_set_tf32(network, api):
         b.cuda.matmul.fp32_precision, b.cudnn.conv.fp32_precision = before[:2]
         b.cudnn.rnn.fp32_precision = before[2]
         b.mkldnn.matmul.fp32_precision, b.mkldnn.conv.fp32_precision = before[3:5]
-
-
-def test_normalise():
-    images = torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8).view(1, 2, 2, 1)
-    got = normalise(images, (0.5, 0.2), (0.5, 0.1)).flatten()
-    assert_allclose(got, [-1, 1, 0, 2], atol=1e-6)
 
 
 # ------------------------------------------------------------------------------ a user's mistakes

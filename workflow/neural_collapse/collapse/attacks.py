@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .features import check_images, in_batches, measurement_mode, normalise
+from ..images import Normalisation
+from .features import check_images, in_batches, measurement_mode
 
 
 class DeepFoolResult(NamedTuple):
@@ -181,11 +182,12 @@ def robustness(
     check_images(images, mean, std, "given")
     device = torch.device(device)
     network.to(device)
+    normalise = Normalisation(mean, std, device)
     ratios_N = np.full(len(images), np.nan)
 
     def run(start: int, stop: int) -> None:
         batch_BX = torch.from_numpy(np.array(images[start:stop])).to(device)
-        inputs_BX = normalise(batch_BX, mean, std)
+        inputs_BX = normalise(batch_BX)
         result = deepfool(
             network, inputs_BX, candidates=candidates, overshoot=overshoot, max_steps=max_steps
         )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..images import Normalisation
 from .moments import Moments, checked_labels, compute_moments
 
 DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
@@ -105,14 +106,6 @@ def extract_rows(
     return features_ND
 
 
-def normalise(images_BX: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 images (B, channels, height, width) -> (x / 255 - mean) / std in float32."""
-    mean_C11 = torch.tensor(mean, dtype=torch.float32, device=images_BX.device).view(-1, 1, 1)
-    std_C11 = torch.tensor(std, dtype=torch.float32, device=images_BX.device).view(-1, 1, 1)
-    x_BX = (images_BX.to(torch.float32) / 255 - mean_C11) / std_C11
-    return x_BX.contiguous(memory_format=torch.channels_last)
-
-
 @contextmanager
 def measurement_mode(network: nn.Module) -> Iterator[None]:
     """Eval mode, true float32 and repeatable convolutions; all as before on leaving.
@@ -189,6 +182,7 @@ def _stream(
     """Fill features_ND (float32) with the features of images[rows], or of all images in order."""
     network.to(device)
     on_cuda = device.type == "cuda"
+    normalise = Normalisation(mean, std, device)
     # On a GPU a batch's features are awaited only when the next batch is already under way.
     pending: list[tuple[slice, Tensor, torch.cuda.Event]] = []
 
@@ -203,7 +197,7 @@ def _stream(
         batch_BX = torch.from_numpy(np.array(images[chosen]))
         if on_cuda:
             batch_BX = batch_BX.pin_memory().to(device, non_blocking=True)
-        batch_BD = network.features(normalise(batch_BX.to(device), mean, std))
+        batch_BD = network.features(normalise(batch_BX.to(device)))
         if batch_BD.shape != (stop - start, features_ND.shape[1]):
             raise UserError(
                 f"network.features gave shape {tuple(batch_BD.shape)} for {stop - start} images; "
