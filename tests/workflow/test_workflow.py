@@ -1,0 +1,147 @@
+"""The workflow as Snakemake sees it: lint, formatting, dry runs, the plan, the profile."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+RECIPES = ["config.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("config/*.yaml"))]
+RECIPES = [name for name in RECIPES if "experiment:" in (ROOT / name).read_text()]
+JOB_RULES = {
+    *("download_dataset", "prepare_dataset", "train_candidate", "select_learning_rate"),
+    *("train_model", "extract_features", "compute_statistics", "measure_robustness"),
+    *("collect_tables", "plot_figure", "write_table", "check_claims"),
+}
+
+
+def run(*command, cwd=ROOT, **environment):
+    return subprocess.run(
+        [BIN / command[0], *map(str, command[1:])],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def dry_run(*arguments, folder):
+    """A dry run that writes nothing into the checkout."""
+    return run("snakemake", "-n", "--snakefile", ROOT / "Snakefile", *arguments, cwd=folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.yaml").symlink_to(ROOT / "config.yaml")
+    return tmp_path
+
+
+def job_counts(output: str) -> dict[str, int]:
+    table = output.split("Job stats:")[1]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_shipped_recipe_plans_every_rule(recipe, folder):
+    done = dry_run("--cores", "1", "--configfile", ROOT / recipe, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    swept = {"train_candidate", "select_learning_rate"}
+    assert counts.keys() >= JOB_RULES - swept
+    assert counts.get("train_candidate", 0) >= 2 * counts.get("select_learning_rate", 0)
+
+
+def test_the_paper_is_450_candidates_and_18_models_without_imagenet(folder):
+    done = dry_run("--cores", "1", folder=folder)
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts["train_candidate"] == 18 * 25
+    assert counts["train_model"] == counts["extract_features"] == 18
+
+
+def test_with_imagenet_it_is_the_papers_480_trainings(folder):
+    done = dry_run("--cores", "1", "--config", "imagenet_folder=somewhere", folder=folder)
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts["train_candidate"] == 18 * 25 + 3 * 10 == 480
+    assert counts["train_model"] == 21
+
+
+def test_a_config_file_on_the_command_line_stands_for_itself(folder):
+    done = dry_run("--cores", "1", "--configfile", ROOT / "config/quickstart.yaml", folder=folder)
+    assert "mnist_subset" in done.stdout + done.stderr
+    assert "cifar10" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("datasets=[mnits]", "did you mean 'mnist'?"),
+        ("sedes=[1]", "unknown key 'sedes'; did you mean 'seeds'?"),
+        ("recipe={training: {epochs: 0}}", "recipe.training.epochs"),
+        ("recipe={sweep: {learning_rate_min: 1.0}}", "learning_rate_min (1) is above"),
+        ("recipe={measurement: {epochs: [1, 9999]}}", "measurement.epochs asks for epoch 9999"),
+    ],
+)
+def test_a_wrong_config_is_one_sentence_before_any_job(change, sentence, folder):
+    done = dry_run("--cores", "1", "--config", change, folder=folder)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert sentence in output
+    assert "Traceback" not in output and "Job stats" not in output
+
+
+def test_plan_prints_jobs_epochs_checkpoints_and_disk():
+    done = run("neural-collapse", "plan", "--config", "config/quickstart.yaml")
+    assert done.returncode == 0, done.stderr
+    words = ("trainings", "epochs", "checkpoints", "disk", "hours")
+    assert all(word in done.stdout for word in words)
+    # 100 epochs each for three candidates and the model of the swept cell; 120 + 80 + 60 + 60 + 40
+    # for the others.
+    assert re.search(r"^epochs +760$", done.stdout, re.MULTILINE)
+
+
+def test_snakemake_lint():
+    done = run("snakemake", "--lint", "--configfile", "config/quickstart.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("snakefmt", "--check", "Snakefile", "workflow/rules"),
+    ],
+    ids=" ".join,
+)
+def test_formatting(command):
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_default_profile_limits_gpu_jobs_and_is_loaded_by_itself(folder):
+    profile = yaml.safe_load((ROOT / "workflow/profiles/default/config.yaml").read_text())
+    assert profile["resources"] == {"gpu": 1}
+    done = run("snakemake", "-n", "--cores", "1", "--configfile", "config/quickstart.yaml")
+    assert "profiles/default" in done.stdout + done.stderr
+
+
+def test_every_job_rule_is_complete():
+    text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+    blocks = dict(re.findall(r"^(?:rule|checkpoint) (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S))
+    assert blocks.keys() >= JOB_RULES
+    for name in JOB_RULES:
+        for key in ("output", "log", "benchmark", "conda", "message", "shell", "threads"):
+            assert re.search(rf"^    {key}:", blocks[name], re.M), f"{name} has no {key}"
+        assert re.search(r"^    resources:", blocks[name], re.M), f"{name} has no resources"
+
+
+def test_the_shipped_schema_is_the_models():
+    from neural_collapse.config import json_schema
+
+    shipped = (ROOT / "workflow/schemas/config.schema.json").read_text()
+    assert shipped == json_schema(), "run `make schema`"

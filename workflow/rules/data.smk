@@ -1,0 +1,58 @@
+# Datasets: fetched once, decoded once.
+
+
+rule download_dataset:
+    output:
+        source="<resources>/{dataset}/raw/source.json",
+    log:
+        "<logs>/download_dataset/{dataset}.log",
+    benchmark:
+        "<logs>/download_dataset/{dataset}.tsv"
+    retries: 2
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=720,
+    params:
+        folder=subpath(output.source, parent=True),
+        options=source_options,
+    message:
+        "Download {wildcards.dataset}"
+    shell:
+        "python -m neural_collapse download-dataset --dataset {wildcards.dataset}"
+        " --output-folder {params.folder:q} {params.options:q} --log {log:q}"
+
+
+rule prepare_dataset:
+    input:
+        # Its checksums decide what it holds, not its date.
+        source=ancient("<resources>/{dataset}/raw/source.json"),
+        own=custom_files,
+    output:
+        **{name: f"<prepared>/{name}.npy" for name in ARRAYS},
+        card="<prepared>/card.json",
+    log:
+        "<logs>/prepare_dataset/{dataset}-{preparation}.log",
+    benchmark:
+        "<logs>/prepare_dataset/{dataset}-{preparation}.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: lambda wildcards: 8 if wildcards.dataset == "imagenet" else 1
+    resources:
+        mem_mb=8000,
+        runtime=720,
+    params:
+        raw=subpath(input.source, parent=True),
+        folder=subpath(output.card, parent=True),
+        recipe=lambda wildcards: PREPARATIONS[
+            wildcards.dataset, wildcards.preparation
+        ].data.model_dump_json(),
+        custom=custom_of,
+    message:
+        "Prepare {wildcards.dataset} ({wildcards.preparation})"
+    shell:
+        "python -m neural_collapse prepare-dataset --dataset {wildcards.dataset}"
+        " --raw-folder {params.raw:q} --output-folder {params.folder:q}"
+        " --data-recipe {params.recipe:q} --workers {threads} {params.custom:q} --log {log:q}"

@@ -1,0 +1,176 @@
+# From tables to figures, Table 1, claims and the report. Nothing here needs data, GPU or networks.
+
+
+localrules:
+    collect_tables,
+    write_table,
+    check_claims,
+    build_report,
+
+
+rule collect_tables:
+    input:
+        histories=of_runs("history.parquet"),
+        statistics=of_runs("statistics.parquet"),
+        robustness=of_runs("robustness.parquet"),
+        activations=of_runs("activations.parquet"),
+        runs=of_runs("run.json"),
+        sweeps=sweep_tables(),
+    output:
+        **{name: f"<results>/tables/{name}.parquet" for name in TABLES},
+    log:
+        "<logs>/collect_tables.log",
+    benchmark:
+        "<logs>/collect_tables.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    params:
+        folder=subpath(output.measurements, parent=True),
+        labels=lambda wildcards: titles(),
+    message:
+        "Collect the tables of all runs"
+    shell:
+        "python -m neural_collapse collect-tables --histories {input.histories:q}"
+        " --statistics {input.statistics:q} --robustness {input.robustness:q}"
+        " --activations {input.activations:q} --runs {input.runs:q} --sweeps {input.sweeps:q}"
+        " --labels {params.labels:q} --output-folder {params.folder:q} --log {log:q}"
+
+
+rule plot_figure:
+    input:
+        **{name: f"<results>/tables/{name}.parquet" for name in TABLES},
+    output:
+        expand(
+            "<results>/figures/{{figure}}.{format}",
+            format=[f for f in CONFIG.figures.formats if f != "png"],
+        ),
+        png=report(
+            "<results>/figures/{figure}.png",
+            caption="../report/{figure}.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+    log:
+        "<logs>/plot_figure/{figure}.log",
+    benchmark:
+        "<logs>/plot_figure/{figure}.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        tables=subpath(input.measurements, parent=True),
+        base=subpath(output.png, strip_suffix=".png"),
+        datasets=CONFIG.datasets,
+        architectures=CONFIG.architectures,
+        labels=lambda wildcards: titles(),
+        look=CONFIG.figures.model_dump(),
+        code=code_hash("figures", "tables.py"),
+    message:
+        "Draw figure {wildcards.figure}"
+    shell:
+        "python -m neural_collapse plot-figure --figure {wildcards.figure}"
+        " --tables-folder {params.tables:q} --output-base {params.base:q}"
+        " --formats {params.look[formats]} --epoch-axis {params.look[epoch_axis]}"
+        " --datasets {params.datasets} --architectures {params.architectures}"
+        " --labels {params.labels:q} --log {log:q}"
+
+
+rule write_table:
+    input:
+        measurements="<results>/tables/measurements.parquet",
+        runs="<results>/tables/runs.parquet",
+    output:
+        parquet="<results>/tables/table_1.parquet",
+        others=expand("<results>/tables/table_1.{format}", format=["csv", "md", "tex"]),
+    log:
+        "<logs>/write_table.log",
+    benchmark:
+        "<logs>/write_table.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    params:
+        tables=subpath(input.measurements, parent=True),
+        base=subpath(output.parquet, strip_suffix=".parquet"),
+        datasets=CONFIG.datasets,
+        architectures=CONFIG.architectures,
+        labels=lambda wildcards: titles(),
+        code=code_hash("figures", "tables.py"),
+    message:
+        "Write Table 1"
+    shell:
+        "python -m neural_collapse write-table --tables-folder {params.tables:q}"
+        " --output-base {params.base:q} --datasets {params.datasets}"
+        " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
+
+
+rule check_claims:
+    input:
+        measurements="<results>/tables/measurements.parquet",
+        runs="<results>/tables/runs.parquet",
+    output:
+        parquet="<results>/tables/claims.parquet",
+        markdown="<results>/tables/claims.md",
+    log:
+        "<logs>/check_claims.log",
+    benchmark:
+        "<logs>/check_claims.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    params:
+        tables=subpath(input.measurements, parent=True),
+        base=subpath(output.parquet, strip_suffix=".parquet"),
+        code=code_hash("claims.py", "tables.py"),
+    message:
+        "Compare with the paper's claims"
+    shell:
+        "python -m neural_collapse check-claims --tables-folder {params.tables:q}"
+        " --output-base {params.base:q} --log {log:q}"
+
+
+rule build_report:
+    input:
+        tables=table_files(),
+        figures=figure_files(),
+        runs=of_runs("run.json"),
+        cards=cards(),
+    output:
+        page=report("<results>/report.html", caption="../report/report.rst", category="Report"),
+    log:
+        "<logs>/build_report.log",
+    benchmark:
+        "<logs>/build_report.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    params:
+        tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
+        figures=lambda wildcards, input: os.path.dirname(input.figures[0]),
+        config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),
+        datasets=CONFIG.datasets,
+        architectures=CONFIG.architectures,
+        labels=lambda wildcards: titles(),
+        command=lambda wildcards: figure_command(),
+        code=code_hash("report", "figures", "claims.py"),
+    message:
+        "Build the report"
+    shell:
+        "python -m neural_collapse report --tables-folder {params.tables:q}"
+        " --figures-folder {params.figures:q} --config-json {params.config:q}"
+        " --datasets {params.datasets} --architectures {params.architectures}"
+        " --labels {params.labels:q} --figure-command {params.command:q}"
+        " --runs {input.runs:q} --cards {input.cards:q} --output {output.page:q} --log {log:q}"
+
+
+rule plan:
+    log:
+        "<logs>/plan.log",
+    conda:
+        "../../envs/neural_collapse.yaml"
+    params:
+        config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),
+    message:
+        "Plan {CONFIG.experiment}"
+    shell:
+        "python -m neural_collapse plan --config-json {params.config:q} --log {log:q}"

@@ -1,0 +1,96 @@
+# Measuring the checkpoints: features, statistics, robustness.
+
+
+rule extract_features:
+    input:
+        recipe=ancient("<cell>/recipe.json"),
+        card=prepared("card.json"),
+        checkpoints="<run>/checkpoints",
+        winner=winner,
+    output:
+        features=directory("<run>/features"),
+    log:
+        "<logs>/extract_features/{dataset}-{architecture}-seed-{seed}.log",
+    benchmark:
+        "<logs>/extract_features/{dataset}-{architecture}-seed-{seed}.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: threads_of
+    resources:
+        gpu=recipe_resource("gpu"),
+        mem_mb=recipe_resource("memory_mb"),
+        runtime=recipe_resource("runtime_minutes"),
+    params:
+        recipe=recipe_slice("network", "measurement"),
+        data=subpath(input.card, parent=True),
+        state=state("{dataset}-{architecture}-seed-{seed}-features"),
+        device=CONFIG.device,
+    message:
+        "Extract features of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
+    shell:
+        "python -m neural_collapse extract-features --recipe {input.recipe:q}"
+        " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
+        " --output-folder {output.features:q} --state-root {params.state:q}"
+        " --device {params.device} --gpus {resources.gpu} --log {log:q}"
+
+
+rule compute_statistics:
+    input:
+        recipe=ancient("<cell>/recipe.json"),
+        features="<run>/features",
+        winner=winner,
+    output:
+        statistics="<run>/statistics.parquet",
+        activations="<run>/activations.parquet",
+    log:
+        "<logs>/compute_statistics/{dataset}-{architecture}-seed-{seed}.log",
+    benchmark:
+        "<logs>/compute_statistics/{dataset}-{architecture}-seed-{seed}.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        recipe=recipe_slice("measurement"),
+        code=code_hash("collapse/statistics.py", "figures/projection.py"),
+    message:
+        "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
+    shell:
+        "python -m neural_collapse compute-statistics --recipe {input.recipe:q}"
+        " --features-folder {input.features:q} --seed {wildcards.seed}"
+        " --statistics {output.statistics:q} --activations {output.activations:q} --log {log:q}"
+
+
+rule measure_robustness:
+    input:
+        recipe=ancient("<cell>/recipe.json"),
+        card=prepared("card.json"),
+        checkpoints="<run>/checkpoints",
+        winner=winner,
+    output:
+        robustness="<run>/robustness.parquet",
+    log:
+        "<logs>/measure_robustness/{dataset}-{architecture}-seed-{seed}.log",
+    benchmark:
+        "<logs>/measure_robustness/{dataset}-{architecture}-seed-{seed}.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: threads_of
+    resources:
+        gpu=recipe_resource("gpu"),
+        mem_mb=recipe_resource("memory_mb"),
+        runtime=recipe_resource("runtime_minutes"),
+    params:
+        recipe=recipe_slice("network", "robustness"),
+        data=subpath(input.card, parent=True),
+        state=state("{dataset}-{architecture}-seed-{seed}-robustness"),
+        device=CONFIG.device,
+    message:
+        "Attack {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
+    shell:
+        "python -m neural_collapse measure-robustness --recipe {input.recipe:q}"
+        " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
+        " --output {output.robustness:q} --seed {wildcards.seed} --state-root {params.state:q}"
+        " --device {params.device} --gpus {resources.gpu} --log {log:q}"
