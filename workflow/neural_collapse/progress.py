@@ -58,3 +58,34 @@ class Progress:
         elif made > 0:
             parts.append(f"{clock(elapsed / made * (self.total - done))} left")
         self.write("  ".join(parts))
+
+
+class Amounts:
+    """Says how much of each named thing is done, at most every `interval_seconds`.
+
+    A callback for work that reports (what, done, total or None); amounts are divided by
+    `divisor` and shown in `unit`. What is quick is not said at all.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        unit: str = "",
+        divisor: float = 1,
+        interval_seconds: float = 5.0,
+        write: Callable[[str], None] = say,
+        now: Callable[[], float] = time.monotonic,
+    ):
+        self.label, self.unit, self.divisor = label, unit, divisor
+        self.interval_seconds, self.write, self.now = interval_seconds, write, now
+        self.said_at = now()
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        now = self.now()
+        if now - self.said_at < self.interval_seconds:
+            return
+        self.said_at = now
+        amount = f"{done / self.divisor:,.0f}"
+        if total:
+            amount += f"/{total / self.divisor:,.0f}"
+        self.write(f"{self.label}  {what}  {amount} {self.unit}".rstrip())

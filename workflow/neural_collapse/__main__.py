@@ -1,0 +1,7 @@
+"""`python -m neural_collapse`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,449 @@
+"""The command line: one subcommand a rule, so that what a rule runs, a person can run.
+
+Nothing heavy is imported before a subcommand needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+USER_ERROR = 2  # the exit status of a mistake that one sentence explains
+
+
+def _json_argument(text: str):
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("is not JSON") from None
+
+
+class _Parser:
+    """Builds subcommands whose options are keyword arguments of a stage."""
+
+    def __init__(self) -> None:
+        self.parser = argparse.ArgumentParser(
+            prog="neural-collapse",
+            description="Reproduction of Neural Collapse (Papyan, Han and Donoho, PNAS 2020).",
+        )
+        from . import __version__
+
+        self.parser.add_argument("--version", action="version", version=__version__)
+        self.commands = self.parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(self, name: str, summary: str, run: Callable) -> argparse.ArgumentParser:
+        parser = self.commands.add_parser(name, help=summary, description=summary)
+        parser.add_argument("--log", type=Path, metavar="FILE", help="keep what is said there, too")
+        parser.set_defaults(run=run)
+        return parser
+
+
+def _path(parser: argparse.ArgumentParser, *names: str, required: bool = True, **more) -> None:
+    for name in names:
+        parser.add_argument(f"--{name}", type=Path, required=required, metavar="PATH", **more)
+
+
+def _paths(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(f"--{name}", type=Path, nargs="*", default=[], metavar="PATH")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes a GPU where there is one",
+    )
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that the job was given")
+    _path(parser, "state-root", help="where an interrupted job keeps what it has")
+
+
+def _seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, required=True)
+
+
+def _layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--datasets", nargs="+", required=True, help="columns, in order")
+    parser.add_argument("--architectures", nargs="+", required=True, help="rows, in order")
+    parser.add_argument("--labels", type=_json_argument, default={}, help="titles, as JSON")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    cli = _Parser()
+
+    parser = cli.command("download-dataset", "fetch a dataset's files and check them", _download)
+    parser.add_argument("--dataset", required=True)
+    _path(parser, "output-folder")
+    parser.add_argument("--mirror", help="a folder or address with the datasets' files")
+    _path(parser, "imagenet-folder", required=False)
+    parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
+
+    parser = cli.command("prepare-dataset", "decode, balance and pad a dataset once", _prepare)
+    parser.add_argument("--dataset", required=True)
+    _path(parser, "raw-folder", "output-folder")
+    parser.add_argument("--data-recipe", type=_json_argument, required=True, help="as JSON")
+    parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
+    parser.add_argument("--workers", type=int, default=1)
+
+    parser = cli.command("resolve-recipe", "write the recipe of one cell", _resolve)
+    parser.add_argument("--recipe-json", required=True, help="the recipe, as JSON")
+    _path(parser, "output")
+
+    parser = cli.command("train-candidate", "train one learning rate of the sweep", _candidate)
+    _path(parser, "recipe", "data-folder", "output")
+    parser.add_argument("--learning-rate", required=True, help="as the sweep names it")
+    _device(parser)
+
+    parser = cli.command("select-learning-rate", "choose the sweep's winner", _select)
+    _path(parser, "recipe", "table", "selection")
+    _paths(parser, "curves")
+
+    parser = cli.command("train-model", "train the chosen rate and keep checkpoints", _train)
+    _path(parser, "recipe", "data-folder", "checkpoint-folder", "history", "run-facts")
+    _path(parser, "winner", required=False, help="the winning learning curve of the sweep")
+    _seed(parser)
+    _device(parser)
+
+    parser = cli.command("extract-features", "moments of every checkpoint's features", _features)
+    _path(parser, "recipe", "data-folder", "checkpoint-folder", "output-folder")
+    _device(parser)
+
+    parser = cli.command("compute-statistics", "NC1 to NC4 of every measured epoch", _statistics)
+    _path(parser, "recipe", "features-folder", "statistics", "activations")
+    _seed(parser)
+
+    parser = cli.command("measure-robustness", "DeepFool at every checkpoint", _robustness)
+    _path(parser, "recipe", "data-folder", "checkpoint-folder", "output")
+    _seed(parser)
+    _device(parser)
+
+    parser = cli.command("collect-tables", "put the tables of all runs together", _collect)
+    _paths(parser, "histories", "statistics", "robustness", "activations", "runs", "sweeps")
+    parser.add_argument("--labels", type=_json_argument, default={}, help="row titles, as JSON")
+    _path(parser, "output-folder")
+
+    parser = cli.command("plot-figure", "draw one figure from the tables", _figure)
+    parser.add_argument("--figure", required=True)
+    _path(parser, "tables-folder", "output-base")
+    parser.add_argument("--formats", nargs="+", default=["png", "svg", "pdf"])
+    parser.add_argument("--epoch-axis", choices=("linear", "log"), default="linear")
+    _layout(parser)
+
+    parser = cli.command("write-table", "write Table 1", _table)
+    _path(parser, "tables-folder", "output-base")
+    _layout(parser)
+
+    parser = cli.command("check-claims", "compare with what the paper claims", _claims)
+    _path(parser, "tables-folder", "output-base")
+
+    parser = cli.command("report", "build the report page", _report)
+    _path(parser, "tables-folder", "figures-folder", "output")
+    _paths(parser, "runs", "cards")
+    _layout(parser)
+    parser.add_argument("--config-json", type=_json_argument, required=True, help="the config")
+    parser.add_argument(
+        "--figure-command",
+        default="snakemake --cores 1 {image}",
+        help="what draws a figure, shown beside it; {image} stands for the file",
+    )
+
+    parser = cli.command("plan", "say what a config will cost before it starts", _plan)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="PATH", help="a config file")
+    source.add_argument("--config-json", type=_json_argument, help="a config, as JSON")
+
+    parser = cli.command("config-schema", "print the config's JSON schema", _schema)
+    return cli.parser
+
+
+# Each function below is a subcommand: it takes its options to a stage.
+
+
+def _download(options: argparse.Namespace) -> None:
+    from .datasets.download import download_dataset
+    from .progress import Amounts
+
+    download_dataset(
+        options.dataset,
+        options.output_folder,
+        mirror=options.mirror,
+        imagenet_folder=options.imagenet_folder,
+        custom=_custom(options),
+        progress=Amounts(options.dataset, unit="MB", divisor=1e6),
+    )
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from .config import DataRecipe
+    from .datasets.prepare import prepare_dataset
+    from .progress import Amounts
+
+    prepare_dataset(
+        options.dataset,
+        options.raw_folder,
+        options.output_folder,
+        DataRecipe(**options.data_recipe),
+        custom=_custom(options),
+        workers=options.workers,
+        progress=Amounts(options.dataset),
+    )
+
+
+def _custom(options: argparse.Namespace):
+    from .datasets.registry import CustomDataset
+
+    return None if options.custom is None else CustomDataset(**options.custom)
+
+
+def _resolve(options: argparse.Namespace) -> None:
+    from .config import parse_recipe, write_recipe
+
+    write_recipe(parse_recipe(options.recipe_json, "--recipe-json"), options.output)
+
+
+def _candidate(options: argparse.Namespace) -> None:
+    from .stages import train_candidate
+
+    train_candidate(
+        options.recipe,
+        options.data_folder,
+        options.output,
+        learning_rate=options.learning_rate,
+        **_device_options(options),
+    )
+
+
+def _select(options: argparse.Namespace) -> None:
+    from .stages import select_learning_rate
+
+    select_learning_rate(options.recipe, options.curves, options.table, options.selection)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .stages import train_model
+
+    train_model(
+        options.recipe,
+        options.data_folder,
+        options.checkpoint_folder,
+        options.history,
+        options.run_facts,
+        seed=options.seed,
+        winner=options.winner,
+        **_device_options(options),
+    )
+
+
+def _features(options: argparse.Namespace) -> None:
+    from .stages import extract_features
+
+    extract_features(
+        options.recipe,
+        options.data_folder,
+        options.checkpoint_folder,
+        options.output_folder,
+        **_device_options(options),
+    )
+
+
+def _statistics(options: argparse.Namespace) -> None:
+    from .stages import compute_statistics
+
+    compute_statistics(
+        options.recipe,
+        options.features_folder,
+        options.statistics,
+        options.activations,
+        seed=options.seed,
+    )
+
+
+def _robustness(options: argparse.Namespace) -> None:
+    from .stages import measure_robustness
+
+    measure_robustness(
+        options.recipe,
+        options.data_folder,
+        options.checkpoint_folder,
+        options.output,
+        seed=options.seed,
+        **_device_options(options),
+    )
+
+
+def _collect(options: argparse.Namespace) -> None:
+    from .stages import collect_tables
+
+    collect_tables(
+        options.histories,
+        options.statistics,
+        options.robustness,
+        options.activations,
+        options.runs,
+        options.sweeps,
+        options.labels,
+        options.output_folder,
+    )
+
+
+def _device_options(options: argparse.Namespace) -> dict:
+    return {
+        "state_root": options.state_root,
+        "device": options.device,
+        "gpus": options.gpus,
+    }
+
+
+def _figure(options: argparse.Namespace) -> None:
+    from .figures import draw
+
+    draw(
+        options.figure,
+        options.tables_folder,
+        options.output_base,
+        formats=options.formats,
+        epoch_axis=options.epoch_axis,
+        datasets=options.datasets,
+        architectures=options.architectures,
+        labels=options.labels,
+    )
+
+
+def _table(options: argparse.Namespace) -> None:
+    from .figures.layout import Layout
+    from .figures.table1 import build_table_1, write_table_1
+    from .tables import read_table
+
+    measurements, runs = (
+        read_table(options.tables_folder / f"{name}.parquet", name)
+        for name in ("measurements", "runs")
+    )
+    layout = Layout.of(runs, options.datasets, options.architectures, options.labels)
+    write_table_1(build_table_1(measurements, runs, layout), options.output_base)
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from .claims import check_claims, write_claims
+    from .tables import read_table
+
+    measurements, runs = (
+        read_table(options.tables_folder / f"{name}.parquet", name)
+        for name in ("measurements", "runs")
+    )
+    write_claims(check_claims(measurements, runs), options.output_base)
+
+
+def _report(options: argparse.Namespace) -> None:
+    import yaml
+
+    from .report.build import build_report, report_figures
+    from .stages import read_json
+
+    figures = report_figures(
+        options.tables_folder,
+        options.figures_folder,
+        options.figure_command,
+        options.datasets,
+        options.architectures,
+        options.labels,
+    )
+    build_report(
+        options.tables_folder,
+        figures,
+        options.output,
+        [read_json(path, "run.json") for path in options.runs],
+        [read_json(path, "data card") for path in options.cards],
+        yaml.safe_dump(options.config_json, sort_keys=False, allow_unicode=True),
+        title=f"Neural collapse: {options.config_json['experiment']}",
+    )
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .config import check_config, load_config
+    from .planning import plan
+
+    given = options.config_json
+    print(plan(load_config(options.config) if given is None else check_config(given)))
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from .config import json_schema
+
+    print(json_schema(), end="")
+
+
+class _Tee:
+    """Standard error that is kept in a file as well."""
+
+    def __init__(self, screen, file):
+        self.screen, self.file = screen, file
+
+    def write(self, text: str) -> int:
+        self.file.write(text)
+        return self.screen.write(text)
+
+    def flush(self) -> None:
+        self.file.flush()
+        self.screen.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self.screen.fileno()
+
+
+@contextlib.contextmanager
+def _logged(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        screen, sys.stderr = sys.stderr, _Tee(sys.stderr, file)
+        try:
+            yield
+        finally:
+            sys.stderr = screen
+
+
+def _say_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """A warning as one line, without the source that it came from."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit status is 0, 2 for a user's mistake, 1 for a fault of ours."""
+    options = build_parser().parse_args(arguments)
+    warnings.showwarning = _say_warning
+    try:
+        with _logged(options.log):
+            try:
+                options.run(options)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return USER_ERROR
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return 1
+            except KeyboardInterrupt:
+                print("interrupted; what is done is kept", file=sys.stderr)
+                return 130
+            except Exception:
+                traceback.print_exc()
+                return 1
+    except OSError as error:
+        print(f"error: {options.log}: cannot be written: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
+    return 0

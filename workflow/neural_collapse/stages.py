@@ -1,0 +1,527 @@
+"""The pipeline's stages, each from files to files: what a rule runs, and a person can.
+
+Every function reads what the one before it wrote, does one thing, and leaves either whole outputs
+or none. Expensive ones continue where an earlier try stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .config import Recipe, read_recipe
+from .errors import UserError
+from .files import link_or_copy, write_text_atomically
+from .progress import Progress
+
+# Raised whenever a change alters what extract_features or measure_robustness computes from the
+# same checkpoint; their resume states depend on it.
+MEASUREMENT_VERSION = 1
+
+
+def read_json(path: str | Path, kind: str) -> Any:
+    """What a JSON file of this project holds; raises UserError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: is truncated or no {kind}; delete it and run again") from None
+
+
+def train_candidate(
+    recipe_path: Path,
+    data_folder: Path,
+    output: Path,
+    *,
+    learning_rate: str,
+    state_root: Path,
+    device: str,
+    gpus: int,
+) -> None:
+    """Train one learning rate of the sweep and keep its learning curve."""
+    from .datasets.prepared import PreparedDataset
+    from .tables import write_table
+    from .training.devices import device_for
+    from .training.loop import train
+
+    recipe = read_recipe(recipe_path)
+    named = recipe.sweep.named()
+    if learning_rate not in named:
+        raise UserError(
+            f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; "
+            f"known: {', '.join(named)}"
+        )
+    data = PreparedDataset.open(data_folder)
+    training = recipe.training
+    with device_for(device, gpus, training.threads, training.deterministic) as where:
+        history, _ = train(
+            recipe,
+            data,
+            learning_rate=named[learning_rate],
+            seed=recipe.sweep.seed,
+            device=where,
+            state_root=state_root,
+        )
+    write_table(_history_frame(recipe, recipe.sweep.seed, history), output, "history")
+
+
+def _history_frame(recipe: Recipe, seed: int, history):
+    import pandas as pd
+
+    rows = [
+        {
+            "dataset": recipe.dataset,
+            "architecture": recipe.architecture,
+            "seed": seed,
+            "learning_rate": history.learning_rate,
+            "epoch": record.epoch,
+            "split": split,
+            "statistic": statistic,
+            "value": getattr(record, f"{split}_{statistic}"),
+            "diverged": history.diverged,
+        }
+        for record in history.records
+        for split in ("train", "test")
+        for statistic in ("loss", "error")
+    ]
+    return pd.DataFrame(rows)
+
+
+def select_learning_rate(
+    recipe_path: Path, curve_paths: Sequence[Path], table: Path, selection: Path
+) -> None:
+    """Choose the learning rate with the lowest test error at the last epoch.
+
+    Of equal ones the smaller test loss wins, then the smaller rate. Divergent ones count as
+    error 1 and never win. Raises UserError where all diverged.
+    """
+    import pandas as pd
+
+    from .config import learning_rate_name
+    from .tables import read_table, write_table
+
+    recipe = read_recipe(recipe_path)
+    curves = pd.concat([read_table(path, "history") for path in curve_paths], ignore_index=True)
+    final = curves[(curves["split"] == "test") & ~curves["diverged"]]
+    final = final[final["epoch"] == recipe.training.epochs]
+    final = final.pivot_table(index="learning_rate", columns="statistic", values="value")
+    if final.empty:
+        raise UserError(
+            f"{recipe.dataset} x {recipe.architecture}: every learning rate of the sweep "
+            "diverged; lower sweep.learning_rate_min or sweep.learning_rate_max"
+        )
+    winner = float(final.reset_index().sort_values(["error", "loss", "learning_rate"]).iloc[0, 0])
+    write_table(curves.assign(selected=curves["learning_rate"] == winner), table, "sweep")
+    chosen = {
+        "dataset": recipe.dataset,
+        "architecture": recipe.architecture,
+        "learning_rate": winner,
+        "learning_rate_name": learning_rate_name(winner),
+        "criterion": "lowest test error at the last epoch",
+        "test_error": float(final.loc[winner, "error"]),
+        "candidates": len(curve_paths),
+        "diverged": int(curves.groupby("learning_rate")["diverged"].any().sum()),
+    }
+    write_text_atomically(selection, json.dumps(chosen, indent=2) + "\n")
+
+
+def train_model(
+    recipe_path: Path,
+    data_folder: Path,
+    checkpoint_folder: Path,
+    history_path: Path,
+    run_path: Path,
+    *,
+    seed: int,
+    winner: Path | None,
+    state_root: Path,
+    device: str,
+    gpus: int,
+) -> None:
+    """Train the chosen learning rate and keep the weights of the measured epochs.
+
+    winner: the sweep's winning learning curve, or None where the recipe pins the rate.
+    """
+    from .architectures.registry import label
+    from .datasets.prepared import PreparedDataset
+    from .provenance import provenance
+    from .tables import read_table, write_table
+    from .training.devices import device_for
+    from .training.loop import TRAINING_VERSION, train
+
+    recipe = read_recipe(recipe_path)
+    data = PreparedDataset.open(data_folder)
+    if winner is not None:
+        learning_rate = float(read_table(winner, "history")["learning_rate"].iloc[0])
+    elif recipe.sweep.learning_rate is not None:
+        learning_rate = recipe.sweep.learning_rate
+    else:
+        raise UserError(f"{recipe_path}: pins no learning rate, so --winner must be given")
+    started = time.monotonic()
+    training = recipe.training
+    with device_for(device, gpus, training.threads, training.deterministic) as where:
+        history, network = train(
+            recipe,
+            data,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=where,
+            state_root=state_root,
+            checkpoint_folder=checkpoint_folder,
+            checkpoint_epochs=recipe.measured_epochs,
+        )
+        if history.diverged:
+            raise UserError(
+                f"{recipe.dataset} x {recipe.architecture}: training diverged in epoch "
+                f"{history.records[-1].epoch} at learning rate {learning_rate:g}; "
+                "lower sweep.learning_rate"
+            )
+        facts = provenance(where)
+    run = {
+        "dataset": recipe.dataset,
+        "architecture": recipe.architecture,
+        "seed": seed,
+        "dataset_label": data.label,
+        "network": label(recipe.network),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "feature_dimension": network.classifier.in_features,
+        "learning_rate": learning_rate,
+        "learning_rate_origin": "pinned" if winner is None else "sweep",
+        "epochs": training.epochs,
+        "terminal_phase_accuracy": recipe.measurement.terminal_phase_accuracy,
+        "terminal_phase_epoch": history.terminal_phase_epoch(
+            recipe.measurement.terminal_phase_accuracy
+        ),
+        "diverged": False,
+        "resumed_after": history.resumed_after,
+        "num_classes": data.num_classes,
+        "channels": data.channels,
+        "image_size_px": data.image_size_px,
+        "train_examples": len(data.train_labels),
+        "test_examples": len(data.test_labels),
+        "data_hash": data.data_hash,
+        "training_version": TRAINING_VERSION,
+        "recipe": recipe.model_dump(mode="json"),
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+    write_table(_history_frame(recipe, seed, history), history_path, "history")
+    write_text_atomically(run_path, json.dumps(run, indent=2) + "\n")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _measure_checkpoints(
+    recipe: Recipe,
+    data,
+    checkpoint_folder: Path,
+    state_root: Path,
+    *,
+    what: str,
+    depends_on: dict[str, Any],
+    measure,
+    deliver,
+    device: str,
+    gpus: int,
+) -> None:
+    """Measure every checkpoint of a run, each once, and hand all results over at the end.
+
+    `measure(network, torch_device, epoch, target)` writes the file `target`; an interrupted job
+    keeps those it has. `deliver({epoch: file})` makes the outputs of them. Data, network and
+    device are set up once for all checkpoints.
+    """
+    from .architectures.build import build_network
+    from .training.checkpoints import list_checkpoints, load_checkpoint
+    from .training.devices import device_for
+    from .training.state import StateFolder, fingerprint
+
+    checkpoints = list_checkpoints(checkpoint_folder)
+    missing = sorted(set(recipe.measured_epochs) - checkpoints.keys())
+    if missing:
+        raise UserError(
+            f"{checkpoint_folder}: the checkpoint of epoch {missing[0]} is missing; "
+            "delete the folder and train again"
+        )
+    key = fingerprint(
+        version=MEASUREMENT_VERSION,
+        what=what,
+        network=recipe.network.model_dump(),
+        data=data.data_hash,
+        **depends_on,
+    )
+    label = f"{recipe.dataset} x {recipe.architecture}  {what}"
+    threads = recipe.training.threads
+    with StateFolder(state_root, key) as folder, device_for(device, gpus, threads, True) as where:
+        results, progress = {}, None
+        network = build_network(
+            recipe.network,
+            channels=data.channels,
+            num_classes=data.num_classes,
+            image_size_px=data.image_size_px,
+            seed=0,
+        ).to(where)
+        for count, epoch in enumerate(recipe.measured_epochs, 1):
+            path = checkpoints[epoch]
+            results[epoch] = folder.folder / f"{path.stem}-{_digest(path)}.safetensors"
+            if not results[epoch].exists():
+                load_checkpoint(path, network)
+                progress = progress or Progress(
+                    label, "checkpoint", len(recipe.measured_epochs), done=count - 1
+                )
+                measure(network, where, epoch, results[epoch])
+                progress.step(count, epoch=str(epoch))
+        deliver(results)
+        folder.clear()
+
+
+def extract_features(
+    recipe_path: Path,
+    data_folder: Path,
+    checkpoint_folder: Path,
+    output_folder: Path,
+    *,
+    state_root: Path,
+    device: str,
+    gpus: int,
+) -> None:
+    """Stream train and test set through every checkpoint; keep the moments of the features, and
+    some raw features of the epochs that Figure 1 shows."""
+    import numpy as np
+    import torch
+
+    from .collapse.features import extract
+    from .collapse.moments import save_moments
+    from .datasets.prepared import PreparedDataset
+    from .training.checkpoints import checkpoint_name
+
+    recipe = read_recipe(recipe_path)
+    data = PreparedDataset.open(data_folder)
+    labels = np.asarray(data.train_labels)
+    measurement = recipe.measurement
+    rows = np.concatenate(
+        [
+            np.flatnonzero(labels == c)[: measurement.activation_examples_per_class]
+            for c in measurement.activation_classes
+        ]
+    )
+    common = {
+        "mean": data.mean,
+        "std": data.std,
+        "batch_size": recipe.training.evaluation_batch_size,
+        "num_classes": data.num_classes,
+    }
+
+    def measure(network, where, epoch: int, target: Path) -> None:
+        keep = rows if epoch in recipe.activation_epochs else None
+        train, raw = extract(
+            network,
+            data.train_images,
+            data.train_labels,
+            device=where,
+            keep_rows=keep,
+            split="train",
+            **common,
+        )
+        test, _ = extract(
+            network,
+            data.test_images,
+            data.test_labels,
+            device=where,
+            reference_means=train.class_means,
+            split="test",
+            **common,
+        )
+        extra = {}
+        if raw is not None:
+            extra["features"] = torch.from_numpy(raw)
+            extra["labels"] = torch.from_numpy(labels[rows])
+        save_moments(target, train, test, {"epoch": str(epoch)}, extra)
+
+    def deliver(results: dict[int, Path]) -> None:
+        for epoch, path in results.items():
+            link_or_copy(path, output_folder / checkpoint_name(epoch))
+
+    _measure_checkpoints(
+        recipe,
+        data,
+        checkpoint_folder,
+        state_root,
+        what="features",
+        depends_on={"measurement": measurement.model_dump(), "epochs": recipe.training.epochs},
+        measure=measure,
+        deliver=deliver,
+        device=device,
+        gpus=gpus,
+    )
+
+
+def measure_robustness(
+    recipe_path: Path,
+    data_folder: Path,
+    checkpoint_folder: Path,
+    output: Path,
+    *,
+    seed: int,
+    state_root: Path,
+    device: str,
+    gpus: int,
+) -> None:
+    """Attack the same test images with DeepFool at every checkpoint."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from .collapse.attacks import robustness
+    from .datasets.prepared import PreparedDataset
+    from .tables import write_table
+    from .tensors import read_tensors, write_tensors
+
+    recipe = read_recipe(recipe_path)
+    data = PreparedDataset.open(data_folder)
+    attack = recipe.robustness
+    examples = len(data.test_labels)
+    if attack.images > examples:
+        raise UserError(
+            f"robustness.images: {attack.images} are asked for, but {recipe.dataset} has "
+            f"{examples} test images; lower it"
+        )
+    chosen = np.sort(np.random.default_rng(attack.seed).permutation(examples)[: attack.images])
+    images = np.asarray(data.test_images[chosen])
+
+    def measure(network, where, epoch: int, target: Path) -> None:
+        ratios = robustness(
+            network,
+            images,
+            data.mean,
+            data.std,
+            batch_size=min(attack.images, recipe.training.evaluation_batch_size),
+            device=where,
+            candidates=min(attack.candidate_classes, data.num_classes),
+            overshoot=attack.overshoot,
+            max_steps=attack.max_steps,
+        )
+        tensors = {"ratios": torch.from_numpy(ratios)}
+        write_tensors(target, tensors, {"epoch": str(epoch)}, ROBUSTNESS_FORMAT)
+
+    def deliver(results: dict[int, Path]) -> None:
+        rows = []
+        for epoch, path in results.items():
+            tensors, _ = read_tensors(path, "robustness result", ROBUSTNESS_FORMAT)
+            ratios = tensors["ratios"].numpy()
+            found = ratios[np.isfinite(ratios)]
+            rows.append(
+                {
+                    "dataset": recipe.dataset,
+                    "architecture": recipe.architecture,
+                    "seed": seed,
+                    "epoch": epoch,
+                    "split": "test",
+                    "statistic": "robustness",
+                    "value": float(found.mean()) if len(found) else math.nan,
+                }
+            )
+        write_table(pd.DataFrame(rows), output, "measurements")
+
+    _measure_checkpoints(
+        recipe,
+        data,
+        checkpoint_folder,
+        state_root,
+        what="robustness",
+        depends_on={"robustness": attack.model_dump()},
+        measure=measure,
+        deliver=deliver,
+        device=device,
+        gpus=gpus,
+    )
+
+
+ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
+
+
+def compute_statistics(
+    recipe_path: Path, features_folder: Path, statistics: Path, activations: Path, *, seed: int
+) -> None:
+    """Every statistic of every measured epoch, on train and on test set, and the features of
+    Figure 1's classes in the space that their means span."""
+    import pandas as pd
+
+    from .collapse.moments import load_moments
+    from .collapse.statistics import compute_statistics as of
+    from .figures.projection import project_three_classes
+    from .tables import write_table
+    from .training.checkpoints import checkpoint_name
+
+    recipe = read_recipe(recipe_path)
+    run = {"dataset": recipe.dataset, "architecture": recipe.architecture, "seed": seed}
+    rows, pictures = [], []
+    for epoch in recipe.measured_epochs:
+        stored = load_moments(features_folder / checkpoint_name(epoch))
+        for split, moments in [("train", stored.train), ("test", stored.test)]:
+            for statistic, value in of(moments).items():
+                rows.append(
+                    {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
+                )
+        if stored.extra:
+            raw, labels = stored.extra["features"], stored.extra["labels"]
+            classes = recipe.measurement.activation_classes
+            frame = project_three_classes(
+                [raw[labels == c].numpy() for c in classes],
+                stored.train.class_means.numpy(),
+                stored.train.weight.numpy(),
+                classes,
+            )
+            pictures.append(frame.assign(**run, epoch=epoch))
+    write_table(pd.DataFrame(rows), statistics, "measurements")
+    write_table(pd.concat(pictures, ignore_index=True), activations, "activations")
+
+
+def collect_tables(
+    histories: Sequence[Path],
+    statistics: Sequence[Path],
+    robustness: Sequence[Path],
+    activations: Sequence[Path],
+    runs: Sequence[Path],
+    sweeps: Sequence[Path],
+    labels: dict[str, str],
+    output_folder: Path,
+) -> None:
+    """Put the tables of all runs together: everything that a figure reads.
+
+    labels: how each architecture's row is titled.
+    """
+    import pandas as pd
+
+    from .tables import concat_files, concat_tables, schema_of, write_table
+
+    curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
+    measured = concat_files([*statistics, *robustness], "measurements")
+    facts = [read_json(path, "run.json") for path in runs]
+    rows = [
+        {
+            **run,
+            "architecture_label": labels.get(run["architecture"], run["architecture"]),
+            "device": run["machine"].get("gpu") or run["machine"]["processor"],
+        }
+        for run in facts
+    ]
+    frame = pd.DataFrame([{name: row[name] for name in schema_of("runs").names} for row in rows])
+    tables = {
+        "measurements": concat_tables([curves, measured], "measurements"),
+        "runs": concat_tables([frame.astype({"terminal_phase_epoch": "Int64"})], "runs"),
+        "sweep": concat_files(sweeps, "sweep"),
+        "activations": concat_files(activations, "activations"),
+    }
+    for name, table in tables.items():
+        write_table(table, output_folder / f"{name}.parquet", name)
