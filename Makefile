@@ -15,7 +15,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all lint format lock schema clean
+.PHONY: help quickstart report figures plan test test-all lint format lock schema reference clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +66,9 @@ lock:
 
 schema: $(STAMP)
 	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json
+
+reference: $(STAMP)
+	@$(BIN)/neural-collapse config-reference > config/README.md
 
 clean:
 	rm -rf $(VENV)

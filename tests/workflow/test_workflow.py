@@ -145,3 +145,10 @@ def test_the_shipped_schema_is_the_models():
 
     shipped = (ROOT / "workflow/schemas/config.schema.json").read_text()
     assert shipped == json_schema(), "run `make schema`"
+
+
+def test_the_shipped_config_reference_is_the_models():
+    from neural_collapse.reference import config_reference
+
+    shipped = (ROOT / "config/README.md").read_text()
+    assert shipped == config_reference(), "run `make reference`"

@@ -163,7 +163,8 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--config", type=Path, metavar="PATH", help="a config file")
     source.add_argument("--config-json", type=_json_argument, help="a config, as JSON")
 
-    parser = cli.command("config-schema", "print the config's JSON schema", _schema)
+    cli.command("config-schema", "print the config's JSON schema", _schema)
+    cli.command("config-reference", "print the reference of every config key", _reference)
     return cli.parser
 
 
@@ -381,6 +382,12 @@ def _schema(options: argparse.Namespace) -> None:
     from .config import json_schema
 
     print(json_schema(), end="")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from .reference import config_reference
+
+    print(config_reference(), end="")
 
 
 class _Tee:
