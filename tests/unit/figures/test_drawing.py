@@ -1,0 +1,195 @@
+"""Every figure as a file: formats, determinism, Figure 1, the sweep and the overview."""
+
+import re
+import zlib
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
+
+from neural_collapse import figures
+from neural_collapse.errors import UserError
+from neural_collapse.figures import FIGURES, Layout, draw
+from neural_collapse.figures.picture import REACH_MAX, reach
+from neural_collapse.figures.style import short_number
+from neural_collapse.figures.sweep_figure import final_errors
+from neural_collapse.tables import empty_table, write_table
+
+ORDER = {"datasets": DATASETS_2, "architectures": ARCHITECTURES, "labels": LABELS}
+
+
+@pytest.fixture(scope="module")
+def folder(tables, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.parquet", name)
+    return folder
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_and_again_with_the_same_bytes(name, folder, tmp_path):
+    first = draw(name, folder, tmp_path / "a" / name, **ORDER)
+    again = draw(name, folder, tmp_path / "b" / name, **ORDER)
+    assert [path.suffix for path in first] == [".png", ".svg", ".pdf"]
+    for one, other in zip(first, again, strict=True):
+        assert one.read_bytes() == other.read_bytes(), f"{one.name} is not deterministic"
+    assert not list(tmp_path.glob("*/.*")), "no temporary file is left"
+
+    picture = imread(first[0])
+    assert picture.shape[1] >= 1000, "300 dpi at one text column"
+    assert picture[..., :3].min() < 0.3 and picture[..., :3].max() == 1, "not blank"
+    svg = first[1].read_text()
+    assert "<svg" in svg and "<dc:date>" not in svg
+    pdf = first[2].read_bytes()
+    assert b"CreationDate" not in pdf
+    streams = b"".join(
+        zlib.decompress(part)
+        for part in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.S)
+        if part[:1] == b"x"
+    )
+    assert b"/FontFile2" in pdf + streams, "fonts are embedded as TrueType"
+    assert b"/Type3" not in pdf + streams
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_a_caption(name, folder):
+    text = figures.caption(name, folder, **ORDER)
+    assert text.endswith(".") and len(text) > 60
+    assert "  " not in text and "nan" not in text.split()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_run_at_all_still_draws(name, tmp_path):
+    for table in ("measurements", "runs", "sweep", "activations"):
+        write_table(empty_table(table), tmp_path / f"{table}.parquet", table)
+    (path,) = draw(name, tmp_path, tmp_path / name, ["png"], **ORDER)
+    assert path.stat().st_size > 0
+    assert figures.caption(name, tmp_path, **ORDER)
+
+
+def test_mistakes_are_one_sentence(folder, tmp_path):
+    with pytest.raises(UserError, match="unknown figure 'figure_9'; known: figure_1"):
+        draw("figure_9", folder, tmp_path / "x")
+    with pytest.raises(UserError, match="'gif' is unknown"):
+        draw("figure_2", folder, tmp_path / "x", ["gif"])
+    with pytest.raises(UserError, match=r"runs\.parquet: this runs table does not exist"):
+        draw("figure_2", tmp_path, tmp_path / "x")
+
+
+def test_the_users_matplotlib_settings_change_nothing(folder, tmp_path):
+    import matplotlib
+
+    (one,) = draw("figure_2", folder, tmp_path / "one", ["svg"], **ORDER)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "savefig.dpi": 20}):
+        (other,) = draw("figure_2", folder, tmp_path / "other", ["svg"], **ORDER)
+    assert one.read_bytes() == other.read_bytes()
+
+
+# --------------------------------------------------------------------------- Figure 1
+
+
+def test_figure_1_shows_every_kept_epoch_and_every_point(tables, layout):
+    activations = tables["activations"]
+    figure = figures.figure_1(activations, tables["runs"], layout)
+    rows = activations.query("dataset == 'digits' and architecture == 'vgg'")
+    epochs = sorted(rows.epoch.unique())
+    assert [ax.get_title() for ax in figure.axes] == [f"Epoch {epoch}" for epoch in epochs]
+    figure.draw_without_rendering()
+    for ax, epoch in zip(figure.axes, epochs, strict=True):
+        here = rows[rows.epoch == epoch]
+        drawn = {c.get_gid(): np.column_stack(c._offsets3d) for c in ax.collections}
+        for kind in ("class_mean", "classifier", "etf_vertex"):
+            for point in here[here.kind == kind].itertuples():
+                shown = drawn[f"{kind}-{point.class_index}"]
+                np.testing.assert_allclose(shown, [[point.x, point.y, point.z]])
+        features = here[here.kind == "feature"]
+        count = sum(len(v) for name, v in drawn.items() if name.startswith("feature"))
+        radius = np.linalg.norm(features[["x", "y", "z"]], axis=1)
+        assert count == (radius <= REACH_MAX).sum()
+    titles = figure.get_suptitle()
+    assert titles == "Digits × VGG"
+
+
+def test_figure_1_can_show_another_cell(tables, layout):
+    figure = figures.figure_1(
+        tables["activations"], tables["runs"], layout, cell=("mnist_subset", "resnet")
+    )
+    assert figure.get_suptitle() == "MNIST subset × ResNet"
+
+
+def test_far_features_do_not_shrink_the_picture():
+    near = np.eye(3)
+    assert reach(near) == pytest.approx(1.2)
+    assert reach(np.vstack([near, [[50, 0, 0]]])) == REACH_MAX
+    assert reach(np.vstack([near, [[0, 2.5, 0]]])) == 2.5
+
+
+# --------------------------------------------------------------------------- sweep
+
+
+def test_sweep_panels_show_last_errors_selection_and_divergence(tables, layout):
+    figure = figures.sweep(tables["sweep"], tables["runs"], layout)
+    errors = final_errors(tables["sweep"])
+    cell = errors.query("dataset == 'digits' and architecture == 'resnet'")
+    lines = {line.get_gid(): line for line in figure.axes[2].lines}
+    fine = cell[~cell.diverged]
+    np.testing.assert_allclose(lines["tried"].get_ydata(), fine.error_percent)
+    np.testing.assert_allclose(lines["tried"].get_xdata(), fine.learning_rate)
+    assert lines["diverged"].get_ydata().tolist() == [100.0] * int(cell.diverged.sum())
+    (chosen,) = cell.loc[cell.selected, "learning_rate"]
+    assert lines["selected"].get_xdata().tolist() == [chosen]
+    assert chosen == fine.loc[fine.error_percent.idxmin(), "learning_rate"]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["pinned at\n0.05"]
+    assert [t.get_text() for t in figure.axes[5].texts] == ["not run"]
+
+
+def test_a_diverged_candidate_counts_as_all_wrong_whatever_its_last_error(tables):
+    sweep = tables["sweep"].copy()
+    sweep.loc[sweep.diverged, "value"] = 0.01
+    errors = final_errors(sweep)
+    assert (errors.loc[errors.diverged, "error_percent"] == 100).all()
+
+
+def test_an_error_of_zero_is_drawn(tables, layout):
+    sweep = tables["sweep"].copy()
+    sweep.loc[sweep.selected & (sweep.epoch == 100) & (sweep.split == "test"), "value"] = 0.0
+    figure = figures.sweep(sweep, tables["runs"], layout)
+    (star,) = [line for line in figure.axes[2].lines if line.get_gid() == "selected"]
+    assert star.get_ydata()[0] > figure.axes[2].get_ylim()[0] > 0
+
+
+# --------------------------------------------------------------------------- overview
+
+
+def test_the_overview_has_a_row_for_each_cell_that_was_run(tables, layout):
+    figure = figures.overview(tables["measurements"], tables["runs"], layout)
+    labels = [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()]
+    assert labels == [
+        "Digits\nVGG",
+        "Digits\nResNet",
+        "Digits\nDenseNet",
+        "MNIST subset\nVGG",
+        "MNIST subset\nResNet",
+    ]
+    frame = tables["measurements"]
+    last = frame[
+        (frame.dataset == "digits")
+        & (frame.architecture == "vgg")
+        & (frame.statistic == "nc1_within_class_variability")
+        & (frame.split == "train")
+        & (frame.epoch == 100)
+    ].value.item()
+    assert figure.axes[0].texts[0].get_text() == short_number(last)
+
+
+def test_short_numbers():
+    cases = {0.25: "0.25", 120: "120", 3.14e-5: "3.1·10⁻⁵", 0: "0", 1e-4: "10⁻⁴", -0.5: "−0.5"}
+    assert {value: short_number(value) for value in cases} == cases
+    assert short_number(float("nan")) == "nan"
+
+
+def test_layout_takes_labels_of_cells_that_were_not_run():
+    tables = make_tables(("digits",), ("vgg",), last=5)
+    layout = Layout.of(tables["runs"], ("digits", "svhn"), ("vgg",), {"svhn": "Street numbers"})
+    assert layout.title("svhn", "vgg") == "Street numbers × VGG"

@@ -1,0 +1,251 @@
+"""Figures 2 to 8: what stands in the panels is what stands in the tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_tables
+
+from neural_collapse import figures
+from neural_collapse.figures import Layout
+from neural_collapse.figures.grid import SPECS, grid_caption
+from neural_collapse.figures.layout import curve
+
+
+def panel(figure, layout, dataset, architecture):
+    column = [name for name, _ in layout.datasets].index(dataset)
+    row = [name for name, _ in layout.architectures].index(architecture)
+    return figure.axes[row * len(layout.datasets) + column]
+
+
+def line(ax, gid):
+    found = [line for line in ax.lines if line.get_gid() == gid]
+    assert len(found) == 1, f"{len(found)} lines of {gid}"
+    return found[0]
+
+
+def draw(number, tables, layout, **options):
+    function = getattr(figures, f"figure_{number}")
+    return function(tables["measurements"], tables["runs"], layout=layout, **options)
+
+
+@pytest.mark.parametrize("number", SPECS)
+def test_every_panel_shows_its_cells_values(number, tables, layout):
+    figure = draw(number, tables, layout)
+    spec = SPECS[number]
+    frame = tables["measurements"]
+    for dataset, architecture in layout.cells():
+        ax = panel(figure, layout, dataset, architecture)
+        for series in spec.series:
+            rows = frame[
+                (frame.dataset == dataset)
+                & (frame.architecture == architecture)
+                & (frame.statistic == series.statistic)
+                & (frame.split == series.split)
+            ].sort_values("epoch")
+            if rows.empty:
+                assert (dataset, architecture) == ("mnist_subset", "densenet")
+                assert not ax.lines
+                continue
+            drawn = line(ax, series.statistic)
+            assert drawn.get_xdata().tolist() == rows.epoch.tolist()
+            np.testing.assert_allclose(drawn.get_ydata(), spec.scale * rows.value)
+            assert drawn.get_marker() not in ("", "None", None), "every epoch has a marker"
+
+
+def test_statistics_and_splits_are_the_papers():
+    shown = {n: [(s.statistic, s.split) for s in spec.series] for n, spec in SPECS.items()}
+    assert shown == {
+        2: [("nc2_equinorm_means", "train"), ("nc2_equinorm_classifier", "train")],
+        3: [("nc2_equiangularity_means", "train"), ("nc2_equiangularity_classifier", "train")],
+        4: [("nc2_maximal_angle_means", "train"), ("nc2_maximal_angle_classifier", "train")],
+        5: [("nc3_self_duality", "train")],
+        6: [("nc1_within_class_variability", "train")],
+        7: [("nc4_ncc_mismatch", "test")],
+        8: [("robustness", "test")],
+    }
+
+
+@pytest.mark.parametrize("number", SPECS)
+def test_only_figure_6_is_logarithmic(number, tables, layout):
+    ax = panel(draw(number, tables, layout), layout, "digits", "vgg")
+    assert ax.get_yscale() == ("log" if number == 6 else "linear")
+
+
+def test_means_and_classifiers_differ_in_colour_marker_and_filling(tables, layout):
+    ax = panel(draw(2, tables, layout), layout, "digits", "vgg")
+    means, classifier = line(ax, "nc2_equinorm_means"), line(ax, "nc2_equinorm_classifier")
+    assert means.get_color() != classifier.get_color()
+    assert means.get_marker() != classifier.get_marker()
+    assert means.get_markerfacecolor() != classifier.get_markerfacecolor()
+
+
+def test_the_mark_stands_at_the_start_of_the_terminal_phase(tables, layout):
+    figure = draw(5, tables, layout)
+    for run in tables["runs"].itertuples():
+        ax = panel(figure, layout, run.dataset, run.architecture)
+        marks = [m for m in ax.lines if m.get_gid() == "terminal-phase"]
+        if pd.isna(run.terminal_phase_epoch):
+            assert not marks
+            assert "no TPT" in [text.get_text() for text in ax.texts]
+        else:
+            assert [list(m.get_xdata()) for m in marks] == [[run.terminal_phase_epoch]]
+
+
+def test_columns_and_rows_keep_the_given_order(tables):
+    layout = Layout.of(tables["runs"], DATASETS_2[::-1], ("densenet", "vgg"), LABELS)
+    figure = draw(5, tables, layout)
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["MNIST subset", "Digits"]
+    assert [figure.axes[i].get_ylabel() for i in (0, 2)] == ["DenseNet", "VGG"]
+    assert len(figure.axes) == 4
+
+
+def test_without_an_order_the_papers_is_taken():
+    tables = make_tables(("svhn", "mnist", "zebra"), ("densenet", "vgg"), last=5)
+    layout = Layout.of(tables["runs"])
+    assert [name for name, _ in layout.datasets] == ["mnist", "svhn", "zebra"]
+    assert [name for name, _ in layout.architectures] == ["vgg", "densenet"]
+
+
+def words(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_empty_panels_say_why(tables, layout):
+    frame, runs = tables["measurements"], tables["runs"].copy()
+    frame = frame[~((frame.architecture == "resnet") & frame.statistic.str.startswith("nc"))]
+    runs.loc[(runs.dataset == "digits") & (runs.architecture == "resnet"), "diverged"] = True
+    figure = figures.figure_6(frame, runs, layout=layout)
+    assert words(panel(figure, layout, "mnist_subset", "densenet")) == ["not run"]
+    assert words(panel(figure, layout, "mnist_subset", "resnet")) == ["not measured"]
+    assert words(panel(figure, layout, "digits", "resnet")) == ["diverged"]
+
+
+def test_nothing_run_at_all_is_drawn_too(tables, layout):
+    figure = figures.figure_6(tables["measurements"].iloc[:0], tables["runs"].iloc[:0], layout)
+    assert all(words(ax) == ["not run"] for ax in figure.axes)
+
+
+def test_values_that_are_not_finite_or_not_positive_are_left_out(tables, layout):
+    frame = tables["measurements"].copy()
+    chosen = (frame.statistic == "nc1_within_class_variability") & (frame.split == "train")
+    cell = chosen & (frame.dataset == "digits") & (frame.architecture == "vgg")
+    frame.loc[cell & (frame.epoch == 1), "value"] = np.nan
+    frame.loc[cell & (frame.epoch == 2), "value"] = 0.0
+    figure = figures.figure_6(frame, tables["runs"], layout=layout)
+    epochs = line(
+        panel(figure, layout, "digits", "vgg"), "nc1_within_class_variability"
+    ).get_xdata()
+    assert {1, 2}.isdisjoint(epochs) and 0 in epochs
+
+
+def test_several_seeds_give_mean_and_range(seeded):
+    layout = Layout.of(seeded["runs"])
+    figure = draw(2, seeded, layout)
+    ax = panel(figure, layout, "digits", "resnet")
+    frame = seeded["measurements"]
+    rows = frame[
+        (frame.dataset == "digits")
+        & (frame.architecture == "resnet")
+        & (frame.statistic == "nc2_equinorm_means")
+        & (frame.split == "train")
+    ]
+    by_epoch = rows.groupby("epoch")["value"]
+    drawn = line(ax, "nc2_equinorm_means")
+    np.testing.assert_allclose(drawn.get_ydata(), by_epoch.mean())
+    bands = [band for band in ax.collections if band.get_paths()]
+    vertices = bands[0].get_paths()[0].vertices
+    for epoch, low, high in zip(by_epoch.min().index, by_epoch.min(), by_epoch.max(), strict=True):
+        heights = vertices[vertices[:, 0] == epoch, 1]
+        assert heights.min() == pytest.approx(low) and heights.max() == pytest.approx(high)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "range over seeds" in labels
+    starts = seeded["runs"].query("dataset == 'digits' and architecture == 'resnet'")
+    mark = line(ax, "terminal-phase")
+    assert mark.get_xdata()[0] == pytest.approx(starts.terminal_phase_epoch.astype(float).mean())
+
+
+def test_one_seed_has_no_band(tables, layout):
+    figure = draw(2, tables, layout)
+    assert not panel(figure, layout, "digits", "vgg").collections
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["class means", "classifiers", "start of TPT"]
+
+
+@pytest.mark.parametrize("axis", ["linear", "log"])
+def test_epoch_zero_is_on_both_axes(axis, tables, layout):
+    ax = panel(draw(6, tables, layout, epoch_axis=axis), layout, "digits", "vgg")
+    low, high = ax.get_xlim()
+    assert low < 0 and high > 100
+    pixels = ax.transData.transform([(0, 1), (1, 1), (10, 1), (100, 1)])[:, 0]
+    assert np.isfinite(pixels).all() and (np.diff(pixels) > 0).all()
+    if axis == "log":
+        assert pixels[2] - pixels[1] == pytest.approx(pixels[3] - pixels[2], rel=0.01)
+
+
+def test_an_unknown_epoch_axis_is_refused(tables, layout):
+    with pytest.raises(ValueError, match="epoch_axis"):
+        draw(6, tables, layout, epoch_axis="cubic")
+
+
+@pytest.mark.parametrize("number", SPECS)
+def test_everything_drawn_lies_inside_its_axis(number, seeded):
+    layout = Layout.of(seeded["runs"])
+    figure = draw(number, seeded, layout)
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        for drawn in ax.lines:
+            if drawn.get_gid() not in (None, "terminal-phase"):
+                assert low < min(drawn.get_ydata()) and max(drawn.get_ydata()) < high
+
+
+@pytest.mark.parametrize("name", ["figure_4", "figure_8", "sweep"])
+def test_the_papers_grid_has_no_overlapping_text(name):
+    tables = make_tables(DATASETS_7, ARCHITECTURES, last=40, missing=[("imagenet", "vgg")])
+    layout = Layout.of(tables["runs"], DATASETS_7, ARCHITECTURES, LABELS)
+    entry = figures.FIGURES[name]
+    figure = entry.function(tables[entry.table], tables["runs"], layout)
+    canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    renderer = canvas.get_renderer()
+    boxes = []
+    for ax in figure.axes:
+        texts = [ax.title, ax.yaxis.label]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if low <= tick.get_loc() <= high:
+                    texts.append(tick.label1)
+        boxes += [
+            text.get_window_extent(renderer)
+            for text in texts
+            if text.get_text() and text.get_visible()
+        ]
+    for i, one in enumerate(boxes):
+        assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= figure.bbox.x1 and one.y1 <= figure.bbox.y1
+        for other in boxes[i + 1 :]:
+            assert not one.overlaps(other)
+
+
+def test_the_caption_says_what_is_shown(tables, layout, seeded):
+    caption = grid_caption(SPECS[2], tables["measurements"], tables["runs"], layout)
+    assert "single training" in caption and "no band" in caption
+    assert "Not run: MNIST subset × DenseNet." in caption
+    assert "99.9 %" in caption and "not reached by every training of Digits × DenseNet" in caption
+    caption = grid_caption(SPECS[7], seeded["measurements"], seeded["runs"])
+    assert "mean of 3 seeds" in caption and "smallest to the largest" in caption
+    assert "test examples" in caption and "own vertical scale" in caption
+
+
+def test_curve_counts_only_finite_seeds():
+    frame = pd.DataFrame(
+        {
+            "seed": [0, 1, 0, 1],
+            "epoch": [0, 0, 1, 1],
+            "split": "train",
+            "statistic": "s",
+            "value": [1.0, 3.0, np.nan, 5.0],
+        }
+    )
+    points = curve(frame, "s", "train")
+    assert points.values.tolist() == [[0, 2, 1, 3, 2], [1, 5, 5, 5, 1]]

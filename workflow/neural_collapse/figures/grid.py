@@ -1,0 +1,396 @@
+"""Figures 2 to 8: a grid of panels, one a cell, each a statistic over the epochs of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+
+from . import style
+from .layout import (
+    Layout,
+    curve,
+    empty_reason,
+    missing_sentence,
+    rows_of,
+    seeds_sentence,
+    several_seeds,
+    terminal_phase,
+    terminal_phase_sentence,
+)
+
+EpochAxis = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel."""
+
+    statistic: str
+    split: str
+    label: str
+    look: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class GridFigure:
+    """What one of Figures 2 to 8 shows."""
+
+    number: int
+    title: str
+    axis_label: str
+    series: tuple[Series, ...]
+    explanation: str
+    """What is drawn, for the caption."""
+    log_y: bool = False
+    share_y: bool = True
+    """One vertical scale for all panels; left apart where datasets differ by orders."""
+    rises: bool = False
+    """Whether curves end at the top, so that notes stand at the bottom."""
+    scale: float = 1.0
+    """Factor between table and axis, 100 for a percentage."""
+
+
+def _pair(name: str, split: str = "train") -> tuple[Series, Series]:
+    return (
+        Series(f"{name}_means", split, "class means", style.MEANS),
+        Series(f"{name}_classifier", split, "classifiers", style.CLASSIFIERS),
+    )
+
+
+def _single(name: str, split: str, label: str) -> tuple[Series]:
+    return (Series(name, split, label, style.MEANS),)
+
+
+SPECS: dict[int, GridFigure] = {
+    spec.number: spec
+    for spec in (
+        GridFigure(
+            2,
+            "Class means and classifiers become equinorm (NC2)",
+            "Std / mean of the norms",
+            _pair("nc2_equinorm"),
+            "Standard deviation over classes (ddof 0) divided by the mean of the norms of the "
+            "centred class means μ_c − μ_G and of the classifiers w_c; train set",
+        ),
+        GridFigure(
+            3,
+            "Class means and classifiers approach equiangularity (NC2)",
+            "Std of the cosines",
+            _pair("nc2_equiangularity"),
+            "Standard deviation over pairs of classes (ddof 0) of the cosine between centred class "
+            "means and between classifiers; train set",
+        ),
+        GridFigure(
+            4,
+            "Class means and classifiers approach maximal-angle equiangularity (NC2)",
+            "Mean of |cos + 1/(C − 1)|",
+            _pair("nc2_maximal_angle"),
+            "Mean over pairs of classes of |cos + 1/(C − 1)| between centred class means and "
+            "between classifiers; zero for a simplex ETF; train set",
+        ),
+        GridFigure(
+            5,
+            "Classifiers converge to the class means: self-duality (NC3)",
+            r"$\Vert\, W^{\top}\!/\Vert W\Vert_F - M/\Vert M\Vert_F \,\Vert_F^{\,2}$",
+            _single("nc3_self_duality", "train", "classifiers against class means"),
+            "Squared Frobenius distance of the classifiers W from the centred class means M, each "
+            "divided by its Frobenius norm; train set",
+        ),
+        GridFigure(
+            6,
+            "Within-class variability collapses (NC1)",
+            r"$\mathrm{Tr}(\Sigma_W\, \Sigma_B^{+})\, /\, C$",
+            _single("nc1_within_class_variability", "train", "within-class variability"),
+            "Within-class covariance of the features measured by the between-class covariance, "
+            "Tr(Σ_W Σ_B⁺) / C, on a logarithmic axis; train set",
+            log_y=True,
+        ),
+        GridFigure(
+            7,
+            "The classifier becomes a nearest class-centre decision (NC4)",
+            "Mismatch with nearest centre (%)",
+            _single("nc4_ncc_mismatch", "test", "network against nearest class centre"),
+            "Share of the test examples for which the network and the nearest class centre (means "
+            "of the train features) decide differently",
+            share_y=False,
+            scale=100.0,
+        ),
+        GridFigure(
+            8,
+            "Robustness to adversarial perturbations",
+            r"$\Vert r(x)\Vert_2\, /\, \Vert x\Vert_2$",
+            _single("robustness", "test", "DeepFool perturbation"),
+            "Mean over the attacked test images of the norm of DeepFool's smallest perturbation "
+            "that changes the decision, divided by the norm of the image; higher is more robust",
+            share_y=False,
+            rises=True,
+        ),
+    )
+}
+
+
+# --------------------------------------------------------------------------- the epoch axis
+
+
+def set_epoch_axis(ax: Axes, last: float, epoch_axis: EpochAxis) -> None:
+    """Epochs from 0 to `last`; "log" is logarithmic from epoch 1, with epoch 0 to its left."""
+    last = max(float(last), 1.0)
+    if epoch_axis == "log":
+        ax.set_xscale("symlog", linthresh=1, linscale=0.35)
+        decades = [10.0**k for k in range(int(np.floor(np.log10(last))) + 1)]
+        ax.xaxis.set_major_locator(FixedLocator([0.0, *decades]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(-0.25, last * 1.25)
+    elif epoch_axis == "linear":
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, steps=[1, 1.5, 2, 3, 5, 10]))
+        ax.set_xlim(-0.035 * last, 1.035 * last)
+    else:
+        raise ValueError(f"epoch_axis must be 'linear' or 'log', not {epoch_axis!r}")
+    ax.xaxis.set_major_formatter(style.tick_formatter())
+
+
+def label_epochs(column: np.ndarray, drawn: list[Axes], last: float, epoch_axis: EpochAxis) -> None:
+    """One epoch axis for a column of panels, with its labels under the lowest panel alone."""
+    if not any(ax in drawn for ax in column):
+        return
+    for ax in column:
+        set_epoch_axis(ax, last, epoch_axis)
+        ax.tick_params(labelbottom=ax is column[-1])
+
+
+def mark_terminal_phase(
+    ax: Axes,
+    runs: pd.DataFrame,
+    dataset: str,
+    architecture: str,
+    note: Literal["top", "bottom", ""] = "top",
+) -> None:
+    """The start of the terminal phase: a triangle on the axis and a dotted line above it.
+
+    Where no training reached it, a note in the right corner at `note` says so.
+    """
+    phase = terminal_phase(runs, dataset, architecture)
+    if phase.reached == 0:
+        if note:
+            look = {
+                "fontsize": 5.5,
+                "style": "italic",
+                "color": style.GREY,
+                "ha": "right",
+                "va": note,
+            }
+            height = 1.0 if note == "top" else 0.06
+            ax.text(0.99, height, "no TPT", transform=ax.transAxes, **look)
+        return
+    ax.axvline(phase.mean, color=style.GREY, linewidth=0.6, linestyle=(0, (1, 1.6)), zorder=1.5)
+    if phase.last > phase.first:
+        ax.axvspan(phase.first, phase.last, color=style.FAINT, alpha=0.35, linewidth=0, zorder=1)
+    ax.plot(
+        [phase.mean],
+        [0],
+        transform=ax.get_xaxis_transform(),
+        clip_on=False,
+        zorder=6,
+        gid="terminal-phase",
+        **style.TERMINAL_PHASE,
+    )
+
+
+def draw_curve(
+    ax: Axes, rows: pd.DataFrame, series: Series, scale: float = 1.0, log_y: bool = False, **look
+) -> float:
+    """One line and its band over the seeds; its last epoch, or nan where there is none."""
+    points = curve(rows, series.statistic, series.split)
+    if log_y:
+        # A seed that has reached zero exactly has no place on a logarithmic axis.
+        points = points[points["mean"] > 0]
+    if points.empty:
+        return np.nan
+    epochs = points["epoch"].to_numpy()
+    low, high = points["low"].to_numpy(), points["high"].to_numpy()
+    if log_y:
+        positive = low[low > 0]
+        low = np.where(low > 0, low, positive.min() if len(positive) else high)
+    if (points["seeds"] > 1).any():
+        ax.fill_between(
+            epochs,
+            scale * low,
+            scale * high,
+            color=series.look["color"],
+            alpha=0.25,
+            linewidth=0,
+            zorder=2,
+        )
+    values = scale * points["mean"].to_numpy()
+    ax.plot(epochs, values, gid=series.statistic, **{**series.look, **look})
+    return float(epochs[-1])
+
+
+def blank_panel(ax: Axes, word: str) -> None:
+    """A panel without axes that says why it is empty."""
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+    ax.patch.set_facecolor("#F4F4F4")
+    ax.text(
+        0.5,
+        0.5,
+        word,
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        style="italic",
+        color=style.GREY,
+    )
+
+
+# --------------------------------------------------------------------------- the grid
+
+
+def draw_grid(
+    spec: GridFigure,
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    epoch_axis: EpochAxis = "linear",
+) -> Figure:
+    """Draw one of Figures 2 to 8 from tables `measurements` and `runs`."""
+    layout = layout or Layout.of(runs)
+    rows, columns = len(layout.architectures), len(layout.datasets)
+    with style.style():
+        width = style.figure_width(columns)
+        slot = {1: 2.1, 2: 1.2, 3: 0.95}.get(columns, 0.98)
+        figure = style.new_figure(width, 0.62 + rows * slot)
+        # Row titles and tick labels fill the height between panels already.
+        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        drawn: list[Axes] = []
+        for column, (dataset, dataset_label) in enumerate(layout.datasets):
+            last = _draw_column(spec, measurements, runs, layout, axes[:, column], dataset, drawn)
+            label_epochs(axes[:, column], drawn, last, epoch_axis)
+            axes[0, column].set_title(dataset_label)
+        for row, (_, label) in enumerate(layout.architectures):
+            axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
+        _vertical_axes(spec, axes, drawn)
+        figure.supylabel(spec.axis_label, fontsize=7)
+        figure.supxlabel("Epoch", fontsize=7)
+        _legend(figure, spec, measurements, runs, layout)
+    return figure
+
+
+def _draw_column(spec, measurements, runs, layout, axes, dataset, drawn) -> float:
+    last = 0.0
+    for ax, (architecture, _) in zip(axes, layout.architectures, strict=True):
+        rows = rows_of(measurements, dataset, architecture)
+        ends = [draw_curve(ax, rows, series, spec.scale, spec.log_y) for series in spec.series]
+        if np.isnan(ends).all():
+            blank_panel(ax, empty_reason(runs, dataset, architecture))
+            continue
+        mark_terminal_phase(ax, runs, dataset, architecture, "bottom" if spec.rises else "top")
+        last = max(last, np.nanmax(ends))
+        drawn.append(ax)
+    return last
+
+
+def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes]) -> None:
+    limits = {ax: _limits(ax, spec.log_y) for ax in drawn}
+    for row in axes:
+        for column, ax in enumerate(row):
+            if ax not in drawn:
+                continue
+            low, high = limits[ax]
+            if spec.share_y:
+                low = min(limit[0] for limit in limits.values())
+                high = max(limit[1] for limit in limits.values())
+            if spec.log_y:
+                ax.set_yscale("log")
+                ax.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.05)
+                ax.yaxis.set_major_locator(LogLocator(numticks=5))
+                ax.yaxis.set_minor_locator(NullLocator())
+            else:
+                ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+                ax.yaxis.set_major_locator(
+                    MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10])
+                )
+            ax.yaxis.set_major_formatter(style.tick_formatter())
+            if spec.share_y and any(other in drawn for other in row[:column]):
+                ax.tick_params(labelleft=False)
+
+
+def _limits(ax: Axes, log_y: bool) -> tuple[float, float]:
+    """Smallest and largest value shown, bands included; a linear axis begins at zero."""
+    data = [
+        np.asarray(line.get_ydata(), dtype=float)
+        for line in ax.lines
+        if line.get_gid() not in (None, "terminal-phase")
+    ]
+    data += [path.vertices[:, 1] for band in ax.collections for path in band.get_paths()]
+    values = np.concatenate(data)
+    values = values[np.isfinite(values) & ((values > 0) if log_y else True)]
+    if log_y:
+        low, high = values.min(), values.max()
+        return (low, high) if high > 1.01 * low else (low / 3, high * 3)
+    low, high = min(0.0, values.min()), values.max()
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _legend(figure, spec, measurements, runs, layout) -> None:
+    handles = []
+    for series in spec.series if len(spec.series) > 1 else ():
+        handles.append(Line2D([], [], label=series.label, **series.look))
+    if several_seeds(measurements, layout):
+        colour = spec.series[0].look["color"]
+        handles.append(Patch(color=colour, alpha=0.25, linewidth=0, label="range over seeds"))
+    if any(terminal_phase(runs, *cell).reached for cell in layout.cells()):
+        handles.append(Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE))
+    if handles:
+        # Two columns of text are wide enough for one line, one column takes three entries.
+        columns = len(handles) if len(layout.datasets) > 3 else min(len(handles), 3)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+
+
+def grid_caption(
+    spec: GridFigure, measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """What the figure shows, how many seeds, and what its band is."""
+    layout = layout or Layout.of(runs)
+    marks = " (blue circles: class means, orange squares: classifiers)"
+    sentences = [
+        f"{spec.explanation}{marks if len(spec.series) > 1 else ''}.",
+        "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
+        "network before training.",
+        terminal_phase_sentence(runs, layout),
+        seeds_sentence(measurements, layout),
+        missing_sentence(runs, layout),
+    ]
+    if not spec.share_y:
+        sentences.insert(2, "Every panel has its own vertical scale.")
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _figure(number: int):
+    spec = SPECS[number]
+
+    def draw(
+        measurements: pd.DataFrame,
+        runs: pd.DataFrame,
+        layout: Layout | None = None,
+        epoch_axis: EpochAxis = "linear",
+    ) -> Figure:
+        return draw_grid(spec, measurements, runs, layout, epoch_axis)
+
+    draw.__name__ = draw.__qualname__ = f"figure_{number}"
+    draw.__doc__ = f"Figure {number}: {spec.title}. {spec.explanation}."
+    return draw
+
+
+figure_2, figure_3, figure_4, figure_5, figure_6, figure_7, figure_8 = map(_figure, range(2, 9))

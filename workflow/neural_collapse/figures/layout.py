@@ -1,0 +1,171 @@
+"""What a grid of panels shares: its columns and rows, means over seeds, and the TPT's start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from . import paper
+
+NOT_RUN = "not run"
+NOT_MEASURED = "not measured"
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns and rows of the grid, each a name and how it is titled."""
+
+    datasets: tuple[tuple[str, str], ...]
+    architectures: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(
+        cls,
+        runs: pd.DataFrame,
+        datasets: Sequence[str] | None = None,
+        architectures: Sequence[str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Layout:
+        """The layout of `runs`.
+
+        Args:
+            runs: a runs table, which gives titles and, where no order is given, the cells.
+            datasets: the columns in order; left out, those of `runs` in the paper's order.
+            architectures: the rows in order; left out, those of `runs` in the paper's order.
+            labels: titles by name, for cells that `runs` does not hold; they win over its own.
+        """
+        labels = labels or {}
+
+        def titled(kind: str, names: Sequence[str] | None, known: tuple[str, ...]):
+            if names is None:
+                names = paper.paper_order(sorted(set(runs[kind])), known)
+            own = dict(zip(runs[kind], runs[f"{kind}_label"], strict=True))
+            return tuple((name, labels.get(name, own.get(name, name))) for name in names)
+
+        return cls(
+            titled("dataset", datasets, paper.DATASETS),
+            titled("architecture", architectures, paper.ARCHITECTURES),
+        )
+
+    def cells(self) -> list[tuple[str, str]]:
+        """(dataset, architecture) of every panel, dataset by dataset."""
+        return [(d, a) for d, _ in self.datasets for a, _ in self.architectures]
+
+    def title(self, dataset: str, architecture: str) -> str:
+        """How a cell is called in a sentence."""
+        return f"{dict(self.datasets)[dataset]} × {dict(self.architectures)[architecture]}"
+
+
+def rows_of(frame: pd.DataFrame, dataset: str, architecture: str) -> pd.DataFrame:
+    """The rows of one cell."""
+    return frame[(frame["dataset"] == dataset) & (frame["architecture"] == architecture)]
+
+
+def curve(rows: pd.DataFrame, statistic: str, split: str) -> pd.DataFrame:
+    """One statistic of one cell over epochs: epoch, mean, low, high, seeds.
+
+    Mean, smallest and largest of the seeds' finite values at each epoch; an epoch where no seed
+    has one is left out.
+    """
+    chosen = rows[(rows["statistic"] == statistic) & (rows["split"] == split)]
+    chosen = chosen[np.isfinite(chosen["value"])]
+    grouped = chosen.groupby("epoch")["value"]
+    return grouped.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
+
+
+@dataclass(frozen=True)
+class TerminalPhase:
+    """When the terminal phase of training started in the runs of one cell."""
+
+    mean: float
+    """Mean over the seeds that reached it; nan where none did."""
+    first: float
+    last: float
+    reached: int
+    runs: int
+
+
+def terminal_phase(runs: pd.DataFrame, dataset: str, architecture: str) -> TerminalPhase:
+    """The start of the terminal phase of one cell over its seeds."""
+    cell = rows_of(runs, dataset, architecture)
+    epochs = cell["terminal_phase_epoch"].dropna().to_numpy(dtype=np.float64)
+    if len(epochs) == 0:
+        return TerminalPhase(np.nan, np.nan, np.nan, 0, len(cell))
+    return TerminalPhase(
+        float(epochs.mean()), float(epochs.min()), float(epochs.max()), len(epochs), len(cell)
+    )
+
+
+def empty_reason(runs: pd.DataFrame, dataset: str, architecture: str) -> str:
+    """The word in a panel that has nothing to show."""
+    cell = rows_of(runs, dataset, architecture)
+    if len(cell) == 0:
+        return NOT_RUN
+    return DIVERGED if cell["diverged"].all() else NOT_MEASURED
+
+
+def seed_counts(frame: pd.DataFrame, layout: Layout) -> list[int]:
+    """Number of seeds of each cell that has any, in the layout's order."""
+    counts = [rows_of(frame, *cell)["seed"].nunique() for cell in layout.cells()]
+    return [count for count in counts if count]
+
+
+def several_seeds(frame: pd.DataFrame, layout: Layout) -> bool:
+    """Whether any cell has more than one seed, so that bands are drawn."""
+    return max(seed_counts(frame, layout), default=0) > 1
+
+
+def seeds_sentence(frame: pd.DataFrame, layout: Layout) -> str:
+    """How many trainings a curve stands for, and what its band is."""
+    counts = seed_counts(frame, layout)
+    if not counts:
+        return "Nothing was run yet."
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return "Every curve is a single training (one seed), so there is no band."
+    number = f"{high}" if low == high else f"{low} to {high}"
+    return (
+        f"Curves are the mean of {number} seeds; the band reaches from the smallest to the largest "
+        "of them."
+    )
+
+
+def percent(share: float) -> str:
+    """A share as a percentage without superfluous zeros: 99.9 %."""
+    return f"{100 * share:.4g} %"
+
+
+def terminal_phase_sentence(runs: pd.DataFrame, layout: Layout) -> str:
+    """What the mark of the terminal phase means, and which cells have none."""
+    present = pd.concat([rows_of(runs, *cell) for cell in layout.cells()])
+    if len(present) == 0:
+        return ""
+    thresholds = sorted(set(present["terminal_phase_accuracy"]), reverse=True)
+    accuracy = " or ".join(percent(threshold) for threshold in thresholds)
+    text = (
+        "Triangle and dotted line: start of the terminal phase of training (TPT), the first epoch "
+        f"with a train accuracy of at least {accuracy}"
+    )
+    cells = layout.cells()
+    phases = {cell: terminal_phase(runs, *cell) for cell in cells}
+    if any(phase.reached > 1 for phase in phases.values()):
+        text += ", mean over the seeds (grey: first to last of them)"
+    missed = [layout.title(*cell) for cell in cells if phases[cell].runs > phases[cell].reached]
+    if missed:
+        text += f"; not reached by every training of {_list(missed)} (no TPT)"
+    return text + "."
+
+
+def missing_sentence(runs: pd.DataFrame, layout: Layout) -> str:
+    """Which cells were not run, or nothing."""
+    missing = [layout.title(*cell) for cell in layout.cells() if rows_of(runs, *cell).empty]
+    return f"Not run: {_list(missing)}." if missing else ""
+
+
+def _list(items: Iterable[str]) -> str:
+    items = list(items)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,0 +1,172 @@
+"""Everything on one page: a row a cell, a small curve for each of the paper's quantities."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
+
+from . import style
+from .grid import (
+    SPECS,
+    EpochAxis,
+    Series,
+    blank_panel,
+    draw_curve,
+    mark_terminal_phase,
+    set_epoch_axis,
+)
+from .layout import (
+    Layout,
+    curve,
+    empty_reason,
+    rows_of,
+    seeds_sentence,
+    terminal_phase_sentence,
+)
+
+TITLE = "Overview of every training"
+
+_TRAIN = {**style.MEANS, "marker": ""}
+_TEST = {**style.CLASSIFIERS, "marker": "", "linestyle": (0, (2.5, 1))}
+PANELS: tuple[tuple[str, tuple[Series, ...], bool], ...] = (
+    ("NC1", SPECS[6].series, True),
+    ("NC2\nequinorm", SPECS[2].series, False),
+    ("NC2\nequiangular", SPECS[3].series, False),
+    ("NC2\nmax. angle", SPECS[4].series, False),
+    ("NC3", SPECS[5].series, False),
+    ("NC4\nmismatch", SPECS[7].series, False),
+    (
+        "error",
+        (Series("error", "train", "train", _TRAIN), Series("error", "test", "test", _TEST)),
+        False,
+    ),
+    ("robustness", SPECS[8].series, False),
+)
+
+
+def overview(
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    epoch_axis: EpochAxis = "linear",
+) -> Figure:
+    """The overview from the tables `measurements` and `runs`; cells that were not run are left out.
+
+    Each panel has its own vertical scale, from zero (NC1: logarithmic); the number in its corner
+    is the mean over seeds at the last epoch.
+    """
+    layout = layout or Layout.of(runs)
+    cells = [cell for cell in layout.cells() if len(rows_of(runs, *cell))]
+    with style.style():
+        height = min(0.85 + 0.62 * max(len(cells), 1), 9.6)
+        figure = style.new_figure(style.TWO_COLUMNS_IN, height)
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0.02, hspace=0.02)
+        if not cells:
+            figure.text(0.5, 0.5, "nothing was run yet", ha="center", style="italic")
+            return figure
+        axes = figure.subplots(len(cells), len(PANELS), squeeze=False)
+        for row, cell in enumerate(cells):
+            data = rows_of(measurements, *cell)
+            last = data["epoch"].max() if len(data) else 1
+            for column, (_, series, log_y) in enumerate(PANELS):
+                ax = axes[row, column]
+                _draw_panel(ax, data, series, log_y, runs, cell, last, epoch_axis)
+                if row < len(cells) - 1 and _same_epochs(measurements, cell, cells[row + 1]):
+                    ax.tick_params(labelbottom=False)
+            axes[row, 0].set_ylabel(
+                "\n".join(layout.title(*cell).split(" × ")),
+                rotation=0,
+                ha="right",
+                va="center",
+                fontweight="bold",
+                fontsize=6.5,
+            )
+        for column, (title, _, _) in enumerate(PANELS):
+            axes[0, column].set_title(title, fontsize=6.5)
+        figure.supxlabel("Epoch", fontsize=7)
+        handles = [
+            Line2D([], [], label="class means; train error; single curves", **style.MEANS),
+            Line2D([], [], label="classifiers; test error", **style.CLASSIFIERS),
+            Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE),
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _same_epochs(measurements: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> bool:
+    return (
+        rows_of(measurements, *one)["epoch"].max() == rows_of(measurements, *other)["epoch"].max()
+    )
+
+
+def _draw_panel(ax, data, series, log_y, runs, cell, last, epoch_axis) -> None:
+    ends = [
+        draw_curve(ax, data, one, log_y=log_y, markersize=1.2, markeredgewidth=0.35, linewidth=0.6)
+        for one in series
+    ]
+    if np.isnan(ends).all():
+        blank_panel(ax, empty_reason(runs, *cell))
+        return
+    mark_terminal_phase(ax, runs, *cell, note="")
+    _smaller_mark(ax)
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in _curves(ax)])
+    low, high = values.min(), values.max()
+    if log_y:
+        ax.set_yscale("log")
+        ratio = max(high / low, 10.0)
+        # The corner's number needs air above the curve's end.
+        ax.set_ylim(low / ratio**0.12, high * ratio**0.12)
+    else:
+        low, high = min(low, 0.0), high if high > 0 else 1.0
+        ax.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))
+    ax.yaxis.set_major_locator(NullLocator())
+    ax.yaxis.set_minor_locator(NullLocator())
+    set_epoch_axis(ax, last, epoch_axis)
+    ax.tick_params(axis="x", labelsize=5.5)
+    texts = []
+    for one in series:
+        points = curve(data, one.statistic, one.split)
+        if len(points):
+            texts.append((style.short_number(points["mean"].iloc[-1]), one.look["color"]))
+    # A curve that rises ends in the upper corner, so its number stands in the lower one.
+    rises = series == SPECS[8].series
+    for place, (text, colour) in enumerate(texts):
+        ax.text(
+            0.98,
+            0.14 if rises else 0.98 - 0.24 * place,
+            text,
+            transform=ax.transAxes,
+            ha="right",
+            va="bottom" if rises else "top",
+            fontsize=5.5,
+            color=colour,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4},
+            zorder=7,
+        )
+
+
+def _smaller_mark(ax) -> None:
+    for line in ax.lines:
+        if line.get_gid() == "terminal-phase":
+            line.set_markersize(2.8)
+
+
+def _curves(ax) -> list[Line2D]:
+    return [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]
+
+
+def overview_caption(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """What the overview shows."""
+    layout = layout or Layout.of(runs)
+    return (
+        "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
+        "else linear from zero, each panel on its own scale; the number in the corner is the value "
+        "at the last epoch. NC1 to NC3 on the train set, NC4's mismatch and robustness on the test "
+        "set. Blue: class means, train error and single curves; orange: classifiers, test error. "
+        f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)}"
+    )

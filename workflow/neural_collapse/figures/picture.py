@@ -1,0 +1,182 @@
+"""Figure 1: three classes in the 3-D space of their means, at several epochs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from mpl_toolkits.mplot3d.axes3d import Axes3D
+
+from . import style
+from .layout import Layout, rows_of
+
+TITLE = "Neural collapse of three classes, in the space that their means span"
+
+# A dark, a middle and a light shade for the three classes.
+FEATURE_SHADES = ("#1D4E89", "#5B9BD5", "#9FC9EE")
+MEAN_SHADES = ("#08306B", "#2171B5", "#6BAED6")
+CLASSIFIER_SHADES = ("#67000D", "#CB181D", "#FB6A4A")
+ETF_SHADES = ("#00441B", "#238B45", "#74C476")
+
+REACH_MIN = 1.2
+REACH_MAX = 3.0
+"""Features farther out than this many norms of the class means are left out of the picture."""
+
+
+def picture_cell(
+    activations: pd.DataFrame, layout: Layout, cell: tuple[str, str] | None = None
+) -> tuple[str, str, int] | None:
+    """(dataset, architecture, seed) that Figure 1 shows: `cell`, or the first that has points."""
+    for dataset, architecture in [cell] if cell else layout.cells():
+        seeds = rows_of(activations, dataset, architecture)["seed"]
+        if len(seeds):
+            return dataset, architecture, int(seeds.min())
+    return None
+
+
+def figure_1(
+    activations: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    cell: tuple[str, str] | None = None,
+) -> Figure:
+    """Figure 1 from the tables `activations` and `runs`.
+
+    Small dots are features, balls on sticks the class means (blue), triangles on sticks the
+    classifiers (red), diamonds the simplex ETF's vertices (green); shades tell the classes apart.
+    """
+    layout = layout or Layout.of(runs)
+    chosen = picture_cell(activations, layout, cell)
+    with style.style():
+        if chosen is None:
+            figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)
+            figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
+            return figure
+        dataset, architecture, seed = chosen
+        rows = rows_of(activations, dataset, architecture)
+        rows = rows[rows["seed"] == seed]
+        epochs = sorted(rows["epoch"].unique())
+        columns = len(epochs) if len(epochs) <= 3 else 2 if len(epochs) == 4 else 4
+        columns = min(columns, len(epochs))
+        lines = -(-len(epochs) // columns)
+        width = style.figure_width(columns)
+        figure = style.new_figure(width, 0.55 + lines * (0.14 + 0.68 * width / columns))
+        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.03, wspace=0, hspace=0.02)
+        for place, epoch in enumerate(epochs):
+            ax = figure.add_subplot(lines, columns, place + 1, projection="3d")
+            _draw_space(ax, rows[rows["epoch"] == epoch])
+            ax.set_title(f"Epoch {epoch}", y=1, pad=0)
+        figure.suptitle(f"{layout.title(dataset, architecture)}", fontsize=7)
+        figure.legend(handles=_legend(), loc="outside lower center", ncols=4, handletextpad=0.3)
+    return figure
+
+
+def reach(features_N3: np.ndarray) -> float:
+    """How far the picture reaches from its centre, in norms of the class means."""
+    if len(features_N3) == 0:
+        return REACH_MIN
+    radius = np.linalg.norm(features_N3, axis=1)
+    return float(np.clip(radius.max(), REACH_MIN, REACH_MAX))
+
+
+def _draw_space(ax: Axes3D, rows: pd.DataFrame) -> None:
+    kinds = {kind: part for kind, part in rows.groupby("kind")}
+    classes = sorted(rows["class_index"].unique())
+    shade = {index: place % 3 for place, index in enumerate(classes)}
+    nothing = rows.iloc[:0]
+    features = kinds.get("feature", nothing)
+    points = features[["x", "y", "z"]].to_numpy()
+    limit = reach(points)
+    inside = np.linalg.norm(points, axis=1) <= limit
+    for index in classes:
+        chosen = points[inside & (features["class_index"] == index).to_numpy()]
+        ax.scatter(
+            *chosen.T,
+            s=2.2,
+            color=FEATURE_SHADES[shade[index]],
+            alpha=0.75,
+            linewidths=0,
+            depthshade=False,
+            clip_on=False,
+            gid=f"feature-{index}",
+        )
+    looks = [
+        ("etf_vertex", ETF_SHADES, "D", 26, 0.7, (0, (3, 1.5))),
+        ("class_mean", MEAN_SHADES, "o", 22, 1.1, "-"),
+        ("classifier", CLASSIFIER_SHADES, "^", 17, 0.9, (0, (1, 1))),
+    ]
+    for kind, shades, marker, size, width, line in looks:
+        for row in kinds.get(kind, nothing).itertuples():
+            colour = shades[shade[row.class_index]]
+            stick = [0, row.x], [0, row.y], [0, row.z]
+            look = {"color": colour, "linewidth": width, "linestyle": line}
+            ax.plot(*stick, clip_on=False, **look)
+            ax.scatter(
+                [row.x],
+                [row.y],
+                [row.z],
+                marker=marker,
+                s=size,
+                color=colour if kind != "etf_vertex" else "none",
+                edgecolors="white" if kind != "etf_vertex" else colour,
+                linewidths=0.3 if kind != "etf_vertex" else 1.0,
+                depthshade=False,
+                clip_on=False,
+                gid=f"{kind}-{row.class_index}",
+            )
+    # Seen from above, aslant: the vertices stand around the z axis, above the origin.
+    ax.view_init(elev=42, azim=-81)
+    ax.set_xlim(-limit, limit)
+    ax.set_ylim(0.2 - limit, 0.2 + limit)
+    ax.set_zlim(0.35 - limit, 0.35 + limit)
+    ax.set_box_aspect((1, 1, 1), zoom=1.9)
+    ax.set_axis_off()
+    for artist in (*ax.lines, *ax.collections):
+        artist.set_in_layout(False)
+    if not inside.all():
+        share = 1 - inside.mean()
+        note = f"{max(share, 0.01):.0%} of the features outside"
+        ax.text2D(0.5, 0.0, note, transform=ax.transAxes, ha="center", fontsize=5.5, color="0.4")
+
+
+def _legend() -> list[Line2D]:
+    def mark(label: str, colour: str, marker: str, size: float, **look) -> Line2D:
+        return Line2D(
+            [], [], linestyle="none", label=label, color=colour, marker=marker, ms=size, **look
+        )
+
+    return [
+        mark("features", FEATURE_SHADES[1], "o", 1.8),
+        mark("class means", MEAN_SHADES[1], "o", 4.5),
+        mark("classifiers", CLASSIFIER_SHADES[1], "^", 4.5),
+        mark("simplex ETF", ETF_SHADES[1], "D", 4, markerfacecolor="none"),
+    ]
+
+
+def picture_caption(
+    activations: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    cell: tuple[str, str] | None = None,
+) -> str:
+    """What Figure 1 shows and how it was projected."""
+    layout = layout or Layout.of(runs)
+    chosen = picture_cell(activations, layout, cell)
+    if chosen is None:
+        return "No features were kept for this figure."
+    dataset, architecture, seed = chosen
+    rows = rows_of(activations, dataset, architecture)
+    rows = rows[rows["seed"] == seed]
+    classes = ", ".join(map(str, sorted(rows["class_index"].unique())))
+    count = int((rows[rows["epoch"] == rows["epoch"].max()]["kind"] == "feature").sum())
+    return (
+        f"{layout.title(dataset, architecture)}, classes {classes}, one training (seed {seed}). "
+        f"Dots: {count} train features; blue balls: class means; red triangles: classifiers; green "
+        "diamonds: vertices of the simplex ETF, turned onto the class means. Shades tell the "
+        "classes apart. All are centred and projected on the space that the three class means "
+        "span; means and classifiers are divided by their average norm. The view is fixed to the "
+        "ETF. While features still scatter widely a panel shows more of the space, so that sticks "
+        f"look shorter; features farther out than {REACH_MAX:g} norms of the class means are left "
+        "out."
+    )

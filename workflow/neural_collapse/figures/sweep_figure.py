@@ -1,0 +1,149 @@
+"""The learning-rate sweep: test error at the last epoch over learning rate, one panel a cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from . import style
+from .grid import blank_panel
+from .layout import Layout, rows_of
+
+TITLE = "Test error over learning rate"
+
+_TRIED = {**style.MEANS, "markersize": 3}
+_SELECTED = {
+    "color": style.ORANGE,
+    "marker": "*",
+    "markersize": 8,
+    "markeredgecolor": style.INK,
+    "markeredgewidth": 0.5,
+    "linestyle": "none",
+    "zorder": 5,
+}
+_DIVERGED = {"color": style.RED, "marker": "x", "markersize": 4, "linestyle": "none"}
+_TICKS_PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+
+
+def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
+    """A row a candidate: its cell, learning_rate, test error in % at the end, diverged, selected.
+
+    A candidate that diverged has an error of 100 %.
+    """
+    rows = sweep[(sweep["statistic"] == "error") & (sweep["split"] == "test")]
+    key = ["dataset", "architecture", "seed", "learning_rate"]
+    last = rows.sort_values("epoch", kind="stable").groupby(key, as_index=False).last()
+    error = last["value"].where(~last["diverged"].astype(bool), 1.0)
+    return last.assign(error_percent=100 * error)[[*key, "error_percent", "diverged", "selected"]]
+
+
+def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> Figure:
+    """The sweep figure from the tables `sweep` and `runs`."""
+    layout = layout or Layout.of(runs)
+    errors = final_errors(sweep)
+    rows, columns = len(layout.architectures), len(layout.datasets)
+    with style.style():
+        slot = {1: 2.1, 2: 1.2, 3: 0.98}.get(columns, 0.98)
+        figure = style.new_figure(style.figure_width(columns), 0.62 + rows * slot)
+        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        rates = errors["learning_rate"]
+        limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
+        for column, (dataset, label) in enumerate(layout.datasets):
+            axes[0, column].set_title(label)
+            for row, (architecture, _) in enumerate(layout.architectures):
+                ax = axes[row, column]
+                candidates = rows_of(errors, dataset, architecture)
+                if candidates.empty:
+                    blank_panel(ax, _reason(runs, dataset, architecture))
+                    continue
+                _draw_panel(ax, candidates)
+                _rate_axis(ax, limits, columns > 3)
+            for ax in axes[:-1, column]:
+                ax.tick_params(labelbottom=False)
+            if not axes[-1, column].lines and any(ax.lines for ax in axes[:, column]):
+                _rate_axis(axes[-1, column], limits, columns > 3)
+                axes[-1, column].tick_params(labelbottom=True)
+        for row, (_, label) in enumerate(layout.architectures):
+            axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
+        figure.supylabel("Test error at the last epoch (%)", fontsize=7)
+        figure.supxlabel("Learning rate", fontsize=7)
+        handles = [
+            Line2D([], [], label="tried", **_TRIED),
+            Line2D([], [], label="selected", **_SELECTED),
+        ]
+        if errors["diverged"].any():
+            handles.append(Line2D([], [], label="diverged", **_DIVERGED))
+        if len(errors):
+            figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return figure
+
+
+def _reason(runs: pd.DataFrame, dataset: str, architecture: str) -> str:
+    cell = rows_of(runs, dataset, architecture)
+    if cell.empty:
+        return "not run"
+    if (cell["learning_rate_origin"] == "pinned").all():
+        return f"pinned at\n{cell['learning_rate'].iloc[0]:.5g}"
+    return "not swept"
+
+
+def _rate_axis(ax: Axes, limits: tuple[float, float], narrow: bool) -> None:
+    ax.set_xscale("log")
+    ax.set_xlim(*limits)
+    low, high = np.log10(limits)
+    decades = np.arange(np.ceil(low), np.floor(high) + 1)
+    ax.set_xticks(10.0 ** decades[::-1][:: 2 if narrow else 1])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: style.power_of_ten(rate)))
+
+
+def _draw_panel(ax: Axes, candidates: pd.DataFrame) -> None:
+    candidates = candidates.groupby("learning_rate", as_index=False).agg(
+        error_percent=("error_percent", "mean"),
+        diverged=("diverged", "any"),
+        selected=("selected", "any"),
+    )
+    rates = candidates["learning_rate"].to_numpy()
+    errors = candidates["error_percent"].to_numpy()
+    diverged = candidates["diverged"].to_numpy(dtype=bool)
+    selected = candidates["selected"].to_numpy(dtype=bool)
+    # An error of zero has no place on a logarithmic axis: it stands on the axis' lower end.
+    positive = errors[errors > 0]
+    floor = (positive.min() / 2) if len(positive) and (errors == 0).any() else 0.0
+    shown = np.maximum(errors, floor)
+    ax.set_yscale("log")
+    ax.plot(rates[~diverged], shown[~diverged], gid="tried", **_TRIED)
+    ax.plot(rates[diverged], shown[diverged], gid="diverged", **_DIVERGED)
+    ax.plot(rates[selected], shown[selected], gid="selected", **_SELECTED)
+    low, high = shown.min() / 1.5, min(shown.max() * 1.5, 160)
+    ax.set_ylim(low, high)
+    ticks = [tick for tick in _TICKS_PERCENT if low <= tick <= high]
+    ax.set_yticks(ticks if len(ticks) <= 4 else ticks[:: -(-len(ticks) // 4)])
+    ax.yaxis.set_major_formatter(style.tick_formatter())
+    ax.yaxis.set_minor_locator(NullLocator())
+
+
+def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> str:
+    """What the sweep figure shows."""
+    layout = layout or Layout.of(runs)
+    errors = final_errors(sweep)
+    present = [rows_of(errors, *cell) for cell in layout.cells()]
+    counts = [len(part) for part in present if len(part)]
+    if not counts:
+        return "No learning rates were swept: all were pinned."
+    number = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    diverged = sum(int(part["diverged"].sum()) for part in present)
+    text = (
+        f"Test error at the last epoch of {number} learning rates a network, one training each; "
+        "both axes are logarithmic. The star marks the selected one, the lowest test error at the "
+        "last epoch, as in the paper."
+    )
+    if diverged:
+        many = "trainings" if diverged > 1 else "training"
+        text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
+    return text

@@ -1,0 +1,229 @@
+"""Table 1: test accuracy at the start of the terminal phase and at the end, paper's and ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..files import write_text_atomically
+from ..tables import check_frame, write_table
+from . import paper
+from .layout import Layout, rows_of
+
+DASH = "–"
+NONE_FOUND = "none found"
+SUFFIXES = ("parquet", "csv", "md", "tex")
+HEADINGS = (
+    "Dataset",
+    "Network",
+    "Paper, start of TPT",
+    "Paper, end",
+    "Ours, start of TPT",
+    "Ours, end",
+    "Difference, start",
+    "Difference, end",
+    "Seeds",
+    "Deviations",
+)
+
+
+def test_accuracy(rows: pd.DataFrame, seed: int, epoch: float | None) -> float:
+    """Test accuracy (0 to 1) of one run at `epoch`, or at its last where that is None; or nan."""
+    errors = rows[
+        (rows["seed"] == seed) & (rows["statistic"] == "error") & (rows["split"] == "test")
+    ]
+    if epoch is None:
+        if errors.empty:
+            return np.nan
+        epoch = errors["epoch"].max()
+    value = errors.loc[errors["epoch"] == epoch, "value"]
+    return 1 - float(value.iloc[0]) if len(value) else np.nan
+
+
+def deviations(run: pd.Series) -> str:
+    """Where a run's recipe is not the paper's, as far as a runs table tells; empty where it is."""
+    protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
+    if protocol is None:
+        return ""
+    found = []
+    if run["network"] != protocol.network:
+        found.append(f"{run['network']} for {protocol.network}")
+    for column, unit in [("train_examples", "train images"), ("epochs", "epochs")]:
+        if run[column] != getattr(protocol, column):
+            found.append(f"{run[column]:,} for {getattr(protocol, column):,} {unit}")
+    if not np.isclose(run["terminal_phase_accuracy"], protocol.terminal_phase_accuracy):
+        found.append(
+            f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for "
+            f"{100 * protocol.terminal_phase_accuracy:.4g} %"
+        )
+    return "; ".join(found)
+
+
+def build_table_1(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> pd.DataFrame:
+    """The `table_1` table: a row for every cell of the layout, also those that were not run.
+
+    Ours is the mean over seeds of the test accuracy in %: at the epoch in which each reached the
+    terminal phase (only seeds that did), and at the last one (all seeds).  A run that diverged
+    makes its cell's mean nan.
+    """
+    layout = layout or Layout.of(runs)
+    rows = []
+    for dataset, architecture in layout.cells():
+        cell_runs = rows_of(runs, dataset, architecture)
+        cell = rows_of(measurements, dataset, architecture)
+        starts, ends = [], []
+        for run in cell_runs.itertuples():
+            if not pd.isna(run.terminal_phase_epoch):
+                starts.append(test_accuracy(cell, run.seed, int(run.terminal_phase_epoch)))
+            ends.append(np.nan if run.diverged else test_accuracy(cell, run.seed, None))
+        theirs = paper.TABLE_1.get((dataset, architecture), (np.nan, np.nan))
+        ours = [100 * float(np.mean(v)) if v else np.nan for v in (starts, ends)]
+        networks = sorted(set(cell_runs["network"]))
+        rows.append(
+            {
+                "dataset": dataset,
+                "architecture": architecture,
+                "dataset_label": dict(layout.datasets)[dataset],
+                "architecture_label": dict(layout.architectures)[architecture],
+                "network": ", ".join(networks),
+                "paper_start": theirs[0],
+                "paper_end": theirs[1],
+                "ours_start": ours[0],
+                "ours_end": ours[1],
+                "difference_start": ours[0] - theirs[0],
+                "difference_end": ours[1] - theirs[1],
+                "seeds": len(cell_runs),
+                "seeds_terminal": len(starts),
+                "deviations": deviations(cell_runs.iloc[0]) if len(cell_runs) else "",
+            }
+        )
+    return check_frame(pd.DataFrame(rows), "table_1", "Table 1")
+
+
+def display_rows(table: pd.DataFrame) -> list[list[str]]:
+    """Table 1's cells as text, under the headings of :data:`HEADINGS`; a dash where nothing is."""
+
+    def number(value: float, sign: str = "") -> str:
+        return DASH if np.isnan(value) else format(value, f"{sign}.2f").replace("-", "−")
+
+    rows = []
+    for row in table.itertuples():
+        seeds = str(row.seeds)
+        if row.seeds and row.seeds_terminal < row.seeds:
+            seeds += f" ({row.seeds_terminal} reached TPT)"
+        rows.append(
+            [
+                row.dataset_label,
+                row.network or _paper_network(row) or row.architecture_label,
+                number(row.paper_start),
+                number(row.paper_end),
+                number(row.ours_start),
+                number(row.ours_end),
+                number(row.difference_start, "+"),
+                number(row.difference_end, "+"),
+                seeds if row.seeds else "not run",
+                row.deviations
+                or (DASH if np.isnan(row.paper_end) or not row.seeds else NONE_FOUND),
+            ]
+        )
+    return rows
+
+
+def _paper_network(row) -> str:
+    protocol = paper.PROTOCOL.get((row.dataset, row.architecture))
+    return protocol.network if protocol else ""
+
+
+def notes(table: pd.DataFrame) -> str:
+    """What stands under the table."""
+    text = (
+        "Test accuracy in %, ours as mean over seeds; differences are ours minus the paper's, in "
+        f"percentage points. {paper.RECALLED}"
+    )
+    if (table["deviations"] != "").any():
+        text += (
+            " Where deviations are named, our recipe is not the paper's, and its numbers need not "
+            "agree."
+        )
+    return text
+
+
+def render_table_1(table: pd.DataFrame, format: str = "md") -> str:
+    """Table 1 as text: `md` (Markdown), `csv` (raw numbers) or `tex` (LaTeX, booktabs)."""
+    if format == "csv":
+        return table.to_csv(index=False, lineterminator="\n")
+    if format == "md":
+        return markdown_table(HEADINGS, display_rows(table), "llrrrrrrll") + f"\n{notes(table)}\n"
+    if format == "tex":
+        return _latex(table)
+    raise ValueError(f"format must be md, csv or tex, not {format!r}")
+
+
+def write_table_1(table: pd.DataFrame, output_base: str | Path) -> list[Path]:
+    """Write `<output_base>.parquet`, `.csv`, `.md` and `.tex`; their paths."""
+    paths = [Path(f"{output_base}.{suffix}") for suffix in SUFFIXES]
+    write_table(table, paths[0], "table_1")
+    for path, format in zip(paths[1:], SUFFIXES[1:], strict=True):
+        write_text_atomically(path, render_table_1(table, format))
+    return paths
+
+
+def markdown_table(headings, rows, alignment: str) -> str:
+    """A Markdown table; `alignment` has one of l, r for each column."""
+
+    def line(cells) -> str:
+        return (
+            "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        )
+
+    rule = ["---:" if side == "r" else "---" for side in alignment]
+    return "\n".join([line(headings), line(rule), *map(line, rows)]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    DASH: "--",
+    "×": r"$\times$",
+}
+
+
+def latex_escape(text: str) -> str:
+    """`text` as LaTeX prints it."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex(table: pd.DataFrame) -> str:
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{llrrrrrrl}",
+        r"\toprule",
+        r" & & \multicolumn{2}{c}{Paper} & \multicolumn{2}{c}{Ours} "
+        r"& \multicolumn{2}{c}{Difference} & \\",
+        r"\cmidrule(lr){3-4} \cmidrule(lr){5-6} \cmidrule(lr){7-8}",
+        r"Dataset & Network & TPT & end & TPT & end & TPT & end & Seeds \\",
+        r"\midrule",
+    ]
+    previous = None
+    for row in display_rows(table):
+        if previous is not None and row[0] != previous:
+            lines.append(r"\addlinespace")
+        shown = ["" if row[0] == previous else row[0], *row[1:-1]]
+        previous = row[0]
+        mark = "" if row[-1] in (DASH, NONE_FOUND) else r"\textsuperscript{a}"
+        cells = [latex_escape(cell) for cell in shown]
+        cells[1] += mark
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines.append(f"% {notes(table)}")
+    different = [row for row in display_rows(table) if row[-1] not in (DASH, NONE_FOUND)]
+    for row in different:
+        lines.append(f"% a: {row[0]}, {row[1]}: {row[-1]}")
+    return "\n".join(lines) + "\n"
