@@ -1,0 +1,258 @@
+"""The report: one page, everything in it, nothing from outside, nothing unescaped."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from neural_collapse.claims import check_claims, write_claims
+from neural_collapse.errors import UserError
+from neural_collapse.figures import FIGURES, Layout, build_table_1, draw, write_table_1
+from neural_collapse.report import ReportFigure, build_report, report_figures
+from neural_collapse.tables import write_table
+
+sys.path.insert(0, str(Path(__file__).parent / "figures"))
+from sample_tables import make_tables
+
+HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make_folder(folder, tables):
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.parquet", name)
+    layout = Layout.of(tables["runs"])
+    write_claims(check_claims(tables["measurements"], tables["runs"], layout), folder / "claims")
+    write_table_1(build_table_1(tables["measurements"], tables["runs"], layout), folder / "table_1")
+
+
+PROVENANCE = [
+    {
+        "rule": "train",
+        "dataset": d,
+        "versions": {"torch": "2.9.1"},
+        "commit": "abc1234",
+        "gpu": None,
+    }
+    for d in ("digits", "mnist_subset")
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    make_folder(root / "tables", make_tables(("digits",), ("vgg", "resnet"), last=12))
+    for name in FIGURES:
+        draw(name, root / "tables", root / "figures" / name, ["png"])
+    found = report_figures(root / "tables", root / "figures", "make {name} from {tables}")
+    build_report(
+        root / "tables",
+        found,
+        root / "report.html",
+        PROVENANCE,
+        [{"label": "Digits", "images": {"train": 1500}, "sha256": "f" * 64}],
+        "experiment: test\n",
+        "My experiment",
+        ["A reduced recipe."],
+    )
+    return root, found, (root / "report.html").read_text()
+
+
+def test_every_figure_is_inlined_with_caption_command_and_alternative_text(built):
+    root, found, html = built
+    page = Page(html)
+    assert [figure.name for figure in found] == list(FIGURES)
+    images = page.all("img")
+    assert len(images) == len(FIGURES)
+    for image, figure in zip(images, found, strict=True):
+        data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+        assert data == figure.image.read_bytes()
+        assert figure.caption in image["alt"]
+        assert figure.caption in page.text
+        assert f"make {figure.name} from {root / 'tables'}" in page.text
+
+
+def test_nothing_is_loaded_from_outside(built):
+    root, _, html = built
+    page = Page(html)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name) or ""
+            assert not re.match(r"(?i)\s*(https?:|//|javascript:)", value), (tag, value)
+            if name == "src" and name in attributes:
+                assert value.startswith("data:")
+    assert "@import" not in html and "url(" not in html
+    (policy,) = [m["content"] for m in page.all("meta") if "content" in m and "src" in m["content"]]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for link in page.all("a"):
+        if not link["href"].startswith("#"):
+            assert (root / link["href"]).is_file(), "links lead to files that are there"
+
+
+def test_it_says_what_was_run(built):
+    text = Page(built[2]).text
+    for expected in (
+        "My experiment",
+        "A reduced recipe.",
+        "VGG11",
+        "abc1234",
+        "torch",
+        "2.9.1",
+        "f" * 64,
+        "experiment: test",
+        "measurements.parquet",
+        "NC1 within-class variability",
+        "Test accuracy (%)",
+    ):
+        assert expected in text, expected
+    assert text.index("Do the paper's claims hold") < text.index("Figure 1:")
+
+
+def test_tables_have_headings_to_sort_by(built):
+    page = Page(built[2])
+    sortable = [t for t in page.all("table") if t.get("class") == "sortable"]
+    ids = [t["id"] for t in sortable]
+    assert len(ids) == len(set(ids)) >= 5
+    assert len(page.all("button")) > 30
+    assert all(h.get("scope") in ("col", "row") for h in page.all("th"))
+
+
+def test_what_all_runs_share_is_shown_once_and_the_rest_in_a_table(built):
+    html = built[2]
+    assert html.count("abc1234") == 3  # once for reading, twice in the JSON
+    assert "<td>digits</td>" in html and "<td>mnist_subset</td>" in html
+
+
+def test_the_same_input_gives_the_same_page(built, tmp_path):
+    root, found, _ = built
+    pages = []
+    for _ in range(2):
+        build_report(root / "tables", found, root / "again.html", PROVENANCE)
+        pages.append((root / "again.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_hostile_text_is_shown_not_run(tmp_path):
+    tables = make_tables(("digits",), ("vgg",), last=5)
+    for column in ("dataset_label", "architecture_label", "network", "device"):
+        tables["runs"][column] = HOSTILE
+    make_folder(tmp_path / "t", tables)
+    draw("figure_2", tmp_path / "t", tmp_path / "f" / "figure_2", ["png"])
+    figure = ReportFigure(
+        "figure_2", HOSTILE, HOSTILE, HOSTILE, tmp_path / "f" / "figure_2.png", HOSTILE
+    )
+    build_report(
+        tmp_path / "t",
+        [figure],
+        tmp_path / "r.html",
+        [{HOSTILE: HOSTILE, "nested": {"a": HOSTILE}}, {"nested": [HOSTILE]}],
+        [{"label": HOSTILE, HOSTILE: [HOSTILE]}],
+        HOSTILE,
+        HOSTILE,
+        [HOSTILE],
+    )
+    html = (tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert len(page.all("script")) == 1, "only the page's own script"
+    assert len(page.all("img")) == 1
+    assert "<script>alert" not in html
+    assert HOSTILE in page.text, "it is shown as text"
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+
+
+def test_without_claims_figures_or_provenance_it_still_opens(tmp_path):
+    write_table(
+        make_tables(("digits",), ("vgg",), last=5)["runs"], tmp_path / "runs.parquet", "runs"
+    )
+    build_report(tmp_path, [], tmp_path / "r.html")
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert "No claims table was made" in text and "No figures were drawn" in text
+
+
+def test_a_missing_or_broken_picture_is_named(tmp_path):
+    write_table(
+        make_tables(("digits",), ("vgg",), last=5)["runs"], tmp_path / "runs.parquet", "runs"
+    )
+    figure = ReportFigure("figure_2", "Figure 2", "t", "c", tmp_path / "figure_2.png")
+    with pytest.raises(UserError, match=r"figure_2\.png: cannot be read"):
+        build_report(tmp_path, [figure], tmp_path / "r.html")
+    figure.image.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"figure_2\.png: is not a PNG"):
+        build_report(tmp_path, [figure], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
+def test_a_real_browser_sorts_shows_every_picture_and_fits_a_phone(built, tmp_path):
+    root, _, html = built
+    # A copy whose own policy also lets the probe in; everything else stays as it is.
+    probe = """
+    const tables = [...document.querySelectorAll('table.sortable')];
+    const column = 7, button = document.querySelectorAll('#claims-table th button')[column];
+    const values = () => [...document.querySelectorAll('#claims-table tbody tr')]
+      .map((row) => row.cells[column].dataset.sort).filter((v) => v !== undefined).map(Number);
+    const sorted = (v, s) => v.every((x, i) => !i || s * (x - v[i - 1]) >= 0);
+    addEventListener('load', () => {
+      button.click(); const up = sorted(values(), 1) && values().length > 3;
+      button.click(); const down = sorted(values(), -1);
+      document.title = 'RESULT' + JSON.stringify({
+        up, down, wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+        blank: [...document.images].filter((image) => !image.naturalWidth).length,
+        count: document.images.length});
+    });
+    """
+    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", html.replace("&#39;", "'"))
+    page = page.replace("</body>", f"<script>{probe}</script></body>")
+    (tmp_path / "probe.html").write_text(page)
+
+    def browse(path, *options):
+        command = [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}/p",
+        ]
+        command += [
+            "--enable-logging=stderr",
+            "--virtual-time-budget=8000",
+            "--window-size=500,900",
+        ]
+        return subprocess.run(
+            [*command, *options, f"file://{path}"], capture_output=True, text=True, timeout=120
+        )
+
+    done = browse(tmp_path / "probe.html", "--dump-dom")
+    (found,) = re.findall(r"<title>RESULT(.*?)</title>", done.stdout)
+    result = json.loads(found)
+    assert result == {"up": True, "down": True, "wide": 0, "blank": 0, "count": len(FIGURES)}
+    # The page as it is: its own hashes let its style and script in, so nothing is complained of.
+    assert "CONSOLE" not in browse(root / "report.html", "--dump-dom").stderr
