@@ -68,6 +68,16 @@ def _device(parser: argparse.ArgumentParser) -> None:
     _path(parser, "state-root", help="where an interrupted job keeps what it has")
 
 
+def _training_device(parser: argparse.ArgumentParser) -> None:
+    _device(parser)
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="processes that share the training; by default one a GPU, or one on the CPU",
+    )
+
+
 def _seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, required=True)
 
@@ -85,8 +95,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("download-dataset", "fetch a dataset's files and check them", _download)
     parser.add_argument("--dataset", required=True)
     _path(parser, "output-folder")
-    parser.add_argument("--mirror", help="a folder or address with the datasets' files")
-    _path(parser, "imagenet-folder", required=False)
+    parser.add_argument(
+        "--mirror",
+        default=os.environ.get("NC_DATA_MIRROR"),
+        help="a folder or address with the datasets' files; or the variable NC_DATA_MIRROR",
+    )
+    parser.add_argument(
+        "--imagenet-folder",
+        type=Path,
+        metavar="PATH",
+        default=os.environ.get("NC_IMAGENET_FOLDER"),
+        help="where ILSVRC-2012 lies; or the variable NC_IMAGENET_FOLDER",
+    )
     parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
 
     parser = cli.command("prepare-dataset", "decode, balance and pad a dataset once", _prepare)
@@ -96,14 +116,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
     parser.add_argument("--workers", type=int, default=1)
 
-    parser = cli.command("resolve-recipe", "write the recipe of one cell", _resolve)
-    parser.add_argument("--recipe-json", required=True, help="the recipe, as JSON")
-    _path(parser, "output")
-
     parser = cli.command("train-candidate", "train one learning rate of the sweep", _candidate)
     _path(parser, "recipe", "data-folder", "output")
     parser.add_argument("--learning-rate", required=True, help="as the sweep names it")
-    _device(parser)
+    _training_device(parser)
 
     parser = cli.command("select-learning-rate", "choose the sweep's winner", _select)
     _path(parser, "recipe", "table", "selection")
@@ -113,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     _path(parser, "recipe", "data-folder", "checkpoint-folder", "history", "run-facts")
     _path(parser, "winner", required=False, help="the winning learning curve of the sweep")
     _seed(parser)
-    _device(parser)
+    _training_device(parser)
 
     parser = cli.command("extract-features", "moments of every checkpoint's features", _features)
     _path(parser, "recipe", "data-folder", "checkpoint-folder", "output-folder")
@@ -207,12 +223,6 @@ def _custom(options: argparse.Namespace):
     return None if options.custom is None else CustomDataset(**options.custom)
 
 
-def _resolve(options: argparse.Namespace) -> None:
-    from .config import parse_recipe, write_recipe
-
-    write_recipe(parse_recipe(options.recipe_json, "--recipe-json"), options.output)
-
-
 def _candidate(options: argparse.Namespace) -> None:
     from .stages import train_candidate
 
@@ -221,6 +231,7 @@ def _candidate(options: argparse.Namespace) -> None:
         options.data_folder,
         options.output,
         learning_rate=options.learning_rate,
+        processes=options.processes,
         **_device_options(options),
     )
 
@@ -242,6 +253,7 @@ def _train(options: argparse.Namespace) -> None:
         options.run_facts,
         seed=options.seed,
         winner=options.winner,
+        processes=options.processes,
         **_device_options(options),
     )
 

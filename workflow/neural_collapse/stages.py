@@ -15,15 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from . import versions
 from .config import Recipe, read_recipe
 from .errors import UserError
 from .files import link_or_copy, write_text_atomically
 from .progress import Progress
-
-# Raised whenever a change alters what extract_features or measure_robustness computes from the
-# same checkpoint; their resume states depend on it.
-MEASUREMENT_VERSION = 1
-
 
 def read_json(path: str | Path, kind: str) -> Any:
     """What a JSON file of this project holds; raises UserError."""
@@ -44,11 +40,16 @@ def train_candidate(
     state_root: Path,
     device: str,
     gpus: int,
+    processes: int | None = None,
 ) -> None:
-    """Train one learning rate of the sweep and keep its learning curve."""
+    """Train one learning rate of the sweep and keep its learning curve.
+
+    processes: how many share the training; by default one a GPU, or one on the CPU.
+    """
     from .datasets.prepared import PreparedDataset
     from .tables import write_table
     from .training.devices import device_for
+    from .training.distributed import process_count
     from .training.loop import train
 
     recipe = read_recipe(recipe_path)
@@ -68,6 +69,7 @@ def train_candidate(
             seed=recipe.sweep.seed,
             device=where,
             state_root=state_root,
+            processes=process_count(where, gpus, processes),
         )
     write_table(_history_frame(recipe, recipe.sweep.seed, history), output, "history")
 
@@ -144,17 +146,20 @@ def train_model(
     state_root: Path,
     device: str,
     gpus: int,
+    processes: int | None = None,
 ) -> None:
     """Train the chosen learning rate and keep the weights of the measured epochs.
 
     winner: the sweep's winning learning curve, or None where the recipe pins the rate.
+    processes: how many share the training; by default one a GPU, or one on the CPU.
     """
     from .architectures.registry import label
     from .datasets.prepared import PreparedDataset
     from .provenance import provenance
     from .tables import read_table, write_table
     from .training.devices import device_for
-    from .training.loop import TRAINING_VERSION, train
+    from .training.distributed import process_count
+    from .training.loop import train
 
     recipe = read_recipe(recipe_path)
     data = PreparedDataset.open(data_folder)
@@ -176,6 +181,7 @@ def train_model(
             state_root=state_root,
             checkpoint_folder=checkpoint_folder,
             checkpoint_epochs=recipe.measured_epochs,
+            processes=process_count(where, gpus, processes),
         )
         if history.diverged:
             raise UserError(
@@ -207,7 +213,7 @@ def train_model(
         "train_examples": len(data.train_labels),
         "test_examples": len(data.test_labels),
         "data_hash": data.data_hash,
-        "training_version": TRAINING_VERSION,
+        "training_version": versions.TRAINING,
         "recipe": recipe.model_dump(mode="json"),
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -254,7 +260,7 @@ def _measure_checkpoints(
             "delete the folder and train again"
         )
     key = fingerprint(
-        version=MEASUREMENT_VERSION,
+        version=versions.MEASUREMENT,
         what=what,
         network=recipe.network.model_dump(),
         data=data.data_hash,
@@ -512,7 +518,6 @@ def collect_tables(
         {
             **run,
             "architecture_label": labels.get(run["architecture"], run["architecture"]),
-            "device": run["machine"].get("gpu") or run["machine"]["processor"],
         }
         for run in facts
     ]

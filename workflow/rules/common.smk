@@ -2,13 +2,15 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from neural_collapse.config import check_config, resolve_recipe
+from neural_collapse import versions
+from neural_collapse.config import check_config, resolve_recipe, write_recipe
 from neural_collapse.errors import UserError
 from neural_collapse.provenance import code_hash
 from neural_collapse.training.devices import physical_gpus
@@ -26,12 +28,16 @@ PREPARATIONS = {(dataset, recipe.data.name): recipe for (dataset, _), recipe in 
 FIGURE_NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
-# Jobs import the library from this checkout, in whichever environment they run.
-_library = str(ROOT / "workflow")
-_path = f"export PYTHONPATH={_library!r}${{{{PYTHONPATH:+:$PYTHONPATH}}}}; "
+# Jobs import the library from this checkout, in whichever environment they run. Where files are
+# fetched from decides nothing, so they learn it here and not from params, which would run them again.
+EXPORTS = [f"PYTHONPATH={shlex.quote(str(ROOT / 'workflow'))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"]
 if not workflow.deployment_settings.deployment_method:
-    _path += f"export PATH={str(Path(sys.executable).parent)!r}:$PATH; "
-shell.prefix(_path)
+    EXPORTS.append(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+if CONFIG.mirror:
+    EXPORTS.append(f"NC_DATA_MIRROR={shlex.quote(CONFIG.mirror)}")
+if CONFIG.imagenet_folder:
+    EXPORTS.append(f"NC_IMAGENET_FOLDER={shlex.quote(CONFIG.imagenet_folder)}")
+shell.prefix("".join(f"export {export}; " for export in EXPORTS))
 
 
 pathvars:
@@ -53,18 +59,41 @@ wildcard_constraints:
     figure="|".join(FIGURE_NAMES),
 
 
+MACHINE_HAS_GPU = bool(physical_gpus())
+
+
 def has_gpu():
-    """Whether jobs will find a GPU: on a cluster the scheduler gives one."""
+    """Whether jobs will find a GPU: on a cluster the scheduler gives one.
+
+    Asked for each job, since Snakemake does not know where jobs run while it reads this file. In
+    a cluster's job the answer must be the one that it was submitted with, whatever its node has.
+    """
     if CONFIG.device != "auto":
         return CONFIG.device == "cuda"
-    return not workflow.local_exec or bool(physical_gpus())
+    # A dry run has an executor of its own; only where jobs are submitted is their number given.
+    submits = workflow.dryrun and workflow.resource_settings.nodes is not None
+    return workflow.remote_exec or not workflow.local_exec or submits or MACHINE_HAS_GPU
 
 
-GPU = has_gpu()
+def asked_as_gres(rule):
+    """Whether a cluster is asked for this rule's GPUs with --gres, so not with --gpus as well.
+
+    Within its job the rule computes on as many GPUs as the recipe says.
+    """
+    at_work = workflow.remote_exec and workflow.local_exec
+    return "gres" in workflow.resource_settings.overwrite_resources.get(rule, {}) and not at_work
 
 
 def recipe_of(wildcards):
     return RECIPES[wildcards.dataset, wildcards.architecture]
+
+
+def recipe_file(wildcards):
+    """The cell's whole recipe, written before the first job starts; `recipe_slice` decides reruns.
+
+    It is no input: Snakemake would not look at the params of any job after one that makes it.
+    """
+    return f"{FOLDER}/{wildcards.dataset}/{wildcards.architecture}/recipe.json"
 
 
 def recipe_slice(*parts):
@@ -80,9 +109,11 @@ def recipe_slice(*parts):
 def recipe_resource(key):
     """A resources function: what the recipe asks the scheduler for; no GPU where there is none."""
 
-    def of(wildcards):
+    def of(wildcards, rulename):
         value = getattr(recipe_of(wildcards).resources, key)
-        return value if key != "gpu" or GPU else 0
+        if key == "gpu" and (not has_gpu() or asked_as_gres(rulename)):
+            return 0
+        return value
 
     return of
 
@@ -154,15 +185,6 @@ def custom_files(wildcards):
     return [] if custom is None else custom.path
 
 
-def source_options(wildcards):
-    options = custom_of(wildcards)
-    if CONFIG.mirror is not None:
-        options += ["--mirror", CONFIG.mirror]
-    if wildcards.dataset == "imagenet":
-        options += ["--imagenet-folder", CONFIG.imagenet_folder]
-    return options
-
-
 def cards():
     return [f"{RESOURCES}/{dataset}/prepared/{name}/card.json" for dataset, name in PREPARATIONS]
 
@@ -221,11 +243,13 @@ def figure_command():
 
 
 onstart:
+    for (dataset, architecture), recipe in RECIPES.items():
+        write_recipe(recipe, f"{FOLDER}/{dataset}/{architecture}/recipe.json")
     for dataset in CONFIG.datasets:
         if CONFIG.missing(dataset):
             logger.info(
                 f"{dataset}: left out, since it cannot be downloaded freely; "
                 "give its folder as imagenet_folder in the config"
             )
-    if not GPU and CONFIG.device == "auto":
+    if CONFIG.device == "auto" and not has_gpu():
         logger.info("No GPU found: networks run on the CPU.")

@@ -17,18 +17,17 @@ rule download_dataset:
         runtime=720,
     params:
         folder=subpath(output.source, parent=True),
-        options=source_options,
+        custom=custom_of,
     message:
         "Download {wildcards.dataset}"
     shell:
         "python -m neural_collapse download-dataset --dataset {wildcards.dataset}"
-        " --output-folder {params.folder:q} {params.options:q} --log {log:q}"
+        " --output-folder {params.folder:q} {params.custom:q} --log {log:q}"
 
 
 rule prepare_dataset:
     input:
-        # Its checksums decide what it holds, not its date.
-        source=ancient("<resources>/{dataset}/raw/source.json"),
+        source="<resources>/{dataset}/raw/source.json",
         own=custom_files,
     output:
         **{name: f"<prepared>/{name}.npy" for name in ARRAYS},
@@ -50,6 +49,7 @@ rule prepare_dataset:
             wildcards.dataset, wildcards.preparation
         ].data.model_dump_json(),
         custom=custom_of,
+        version=versions.PREPARATION,
     message:
         "Prepare {wildcards.dataset} ({wildcards.preparation})"
     shell:

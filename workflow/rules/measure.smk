@@ -3,7 +3,6 @@
 
 rule extract_features:
     input:
-        recipe=ancient("<cell>/recipe.json"),
         card=prepared("card.json"),
         checkpoints="<run>/checkpoints",
         winner=winner,
@@ -21,14 +20,16 @@ rule extract_features:
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
-        recipe=recipe_slice("network", "measurement"),
+        recipe=recipe_file,
+        depends_on=recipe_slice("network", "measurement"),
+        version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-seed-{seed}-features"),
         device=CONFIG.device,
     message:
         "Extract features of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
-        "python -m neural_collapse extract-features --recipe {input.recipe:q}"
+        "python -m neural_collapse extract-features --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output-folder {output.features:q} --state-root {params.state:q}"
         " --device {params.device} --gpus {resources.gpu} --log {log:q}"
@@ -36,7 +37,6 @@ rule extract_features:
 
 rule compute_statistics:
     input:
-        recipe=ancient("<cell>/recipe.json"),
         features="<run>/features",
         winner=winner,
     output:
@@ -53,19 +53,19 @@ rule compute_statistics:
         mem_mb=4000,
         runtime=60,
     params:
-        recipe=recipe_slice("measurement"),
+        recipe=recipe_file,
+        depends_on=recipe_slice("measurement"),
         code=code_hash("collapse/statistics.py", "figures/projection.py"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
-        "python -m neural_collapse compute-statistics --recipe {input.recipe:q}"
+        "python -m neural_collapse compute-statistics --recipe {params.recipe:q}"
         " --features-folder {input.features:q} --seed {wildcards.seed}"
         " --statistics {output.statistics:q} --activations {output.activations:q} --log {log:q}"
 
 
 rule measure_robustness:
     input:
-        recipe=ancient("<cell>/recipe.json"),
         card=prepared("card.json"),
         checkpoints="<run>/checkpoints",
         winner=winner,
@@ -83,14 +83,16 @@ rule measure_robustness:
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
-        recipe=recipe_slice("network", "robustness"),
+        recipe=recipe_file,
+        depends_on=recipe_slice("network", "robustness"),
+        version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-seed-{seed}-robustness"),
         device=CONFIG.device,
     message:
         "Attack {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
-        "python -m neural_collapse measure-robustness --recipe {input.recipe:q}"
+        "python -m neural_collapse measure-robustness --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output {output.robustness:q} --seed {wildcards.seed} --state-root {params.state:q}"
         " --device {params.device} --gpus {resources.gpu} --log {log:q}"

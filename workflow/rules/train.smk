@@ -2,33 +2,11 @@
 
 
 localrules:
-    resolve_recipe,
     select_learning_rate,
-
-
-rule resolve_recipe:
-    output:
-        recipe="<cell>/recipe.json",
-    log:
-        "<logs>/resolve_recipe/{dataset}-{architecture}.log",
-    benchmark:
-        "<logs>/resolve_recipe/{dataset}-{architecture}.tsv"
-    conda:
-        "../../envs/neural_collapse.yaml"
-    params:
-        # No result depends on what the scheduler is asked for.
-        recipe=lambda wildcards: recipe_of(wildcards).model_dump_json(exclude={"resources"}),
-    message:
-        "Write the recipe of {wildcards.dataset} x {wildcards.architecture}"
-    shell:
-        "python -m neural_collapse resolve-recipe --recipe-json {params.recipe:q}"
-        " --output {output.recipe:q} --log {log:q}"
 
 
 rule train_candidate:
     input:
-        # Which of its parts matter to this job, the params say.
-        recipe=ancient("<cell>/recipe.json"),
         card=prepared("card.json"),
     output:
         curve="<sweep>/learning-rate-{learning_rate}.parquet",
@@ -44,8 +22,11 @@ rule train_candidate:
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
-        recipe=recipe_slice("network", "training"),
+        recipe=recipe_file,
+        depends_on=recipe_slice("network", "training"),
+        learning_rate=lambda wildcards: recipe_of(wildcards).sweep.named()[wildcards.learning_rate],
         seed=lambda wildcards: recipe_of(wildcards).sweep.seed,
+        version=versions.TRAINING,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-{learning_rate}"),
         device=CONFIG.device,
@@ -53,7 +34,7 @@ rule train_candidate:
         "Train {wildcards.dataset} x {wildcards.architecture} at learning rate"
         " {wildcards.learning_rate}"
     shell:
-        "python -m neural_collapse train-candidate --recipe {input.recipe:q}"
+        "python -m neural_collapse train-candidate --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --learning-rate {wildcards.learning_rate}"
         " --output {output.curve:q} --state-root {params.state:q}"
         " --device {params.device} --gpus {resources.gpu} --log {log:q}"
@@ -61,7 +42,6 @@ rule train_candidate:
 
 checkpoint select_learning_rate:
     input:
-        recipe=ancient("<cell>/recipe.json"),
         curves=curves,
     output:
         table="<sweep>/sweep.parquet",
@@ -73,18 +53,18 @@ checkpoint select_learning_rate:
     conda:
         "../../envs/neural_collapse.yaml"
     params:
-        recipe=recipe_slice("sweep"),
+        recipe=recipe_file,
+        depends_on=recipe_slice("sweep"),
     message:
         "Select the learning rate of {wildcards.dataset} x {wildcards.architecture}"
     shell:
-        "python -m neural_collapse select-learning-rate --recipe {input.recipe:q}"
+        "python -m neural_collapse select-learning-rate --recipe {params.recipe:q}"
         " --curves {input.curves:q} --table {output.table:q} --selection {output.selection:q}"
         " --log {log:q}"
 
 
 rule train_model:
     input:
-        recipe=ancient("<cell>/recipe.json"),
         card=prepared("card.json"),
         winner=winner,
     output:
@@ -103,8 +83,10 @@ rule train_model:
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
-        recipe=recipe_slice("network", "training"),
+        recipe=recipe_file,
+        depends_on=recipe_slice("network", "training"),
         epochs=epochs_of,
+        version=versions.TRAINING,
         pinned=lambda wildcards: recipe_of(wildcards).sweep.learning_rate,
         winner=lambda wildcards, input: ["--winner", input.winner] if input.winner else [],
         data=subpath(input.card, parent=True),
@@ -113,7 +95,7 @@ rule train_model:
     message:
         "Train {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
-        "python -m neural_collapse train-model --recipe {input.recipe:q}"
+        "python -m neural_collapse train-model --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --seed {wildcards.seed} {params.winner:q}"
         " --checkpoint-folder {output.checkpoints:q} --history {output.history:q}"
         " --run-facts {output.run:q} --state-root {params.state:q}"
