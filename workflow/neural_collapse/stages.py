@@ -21,6 +21,7 @@ from .errors import UserError
 from .files import link_or_copy, write_text_atomically
 from .progress import Progress
 
+
 def read_json(path: str | Path, kind: str) -> Any:
     """What a JSON file of this project holds; raises UserError."""
     try:
@@ -51,6 +52,7 @@ def train_candidate(
     from .training.devices import device_for
     from .training.distributed import process_count
     from .training.loop import train
+    from .training.selection import held_out
 
     recipe = read_recipe(recipe_path)
     named = recipe.sweep.named()
@@ -59,7 +61,9 @@ def train_candidate(
             f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; "
             f"known: {', '.join(named)}"
         )
-    data = PreparedDataset.open(data_folder)
+    data, split = PreparedDataset.open(data_folder), "test"
+    if recipe.sweep.selection == "held_out_error":
+        data, split = held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed), "held_out"
     training = recipe.training
     with device_for(device, gpus, training.threads, training.deterministic) as where:
         history, _ = train(
@@ -71,7 +75,8 @@ def train_candidate(
             state_root=state_root,
             processes=process_count(where, gpus, processes),
         )
-    write_table(_history_frame(recipe, recipe.sweep.seed, history), output, "history")
+    frame = _history_frame(recipe, recipe.sweep.seed, history)
+    write_table(frame.replace({"split": {"test": split}}), output, "history")
 
 
 def _history_frame(recipe: Recipe, seed: int, history):
@@ -99,37 +104,27 @@ def _history_frame(recipe: Recipe, seed: int, history):
 def select_learning_rate(
     recipe_path: Path, curve_paths: Sequence[Path], table: Path, selection: Path
 ) -> None:
-    """Choose the learning rate with the lowest test error at the last epoch.
-
-    Of equal ones the smaller test loss wins, then the smaller rate. Divergent ones count as
-    error 1 and never win. Raises UserError where all diverged.
+    """Choose the learning rate with the lowest error at the last epoch, on the test set or, where
+    the recipe says so, on held-out train images.
     """
-    import pandas as pd
-
     from .config import learning_rate_name
-    from .tables import read_table, write_table
+    from .tables import concat_files, write_table
+    from .training.selection import choose
 
     recipe = read_recipe(recipe_path)
-    curves = pd.concat([read_table(path, "history") for path in curve_paths], ignore_index=True)
-    final = curves[(curves["split"] == "test") & ~curves["diverged"]]
-    final = final[final["epoch"] == recipe.training.epochs]
-    final = final.pivot_table(index="learning_rate", columns="statistic", values="value")
-    if final.empty:
-        raise UserError(
-            f"{recipe.dataset} x {recipe.architecture}: every learning rate of the sweep "
-            "diverged; lower sweep.learning_rate_min or sweep.learning_rate_max"
-        )
-    winner = float(final.reset_index().sort_values(["error", "loss", "learning_rate"]).iloc[0, 0])
+    curves = concat_files(curve_paths, "history")
+    split = recipe.sweep.selection.removesuffix("_error")
+    winner = choose(curves, recipe.training.epochs, split)
     write_table(curves.assign(selected=curves["learning_rate"] == winner), table, "sweep")
+    diverged = curves[curves["diverged"]]["learning_rate"].nunique()
     chosen = {
         "dataset": recipe.dataset,
         "architecture": recipe.architecture,
         "learning_rate": winner,
         "learning_rate_name": learning_rate_name(winner),
-        "criterion": "lowest test error at the last epoch",
-        "test_error": float(final.loc[winner, "error"]),
+        "criterion": f"lowest {split.replace('_', '-')} error at the last epoch",
         "candidates": len(curve_paths),
-        "diverged": int(curves.groupby("learning_rate")["diverged"].any().sum()),
+        "diverged": diverged,
     }
     write_text_atomically(selection, json.dumps(chosen, indent=2) + "\n")
 

@@ -28,6 +28,8 @@ PREPARATIONS = {(dataset, recipe.data.name): recipe for (dataset, _), recipe in 
 FIGURE_NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
+SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
+
 # Jobs import the library from this checkout, in whichever environment they run. Where files are
 # fetched from decides nothing, so they learn it here and not from params, which would run them again.
 EXPORTS = [f"PYTHONPATH={shlex.quote(str(ROOT / 'workflow'))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"]

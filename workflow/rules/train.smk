@@ -25,7 +25,7 @@ rule train_candidate:
         recipe=recipe_file,
         depends_on=recipe_slice("network", "training"),
         learning_rate=lambda wildcards: recipe_of(wildcards).sweep.named()[wildcards.learning_rate],
-        seed=lambda wildcards: recipe_of(wildcards).sweep.seed,
+        sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_BY_CANDIDATES),
         version=versions.TRAINING,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-{learning_rate}"),
