@@ -11,17 +11,21 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
@@ -35,6 +39,18 @@ from .files import write_text_atomically
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 EXPERIMENT = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+def _path_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty; leave the key out instead")
+    if "{" in value or "}" in value:
+        raise ValueError("must not hold { or }, which stand for wildcards in Snakemake")
+    return value
+
+
+PathText = Annotated[str, AfterValidator(_path_text)]
 
 
 def learning_rate_name(rate: float) -> str:
@@ -42,22 +58,41 @@ def learning_rate_name(rate: float) -> str:
     return f"{rate:.5g}"
 
 
-class Model(BaseModel):
-    """Frozen, and a key it does not know is an error."""
+class _Strict(BaseModel):
+    """Frozen, and a key it does not know is an error, as are nan, inf and true for a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python takes true for 1.
+        items = value if isinstance(value, (list, tuple)) else [value]
+        wanted = cls.model_fields[info.field_name].annotation  # type: ignore[index]
+        if wanted is not bool and any(isinstance(item, bool) for item in items):
+            raise ValueError("must not be true or false")
+        return value
+
+
+class Model(_Strict):
+    """A part of the config or of a recipe."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 # --------------------------------------------------------------------------- the recipe's parts
 
 
+FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
+
+
 class DataRecipe(Model):
     """How the published images become the arrays that are trained on."""
 
-    examples_per_class: Annotated[int, Field(ge=2)] | None = None
+    examples_per_class: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
     """Train images kept of each class, drawn with `subset_seed`; null keeps all. The paper
     balances its train sets: MNIST 5000, SVHN 4600, ImageNet 600."""
-    test_examples_per_class: Annotated[int, Field(ge=1)] | None = None
+    test_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Test images kept of each class; null keeps the whole published test set, as in the paper."""
     padding_pixels: Annotated[int, Field(ge=0, le=32)] = 0
     """Zero pixels added on each side before normalising: 2 makes 28-pixel images 32 wide."""
@@ -83,9 +118,9 @@ class DataRecipe(Model):
 class TrainingRecipe(Model):
     """Stochastic gradient descent as in the paper."""
 
-    epochs: Annotated[int, Field(ge=1)] = 350
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
     """Passes over the train set."""
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000_000)] = 128
     """Examples a step."""
     keep_incomplete_batch: bool = False
     """Also train on the last, incomplete batch of an epoch; the authors' notebook skips it."""
@@ -105,9 +140,9 @@ class TrainingRecipe(Model):
     autocast. Measurements always use true float32."""
     deterministic: bool = True
     """Ask the GPU for deterministic kernels: the same recipe gives the same bits there too."""
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a training; part of the recipe, because another count gives other bits."""
-    evaluation_batch_size: Annotated[int, Field(ge=1)] = 1000
+    evaluation_batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
     """Examples a step where nothing is trained; lower it when a GPU's memory runs out."""
 
     @field_validator("learning_rate_milestones", mode="before")
@@ -115,14 +150,18 @@ class TrainingRecipe(Model):
     def _fractions(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ValueError("must be a list of fractions such as ['1/3', '2/3']")
+        fractions = []
         for item in value:
+            # Fraction itself would work for hours on "1e999999999".
+            number = isinstance(item, (int, float)) and not isinstance(item, bool)
+            if not number and not re.fullmatch(FRACTION, str(item)):
+                raise ValueError(f"{_shown(item)} is not a fraction such as '1/3'")
             try:
-                fraction = Fraction(str(item))
+                fractions.append(Fraction(str(item)))
             except (ValueError, ZeroDivisionError):
-                raise ValueError(f"{item!r} is not a fraction such as '1/3'") from None
-            if not 0 < fraction < 1:
-                raise ValueError(f"{item!r} must lie between 0 and 1")
-        fractions = [Fraction(str(item)) for item in value]
+                raise ValueError(f"{_shown(item)} is not a fraction such as '1/3'") from None
+            if not 0 < fractions[-1] < 1:
+                raise ValueError(f"{_shown(item)} must lie between 0 and 1")
         if fractions != sorted(set(fractions)):
             raise ValueError("must be in rising order, each once")
         return tuple(str(item) for item in value)
@@ -150,6 +189,11 @@ class SweepRecipe(Model):
     """How many there are: numpy.geomspace(min, max, count); ImageNet has 10."""
     additional_learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Tried as well; adding one later trains only that one."""
+    selection: Literal["test_error", "held_out_error"] = "test_error"
+    """What chooses the winner, at the last epoch: the test error, as in the paper, or the error on
+    train images that the sweep's trainings did not see."""
+    held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of the sweep's trainings. Every seed of the experiment then uses its winner."""
 
@@ -186,16 +230,18 @@ class SweepRecipe(Model):
 class MeasurementRecipe(Model):
     """Which epochs are measured, and what is kept of them."""
 
-    epochs: Annotated[int, Field(ge=2)] | tuple[Annotated[int, Field(ge=1)], ...] = 50
+    epochs: Annotated[int, Field(ge=2, le=1_000_000)] | tuple[Annotated[int, Field(ge=1)], ...] = 50
     """How many epochs are measured, spaced as in the authors' notebook, or the epochs themselves.
     Epoch 0, the network before training, is always measured as well."""
     terminal_phase_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.999
     """Train accuracy at which the terminal phase of training starts; ImageNet 0.996."""
     activation_classes: tuple[int, int, int] = (0, 1, 2)
     """The three classes of Figure 1."""
-    activation_epochs: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] = 4
+    activation_epochs: (
+        Annotated[int, Field(ge=1, le=1000)] | tuple[Annotated[int, Field(ge=0)], ...]
+    ) = 4
     """Epochs whose raw features are kept for Figure 1: how many, or the epochs themselves."""
-    activation_examples_per_class: Annotated[int, Field(ge=1)] = 100
+    activation_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
     """Raw features kept of each of those classes."""
 
     @field_validator("epochs", "activation_epochs")
@@ -216,13 +262,13 @@ class MeasurementRecipe(Model):
 class RobustnessRecipe(Model):
     """DeepFool, as the paper runs it."""
 
-    images: Annotated[int, Field(ge=1)] = 100
+    images: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
     """Test images attacked, the same ones at every epoch."""
     overshoot: Annotated[float, Field(ge=0)] = 0.02
     """How far past the boundary the perturbation goes, as a share of its length."""
-    max_steps: Annotated[int, Field(ge=1)] = 50
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Linearisations before DeepFool gives up on an image."""
-    candidate_classes: Annotated[int, Field(ge=2)] = 10
+    candidate_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10
     """Classes with the largest logits whose boundaries are considered."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Draws the images."""
@@ -231,11 +277,11 @@ class RobustnessRecipe(Model):
 class ResourcesRecipe(Model):
     """What a job asks of the scheduler. No result depends on it."""
 
-    gpu: Annotated[int, Field(ge=0)] = 1
+    gpu: Annotated[int, Field(ge=0, le=1024)] = 1
     """GPUs of a training or measuring job; 0 where the machine has none."""
-    memory_mb: Annotated[int, Field(ge=1)] = 8000
+    memory_mb: Annotated[int, Field(ge=1, le=1_000_000_000)] = 8000
     """Main memory of such a job."""
-    runtime_minutes: Annotated[int, Field(ge=1)] = 1440
+    runtime_minutes: Annotated[int, Field(ge=1, le=1_000_000)] = 1440
     """Time limit of such a job on a cluster; a job that hits it resumes."""
 
 
@@ -346,12 +392,25 @@ def _partial(model: type[Model]) -> type[BaseModel]:
         name: (_optional(field.rebuild_annotation()), Field(None, description=field.description))
         for name, field in model.model_fields.items()
     }
+    # A key's own check runs where the key is given; what several keys must agree on is checked
+    # in the resolved recipe.
+    checks = {
+        name: field_validator(*check.info.fields, mode=check.info.mode)(_alone(check.func))
+        for name, check in model.__pydantic_decorators__.field_validators.items()
+        if "*" not in check.info.fields
+    }
     return create_model(
         f"Partial{model.__name__}",
-        __config__=ConfigDict(extra="forbid", frozen=True),
+        __base__=_Strict,
         __doc__=model.__doc__,
+        __validators__=checks,
         **fields,
     )
+
+
+def _alone(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A model's validator for another model."""
+    return lambda value: check(value)
 
 
 PartialRecipe = create_model(
@@ -368,9 +427,9 @@ PartialRecipe = create_model(
 class Override(Model):
     """A change of the recipe for some cells. Later ones win."""
 
-    datasets: tuple[str, ...] | None = None
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The datasets it is for; left out, all."""
-    architectures: tuple[str, ...] | None = None
+    architectures: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The architectures it is for; left out, all."""
     recipe: PartialRecipe  # type: ignore[valid-type]
     """What changes."""
@@ -385,7 +444,7 @@ class Override(Model):
 class ArchitectureEntry(Model):
     """A row of the figures."""
 
-    label: str
+    label: Annotated[str, Field(min_length=1)]
     """How the row is titled."""
 
 
@@ -425,21 +484,26 @@ class Config(Model):
     """One training each of every cell; figures show mean and band of several."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run: auto takes a GPU where there is one."""
-    mirror: str | None = None
+    mirror: PathText | None = None
     """A folder <mirror>/<dataset>/ or an http address with the datasets' files, tried first; the
     environment variable NC_DATA_MIRROR does the same."""
-    imagenet_folder: str | None = None
+    imagenet_folder: PathText | None = None
     """Where ILSVRC-2012 lies: its tar files or an ImageFolder. Without it, its cells are left
     out."""
-    resources_folder: str = "resources"
+    resources_folder: PathText = "resources"
     """Where downloads are kept."""
-    results_folder: str = "results"
+    results_folder: PathText = "results"
     """Where every experiment has its folder."""
+    results_from: Literal["own", "reference", "both"] = "own"
+    """Whose runs figures, Table 1 and claims show: one's own, which are trained where they are
+    missing; the reference runs, so that nothing is trained; or both, told apart everywhere."""
+    reference_folder: PathText = "results/reference/paper"
+    """The set of reference runs that is shown where `results_from` says so."""
     figures: FiguresConfig = FiguresConfig()
     """How figures look."""
-    custom_datasets: dict[str, CustomDataset] = {}
+    custom_datasets: dict[Name, CustomDataset] = {}
     """A person's own datasets, by name."""
-    custom_architectures: dict[str, ArchitectureEntry] = {}
+    custom_architectures: dict[Name, ArchitectureEntry] = {}
     """A person's own rows, by name; their network is given in `overrides`."""
     recipe: PartialRecipe = PartialRecipe()  # type: ignore[valid-type]
     """The recipe of every cell; what is left out is the paper's."""
@@ -473,6 +537,16 @@ class Config(Model):
         return dataset == "imagenet" and self.imagenet_folder is None
 
     @property
+    def shows_own(self) -> bool:
+        """Whether one's own runs are made and shown."""
+        return self.results_from != "reference"
+
+    @property
+    def shows_reference(self) -> bool:
+        """Whether reference runs are shown."""
+        return self.results_from != "own"
+
+    @property
     def folder(self) -> str:
         """The folder of this experiment's results."""
         return f"{self.results_folder}/{self.experiment}"
@@ -500,24 +574,92 @@ def _suggestion(root: type[BaseModel], location: tuple, key: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
 
 
+_LIMITED = reprlib.Repr()
+_LIMITED.maxstring = _LIMITED.maxother = _LIMITED.maxlong = 60
+
+
+def _shown(value: Any) -> str:
+    """A value as a sentence can show it: of any kind and size, on one line."""
+    try:
+        return _LIMITED.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+# Pydantic's words for programmers, and a config file's.
+_WORDS = (
+    (r"^Value error, ", ""),
+    (
+        r"^Input should be (a valid dictionary|a valid mapping|an object)\b.*",
+        "must hold keys and values",
+    ),
+    (r"^Input should be a valid (tuple|list)$", "must be a list"),
+    (r"^Input should be a valid string$", "must be text"),
+    (r"^Input should be a valid string\b.*", "must be text in Unicode"),
+    (r"^Input should be a valid integer\b.*", "must be a whole number"),
+    (r"^Input should be a valid number\b.*", "must be a number"),
+    (r"^Input should be a valid boolean\b.*", "must be true or false"),
+    (r"^Input should be ", "must be "),
+    (r"^(Tuple|List|String) should have at least 1 .*", "must not be empty"),
+    (r"^(Tuple|List|String) should have ", "must have "),
+    (r" after validation, not [0-9]+$", ""),
+    (
+        r"^String should match pattern .*",
+        "must be made of letters, digits and _, and begin with a letter or digit",
+    ),
+)
+
+
 def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> str:
     """The first problem of a pydantic error as one sentence that names the file and the key."""
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    problem = problems[0]
+    # An unknown key comes first: a misspelt one also makes the right one missing.
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     location = problem["loc"]
     parts = [str(part) for part in location if not str(part).startswith(("function-", "tuple["))]
     # A union names its branches in the location; a person's file does not.
     parts = [part for part in parts if part not in {"int", "constrained-int", "float", "str"}]
-    key = ".".join(parts)
+    key = ".".join(part if part.isprintable() else ascii(part)[1:-1] for part in parts)
+    key = key if len(key) <= 200 else f"{key[:200]}..."
     if problem["type"] == "extra_forbidden":
         suggestion = _suggestion(root, location[:-1], str(location[-1]))
-        return f"{where}: unknown key {key!r}{suggestion}"
+        return f"{where}: unknown key '{key}'{suggestion}"
     if problem["type"] == "missing":
-        return f"{where}: the key {key!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
+        return f"{where}: the key '{key}' is missing"
+    message = problem["msg"]
+    for pattern, words in _WORDS:
+        message = re.sub(pattern, words, message)
     value = problem["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" (it is {value!r})"
+    shown = "" if isinstance(value, (dict, BaseModel)) else f" (it is {_shown(value)})"
     return f"{where}: {key + ': ' if key else ''}{message}{shown}"
+
+
+def _check_plain(values: Any, where: str) -> None:
+    """Raise UserError for what no key of a config can hold, before anything looks deeper."""
+    waiting: list[tuple[Any, tuple[str, ...]]] = [(values, ())]
+    seen = 0
+    while waiting:
+        value, path = waiting.pop()
+        seen += 1
+        if len(path) > 20 or seen > 100_000:
+            raise UserError(f"{where}: is nested too deep, too long, or holds itself")
+        place = f"{where}: {'.'.join(path)}" if path else where
+        if isinstance(value, Mapping):
+            for key in value:
+                if not isinstance(key, str) or not key.isprintable():
+                    raise UserError(
+                        f"{place}: the key {_shown(key)} must be text; put it in quotes"
+                    )
+            waiting += [(item, (*path, key)) for key, item in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [(item, (*path, str(index))) for index, item in enumerate(value)]
+        elif isinstance(value, str):
+            if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
+                raise UserError(f"{place}: {_shown(value)} holds a character that is not text")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{place}: the number is too large")
+        elif value is not None and not isinstance(value, (bool, int, float)):
+            kind = type(value).__name__
+            raise UserError(f"{place}: is a {kind}; put it in quotes if it is meant as text")
 
 
 def check_config(values: Any, where: str = "config") -> Config:
@@ -527,6 +669,7 @@ def check_config(values: Any, where: str = "config") -> Config:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{where}: must hold keys and values, like the shipped config.yaml")
+    _check_plain(values, where)
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
@@ -564,15 +707,39 @@ def _check_name(name: str, choices: Iterable[str], kind: str, where: str) -> Non
         raise UserError(f"{where}: unknown {kind} {name!r}; {hint}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; usually the last one wins in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen and key.value != "<<":
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {_shown(key.value)} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
 def read_yaml(path: str | Path) -> Any:
     """What a YAML file holds; raises UserError where it cannot be read."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: is not valid YAML: nested too deep") from None
+    except yaml.MarkedYAMLError as error:
+        reason = error.problem or error.context
+        mark = error.problem_mark or error.context_mark
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: is not valid YAML: {reason}{line}") from None
+    except Exception as error:
+        # Values that look like a date or a number and are none end in PyYAML's own exceptions.
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: is not valid YAML: {reason}") from None
+        raise UserError(f"{path}: is not valid YAML: {reason[:200]}") from None
 
 
 def load_config(path: str | Path) -> Config:

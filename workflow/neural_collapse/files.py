@@ -13,6 +13,8 @@ from pathlib import Path
 
 from .errors import UserError
 
+PREFIX, SUFFIX = ".", ".tmp"  # of a file that is not whole yet
+
 log = logging.getLogger(__name__)
 
 
@@ -20,30 +22,66 @@ log = logging.getLogger(__name__)
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends without an error.
 
-    The data reach the disk before the rename, so that after a power cut the file is the old one
-    or the new one. A full disk or a folder that cannot be written to becomes a UserError.
+    The data reach the disk before the rename, and the rename before the end, so that after a
+    power cut the file is the old one or the new one. A full disk or a folder that cannot be
+    written to becomes a UserError.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short, since a file system limits names to 255 bytes, and this one's own may be close to it.
+    temporary = path.with_name(f"{PREFIX}{path.name[:60]}.{os.getpid()}{SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        _flush_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_temporaries(folder: str | Path) -> None:
+    """Delete what killed processes left half-written under a folder that nobody else writes to."""
+    for path in Path(folder).rglob(f"{PREFIX}*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (
+    *(errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO),
+)
+
+
+@contextlib.contextmanager
+def written(path: str | Path) -> Iterator[None]:
+    """What goes wrong in the block while `path` is written, as a UserError in one sentence."""
+    try:
+        yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # NumPy says how many of its values were written, and no more.
+        text = str(error)
+        if error.errno in FULL or "No space left" in text or "requested and" in text:
             raise UserError(
                 f"{path}: the disk is full; make room and start again, finished work is kept"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in UNWRITABLE:
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); check the folder's permissions"
             ) from None
         raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
@@ -74,8 +112,9 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
     the job die half-way, Snakemake deletes what was delivered, and nothing is lost.
     """
     source, destination = Path(source), Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    destination.unlink(missing_ok=True)
+    with written(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.unlink(missing_ok=True)
     try:
         os.link(source, destination)
     except OSError:

@@ -1,11 +1,25 @@
-"""Images on a device: bytes in, normalised floats out, the same bits wherever it is done."""
+"""Images on a device: bytes in, normalised floats out, the same bits wherever it is done.
+
+A dataset lies on the device as bytes where it fits. Otherwise its batches are read from the memory
+map while the device works on the ones before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import queue
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import numpy as np
 import torch
+
+COPIED_BYTES = 2**28
+READERS = 4  # threads that read a batch for a GPU: a disk answers several questions at once
 
 
 class Normalisation:
@@ -30,4 +44,201 @@ class Normalisation:
 
 def to_device(images: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """A uint8 array, memory-mapped or not, as a tensor (N, C, H, W) on the device."""
-    return torch.from_numpy(np.array(images)).to(device)
+    if torch.device(device).type == "cpu":
+        return torch.from_numpy(np.array(images))
+    tensor = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    # In pieces: main memory need not hold all of it.
+    step = max(1, COPIED_BYTES // max(1, images[:1].nbytes))
+    for first in range(0, len(images), step):
+        tensor[first : first + step] = torch.from_numpy(np.array(images[first : first + step]))
+    return tensor
+
+
+class ResidentImages:
+    """All images on the device. images_u8: (N, C, H, W)."""
+
+    def __init__(self, images_u8: torch.Tensor):
+        self.images = images_u8
+
+    def batches(self, rows: torch.Tensor, sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+        """The images `rows` in batches of the given sizes, which add up to all of them."""
+        for batch in rows.to(self.images.device).split(list(sizes)):
+            yield self.images[batch]
+
+    def in_order(self, rows: range, batch_size: int) -> Iterator[torch.Tensor]:
+        """The images of a range without gaps, `batch_size` a batch."""
+        for first in rows[::batch_size]:
+            yield self.images[first : min(first + batch_size, rows.stop)]
+
+
+class StreamedImages:
+    """Images that stay in a memory map; a thread reads the next batch while one is in use.
+
+    On a GPU batches go through two pinned buffers and are copied on a stream of their own. The
+    interface is that of :class:`ResidentImages`, and so are the bytes; but a batch is good only
+    until the next one is asked for.
+    images: uint8 (N, C, H, W), in C order. readers: threads that share the reading of a batch.
+    """
+
+    def __init__(self, images: np.ndarray, device: torch.device | str, readers: int | None = None):
+        self.device = torch.device(device)
+        on_gpu = self.device.type == "cuda"
+        self.readers = readers or (READERS if on_gpu else 1)
+        # One for good: the memory that a stream used is kept for it.
+        self._copies = torch.cuda.Stream(self.device) if on_gpu else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the map is read-only, and nobody writes to it
+            self.images = torch.from_numpy(images)
+
+    def batches(self, rows: torch.Tensor, sizes: Sequence[int]) -> Iterator[torch.Tensor]:
+        """As :meth:`ResidentImages.batches`."""
+        return self._stream(rows.cpu().split(list(sizes)))
+
+    def in_order(self, rows: range, batch_size: int) -> Iterator[torch.Tensor]:
+        """As :meth:`ResidentImages.in_order`."""
+        return self._stream(torch.arange(rows.start, rows.stop).split(batch_size) if rows else ())
+
+    def _stream(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        free: queue.SimpleQueue = queue.SimpleQueue()
+        ready: queue.SimpleQueue = queue.SimpleQueue()
+
+        def read() -> None:
+            try:
+                with ExitStack() as stack:
+                    pool = None
+                    if self.readers > 1:
+                        pool = stack.enter_context(ThreadPoolExecutor(self.readers))
+                    shape = (max(map(len, batches)), *self.images.shape[1:])
+                    for _ in range(2):
+                        copies = self._copies
+                        free.put(_Slot(shape) if copies is None else _PinnedSlot(shape, copies))
+                    for rows in batches:
+                        slot = free.get()
+                        if slot is None:
+                            return
+                        slot.wait()
+                        self._gather(rows, slot.host[: len(rows)], pool)
+                        slot.send(len(rows))
+                        ready.put((slot, len(rows)))
+            except BaseException as error:
+                ready.put(error)
+
+        if not batches:
+            return
+        reader = threading.Thread(target=read, name="images", daemon=True)
+        reader.start()
+        try:
+            for _ in batches:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                slot, count = item
+                yield slot.take(count)
+                slot.release()
+                free.put(slot)
+        finally:
+            free.put(None)
+            reader.join()
+
+    def _gather(
+        self, rows: torch.Tensor, out: torch.Tensor, pool: ThreadPoolExecutor | None
+    ) -> None:
+        if pool is None:
+            torch.index_select(self.images, 0, rows, out=out)
+            return
+        parts = zip(rows.chunk(self.readers), out.chunk(self.readers), strict=True)
+        reads = [
+            pool.submit(torch.index_select, self.images, 0, part, out=place)
+            for part, place in parts
+        ]
+        for read in reads:
+            read.result()
+
+
+class _Slot:
+    """A buffer of one batch in main memory."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.host = torch.empty(shape, dtype=torch.uint8)
+
+    def wait(self) -> None:
+        """Until the buffer may be written."""
+
+    def send(self, count: int) -> None:
+        """Start to copy its first `count` images to the device."""
+
+    def take(self, count: int) -> torch.Tensor:
+        """The images for the caller's stream."""
+        return self.host[:count]
+
+    def release(self) -> None:
+        """What the caller's stream has been given is all that it does with them."""
+
+
+class _PinnedSlot(_Slot):
+    """A pinned buffer and its twin on a GPU, which a stream of their own copies it to."""
+
+    def __init__(self, shape: tuple[int, ...], stream: torch.cuda.Stream):
+        self.stream = stream
+        self.host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        with torch.cuda.stream(stream):
+            self.twin = torch.empty(shape, dtype=torch.uint8, device=stream.device)
+        self.copied, self.used = torch.cuda.Event(), torch.cuda.Event()
+
+    def wait(self) -> None:
+        self.copied.synchronize()
+
+    def send(self, count: int) -> None:
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(self.used)
+            self.twin[:count].copy_(self.host[:count], non_blocking=True)
+            self.copied.record(self.stream)
+
+    def take(self, count: int) -> torch.Tensor:
+        current = torch.cuda.current_stream(self.twin.device)
+        current.wait_event(self.copied)
+        self.twin.record_stream(current)  # it must not be given away while that still reads it
+        return self.twin[:count]
+
+    def release(self) -> None:
+        self.used.record(torch.cuda.current_stream(self.twin.device))
+
+
+Images = ResidentImages | StreamedImages
+
+
+def place_images(
+    splits: Mapping[str, np.ndarray],
+    device: torch.device | str,
+    stream: bool | None = None,
+    processes: int = 1,
+) -> dict[str, Images]:
+    """Each split on the device where there is room, the others streamed from where they lie.
+
+    stream: forces one or the other. processes: on the CPU so many share the main memory.
+    """
+    device = torch.device(device)
+    room = room_bytes(device) // (processes if device.type == "cpu" else 1)
+    placed: dict[str, Images] = {}
+    for name, images in splits.items():
+        if images.nbytes > room if stream is None else stream:
+            placed[name] = StreamedImages(images, device)
+        else:
+            placed[name] = ResidentImages(to_device(images, device))
+            room -= images.nbytes
+    return placed
+
+
+def room_bytes(device: torch.device) -> int:
+    """How much memory images may take: half of what a GPU has free, half of the main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError, IndexError):
+        # What the job was given, where that is less: its control group, and those it is in.
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").split("0::/", 1)[1].split()
+        folder = Path("/sys/fs/cgroup", *own[:1])
+        for group in (folder, *folder.parents):
+            with suppress(OSError, ValueError):
+                memory = min(memory, int((group / "memory.max").read_text(encoding="utf-8")))
+    return memory // 2

@@ -17,10 +17,15 @@ from .files import atomic_path
 
 def to_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file's bytes, its metadata in order: the library's own order is random."""
-    payload = save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata=dict(metadata),
-    )
+    seen: set[int] = set()
+    whole = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        # The library refuses tensors that share memory, as tied weights do.
+        memory = tensor.untyped_storage().data_ptr()
+        whole[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    payload = save(whole, metadata=dict(metadata))
     length = int.from_bytes(payload[:8], "little")
     header = json.loads(payload[8 : 8 + length])
     header["__metadata__"] = dict(sorted(metadata.items()))
@@ -34,8 +39,9 @@ def from_bytes(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]
     try:
         tensors = load(payload)
         length = int.from_bytes(payload[:8], "little")
-        return tensors, json.loads(payload[8 : 8 + length]).get("__metadata__", {})
-    except SafetensorError as error:
+        return tensors, json.loads(payload[8 : 8 + length]).get("__metadata__") or {}
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
+        # Besides its own error: a type that this torch does not know, a shape too large for it.
         raise ValueError(str(error)) from None
 
 

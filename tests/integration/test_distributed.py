@@ -1,0 +1,349 @@
+"""Several processes train as one does, and end together."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from shared_training import (
+    RATE,
+    digits,
+    everything,
+    fail,
+    in_float64,
+    in_two_goes,
+    recipe_of,
+)
+
+from neural_collapse.config import write_recipe
+from neural_collapse.datasets.download import download_dataset
+from neural_collapse.datasets.prepare import prepare_dataset
+from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.errors import UserError
+from neural_collapse.training.distributed import _dumps, launch, process_count
+from neural_collapse.training.loop import Trainer, train
+from neural_collapse.training.ranks import ALONE, Ranks
+
+CPU = torch.device("cpu")
+FAMILIES = ("resnet", "vgg", "densenet")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def alone(data):
+    return in_float64(ALONE, CPU, data)
+
+
+@pytest.fixture(scope="module")
+def together(data):
+    """What two processes found."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)  # stands for the lease of a GPU
+    os.set_inheritable(descriptor, True)
+    try:
+        return launch(2, CPU, everything, data, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def differences(one, other):
+    assert one.keys() == other.keys()
+    return {
+        name: float((value.double() - other[name].double()).abs().max())
+        for name, value in one.items()
+    }
+
+
+def check_same_training(one, other):
+    """In float64, parameters, buffers and momentum agree to rounding, as do losses and errors."""
+    (state, record), (other_state, other_record) = one, other
+    assert max(differences(state, other_state).values()) < 1e-10
+    assert record.train_loss == pytest.approx(other_record.train_loss, abs=1e-11)
+    assert record.test_loss == pytest.approx(other_record.test_loss, abs=1e-11)
+    assert record.train_error == other_record.train_error
+    assert record.test_error == other_record.test_error
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_processes_end_where_one_does(alone, together, family):
+    check_same_training(alone[family], together["float64"][family])
+
+
+def test_a_process_is_set_up_as_its_launcher(together):
+    assert together["sum"] == 3
+    assert together["descriptor"]  # a leased GPU is free only when the last process is gone
+    assert together["threads"] == 1
+    assert together["map"]  # opened, not sent
+
+
+@pytest.mark.slow
+def test_three_processes_too_and_they_resume_with_the_same_bits(alone, data):
+    found = launch(3, CPU, in_float64, data)
+    for family in FAMILIES:
+        check_same_training(alone[family], found[family])
+    whole, resumed = launch(3, CPU, in_two_goes, data)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "vgg")],
+)
+def test_a_shared_run_delivers_what_a_run_alone_does(data, tmp_path, family, capsys):
+    recipe = recipe_of(family)
+
+    def run(processes):
+        history, network = train(
+            recipe,
+            data,
+            learning_rate=RATE,
+            seed=0,
+            device=CPU,
+            state_root=tmp_path / "state",
+            checkpoint_folder=tmp_path / str(processes),
+            checkpoint_epochs=recipe.measured_epochs,
+            processes=processes,
+        )
+        assert not (tmp_path / "state").exists()
+        said = capsys.readouterr().err.splitlines()
+        assert [line.split("  ")[3].split() for line in said] == [
+            ["epoch", "0/2"],
+            ["epoch", "2/2"],
+        ]
+        return history, network.state_dict()
+
+    (history, weights), (shared_history, shared_weights) = run(1), run(2)
+    for record, shared in zip(history.records, shared_history.records, strict=True):
+        assert vars(record) == pytest.approx(vars(shared), abs=2e-3)
+    for one, other in zip(*(sorted((tmp_path / p).iterdir()) for p in "12"), strict=True):
+        assert one.name == other.name
+        with safe_open(one, "pt") as own, safe_open(other, "pt") as its:
+            assert own.metadata() == its.metadata()
+            assert list(own.keys()) == list(its.keys())
+            for name in own.keys():  # noqa: SIM118
+                value, shared = own.get_tensor(name), its.get_tensor(name)
+                assert (value.dtype, value.shape) == (shared.dtype, shared.shape)
+                # Float32 rounds, and a norm after a layer of tiny outputs enlarges that.
+                assert torch.allclose(value, shared, rtol=1e-2, atol=2e-2), name
+    # The network that comes back is the one of the last checkpoint.
+    assert weights.keys() == shared_weights.keys()
+    with safe_open(tmp_path / "2" / "epoch-0002.safetensors", "pt") as last:
+        assert all(torch.equal(last.get_tensor(name), shared_weights[name]) for name in weights)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The digits as a job of the pipeline finds them."""
+    folder = tmp_path_factory.mktemp("prepared")
+    recipe = recipe_of("custom", epochs=12)
+    download_dataset("digits", folder / "raw")
+    prepare_dataset("digits", folder / "raw", folder / "data", recipe.data)
+    write_recipe(recipe, folder / "recipe.json")
+    return folder
+
+
+def start(prepared: Path, folder: Path, trouble: str) -> subprocess.Popen:
+    outputs = {"checkpoint-folder": "checkpoints", "history": "history", "run-facts": "run.json"}
+    options = [f"--{option}={folder / name}" for option, name in outputs.items()]
+    command = ["train-model", "--processes=2", "--gpus=0", "--device=cpu", "--seed=0", *options]
+    command += [f"--recipe={prepared / 'recipe.json'}", f"--data-folder={prepared / 'data'}"]
+    command += [f"--state-root={folder / 'state'}", f"--log={folder / 'log'}"]
+    paths = [str(Path(__file__).parent), *sys.path]
+    return subprocess.Popen(
+        [sys.executable, "-m", "neural_collapse", *command],
+        env=os.environ | {"TEST_TROUBLE": trouble, "PYTHONPATH": os.pathsep.join(paths)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition, seconds: float):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+def test_kill_9_of_the_launcher_leaves_no_orphan_and_one_process_resumes(prepared, tmp_path):
+    launcher = start(prepared, tmp_path, "slow")
+    try:
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000003-*")), 120)
+        workers = children(launcher.pid)
+        assert len(workers) == 2
+    finally:
+        launcher.kill()
+    wait_until(lambda: not any(map(alive, workers)), 10)
+    launcher.communicate()
+
+    recipe = recipe_of("custom", epochs=12)
+    data = PreparedDataset.open(prepared / "data")
+
+    def run(state):
+        return train(
+            recipe,
+            data,
+            learning_rate=RATE,
+            seed=0,
+            device=CPU,
+            state_root=state,
+            checkpoint_folder=tmp_path / "delivered",
+            checkpoint_epochs=recipe.measured_epochs,
+        )
+
+    (history, network), (expected, reference) = run(tmp_path / "state"), run(tmp_path / "other")
+    assert 3 <= history.resumed_after < 12
+    assert len(history.records) == 13
+    for record, other in zip(history.records, expected.records, strict=True):
+        assert vars(record) == pytest.approx(vars(other), abs=1e-3)
+    found = differences(network.state_dict(), reference.state_dict())
+    assert max(found.values()) < 1e-2
+
+
+def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
+    launcher = start(prepared, tmp_path, "kill")
+    _, said = launcher.communicate(timeout=120)
+    assert launcher.returncode == 2
+    *progress, sentence = said.splitlines()
+    assert sentence.startswith("error: process 2 of 2 was killed")
+    assert all("epoch" in line for line in progress), said
+    log = (tmp_path / "log").read_text().splitlines()
+    assert log == said.splitlines()
+    assert not (tmp_path / "history").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("refuse", UserError, "data: are not there; fetch them"),
+        (
+            "raise",
+            RuntimeError,
+            "process 2 of 2 failed, and all were ended: ZeroDivisionError: a fa",
+        ),
+        pytest.param("kill", UserError, "process 2 of 2 was killed", marks=pytest.mark.slow),
+        pytest.param(
+            "abort", RuntimeError, "process 2 of 2 died of SIGABRT", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_failure_ends_all_and_says_why(how, kind, words):
+    with pytest.raises(kind) as caught:
+        launch(2, CPU, fail, how)
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(words)
+    assert "\n" not in str(caught.value)
+    if how == "raise":
+        assert "in trouble" in caught.value.__notes__[0]
+    assert children(os.getpid()) == []
+
+
+def test_parts_of_a_batch_are_the_batch():
+    for size in range(1, 6):
+        ranks = [Ranks(rank, size) for rank in range(size)]
+        for count in range(size, 20):
+            rows = torch.randperm(count)
+            parts = [rank.part(rows) for rank in ranks]
+            assert torch.equal(torch.cat(parts), rows)
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+            shares = [row for rank in ranks for row in rank.share(count)]
+            assert shares == list(range(count))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data):
+    with pytest.raises(UserError, match="4 processes cannot share a batch of 3 examples"):
+        Trainer(recipe_of("resnet"), data, RATE, 0, CPU, Ranks(0, 4))
+    whole = recipe_of("resnet", batch_size=3, keep_incomplete_batch=False)
+    with pytest.raises(UserError, match="4 processes cannot share a batch of 3 examples"):
+        Trainer(whole, data, RATE, 0, CPU, Ranks(0, 4))
+
+
+def test_how_many_processes():
+    gpu = torch.device("cuda")
+    assert process_count(gpu, 4) == 4
+    assert process_count(gpu, 0) == 1
+    assert process_count(CPU, 4) == 1
+    assert process_count(CPU, 0, 2) == 2
+    with pytest.raises(UserError, match="--processes: is 0"):
+        process_count(CPU, 0, 0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 2, reason="this machine has the GPUs")
+def test_more_processes_than_gpus_are_refused():
+    with pytest.raises(UserError, match=r"3 processes need a GPU each, and this job sees \d;"):
+        launch(3, torch.device("cuda"), fail, "raise")
+
+
+@pytest.mark.parametrize("offset", [0, 128, 4096 * 3 + 128])
+def test_a_memory_map_is_sent_as_its_place(tmp_path, offset):
+    values = np.random.default_rng(0).integers(0, 256, (6000, 2, 3), dtype=np.uint8)
+    (tmp_path / "file").write_bytes(bytes(offset) + values.tobytes())
+    whole = np.memmap(tmp_path / "file", np.uint8, "r", offset, values.shape)
+    for view, expected in [
+        (whole, values),
+        (whole[700:5900], values[700:5900]),
+        (whole[700:][1:3], values[701:703]),
+    ]:
+        payload = _dumps(view)
+        assert len(payload) < 1000
+        sent = pickle.loads(payload[8:])
+        assert isinstance(sent, np.memmap) and not sent.flags.writeable
+        assert np.array_equal(sent, expected)
+    for view, expected in [(whole[::2], values[::2]), (whole + 1, values + 1)]:
+        assert np.array_equal(pickle.loads(_dumps(view)[8:]), expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_end_where_one_does(data):
+    gpu = torch.device("cuda")
+    one, two = in_float64(ALONE, gpu, data), launch(2, gpu, in_float64, data)
+    for family in FAMILIES:
+        (state, record), (shared, shared_record) = one[family], two[family]
+        shared = {name: value.to("cuda:0") for name, value in shared.items()}
+        assert max(differences(state, shared).values()) < 1e-8
+        assert record.train_loss == pytest.approx(shared_record.train_loss, abs=1e-9)
+
+
+def test_interrupting_the_launcher_ends_all(prepared, tmp_path):
+    launcher = start(prepared, tmp_path, "slow")
+    try:
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000000-*")), 120)
+        workers = children(launcher.pid)
+        launcher.send_signal(signal.SIGINT)
+        _, said = launcher.communicate(timeout=20)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 130
+    assert said.splitlines()[-1] == "interrupted; what is done is kept"
+    assert not any(map(alive, workers))

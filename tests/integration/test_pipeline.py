@@ -1,0 +1,187 @@
+"""The whole DAG on real digits: every rule and file, the same bits twice, and what runs again."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from experiments import CHANGES, Experiment
+from PIL import Image
+
+from neural_collapse.config import spaced_epochs
+from neural_collapse.tables import STATISTICS, read_table
+
+FIGURES = [*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview"]
+CELLS = [("digits", "vgg"), ("digits", "resnet")]
+
+
+def rules_run(output: str) -> list[str]:
+    return re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)", output, re.MULTILINE)
+
+
+def copy_of(experiment: Experiment, folder: Path) -> Experiment:
+    shutil.copytree(experiment.folder, folder, symlinks=True)
+    again = Experiment(folder)
+    again.values, again.results = dict(experiment.values), folder / "results" / "tiny"
+    return again
+
+
+def test_every_rule_ran(experiment):
+    ran = set(rules_run(experiment.output))
+    assert ran >= {
+        *("download_dataset", "prepare_dataset", "train_candidate"),
+        *("select_learning_rate", "train_model", "extract_features", "compute_statistics"),
+        *("measure_robustness", "collect_tables", "plot_figure", "write_table", "check_claims"),
+        "build_report",
+    }
+
+
+def test_progress_says_run_epoch_loss_error(experiment):
+    line = (
+        r"digits x resnet  seed 1 .* epoch 6/6  train loss \S+  train error .* %  test error .* %"
+    )
+    assert re.search(line, experiment.output)
+
+
+def test_measurements_are_complete(experiment):
+    table = read_table(experiment.results / "tables" / "measurements.parquet", "measurements")
+    measured = {0, *spaced_epochs(6, 3)}
+    for cell in CELLS:
+        for seed in (0, 1):
+            rows = table[
+                (table["dataset"] == cell[0])
+                & (table["architecture"] == cell[1])
+                & (table["seed"] == seed)
+            ]
+            assert set(rows["statistic"]) >= set(STATISTICS)
+            nc1 = rows[rows["statistic"] == "nc1_within_class_variability"]
+            assert set(nc1["epoch"]) == measured and set(nc1["split"]) == {"train", "test"}
+            assert set(rows[rows["statistic"] == "error"]["epoch"]) == set(range(7))
+
+
+def test_statistics_agree_with_the_training_history(experiment):
+    """Two independent ways to the same number: evaluation in training, and stored decisions."""
+    table = read_table(experiment.results / "tables" / "measurements.parquet", "measurements")
+    wide = table.pivot_table(
+        index=["architecture", "seed", "epoch", "split"], columns="statistic", values="value"
+    ).dropna(subset=["network_accuracy"])
+    assert len(wide) == 2 * 2 * 4 * 2
+    np.testing.assert_allclose(1 - wide["error"], wide["network_accuracy"], atol=1e-12)
+
+
+def test_both_seeds_use_the_sweeps_winner(experiment):
+    runs = read_table(experiment.results / "tables" / "runs.parquet", "runs")
+    chosen = json.loads((experiment.results / "digits/resnet/sweep/selection.json").read_text())
+    swept = runs[runs["architecture"] == "resnet"]
+    assert set(swept["learning_rate"]) == {chosen["learning_rate"]}
+    assert set(swept["learning_rate_origin"]) == {"sweep"}
+    sweep = read_table(experiment.results / "tables" / "sweep.parquet", "sweep")
+    last = sweep[(sweep["epoch"] == 6) & (sweep["split"] == "test")]
+    errors = last[last["statistic"] == "error"].set_index("learning_rate")["value"]
+    assert errors[chosen["learning_rate"]] == errors.min()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_hold_something(experiment, name):
+    folder = experiment.results / "figures"
+    with Image.open(folder / f"{name}.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
+        assert image.info["dpi"][0] == pytest.approx(300, abs=1)
+    assert min(pixels.shape[:2]) > 400
+    drawn = (pixels < 200).any(axis=2).mean()
+    assert 0.005 < drawn < 0.6
+    pdf = (folder / f"{name}.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"FontFile" in pdf  # fonts are embedded
+    svg = (folder / f"{name}.svg").read_text()
+    assert svg.rstrip().endswith("</svg>") and len(svg) > 5000
+
+
+def test_the_captions_band_of_several_seeds(experiment):
+    page = (experiment.results / "report.html").read_text()
+    assert "2 seeds" in page
+    assert not re.search(r'(?:src|href)="https?://', page)
+
+
+def test_claims_and_table_1_cover_every_cell(experiment):
+    claims = read_table(experiment.results / "tables" / "claims.parquet", "claims")
+    assert len(claims.groupby(["dataset", "architecture"])) == 2
+    assert set(claims["holds"]) <= {"holds", "does not", "cannot say"}
+    table = read_table(experiment.results / "tables" / "table_1.parquet", "table_1")
+    assert list(table["seeds"]) == [2, 2]
+    assert r"\toprule" in (experiment.results / "tables" / "table_1.tex").read_text()
+
+
+def test_nothing_is_left_behind(experiment):
+    assert not list((experiment.results / ".state").rglob("*.safetensors"))
+
+
+def test_running_again_does_nothing(experiment):
+    assert "Nothing to be done" in experiment.run()
+
+
+def test_the_same_recipe_gives_the_same_bits(experiment, tmp_path):
+    again = Experiment(tmp_path / "again", **CHANGES)
+    again.run("tables")
+    compared = 0
+    for path in experiment.results.rglob("*"):
+        if path.suffix in {".parquet", ".safetensors", ".npy"}:
+            twin = again.results / path.relative_to(experiment.results)
+            assert twin.read_bytes() == path.read_bytes(), path.name
+            compared += 1
+    assert compared >= 2 * 2 * (4 + 4) + 10
+
+
+def test_a_new_learning_rate_trains_only_itself(experiment, tmp_path):
+    again = copy_of(experiment, tmp_path / "copy")
+    recipe = again.values["recipe"]
+    # A rate that learns nothing in six epochs, so the winner stays.
+    sweep = recipe["sweep"] | {"additional_learning_rates": [1e-7]}
+    again.values["recipe"] = recipe | {"sweep": sweep}
+    ran = rules_run(again.run("tables"))
+    assert ran.count("train_candidate") == 1
+    expected = {"train_candidate", "select_learning_rate", "collect_tables"}
+    assert set(ran) <= expected | {"write_table", "check_claims", "tables"}
+
+
+def test_a_figures_look_trains_nothing(experiment, tmp_path):
+    again = copy_of(experiment, tmp_path / "copy")
+    again.values["figures"] = {"epoch_axis": "log"}
+    assert set(rules_run(again.run("figures"))) == {"plot_figure", "figures"}
+
+
+def test_a_longer_training_makes_everything_of_it_again(experiment, tmp_path):
+    again = copy_of(experiment, tmp_path / "copy")
+    again.values["overrides"] = [
+        *again.values["overrides"],
+        {"architectures": ["vgg"], "recipe": {"training": {"epochs": 7}}},
+    ]
+    stats = again.snakemake("-n", "tables").stdout.split("Job stats:")[1]
+    planned = dict(re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE))
+    assert planned["train_model"] == planned["extract_features"] == "2"
+    assert "train_candidate" not in planned and "prepare_dataset" not in planned
+
+
+def test_a_divergent_learning_rate_is_shown_and_never_wins(experiment, tmp_path):
+    again = copy_of(experiment, tmp_path / "copy")
+    recipe = again.values["recipe"]
+    sweep = recipe["sweep"] | {"additional_learning_rates": [1e30]}
+    again.values["recipe"] = recipe | {"sweep": sweep}
+    again.run("tables")
+    table = read_table(again.results / "tables" / "sweep.parquet", "sweep")
+    diverged = table[table["learning_rate"] == 1e30]
+    assert diverged["diverged"].all() and not diverged["selected"].any()
+    last = diverged[diverged["epoch"] == diverged["epoch"].max()]
+    assert (last[last["statistic"] == "error"]["value"] == 1).all()
+
+
+def test_a_readers_error_is_in_the_log(experiment, tmp_path):
+    again = copy_of(experiment, tmp_path / "copy")
+    path = again.results / "digits/vgg/seed-0/statistics.parquet"
+    pd.DataFrame({"a": [1]}).to_parquet(path)
+    (again.results / "tables" / "measurements.parquet").unlink()
+    done = again.snakemake("--rerun-triggers", "mtime", "--", "tables")
+    assert done.returncode != 0
+    assert "is not a table of this project" in done.stdout and "Traceback" not in done.stdout

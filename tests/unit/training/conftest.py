@@ -1,0 +1,65 @@
+"""A dataset and a network so small that a training takes a tenth of a second."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from neural_collapse.config import Recipe
+from neural_collapse.datasets.prepared import PreparedDataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Another thread count gives other bits."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_data():
+    """`make_data(examples=90)`: three classes of noisy 8-pixel patterns that can be told apart."""
+
+    def of(examples: int = 90, seed: int = 0) -> PreparedDataset:
+        random = np.random.default_rng(seed)
+        patterns = random.integers(40, 216, (3, 1, 8, 8))
+        arrays = {}
+        for split, count in (("train", examples), ("test", 31)):
+            labels = np.arange(count) % 3
+            noise = random.integers(-40, 40, (count, 1, 8, 8))
+            arrays[f"{split}_images"] = (patterns[labels] + noise).astype(np.uint8)
+            arrays[f"{split}_labels"] = labels.astype(np.int64)
+        return PreparedDataset(
+            name="patterns",
+            label="Patterns",
+            num_classes=3,
+            class_names=("a", "b", "c"),
+            channels=1,
+            image_size_px=8,
+            mean=(0.5,),
+            std=(0.25,),
+            data_hash=f"patterns-{examples}-{seed}",
+            card={},
+            **arrays,
+        )
+
+    return of
+
+
+@pytest.fixture
+def make_recipe():
+    """`make_recipe(epochs=3, width=4, ...)`: a small ResNet; other keys are training's."""
+
+    def of(width: int = 4, measured=(1, 2, 3), **training) -> Recipe:
+        training = {"epochs": 3, "batch_size": 16, "evaluation_batch_size": 64} | training
+        measured = [epoch for epoch in measured if epoch <= training["epochs"]]
+        return Recipe(
+            dataset="patterns",
+            architecture="resnet",
+            network={"family": "resnet", "block": "basic", "blocks": [1, 1], "width": width},
+            training=training,
+            sweep={"learning_rate": 0.05},
+            measurement={"epochs": measured, "activation_epochs": 1},
+        )
+
+    return of

@@ -1,0 +1,138 @@
+"""Checkpoints: whole, of this network, or refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+import pickle
+
+import pytest
+import torch
+
+from neural_collapse.architectures import build_network
+from neural_collapse.errors import UserError
+from neural_collapse.tensors import write_tensors
+from neural_collapse.training.checkpoints import (
+    FORMAT,
+    checkpoint_name,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+@pytest.fixture
+def network(make_recipe):
+    def of(width: int = 4, seed: int = 0):
+        recipe = make_recipe(width=width).network
+        return build_network(recipe, channels=1, num_classes=3, image_size_px=8, seed=seed)
+
+    return of
+
+
+def weights(network) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_checkpoint_holds_weights_buffers_and_facts(tmp_path, network):
+    original = network(seed=1).to(memory_format=torch.channels_last)
+    original(torch.randn(4, 1, 8, 8))  # moves the running statistics
+    path = tmp_path / checkpoint_name(7)
+    save_checkpoint(path, original.state_dict(), {"epoch": "7"})
+    other = network(seed=2)
+    assert load_checkpoint(path, other) == {"epoch": "7"}
+    assert equal(weights(other), weights(original))
+    assert path.name == "epoch-0007.safetensors"
+
+
+class Trap:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('code of a checkpoint ran')",)
+
+
+def _pickled() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.ones(1)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"short", pickle.dumps(Trap()), _pickled(), b"\xff" * 64],
+    ids=["empty", "short", "pickle", "torch.save", "noise"],
+)
+def test_a_foreign_file_is_refused_and_runs_nothing(tmp_path, network, payload):
+    path = tmp_path / "epoch-0001.safetensors"
+    path.write_bytes(payload)
+    own = network()
+    before = weights(own)
+    with pytest.raises(UserError, match="truncated or no checkpoint") as error:
+        load_checkpoint(path, own)
+    assert str(path) in str(error.value)
+    assert equal(weights(own), before)
+
+
+def test_every_truncation_is_noticed(tmp_path, network):
+    own = network()
+    path = tmp_path / "epoch-0001.safetensors"
+    save_checkpoint(path, own.state_dict(), {})
+    payload = path.read_bytes()
+    for keep in [*range(0, len(payload), 997), len(payload) - 1]:
+        path.write_bytes(payload[:keep])
+        with pytest.raises(UserError, match="truncated"):
+            load_checkpoint(path, own)
+
+
+def changed(state: dict, how: str) -> dict:
+    state = dict(state)
+    if how == "missing":
+        del state["classifier.bias"]
+    elif how == "more":
+        state["extra"] = torch.zeros(1)
+    elif how == "renamed":
+        state["klassifier.bias"] = state.pop("classifier.bias")
+    elif how == "shape":
+        state["classifier.bias"] = torch.zeros(4)
+    elif how == "type":
+        state["classifier.bias"] = state["classifier.bias"].double()
+    return state
+
+
+@pytest.mark.parametrize("how", ["missing", "more", "renamed", "shape", "type"])
+def test_another_networks_checkpoint_is_refused_and_changes_nothing(tmp_path, network, how):
+    path = tmp_path / "epoch-0001.safetensors"
+    save_checkpoint(path, changed(network(seed=1).state_dict(), how), {})
+    own = network(seed=2)
+    before = weights(own)
+    with pytest.raises(UserError, match="holds another network than the recipe's") as error:
+        load_checkpoint(path, own)
+    assert "\n" not in str(error.value)
+    assert equal(weights(own), before)
+
+
+def test_a_wider_networks_checkpoint_is_refused(tmp_path, network):
+    path = tmp_path / "epoch-0001.safetensors"
+    save_checkpoint(path, network(width=8).state_dict(), {})
+    with pytest.raises(UserError, match="another network"):
+        load_checkpoint(path, network())
+
+
+def test_another_file_of_this_project_is_no_checkpoint(tmp_path, network):
+    path = tmp_path / "epoch-0001.safetensors"
+    write_tensors(path, network().state_dict(), {}, "neural_collapse.features/1")
+    with pytest.raises(UserError, match=f"no checkpoint of this version, '{FORMAT}'"):
+        load_checkpoint(path, network())
+
+
+def test_checkpoints_are_listed_by_epoch(tmp_path):
+    for epoch in (10, 2, 0, 12345):
+        (tmp_path / checkpoint_name(epoch)).touch()
+    for other in ("epoch-x.safetensors", ".epoch-0003.safetensors.1.tmp", "epoch-0004.pt"):
+        (tmp_path / other).touch()
+    assert list(list_checkpoints(tmp_path)) == [0, 2, 10, 12345]
+    for empty in (tmp_path / "none", tmp_path / "epoch-0004.pt"):
+        with pytest.raises(UserError, match="holds no checkpoints"):
+            list_checkpoints(empty)

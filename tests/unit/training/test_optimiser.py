@@ -1,0 +1,181 @@
+"""SGD, the loss and the order of examples, against torch's own, plain float64, and mpmath."""
+
+from __future__ import annotations
+
+import itertools
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from neural_collapse.training.loop import cross_entropy, epoch_order
+from neural_collapse.training.sgd import SGD
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    return network.to(memory_format=torch.channels_last)
+
+
+def batches(count: int):
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(count):
+        images = torch.randn(8, 1, 6, 6, generator=generator)
+        yield images, torch.randint(0, 3, (8,), generator=generator)
+
+
+RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001]
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.5, 0.1)])
+def test_the_same_bits_as_torchs_sgd(momentum, weight_decay):
+    ours, theirs = small_network(), small_network()
+    sgd = SGD(ours, momentum, weight_decay)
+    reference = torch.optim.SGD(
+        theirs.parameters(), lr=1.0, momentum=momentum, weight_decay=weight_decay, fused=True
+    )
+    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
+        nn.functional.cross_entropy(ours(images), labels).backward()
+        sgd.step(rate)
+        reference.zero_grad()
+        nn.functional.cross_entropy(theirs(images), labels).backward()
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(own, other), name
+            if momentum:
+                buffer = reference.state[other]["momentum_buffer"]
+                assert torch.equal(sgd.momentum_buffers[name], buffer), name
+            assert own.grad is None
+
+
+def test_close_to_the_definition_in_float64():
+    network = small_network()
+    sgd = SGD(network, 0.9, 5e-4)
+    weights = {n: p.detach().double().numpy().copy() for n, p in network.named_parameters()}
+    speeds = {name: np.zeros_like(weight) for name, weight in weights.items()}
+    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
+        nn.functional.cross_entropy(network(images), labels).backward()
+        for name, parameter in network.named_parameters():
+            gradient = parameter.grad.double().numpy() + 5e-4 * weights[name]
+            speeds[name] = 0.9 * speeds[name] + gradient
+            weights[name] = weights[name] - rate * speeds[name]
+        sgd.step(rate)
+    for name, parameter in network.named_parameters():
+        np.testing.assert_allclose(
+            parameter.detach().double().numpy(), weights[name], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_every_parameter_decays_biases_and_norms_too():
+    network = small_network()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    sgd = SGD(network, 0.0, 0.5)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sgd.step(0.1)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), 0.95 * before[name])
+
+
+def test_a_frozen_or_unused_parameter_stays_as_it_is():
+    network = small_network()
+    network[0].weight.requires_grad_(False)
+    network.unused = nn.Parameter(torch.ones(2))
+    frozen = network[0].weight.clone()
+    sgd = SGD(network, 0.9, 0.5)
+    images, labels = next(batches(1))
+    nn.functional.cross_entropy(network[:6](images), labels).backward()
+    moved = network[5].weight.clone()
+    sgd.step(0.1)
+    assert torch.equal(network[0].weight, frozen)
+    assert torch.equal(network.unused, torch.ones(2))
+    assert not torch.equal(network[5].weight, moved)
+
+
+# ------------------------------------------------------------------------------------- order
+
+
+@given(st.integers(1, 300), st.integers(0, 2**32 - 1), st.integers(1, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_an_order_is_a_permutation(examples, seed, epoch):
+    order = epoch_order(examples, seed, epoch)
+    assert sorted(order.tolist()) == list(range(examples))
+
+
+def test_seed_and_epoch_alone_decide_the_order():
+    expected = epoch_order(500, 7, 3)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    assert torch.equal(epoch_order(500, 7, 3), expected)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+
+
+def test_orders_of_other_epochs_and_seeds_have_nothing_to_do_with_each_other():
+    orders = [epoch_order(2000, s, e) for s, e in itertools.product(range(4), range(1, 5))]
+    for one, other in itertools.combinations(orders, 2):
+        # Two random permutations agree in about one place.
+        assert (one == other).sum() < 12
+
+
+def test_an_order_has_not_changed():
+    # Else resumed runs would go on in another order: raise versions.TRAINING with it.
+    assert epoch_order(8, 0, 1).tolist() == [5, 6, 4, 3, 1, 7, 2, 0]
+    assert epoch_order(8, 5, 350).tolist() == [3, 2, 0, 5, 1, 7, 6, 4]
+
+
+# -------------------------------------------------------------------------------------- loss
+
+
+def exact_loss(logits: torch.Tensor, labels: torch.Tensor) -> list[mpmath.mpf]:
+    with mpmath.workdps(60):
+        return [
+            mpmath.log(mpmath.fsum(mpmath.exp(mpmath.mpf(x)) for x in row)) - mpmath.mpf(row[label])
+            for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+        ]
+
+
+@pytest.mark.parametrize("margin", [1.0, 16.0, 18.5, 21.0, 30.0])
+def test_the_loss_is_right_where_float32_vanishes(margin):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(20, 10, generator=generator)
+    labels = torch.arange(20) % 10
+    logits[torch.arange(20), labels] += margin
+    exact = exact_loss(logits, labels)
+    found = cross_entropy(logits, labels, "none")
+    assert found.dtype == torch.float64
+    for value, truth in zip(found.tolist(), exact, strict=True):
+        # log(1 + x) near 1 keeps 16 digits of 1 + x, not of x.
+        assert abs(value - truth) <= 1e-7 * truth + 4e-15 * margin
+    mean = float(mpmath.fsum(exact) / 20)
+    assert cross_entropy(logits, labels).item() == pytest.approx(mean, rel=1e-6, abs=4e-15 * margin)
+    if margin == 21.0:
+        assert 1e-9 < mean < 1e-7
+        float32 = nn.functional.cross_entropy(logits, labels).item()
+        assert abs(float32 - mean) > 0.05 * mean  # why float64
+
+
+def test_the_gradient_at_a_loss_of_1e_8_is_that_of_the_softmax():
+    logits = torch.zeros(1, 4, requires_grad=True)
+    with torch.no_grad():
+        logits[0, 0] = 19.0
+    cross_entropy(logits, torch.tensor([0])).backward()
+    with mpmath.workdps(40):
+        share = 1 / (mpmath.exp(19) + 3)
+    np.testing.assert_allclose(
+        logits.grad[0].numpy(), [-3 * float(share), *[float(share)] * 3], rtol=1e-6
+    )

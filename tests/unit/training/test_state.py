@@ -1,0 +1,395 @@
+"""Resume states: torn, foreign or locked ones; kills within a write; a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from neural_collapse import versions
+from neural_collapse.errors import UserError
+from neural_collapse.training import loop
+from neural_collapse.training.loop import train, training_fingerprint
+from neural_collapse.training.state import StateFolder, fingerprint
+
+CPU = torch.device("cpu")
+KEY = "0123456789abcdef"
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((3, 2), value), "steps": torch.tensor(int(value))}
+
+
+def write(folder: StateFolder, *epochs: int) -> None:
+    for epoch in epochs:
+        folder.write(epoch, tensors(epoch), {"of": epoch, "loss": float("nan")})
+
+
+def files(root) -> list:
+    return sorted((root / KEY).glob("state-*"))
+
+
+def test_the_newest_state_is_read(tmp_path):
+    with StateFolder(tmp_path, KEY) as folder:
+        assert folder.read() is None
+        write(folder, 8, 9, 10, 11)
+    assert len(files(tmp_path)) == 2  # and no more disk than that
+    with StateFolder(tmp_path, KEY) as folder:
+        epoch, state, facts = folder.read()
+    assert epoch == facts["of"] == 11
+    assert all(torch.equal(state[name], value) for name, value in tensors(11).items())
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "other bytes"])
+def test_a_torn_state_gives_way_to_the_one_before(tmp_path, damage, capsys):
+    with StateFolder(tmp_path, KEY) as folder:
+        write(folder, 1, 2)
+    newest = files(tmp_path)[-1]
+    payload = bytearray(newest.read_bytes())
+    if damage == "one bit":
+        payload[-1] ^= 1
+    newest.write_bytes(
+        {"empty": b"", "cut": payload[:-5], "one bit": payload, "other bytes": b"x" * 99}[damage]
+    )
+    with StateFolder(tmp_path, KEY) as folder:
+        epoch, state, _ = folder.read()
+        assert epoch == 1
+        assert torch.equal(state["weight"], tensors(1)["weight"])
+        assert "torn" in capsys.readouterr().err
+        write(folder, 2)
+        assert folder.read()[0] == 2
+
+
+def test_nothing_whole_is_nothing(tmp_path):
+    with StateFolder(tmp_path, KEY) as folder:
+        write(folder, 1, 2)
+        for path in files(tmp_path):
+            path.write_bytes(b"")
+        assert folder.read() is None
+
+
+def test_another_fingerprints_state_is_not_seen(tmp_path):
+    with StateFolder(tmp_path, KEY) as folder:
+        write(folder, 5)
+    with StateFolder(tmp_path, KEY[::-1]) as other:
+        assert other.read() is None
+        other.clear()
+    with StateFolder(tmp_path, KEY) as folder:
+        assert folder.read()[0] == 5
+
+
+def test_success_leaves_nothing_behind(tmp_path):
+    with StateFolder(tmp_path / "root", KEY) as folder:
+        write(folder, 1)
+        folder.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_that_decides_a_training_is_in_its_fingerprint(make_recipe):
+    def of(recipe=None, data="d", rate=0.1, seed=0, epochs=(0, 3)):
+        return training_fingerprint(recipe or make_recipe(), data, rate, seed, epochs)
+
+    others = [
+        of(make_recipe(width=5)), of(make_recipe(epochs=4)), of(make_recipe(batch_size=8)),
+        of(make_recipe(weight_decay=1e-3)), of(make_recipe(threads=2)),
+        of(make_recipe(learning_rate_milestones=["1/2"])), of(data="e"), of(rate=0.1 + 1e-12),
+        of(seed=1), of(epochs=(0, 2, 3)),
+    ]  # fmt: skip
+    assert len({of(), *others}) == 11
+    assert of() == of()
+    assert of(make_recipe(evaluation_batch_size=7)) == of()
+    assert of(epochs=(3, 0)) == of()
+
+
+def test_the_code_version_is_in_the_fingerprint(monkeypatch, make_recipe):
+    before = training_fingerprint(make_recipe(), "d", 0.1, 0, ())
+    monkeypatch.setattr(versions, "TRAINING", versions.TRAINING + 1)
+    assert training_fingerprint(make_recipe(), "d", 0.1, 0, ()) != before
+
+
+def test_a_fingerprint_is_short_and_does_not_depend_on_order():
+    assert fingerprint(a=1, b=[2.5]) == fingerprint(b=[2.5], a=1)
+    assert len(fingerprint(a=1)) == 16
+
+
+# --------------------------------------------------------------------------------- the lock
+
+HOLDER = """
+import sys
+from neural_collapse.training.state import StateFolder
+with StateFolder(sys.argv[1], sys.argv[2]) as folder:
+    print("in", flush=True)
+    sys.stdin.read()
+    if "clear" in sys.argv:
+        folder.clear()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that holds the state's lock until its standard input ends."""
+    started = []
+
+    def start(*more: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path), KEY, *more],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "in\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_two_jobs_cannot_work_in_one_place_and_the_second_says_who_does(tmp_path, holder):
+    process = holder()
+    with pytest.raises(UserError) as error, StateFolder(tmp_path, KEY):
+        pass
+    assert f"in use by process {process.pid} on {os.uname().nodename}" in str(error.value)
+    with StateFolder(tmp_path, KEY[::-1]):
+        pass  # another run is not concerned
+    process.communicate()
+    with StateFolder(tmp_path, KEY) as folder:
+        write(folder, 1)
+
+
+def test_a_killed_holder_frees_the_lock(tmp_path, holder):
+    process = holder()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with StateFolder(tmp_path, KEY):
+        pass
+
+
+def test_a_lock_that_its_holder_deleted_is_taken_anew(tmp_path, holder):
+    process = holder("clear")
+    # Opened before the holder is done, locked after: a lock on a file that is no longer there.
+    stale = open(tmp_path / f"{KEY}.lock", "a+")  # noqa: SIM115
+    process.communicate()
+    assert not (tmp_path / KEY).exists()
+    with StateFolder(tmp_path, KEY) as folder:
+        write(folder, 1)
+        with pytest.raises(UserError, match="in use"), StateFolder(tmp_path, KEY):
+            pass
+    stale.close()
+
+
+def enter_and_clear(root: Path, times: int) -> None:
+    """Enter a state's folder so many times; fail where another process is inside as well."""
+    while times > 0:
+        try:
+            with StateFolder(root, KEY) as folder:
+                os.close(os.open(root / "inside", os.O_CREAT | os.O_EXCL))
+                os.unlink(root / "inside")
+                folder.clear()
+                times -= 1
+        except UserError as error:
+            assert "in use by" in str(error), error
+
+
+def test_many_processes_one_at_a_time(tmp_path):
+    (tmp_path / "keeps the folder").touch()
+    children = []
+    for _ in range(4):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                enter_and_clear(tmp_path, times=100)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert statuses == [0, 0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["keeps the folder"]
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "deeper", "/proc/nothing"):
+        with pytest.raises(UserError) as error, StateFolder(root, KEY):
+            pass
+        assert str(root) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------- kills within a write
+
+
+def write_and_die(root, step: str, monkeypatch) -> None:
+    """Write states 1 and 2, and be killed within the writing of the third."""
+
+    def die(*_, **__) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(path, payload: bytes) -> None:
+        with open(path, "wb") as file:
+            file.write(payload[: len(payload) // 2])
+            file.flush()
+            die()
+
+    replace = os.replace
+    with StateFolder(root, KEY) as folder:
+        for epoch in (1, 2, 3):
+            if epoch == 3 and step == "half written":
+                monkeypatch.setattr(Path, "write_bytes", half)
+            elif epoch == 3 and step == "not flushed":
+                monkeypatch.setattr(os, "fsync", die)
+            elif epoch == 3 and step == "not renamed":
+                monkeypatch.setattr(os, "replace", die)
+            elif epoch == 3 and step == "renamed":
+                monkeypatch.setattr(os, "replace", lambda *names: (replace(*names), die()))
+            elif epoch == 3 and step == "old not deleted":
+                monkeypatch.setattr(Path, "unlink", die)
+            folder.write(epoch, {"weight": torch.full((999,), float(epoch))}, [epoch])
+
+
+@pytest.mark.parametrize(
+    ("step", "epoch"),
+    [
+        ("half written", 2),
+        ("not flushed", 2),
+        ("not renamed", 2),
+        ("renamed", 3),
+        ("old not deleted", 3),
+    ],
+)
+def test_a_kill_at_any_step_of_a_write_leaves_a_whole_state(tmp_path, monkeypatch, step, epoch):
+    child = os.fork()
+    if child == 0:
+        try:
+            write_and_die(tmp_path, step, monkeypatch)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with StateFolder(tmp_path, KEY) as folder:
+        found, state, facts = folder.read()
+        assert (found, facts) == (epoch, [epoch])
+        assert torch.equal(state["weight"], torch.full((999,), float(epoch)))
+        # What was half written is gone, so that many kills do not fill the disk.
+        assert not list((tmp_path / KEY).glob(".*"))
+        write(folder, epoch + 1)
+        assert len(files(tmp_path)) == 2
+
+
+# ------------------------------------------------------------------------- a training resumes
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def training(tmp_path, make_data, make_recipe, monkeypatch):
+    """`training(name, stop_after=n)` trains; with `stop_after` it is interrupted there."""
+
+    def of(name, stop_after=None, root=None):
+        recipe = make_recipe(epochs=4, measured=(1, 2, 4))
+        base = root or tmp_path / name
+        evaluate = loop.Trainer.evaluate
+
+        def interrupt(self, epoch):
+            if stop_after is not None and epoch > stop_after:
+                raise Stop
+            return evaluate(self, epoch)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.Trainer, "evaluate", interrupt)
+            history, _ = train(
+                recipe, make_data(), learning_rate=0.05, seed=0, device=CPU,
+                state_root=base / "state", checkpoint_folder=base / "out",
+                checkpoint_epochs=recipe.measured_epochs,
+            )  # fmt: skip
+        return history, {path.name: path.read_bytes() for path in (base / "out").glob("*")}
+
+    return of
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
+def test_a_resumed_training_ends_with_the_same_bits(training, stop_after, capsys):
+    expected, files_expected = training("whole")
+    with pytest.raises(Stop):
+        training("parts", stop_after)
+    with pytest.raises(Stop):
+        training("parts", min(stop_after + 1, 3))
+    history, found = training("parts")
+    assert f"continues after epoch {stop_after}" in capsys.readouterr().err
+    assert found == files_expected
+    assert history.records == expected.records
+
+
+def test_a_training_continues_from_the_state_before_a_torn_one(training, tmp_path, capsys):
+    _, expected = training("whole")
+    with pytest.raises(Stop):
+        training("parts", 2)
+    newest = sorted((tmp_path / "parts" / "state").glob("*/state-*"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert training("parts")[1] == expected
+    assert "continues after epoch 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["other network", "other facts", "lost checkpoint"])
+def test_a_training_that_cannot_continue_begins_anew(training, tmp_path, damage, capsys):
+    history_expected, expected = training("whole")
+    with pytest.raises(Stop):
+        training("parts", 2)
+    (place,) = (path for path in (tmp_path / "parts" / "state").iterdir() if path.is_dir())
+    if damage == "lost checkpoint":
+        (place / "checkpoints" / "epoch-0001.safetensors").unlink()
+    else:
+        with StateFolder(place.parent, place.name) as folder:
+            _, state, facts = folder.read()
+            if damage == "other network":
+                state["network.classifier.bias"] = torch.zeros(99)
+            else:
+                facts = {"no": "records"}
+            folder.write(3, state, facts)
+    history, found = training("parts")
+    assert "begins anew" in capsys.readouterr().err
+    assert found == expected
+    assert history.records == history_expected.records
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KiB, about three states of the small network."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here (needs root and CAP_SYS_ADMIN)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("room_kb", [0, 20, 40, 60, 80, 100, 120, 140, 160])
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_room_is_made(
+    training, small_disk, room_kb
+):
+    _, expected = training("whole")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1024 * (256 - 8 - room_kb)))
+    try:
+        _, found = training("", root=small_disk)
+    except UserError as error:
+        assert "the disk is full; make room and start again" in str(error)
+        assert "\n" not in str(error)
+        filler.unlink()
+        _, found = training("", root=small_disk)
+    else:
+        assert room_kb > 100
+    assert found == expected
+    assert not (small_disk / "state").exists()

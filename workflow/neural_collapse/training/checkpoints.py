@@ -1,0 +1,58 @@
+"""Weights of one epoch as a safetensors file: whole or not there, and unable to run code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..tensors import read_tensors, write_tensors
+
+FORMAT = "neural_collapse.checkpoint/1"
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The file name of an epoch's checkpoint; padded, so that names sort by epoch."""
+    return f"epoch-{epoch:04d}.safetensors"
+
+
+def save_checkpoint(
+    path: str | Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a network's state, parameters and buffers, with `metadata` beside it."""
+    write_tensors(path, state, metadata, FORMAT)
+
+
+def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str]:
+    """Load a checkpoint's weights into `network` and return its metadata.
+
+    Raises UserError where the file is broken or holds another network.
+    """
+    tensors, metadata = read_tensors(path, "checkpoint", FORMAT)
+    own = network.state_dict()
+    differing = sorted(own.keys() ^ tensors.keys()) or sorted(
+        name
+        for name in own
+        if (own[name].shape, own[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+    )
+    if differing:
+        raise UserError(
+            f"{path}: holds another network than the recipe's: {differing[0]!r} does not fit; "
+            "run the training again or use the recipe that it was made with"
+        )
+    network.load_state_dict(tensors)
+    return metadata
+
+
+def list_checkpoints(folder: str | Path) -> dict[int, Path]:
+    """The checkpoints in a folder by epoch, ascending; raises UserError where there are none."""
+    found = {
+        int(path.stem.removeprefix("epoch-")): path
+        for path in sorted(Path(folder).glob("epoch-*.safetensors"))
+        if path.stem.removeprefix("epoch-").isdigit()
+    }
+    if not found:
+        raise UserError(f"{folder}: holds no checkpoints (epoch-NNNN.safetensors)")
+    return dict(sorted(found.items()))

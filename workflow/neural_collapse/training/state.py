@@ -1,0 +1,137 @@
+"""The state that an interrupted job continues from.
+
+It lies outside the outputs that Snakemake knows, since Snakemake deletes those of a failed job.
+A state file is written under another name, flushed and renamed; its name carries the hash of its
+bytes, so a torn one is recognised and the one before it is used. The folder's name carries the
+fingerprint of recipe, data and code version, so nothing else is ever continued, and a lock on it
+keeps two jobs out of one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..files import atomic_path, remove_temporaries, written
+from ..progress import say
+from ..tensors import from_bytes, to_bytes
+
+KEPT = 2  # the newest state, and the one before it should the newest be torn
+
+
+def fingerprint(**parts: Any) -> str:
+    """A short hash of everything that decides a job's result."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+class StateFolder:
+    """A job's own folder of resume states, locked while the job lives.
+
+    Use it as a context manager. `clear` deletes it when the job has succeeded; leaving the
+    block without that keeps everything for the next try.
+    """
+
+    def __init__(self, root: str | Path, fingerprint: str):
+        self.folder = Path(root) / fingerprint
+        self._lock = None
+
+    def __enter__(self) -> StateFolder:
+        try:
+            with written(self.folder):
+                self._lock = _lock(Path(f"{self.folder}.lock"))
+                self.folder.mkdir(parents=True, exist_ok=True)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.folder}: is in use by {error.strerror}; "
+                "wait for it, or end it and run again"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be locked ({error.strerror}); check the results folder"
+            ) from None
+        remove_temporaries(self.folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def clear(self) -> None:
+        """Delete the states: the job is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            Path(f"{self.folder}.lock").unlink()
+            self.folder.parent.rmdir()  # only when no other state lies there
+
+    def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
+        """Keep the state after `epoch`: tensors, and `facts` that JSON can hold."""
+        payload = to_bytes(tensors, {"epoch": str(epoch), "facts": json.dumps(facts)})
+        digest = hashlib.blake2b(payload, digest_size=16).hexdigest()
+        target = self.folder / f"state-{epoch:06d}-{digest}.safetensors"
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(payload)
+        for old in self._files()[KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def read(self) -> tuple[int, dict[str, torch.Tensor], Any] | None:
+        """The newest whole state as (epoch, tensors, facts), or None where there is none."""
+        for path in self._files():
+            try:
+                payload = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            if hashlib.blake2b(payload, digest_size=16).hexdigest() not in path.stem:
+                say(f"{path}: is torn; the state before it is used")
+                path.unlink(missing_ok=True)
+                continue
+            try:
+                tensors, metadata = from_bytes(payload)
+                return int(metadata["epoch"]), tensors, json.loads(metadata["facts"])
+            except (KeyError, TypeError, ValueError):
+                say(f"{path}: is not a state of this project; it is left out")
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*.safetensors"), reverse=True)
+
+
+def _lock(path: Path):
+    """An open file with an exclusive lock; BlockingIOError says who holds it."""
+    for attempt in itertools.count():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+        except FileNotFoundError:
+            if attempt < 100:
+                continue  # another job finished and took the empty folder away
+            raise
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise BlockingIOError(error.errno, holder) from None
+        except OSError:
+            file.close()
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                return file
+        file.close()  # its holder finished and deleted it meanwhile: lock the new one
