@@ -246,7 +246,9 @@ def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        ("refuse", UserError, "data: are not there; fetch them"),
+        pytest.param(
+            "refuse", UserError, "data: are not there; fetch them", marks=pytest.mark.slow
+        ),
         (
             "raise",
             RuntimeError,
@@ -335,6 +337,7 @@ def test_two_gpus_end_where_one_does(data):
         assert record.train_loss == pytest.approx(shared_record.train_loss, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_interrupting_the_launcher_ends_all(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:

@@ -28,8 +28,6 @@ def runs(*changes):
         "terminal_phase_accuracy": 0.999,
         "terminal_phase_epoch": 40,
         "diverged": False,
-        "seconds": 10.0,
-        "device": "cpu",
         "num_classes": 10,
         "train_examples": 50_000,
         "test_examples": 10_000,

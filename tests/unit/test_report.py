@@ -51,13 +51,15 @@ def make_folder(folder, tables):
 
 PROVENANCE = [
     {
-        "rule": "train",
-        "dataset": d,
+        "dataset": "digits",
+        "architecture": architecture,
+        "seed": 0,
+        "seconds": seconds,
+        "machine": {"processor": "Abacus 3000"} | gpu,
         "versions": {"torch": "2.9.1"},
         "commit": "abc1234",
-        "gpu": None,
     }
-    for d in ("digits", "mnist_subset")
+    for architecture, seconds, gpu in [("vgg", 3600.0, {}), ("resnet", 5400.0, {"gpu": "H200"})]
 ]
 
 
@@ -143,7 +145,16 @@ def test_tables_have_headings_to_sort_by(built):
 def test_what_all_runs_share_is_shown_once_and_the_rest_in_a_table(built):
     html = built[2]
     assert html.count("abc1234") == 3  # once for reading, twice in the JSON
-    assert "<td>digits</td>" in html and "<td>mnist_subset</td>" in html
+    assert "<td>vgg</td>" in html and "<td>resnet</td>" in html
+
+
+def test_hours_and_devices_come_from_the_provenance(built, tmp_path):
+    root, _, html = built
+    assert "<td>Abacus 3000, H200</td>" in html and "<td>2.5 h</td>" in html
+    assert re.search(r"<td[^>]*>60.0 min</td><td>Abacus 3000</td>", html), "a run's own"
+    build_report(root / "tables", [], tmp_path / "without.html")
+    without = Page((tmp_path / "without.html").read_text()).text
+    assert "Training time" not in without
 
 
 def test_the_same_input_gives_the_same_page(built, tmp_path):
@@ -157,7 +168,7 @@ def test_the_same_input_gives_the_same_page(built, tmp_path):
 
 def test_hostile_text_is_shown_not_run(tmp_path):
     tables = make_tables(("digits",), ("vgg",), last=5)
-    for column in ("dataset_label", "architecture_label", "network", "device"):
+    for column in ("dataset_label", "architecture_label", "network"):
         tables["runs"][column] = HOSTILE
     make_folder(tmp_path / "t", tables)
     draw("figure_2", tmp_path / "t", tmp_path / "f" / "figure_2", ["png"])

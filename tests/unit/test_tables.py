@@ -47,8 +47,6 @@ def run(**changes):
         "terminal_phase_accuracy": 0.999,
         "terminal_phase_epoch": 5,
         "diverged": False,
-        "seconds": 1.5,
-        "device": "cpu",
         "num_classes": 10,
         "train_examples": 100,
         "test_examples": 50,
@@ -60,9 +58,10 @@ def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "sub" / "measurements.parquet"
     write_table(measurements(), path, "measurements")
     frame = read_table(path, "measurements")
-    pd.testing.assert_frame_equal(frame, measurements(), check_dtype=False)
+    pd.testing.assert_frame_equal(frame.drop(columns="origin"), measurements(), check_dtype=False)
+    assert set(frame.origin) == {"own"}, "what says nothing else is one's own"
     assert [str(kind) for kind in frame.dtypes] == [
-        "str", "str", "int64", "int64", "str", "str", "float64",
+        "str", "str", "int64", "str", "int64", "str", "str", "float64",
     ]  # fmt: skip
     assert np.isnan(frame.value[1]), "nan stays a value"
 
@@ -113,7 +112,7 @@ def test_every_column_is_described(name):
         (measurements(dataset=["a", None, "b"]), "column 'dataset' has missing"),
         (measurements(dataset=1), "column 'dataset' must hold string"),
         (measurements(split="validation"), "column 'split' holds 'validation'; known: train, test"),
-        (measurements(epoch=[0, 1, 1]), "two rows for dataset digits.*epoch 1"),
+        (measurements(epoch=[0, 1, 1]), "two rows for origin own, dataset digits.*epoch 1"),
     ],
 )
 def test_wrong_frames_are_not_written(frame, message, tmp_path):
@@ -156,13 +155,18 @@ def test_other_files_are_refused_by_name(tmp_path):
     stored(path, table.drop_columns("split"))
     with pytest.raises(UserError, match=r"t\.parquet: the column 'split' is missing"):
         read_table(path, "measurements")
+    stored(path, table.drop_columns("origin"))
+    assert set(read_table(path, "measurements").origin) == {"own"}, "made before there were others"
+    stored(path, table.set_column(3, "origin", pa.array(["own", "borrowed", "own"])))
+    with pytest.raises(UserError, match="'origin' holds 'borrowed'; known: own, reference"):
+        read_table(path, "measurements")
     stored(path, table.append_column("odd", table["value"]))
     with pytest.raises(UserError, match="the column 'odd' does not belong"):
         read_table(path, "measurements")
-    stored(path, table.set_column(3, "epoch", pa.array([0.0, 1.0, 2.0])))
+    stored(path, table.set_column(4, "epoch", pa.array([0.0, 1.0, 2.0])))
     with pytest.raises(UserError, match="the column 'epoch' is of type double, not int64"):
         read_table(path, "measurements")
-    stored(path, table.set_column(6, "value", pa.array([1.0, None, 2.0])))
+    stored(path, table.set_column(7, "value", pa.array([1.0, None, 2.0])))
     with pytest.raises(UserError, match="the column 'value' has missing values"):
         read_table(path, "measurements")
 
@@ -190,7 +194,7 @@ def test_joined_tables_are_in_the_order_of_their_key(tmp_path):
     joined = concat_files([tmp_path / "b", tmp_path / "a"], "measurements")
     assert joined.dataset.tolist() == ["a"] * 3 + ["digits"] * 3
     assert concat_tables([], "measurements").equals(empty_table("measurements"))
-    with pytest.raises(UserError, match="two rows for dataset digits"):
+    with pytest.raises(UserError, match="two rows for origin own, dataset digits"):
         concat_tables([measurements(), measurements()], "measurements")
 
 

@@ -107,8 +107,6 @@ def make_tables(
                         "terminal_phase_accuracy": 0.999,
                         "terminal_phase_epoch": start_epoch,
                         "diverged": False,
-                        "seconds": 61.5 + 7 * a,
-                        "device": "cpu",
                         "num_classes": 10,
                         "train_examples": 1500,
                         "test_examples": 297,

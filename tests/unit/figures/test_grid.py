@@ -9,7 +9,7 @@ from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_ta
 from neural_collapse import figures
 from neural_collapse.figures import Layout
 from neural_collapse.figures.grid import SPECS, grid_caption
-from neural_collapse.figures.layout import curve
+from neural_collapse.figures.layout import finite_values
 
 
 def panel(figure, layout, dataset, architecture):
@@ -237,15 +237,81 @@ def test_the_caption_says_what_is_shown(tables, layout, seeded):
     assert "test examples" in caption and "own vertical scale" in caption
 
 
-def test_curve_counts_only_finite_seeds():
+def test_only_finite_values_of_the_statistic_are_drawn():
     frame = pd.DataFrame(
         {
             "seed": [0, 1, 0, 1],
             "epoch": [0, 0, 1, 1],
-            "split": "train",
+            "split": ["train", "test", "train", "train"],
             "statistic": "s",
             "value": [1.0, 3.0, np.nan, 5.0],
         }
     )
-    points = curve(frame, "s", "train")
-    assert points.values.tolist() == [[0, 2, 1, 3, 2], [1, 5, 5, 5, 1]]
+    assert finite_values(frame, "s", "train").values.tolist() == [[0, 0, 1], [1, 1, 5]]
+
+
+def test_a_seed_at_zero_stays_in_the_mean_of_a_logarithmic_axis(seeded):
+    frame = seeded["measurements"].copy()
+    cell = (frame.dataset == "digits") & (frame.architecture == "vgg") & (frame.split == "train")
+    nc1 = cell & (frame.statistic == "nc1_within_class_variability") & (frame.epoch == 60)
+    frame.loc[nc1 & (frame.seed == 0), "value"] = 0.0
+    layout = Layout.of(seeded["runs"])
+    figure = figures.figure_6(frame, seeded["runs"], layout)
+    drawn = line(panel(figure, layout, "digits", "vgg"), "nc1_within_class_variability")
+    assert drawn.get_ydata()[-1] == pytest.approx(frame.value[nc1].mean())
+
+
+# --------------------------------------------------------------------------- reference runs
+
+
+@pytest.fixture(scope="module")
+def both(tables):
+    """One's own runs, and reference runs of other values and another cell beside them."""
+    other = make_tables(("digits", "svhn"), ("vgg", "resnet"), seeds=(0, 1), last=80)
+    return {
+        name: pd.concat([own, other[name].assign(origin="reference")], ignore_index=True)
+        for name, own in tables.items()
+    }
+
+
+@pytest.mark.parametrize("number", SPECS)
+def test_own_and_reference_runs_are_two_lines_never_one(number, both):
+    layout = Layout.of(both["runs"])
+    figure = draw(number, both, layout)
+    series = SPECS[number].series[0]
+    frame = both["measurements"]
+    chosen = (frame.statistic == series.statistic) & (frame.split == series.split)
+    chosen &= (frame.dataset == "digits") & (frame.architecture == "vgg")
+    ax = panel(figure, layout, "digits", "vgg")
+    for origin, gid in [("own", series.statistic), ("reference", f"{series.statistic}-reference")]:
+        values = frame[chosen & (frame.origin == origin)].groupby("epoch")["value"].mean()
+        drawn = line(ax, gid)
+        assert drawn.get_xdata().tolist() == values.index.tolist()
+        np.testing.assert_allclose(drawn.get_ydata(), SPECS[number].scale * values)
+    own, reference = line(ax, series.statistic), line(ax, f"{series.statistic}-reference")
+    assert own.get_linestyle() == "-" and reference.get_linestyle() == "--"
+    only = panel(figure, layout, "svhn", "vgg")
+    assert [m.get_gid() for m in only.lines if m.get_gid() == series.statistic] == []
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"own runs", "reference runs"} <= set(words)
+    caption = grid_caption(SPECS[number], frame, both["runs"], layout)
+    assert "dashed, paler lines and hollow triangles: reference runs" in caption
+
+
+def test_reference_runs_alone_say_so(both):
+    only = {name: table[table.origin == "reference"] for name, table in both.items()}
+    figure = draw(2, only, Layout.of(only["runs"]))
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "reference runs only" in words
+    caption = grid_caption(SPECS[2], only["measurements"], only["runs"])
+    assert "All runs are reference runs" in caption
+
+
+def test_the_mark_of_each_origin_is_its_own(both):
+    layout = Layout.of(both["runs"])
+    ax = panel(draw(5, both, layout), layout, "digits", "vgg")
+    marks = [mark for mark in ax.lines if mark.get_gid() == "terminal-phase"]
+    cell = both["runs"].query("dataset == 'digits' and architecture == 'vgg'")
+    expected = cell.groupby("origin")["terminal_phase_epoch"].mean()
+    shown = {mark.get_markerfacecolor() == "white": mark.get_xdata()[0] for mark in marks}
+    assert shown == {False: expected["own"], True: expected["reference"]}

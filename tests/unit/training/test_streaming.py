@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def test_what_fits_is_resident_and_the_rest_is_streamed(mapped, monkeypatch):
 
 
 def test_room_is_at_most_half_of_the_main_memory():
-    lines = open("/proc/meminfo").read().splitlines()
+    lines = Path("/proc/meminfo").read_text().splitlines()
     total = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
     assert 0 < room_bytes(CPU) <= total // 2
 
