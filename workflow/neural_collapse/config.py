@@ -803,6 +803,14 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
     write_text_atomically(path, recipe.model_dump_json(indent=2) + "\n")
 
 
+def parse_model(model: type[BaseModel], values: Any, where: str) -> Any:
+    """A typed model of a mapping; raises UserError naming the key and `where` it came from."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(one_sentence(error, where, model)) from None
+
+
 def parse_recipe(text: str, where: str) -> Recipe:
     """The recipe that JSON text holds; raises UserError naming `where` it came from."""
     try:
