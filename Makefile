@@ -3,19 +3,21 @@
 #   make quickstart   every figure of the paper from real images, on a laptop's CPU
 #   make test         unit, workflow and integration tests
 #   make test-all     the slow ones as well
-#   make figures      draw the figures again from the tables that are there
+#   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
+#   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
 #   make lint         ruff, snakefmt and snakemake --lint
 
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= 2
 CONFIG ?= config/quickstart.yaml
+REFERENCE ?= results/reference/paper
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all lint format lock schema reference clean
+.PHONY: help quickstart report figures plan test test-all test-slurm lint format lock schema reference clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -33,8 +35,12 @@ quickstart: $(STAMP)
 	@$(SNAKEMAKE) --quiet rules host
 	@echo "Figures, tables and report.html: results/quickstart"
 
+# A config on the command line draws one's own runs: make figures CONFIG=config/quickstart.yaml
+ifeq ($(origin CONFIG),file)
+figures: CONFIG := $(REFERENCE)/config.yaml
+endif
 figures: $(STAMP)
-	@$(SNAKEMAKE) --quiet rules host -- figures
+	@$(BIN)/snakemake figures tables --cores $(CORES) --configfile $(CONFIG) --quiet rules host
 
 report: $(STAMP)
 	@$(SNAKEMAKE) --quiet rules host -- report
@@ -47,6 +53,9 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	@$(BIN)/python -m pytest -q -n 2
+
+test-slurm: $(STAMP)
+	@NC_INSTALL_SLURM=1 $(BIN)/python -m pytest -q tests/slurm
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

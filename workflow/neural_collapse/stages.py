@@ -18,18 +18,55 @@ from typing import Any
 from . import versions
 from .config import Recipe, read_recipe
 from .errors import UserError
-from .files import link_or_copy, write_text_atomically
+from .files import link_or_copy, require_writable, write_text_atomically
 from .progress import Progress
 
 
-def read_json(path: str | Path, kind: str) -> Any:
-    """What a JSON file of this project holds; raises UserError."""
+def read_json(path: str | Path, kind: str, of: type = dict) -> Any:
+    """What a JSON file of this project holds, an object or a list; raises UserError."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path}: is truncated or no {kind}; delete it and run again") from None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, of):
+        raise UserError(f"{path}: is truncated or no {kind}; delete it and run again")
+    return values
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """What a run said of itself; raises UserError where a key that tables need is not right."""
+    from .tables import schema_of
+
+    run = read_json(path, "run.json")
+    types = {"string": str, "int64": int, "float64": (int, float), "bool": bool}
+    for column in schema_of("runs").columns:
+        if column.name in ("origin", "architecture_label"):
+            continue  # added where tables are put together
+        value = run.get(column.name)
+        right = isinstance(value, types[column.type]) and (
+            column.type == "bool" or not isinstance(value, bool)
+        )
+        if not right and not (column.nullable and value is None and column.name in run):
+            raise UserError(
+                f"{path}: {column.name!r} is missing or no {column.type}; train this run again"
+            )
+    return run
+
+
+def _read_curve(path: Path, recipe: Recipe):
+    """A learning curve of the recipe's dataset and network."""
+    from .tables import read_table
+
+    curve = read_table(path, "history")
+    cells = set(zip(curve["dataset"], curve["architecture"], strict=True))
+    if cells != {(recipe.dataset, recipe.architecture)}:
+        raise UserError(
+            f"{path}: is no learning curve of {recipe.dataset} x {recipe.architecture}; "
+            "delete it and run again"
+        )
+    return curve
 
 
 def train_candidate(
@@ -61,6 +98,7 @@ def train_candidate(
             f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; "
             f"known: {', '.join(named)}"
         )
+    require_writable(output)
     data, split = PreparedDataset.open(data_folder), "test"
     if recipe.sweep.selection == "held_out_error":
         data, split = held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed), "held_out"
@@ -108,12 +146,23 @@ def select_learning_rate(
     the recipe says so, on held-out train images.
     """
     from .config import learning_rate_name
-    from .tables import concat_files, write_table
+    from .tables import concat_tables, write_table
     from .training.selection import choose
 
     recipe = read_recipe(recipe_path)
-    curves = concat_files(curve_paths, "history")
+    if not curve_paths:
+        raise UserError("--curves: none is given; name the learning curves to choose from")
     split = recipe.sweep.selection.removesuffix("_error")
+    read = {path: _read_curve(path, recipe) for path in curve_paths}
+    for path, curve in read.items():
+        last = curve[(curve["split"] == split) & (curve["epoch"] == recipe.training.epochs)]
+        if last.empty and not curve["diverged"].any():
+            raise UserError(
+                f"{path}: has no {split.replace('_', '-')} error of epoch "
+                f"{recipe.training.epochs}; delete it and run again"
+            )
+    curves = concat_tables(read.values(), "history")
+    require_writable(table, selection)
     winner = choose(curves, recipe.training.epochs, split)
     write_table(curves.assign(selected=curves["learning_rate"] == winner), table, "sweep")
     diverged = curves[curves["diverged"]]["learning_rate"].nunique()
@@ -151,7 +200,8 @@ def train_model(
     from .architectures.registry import label
     from .datasets.prepared import PreparedDataset
     from .provenance import provenance
-    from .tables import read_table, write_table
+    from .tables import write_table
+    from .training.checkpoints import checkpoint_name
     from .training.devices import device_for
     from .training.distributed import process_count
     from .training.loop import train
@@ -159,14 +209,17 @@ def train_model(
     recipe = read_recipe(recipe_path)
     data = PreparedDataset.open(data_folder)
     if winner is not None:
-        learning_rate = float(read_table(winner, "history")["learning_rate"].iloc[0])
+        learning_rate = float(_read_curve(winner, recipe)["learning_rate"].iloc[0])
     elif recipe.sweep.learning_rate is not None:
         learning_rate = recipe.sweep.learning_rate
     else:
         raise UserError(f"{recipe_path}: pins no learning rate, so --winner must be given")
+    kept = [checkpoint_folder / checkpoint_name(epoch) for epoch in recipe.measured_epochs]
+    require_writable(*kept, history_path, run_path)
     started = time.monotonic()
     training = recipe.training
     with device_for(device, gpus, training.threads, training.deterministic) as where:
+        shared_by = process_count(where, gpus, processes)
         history, network = train(
             recipe,
             data,
@@ -176,7 +229,7 @@ def train_model(
             state_root=state_root,
             checkpoint_folder=checkpoint_folder,
             checkpoint_epochs=recipe.measured_epochs,
-            processes=process_count(where, gpus, processes),
+            processes=shared_by,
         )
         if history.diverged:
             raise UserError(
@@ -202,6 +255,7 @@ def train_model(
         ),
         "diverged": False,
         "resumed_after": history.resumed_after,
+        "processes": shared_by,
         "num_classes": data.num_classes,
         "channels": data.channels,
         "image_size_px": data.image_size_px,
@@ -219,8 +273,11 @@ def train_model(
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _measure_checkpoints(
@@ -310,6 +367,12 @@ def extract_features(
     data = PreparedDataset.open(data_folder)
     labels = np.asarray(data.train_labels)
     measurement = recipe.measurement
+    if max(measurement.activation_classes) >= data.num_classes:
+        raise UserError(
+            f"{recipe_path}: measurement.activation_classes: {data.name} has the classes 0 to "
+            f"{data.num_classes - 1}"
+        )
+    require_writable(*(output_folder / checkpoint_name(e) for e in recipe.measured_epochs))
     rows = np.concatenate(
         [
             np.flatnonzero(labels == c)[: measurement.activation_examples_per_class]
@@ -390,6 +453,7 @@ def measure_robustness(
 
     recipe = read_recipe(recipe_path)
     data = PreparedDataset.open(data_folder)
+    require_writable(output)
     attack = recipe.robustness
     examples = len(data.test_labels)
     if attack.images > examples:
@@ -468,22 +532,32 @@ def compute_statistics(
     run = {"dataset": recipe.dataset, "architecture": recipe.architecture, "seed": seed}
     rows, pictures = [], []
     for epoch in recipe.measured_epochs:
-        stored = load_moments(features_folder / checkpoint_name(epoch))
+        path = features_folder / checkpoint_name(epoch)
+        stored = load_moments(path)
+        again = "; delete the folder and extract the features again"
+        if stored.test is None:
+            raise UserError(f"{path}: holds no test set{again}")
         for split, moments in [("train", stored.train), ("test", stored.test)]:
             for statistic, value in of(moments).items():
                 rows.append(
                     {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
                 )
-        if stored.extra:
-            raw, labels = stored.extra["features"], stored.extra["labels"]
+        if epoch in recipe.activation_epochs:
             classes = recipe.measurement.activation_classes
-            frame = project_three_classes(
-                [raw[labels == c].numpy() for c in classes],
-                stored.train.class_means.numpy(),
-                stored.train.weight.numpy(),
-                classes,
-            )
+            try:
+                raw, labels = stored.extra["features"], stored.extra["labels"]
+                frame = project_three_classes(
+                    [raw[labels == c].numpy() for c in classes],
+                    stored.train.class_means.numpy(),
+                    stored.train.weight.numpy(),
+                    classes,
+                )
+            except KeyError as error:
+                raise UserError(f"{path}: lacks Figure 1's {error}{again}") from None
+            except (ValueError, IndexError) as error:
+                raise UserError(f"{path}: does not fit the recipe: {error}{again}") from None
             pictures.append(frame.assign(**run, epoch=epoch))
+    require_writable(statistics, activations)
     write_table(pd.DataFrame(rows), statistics, "measurements")
     write_table(pd.concat(pictures, ignore_index=True), activations, "activations")
 
@@ -497,18 +571,21 @@ def collect_tables(
     sweeps: Sequence[Path],
     labels: dict[str, str],
     output_folder: Path,
+    reference_folder: Path | None = None,
 ) -> None:
     """Put the tables of all runs together: everything that a figure reads.
 
-    labels: how each architecture's row is titled.
+    labels: how each dataset's column and each architecture's row is titled.
+    reference_folder: a set of reference results whose runs of these datasets and architectures
+        are put beside them; their origin is `reference`.
     """
     import pandas as pd
 
-    from .tables import concat_files, concat_tables, schema_of, write_table
+    from .tables import OWN, concat_files, concat_tables, read_table, schema_of, write_table
 
     curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
     measured = concat_files([*statistics, *robustness], "measurements")
-    facts = [read_json(path, "run.json") for path in runs]
+    facts = [read_run(path) for path in runs]
     rows = [
         {
             **run,
@@ -516,12 +593,18 @@ def collect_tables(
         }
         for run in facts
     ]
-    frame = pd.DataFrame([{name: row[name] for name in schema_of("runs").names} for row in rows])
+    frame = pd.DataFrame(
+        [{"origin": OWN, **row} for row in rows], columns=schema_of("runs").names
+    ).astype({"terminal_phase_epoch": "Int64"})
     tables = {
-        "measurements": concat_tables([curves, measured], "measurements"),
-        "runs": concat_tables([frame.astype({"terminal_phase_epoch": "Int64"})], "runs"),
-        "sweep": concat_files(sweeps, "sweep"),
-        "activations": concat_files(activations, "activations"),
+        "measurements": [curves, measured],
+        "runs": [frame],
+        "sweep": [concat_files(sweeps, "sweep")],
+        "activations": [concat_files(activations, "activations")],
     }
-    for name, table in tables.items():
-        write_table(table, output_folder / f"{name}.parquet", name)
+    for name, parts in tables.items():
+        if reference_folder is not None:
+            shipped = read_table(reference_folder / "tables" / f"{name}.parquet", name)
+            known = shipped["dataset"].isin(labels) & shipped["architecture"].isin(labels)
+            parts = [*parts, shipped[known]]
+        write_table(concat_tables(parts, name), output_folder / f"{name}.parquet", name)

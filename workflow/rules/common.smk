@@ -26,15 +26,17 @@ FOLDER, RESOURCES = CONFIG.folder, CONFIG.resources_folder
 RECIPES = {cell: resolve_recipe(CONFIG, *cell) for cell in CONFIG.cells()}
 PREPARATIONS = {(dataset, recipe.data.name): recipe for (dataset, _), recipe in RECIPES.items()}
 FIGURE_NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
+MOVING = ("gif", "html")  # formats of Figure 1 alone
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
 
-# Jobs import the library from this checkout, in whichever environment they run. Where files are
-# fetched from decides nothing, so they learn it here and not from params, which would run them again.
+# Jobs import the library from this checkout, in whichever environment they run. Where files come
+# from and where networks run they learn here, not from params, which would run them again.
 EXPORTS = [f"PYTHONPATH={shlex.quote(str(ROOT / 'workflow'))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"]
 if not workflow.deployment_settings.deployment_method:
     EXPORTS.append(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
+EXPORTS.append(f"NC_DEVICE={CONFIG.device}")
 if CONFIG.mirror:
     EXPORTS.append(f"NC_DATA_MIRROR={shlex.quote(CONFIG.mirror)}")
 if CONFIG.imagenet_folder:
@@ -59,6 +61,7 @@ wildcard_constraints:
     learning_rate=r"[0-9.e+-]+",
     preparation="|".join(sorted({name for _, name in PREPARATIONS})),
     figure="|".join(FIGURE_NAMES),
+    motion="|".join(MOVING),
 
 
 MACHINE_HAS_GPU = bool(physical_gpus())
@@ -118,6 +121,11 @@ def recipe_resource(key):
         return value
 
     return of
+
+
+def one_gpu(wildcards, rulename):
+    """A resources function: measuring takes one GPU, however many the training has."""
+    return min(1, recipe_resource("gpu")(wildcards, rulename))
 
 
 def threads_of(wildcards):
@@ -208,6 +216,31 @@ def sweep_tables():
     ]
 
 
+def reference_folder():
+    """The set of reference runs that is shown: where the config says, or in this checkout."""
+    given = Path(CONFIG.reference_folder)
+    return given if given.is_dir() else ROOT / given
+
+
+def reference_files():
+    """The files of the reference runs that are shown; none where only one's own are."""
+    if not CONFIG.shows_reference:
+        return []
+    folder = reference_folder()
+    if not (folder / "runs.json").is_file():
+        known = sorted(path.parent.name for path in folder.parent.glob("*/runs.json"))
+        raise WorkflowError(
+            f"reference_folder: {CONFIG.reference_folder} holds no reference runs; "
+            f"beside it: {', '.join(known) or 'none'}"
+        )
+    tables = [str(folder / "tables" / f"{name}.parquet") for name in TABLES]
+    return [*tables, str(folder / "runs.json"), str(folder / "cards.json")]
+
+
+def reference_options():
+    return ["--reference-folder", reference_folder()] if CONFIG.shows_reference else []
+
+
 TABLES = ("measurements", "runs", "sweep", "activations")
 
 
@@ -217,15 +250,15 @@ def table_files():
 
 
 def drawn_figures():
-    return [name for name in FIGURE_NAMES if name != "sweep" or sweep_tables()]
+    sweeps = sweep_tables() or CONFIG.shows_reference
+    return [name for name in FIGURE_NAMES if name != "sweep" or sweeps]
 
 
 def figure_files():
-    return [
-        f"{FOLDER}/figures/{name}.{extension}"
-        for name in drawn_figures()
-        for extension in CONFIG.figures.formats
-    ]
+    still = [format for format in CONFIG.figures.formats if format not in MOVING]
+    files = [f"{FOLDER}/figures/{name}.{format}" for name in drawn_figures() for format in still]
+    moving = [format for format in CONFIG.figures.formats if format in MOVING]
+    return [*files, *(f"{FOLDER}/figures/figure_1.{format}" for format in moving)]
 
 
 def titles():
@@ -240,8 +273,16 @@ def titles():
 def figure_command():
     """What draws a figure of this experiment; {image} stands for its file."""
     files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+    # Targets come first: --configfile takes everything that follows it.
     given = f" --configfile {' '.join(files)}" if files else ""
-    return f"snakemake --cores 1{given} {{image}}"
+    changed = workflow.config_settings.config
+    if changed:
+        # JSON is YAML, as which Snakemake reads it.
+        values = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in changed.items()]
+        given += f" --config {' '.join(values)}"
+    # The command is a template, in which braces of its own stand twice.
+    given = given.replace("{", "{{").replace("}", "}}")
+    return f"snakemake {{image}} --cores 1{given}"
 
 
 onstart:

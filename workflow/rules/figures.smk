@@ -16,6 +16,7 @@ rule collect_tables:
         activations=of_runs("activations.parquet"),
         runs=of_runs("run.json"),
         sweeps=sweep_tables(),
+        reference=reference_files(),
     output:
         **{name: f"<results>/tables/{name}.parquet" for name in TABLES},
     log:
@@ -27,13 +28,15 @@ rule collect_tables:
     params:
         folder=subpath(output.measurements, parent=True),
         labels=lambda wildcards: titles(),
+        reference=reference_options(),
     message:
         "Collect the tables of all runs"
     shell:
         "python -m neural_collapse collect-tables --histories {input.histories:q}"
         " --statistics {input.statistics:q} --robustness {input.robustness:q}"
         " --activations {input.activations:q} --runs {input.runs:q} --sweeps {input.sweeps:q}"
-        " --labels {params.labels:q} --output-folder {params.folder:q} --log {log:q}"
+        " {params.reference:q} --labels {params.labels:q} --output-folder {params.folder:q}"
+        " --log {log:q}"
 
 
 rule plot_figure:
@@ -42,7 +45,7 @@ rule plot_figure:
     output:
         expand(
             "<results>/figures/{{figure}}.{format}",
-            format=[f for f in CONFIG.figures.formats if f != "png"],
+            format=[f for f in CONFIG.figures.formats if f not in ("png", *MOVING)],
         ),
         png=report(
             "<results>/figures/{figure}.png",
@@ -66,14 +69,52 @@ rule plot_figure:
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: titles(),
-        look=CONFIG.figures.model_dump(),
+        formats=[f for f in CONFIG.figures.formats if f not in MOVING],
+        epoch_axis=CONFIG.figures.epoch_axis,
         code=code_hash("figures", "tables.py"),
     message:
         "Draw figure {wildcards.figure}"
     shell:
         "python -m neural_collapse plot-figure --figure {wildcards.figure}"
         " --tables-folder {params.tables:q} --output-base {params.base:q}"
-        " --formats {params.look[formats]} --epoch-axis {params.look[epoch_axis]}"
+        " --formats {params.formats} --epoch-axis {params.epoch_axis}"
+        " --datasets {params.datasets} --architectures {params.architectures}"
+        " --labels {params.labels:q} --log {log:q}"
+
+
+rule animate_figure:
+    input:
+        activations="<results>/tables/activations.parquet",
+        runs="<results>/tables/runs.parquet",
+    output:
+        file=report(
+            "<results>/figures/figure_1.{motion}",
+            caption="../report/figure_1.rst",
+            category="Figures",
+            labels={"figure": "figure_1 ({motion})"},
+        ),
+    log:
+        "<logs>/animate_figure/{motion}.log",
+    benchmark:
+        "<logs>/animate_figure/{motion}.tsv"
+    conda:
+        "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        tables=subpath(input.activations, parent=True),
+        base=lambda wildcards, output: os.path.splitext(output.file)[0],
+        datasets=CONFIG.datasets,
+        architectures=CONFIG.architectures,
+        labels=lambda wildcards: titles(),
+        code=code_hash("figures", "tables.py"),
+    message:
+        "Draw figure 1 as {wildcards.motion}"
+    shell:
+        "python -m neural_collapse plot-figure --figure figure_1 --formats {wildcards.motion}"
+        " --tables-folder {params.tables:q} --output-base {params.base:q}"
         " --datasets {params.datasets} --architectures {params.architectures}"
         " --labels {params.labels:q} --log {log:q}"
 
@@ -136,6 +177,7 @@ rule build_report:
         figures=figure_files(),
         runs=of_runs("run.json"),
         cards=cards(),
+        reference=reference_files(),
     output:
         page=report("<results>/report.html", caption="../report/report.rst", category="Report"),
     log:
@@ -152,6 +194,7 @@ rule build_report:
         architectures=CONFIG.architectures,
         labels=lambda wildcards: titles(),
         command=lambda wildcards: figure_command(),
+        reference=reference_options(),
         code=code_hash("report", "figures", "claims.py"),
     message:
         "Build the report"
@@ -160,7 +203,8 @@ rule build_report:
         " --figures-folder {params.figures:q} --config-json {params.config:q}"
         " --datasets {params.datasets} --architectures {params.architectures}"
         " --labels {params.labels:q} --figure-command {params.command:q}"
-        " --runs {input.runs:q} --cards {input.cards:q} --output {output.page:q} --log {log:q}"
+        " --runs {input.runs:q} --cards {input.cards:q} {params.reference:q}"
+        " --output {output.page:q} --log {log:q}"
 
 
 rule plan:

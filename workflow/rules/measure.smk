@@ -16,7 +16,7 @@ rule extract_features:
         "../../envs/neural_collapse.yaml"
     threads: threads_of
     resources:
-        gpu=recipe_resource("gpu"),
+        gpu=one_gpu,
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
@@ -25,14 +25,13 @@ rule extract_features:
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-seed-{seed}-features"),
-        device=CONFIG.device,
     message:
         "Extract features of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
         "python -m neural_collapse extract-features --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output-folder {output.features:q} --state-root {params.state:q}"
-        " --device {params.device} --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --log {log:q}"
 
 
 rule compute_statistics:
@@ -79,7 +78,7 @@ rule measure_robustness:
         "../../envs/neural_collapse.yaml"
     threads: threads_of
     resources:
-        gpu=recipe_resource("gpu"),
+        gpu=one_gpu,
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
@@ -88,11 +87,10 @@ rule measure_robustness:
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-seed-{seed}-robustness"),
-        device=CONFIG.device,
     message:
         "Attack {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
         "python -m neural_collapse measure-robustness --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output {output.robustness:q} --seed {wildcards.seed} --state-root {params.state:q}"
-        " --device {params.device} --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --log {log:q}"

@@ -29,7 +29,6 @@ rule train_candidate:
         version=versions.TRAINING,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-{learning_rate}"),
-        device=CONFIG.device,
     message:
         "Train {wildcards.dataset} x {wildcards.architecture} at learning rate"
         " {wildcards.learning_rate}"
@@ -37,7 +36,7 @@ rule train_candidate:
         "python -m neural_collapse train-candidate --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --learning-rate {wildcards.learning_rate}"
         " --output {output.curve:q} --state-root {params.state:q}"
-        " --device {params.device} --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --log {log:q}"
 
 
 checkpoint select_learning_rate:
@@ -91,7 +90,6 @@ rule train_model:
         winner=lambda wildcards, input: ["--winner", input.winner] if input.winner else [],
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-seed-{seed}"),
-        device=CONFIG.device,
     message:
         "Train {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
@@ -99,4 +97,4 @@ rule train_model:
         " --data-folder {params.data:q} --seed {wildcards.seed} {params.winner:q}"
         " --checkpoint-folder {output.checkpoints:q} --history {output.history:q}"
         " --run-facts {output.run:q} --state-root {params.state:q}"
-        " --device {params.device} --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --log {log:q}"

@@ -28,7 +28,7 @@ def save_checkpoint(
 def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str]:
     """Load a checkpoint's weights into `network` and return its metadata.
 
-    Raises UserError where the file is broken or holds another network.
+    Raises UserError where the file is broken or holds another network, or NaN.
     """
     tensors, metadata = read_tensors(path, "checkpoint", FORMAT)
     own = network.state_dict()
@@ -42,6 +42,12 @@ def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str
             f"{path}: holds another network than the recipe's: {differing[0]!r} does not fit; "
             "run the training again or use the recipe that it was made with"
         )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{path}: {name!r} holds NaN or infinite values, so its training diverged; "
+                "train again at a lower learning rate"
+            )
     network.load_state_dict(tensors)
     return metadata
 
@@ -51,7 +57,7 @@ def list_checkpoints(folder: str | Path) -> dict[int, Path]:
     found = {
         int(path.stem.removeprefix("epoch-")): path
         for path in sorted(Path(folder).glob("epoch-*.safetensors"))
-        if path.stem.removeprefix("epoch-").isdigit()
+        if path.stem.removeprefix("epoch-").isdecimal()
     }
     if not found:
         raise UserError(f"{folder}: holds no checkpoints (epoch-NNNN.safetensors)")

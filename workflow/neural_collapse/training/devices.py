@@ -347,6 +347,7 @@ def device_for(
     wanted = choice != "cpu" and gpus > 0
     if wanted and choice == "auto" and not visible_gpus():
         wanted = False
+        say("a GPU is asked for and none was found: computes on the CPU (device: auto)")
     if choice == "cuda" and not wanted:
         raise UserError(
             "device: cuda is asked for, but the job was given no GPU; "

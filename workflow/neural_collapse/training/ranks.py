@@ -38,10 +38,12 @@ class Ranks:
         return range(examples * self.rank // self.size, examples * (self.rank + 1) // self.size)
 
     def sum(self, values: Tensor) -> Tensor:
-        """`values` summed over all ranks, in place."""
-        if self.size > 1:
-            distributed.all_reduce(values)
-        return values
+        """`values` summed over all ranks."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
 
     def from_first(self, value: Any) -> Any:
         """The first rank's `value`, on every rank."""
