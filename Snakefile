@@ -3,7 +3,7 @@
 #
 #   snakemake --cores 8 --resources gpu=2          everything in config.yaml, the paper's recipe
 #   snakemake --cores 8 plan                       what that will cost, before it starts
-#   snakemake --cores 2 --configfile config/quickstart.yaml figures
+#   snakemake figures --cores 2 --configfile config/quickstart.yaml
 #
 # Targets: data, models, tables, figures, report, all (default), plan.
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .figures import paper
 from .figures.layout import Layout, rows_of
-from .figures.table1 import DASH, markdown_table
+from .figures.table1 import DASH, cells_to_judge, markdown_table, origin_note
 from .files import write_text_atomically
 from .tables import check_frame, write_table
 
@@ -121,14 +121,15 @@ def check_claims(
     """
     layout = layout or Layout.of(runs)
     rows = []
-    for dataset, architecture in layout.cells():
-        cell_runs = rows_of(runs, dataset, architecture)
-        cell = rows_of(measurements, dataset, architecture)
+    for dataset, architecture, origin in cells_to_judge(layout, runs):
+        cell_runs = rows_of(runs, dataset, architecture, origin)
+        cell = rows_of(measurements, dataset, architecture, origin)
         for phenomenon in PHENOMENA:
             rows.append(
                 {
                     "dataset": dataset,
                     "architecture": architecture,
+                    "origin": origin,
                     "dataset_label": dict(layout.datasets)[dataset],
                     "architecture_label": dict(layout.architectures)[architecture],
                     "phenomenon": phenomenon.name,
@@ -221,15 +222,20 @@ def _epochs(epochs: list[int]) -> str:
 
 
 def summary(claims: pd.DataFrame) -> pd.DataFrame:
-    """How often each phenomenon holds: phenomenon, holds, does not, cannot say."""
-    counts = pd.crosstab(claims["phenomenon"], claims["holds"])
+    """How often each phenomenon holds: phenomenon, holds, does not, cannot say.
+
+    Reference runs have rows of their own, so that no count mixes them with one's own.
+    """
+    named = claims["phenomenon"] + [origin_note(row) for row in claims.itertuples()]
+    counts = pd.crosstab(named, claims["holds"])
+    notes = list(dict.fromkeys(origin_note(row) for row in claims.itertuples()))
     counts = counts.reindex(
-        index=[p.name for p in PHENOMENA if p.name in set(claims["phenomenon"])],
+        index=[p.name + note for note in notes for p in PHENOMENA if p.name + note in set(named)],
         columns=[HOLDS, DOES_NOT, CANNOT_SAY],
         fill_value=0,
     )
     counts.columns.name = None
-    return counts.reset_index()
+    return counts.rename_axis("phenomenon").reset_index()
 
 
 CLAIM_HEADINGS = (
@@ -258,7 +264,7 @@ def display_rows(claims: pd.DataFrame) -> list[list[str]]:
     return [
         [
             row.dataset_label,
-            row.architecture_label,
+            row.architecture_label + origin_note(row),
             row.phenomenon,
             row.holds,
             number(row.at_epoch_0),

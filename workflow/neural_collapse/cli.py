@@ -9,11 +9,13 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .errors import UserError
 
@@ -23,15 +25,49 @@ USER_ERROR = 2  # the exit status of a mistake that one sentence explains
 def _json_argument(text: str):
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise argparse.ArgumentTypeError("is not JSON") from None
+
+
+def _titles(text: str) -> dict[str, str]:
+    titles = _json_argument(text)
+    if not isinstance(titles, dict) or not all(isinstance(t, str) for t in titles.values()):
+        raise argparse.ArgumentTypeError("is not a JSON object of texts")
+    return titles
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        # Longer ones fit into no generator of random numbers.
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"is not a whole number of {lowest} or more: {text!r}")
+        return int(text)
+
+    return number
+
+
+def _figure_command(text: str) -> str:
+    try:
+        text.format(name="", image="", tables="")
+    except (LookupError, ValueError, AttributeError):
+        raise argparse.ArgumentTypeError(
+            "may hold {name}, {image} and {tables}, and no other braces"
+        ) from None
+    return text
+
+
+class _ArgumentParser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"error: {message}; see {self.prog} --help\n")
 
 
 class _Parser:
     """Builds subcommands whose options are keyword arguments of a stage."""
 
     def __init__(self) -> None:
-        self.parser = argparse.ArgumentParser(
+        self.parser = _ArgumentParser(
             prog="neural-collapse",
             description="Reproduction of Neural Collapse (Papyan, Han and Donoho, PNAS 2020).",
         )
@@ -39,12 +75,25 @@ class _Parser:
 
         self.parser.add_argument("--version", action="version", version=__version__)
         self.commands = self.parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        self.groups: dict[str, list[tuple[str, str]]] = {}
+        self.group = ""
 
     def command(self, name: str, summary: str, run: Callable) -> argparse.ArgumentParser:
-        parser = self.commands.add_parser(name, help=summary, description=summary)
+        parser = self.commands.add_parser(name, description=summary)
+        self.groups.setdefault(self.group, []).append((name, summary))
         parser.add_argument("--log", type=Path, metavar="FILE", help="keep what is said there, too")
         parser.set_defaults(run=run)
         return parser
+
+    def finished(self) -> argparse.ArgumentParser:
+        """The parser, its commands listed in groups."""
+        lines = []
+        for group, commands in self.groups.items():
+            lines += [f"{group}:", *(f"  {name:22}{summary}" for name, summary in commands), ""]
+        lines.append("neural-collapse COMMAND --help describes a command's options.")
+        self.parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.parser.epilog = "\n".join(lines)
+        return self.parser
 
 
 def _path(parser: argparse.ArgumentParser, *names: str, required: bool = True, **more) -> None:
@@ -61,10 +110,10 @@ def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="auto takes a GPU where there is one",
+        default=os.environ.get("NC_DEVICE", "auto"),
+        help="auto takes a GPU where there is one; or the variable NC_DEVICE",
     )
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs that the job was given")
+    parser.add_argument("--gpus", type=_at_least(0), default=1, help="GPUs that the job was given")
     _path(parser, "state-root", help="where an interrupted job keeps what it has")
 
 
@@ -72,26 +121,74 @@ def _training_device(parser: argparse.ArgumentParser) -> None:
     _device(parser)
     parser.add_argument(
         "--processes",
-        type=int,
+        type=_at_least(1),
         metavar="N",
         help="processes that share the training; by default one a GPU, or one on the CPU",
     )
 
 
 def _seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=_at_least(0), required=True)
 
 
 def _layout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--datasets", nargs="+", required=True, help="columns, in order")
     parser.add_argument("--architectures", nargs="+", required=True, help="rows, in order")
-    parser.add_argument("--labels", type=_json_argument, default={}, help="titles, as JSON")
+    parser.add_argument("--labels", type=_titles, default={}, help="titles, as JSON")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     cli = _Parser()
 
+    cli.group = "look"
+    parser = cli.command("plan", "say what a config will cost before it starts", _plan)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="PATH", help="a config file")
+    source.add_argument("--config-json", type=_json_argument, help="a config, as JSON")
+
+    parser = cli.command("status", "what is done, running or failed, and the time left", _status)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "results", type=Path, nargs="?", metavar="RESULTS", help="a folder such as results/paper"
+    )
+    source.add_argument(
+        "--config", type=Path, metavar="PATH", help="a config file; counts what was not begun, too"
+    )
+
+    parser = cli.command("show", "a training's curves as text: loss, error, NC1 to NC4", _show)
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="a run's folder, an experiment's, or of tables"
+    )
+    parser.add_argument("--dataset")
+    parser.add_argument("--architecture")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--width", type=_at_least(1), help="characters a line; by default the terminal's"
+    )
+
+    cli.group = "your own model"
+    parser = cli.command("statistics", "NC1 to NC4 of features that you have saved", _own)
+    array = "a .npy file, or a .npz file that holds it"
+    _path(parser, "features", help=f"(N, d), the input of the last linear layer: {array}")
+    _path(parser, "labels", help=f"(N,), classes from 0: {array}")
+    _path(parser, "classifier", help=f"(C, d), the last layer's weight: {array}")
+    _path(parser, "bias", required=False, help=f"(C,), its bias: {array}")
+    _path(parser, "test-features", required=False, help="measures a test set as well")
+    _path(parser, "test-labels", required=False)
+    _path(parser, "output", required=False, help="write the table as .parquet or .csv")
+
+    cli.group = "reference results"
+    parser = cli.command(
+        "export-reference", "add an experiment's runs to the shipped results", _export
+    )
+    _path(parser, "results-folder", help="of the experiment, such as results/paper")
+    _path(parser, "output-folder", help="the set, such as results/reference/paper")
+    parser.add_argument(
+        "--resources-folder", type=Path, default=Path("resources"), metavar="PATH", help="downloads"
+    )
+
+    cli.group = "the pipeline's stages, in order"
     parser = cli.command("download-dataset", "fetch a dataset's files and check them", _download)
     parser.add_argument("--dataset", required=True)
     _path(parser, "output-folder")
@@ -114,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     _path(parser, "raw-folder", "output-folder")
     parser.add_argument("--data-recipe", type=_json_argument, required=True, help="as JSON")
     parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=_at_least(1), default=1)
 
     parser = cli.command("train-candidate", "train one learning rate of the sweep", _candidate)
     _path(parser, "recipe", "data-folder", "output")
@@ -146,8 +243,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = cli.command("collect-tables", "put the tables of all runs together", _collect)
     _paths(parser, "histories", "statistics", "robustness", "activations", "runs", "sweeps")
-    parser.add_argument("--labels", type=_json_argument, default={}, help="row titles, as JSON")
+    parser.add_argument("--labels", type=_titles, default={}, help="titles, as JSON")
     _path(parser, "output-folder")
+    _path(parser, "reference-folder", required=False, help="reference runs to show as well")
 
     parser = cli.command("plot-figure", "draw one figure from the tables", _figure)
     parser.add_argument("--figure", required=True)
@@ -166,22 +264,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.command("report", "build the report page", _report)
     _path(parser, "tables-folder", "figures-folder", "output")
     _paths(parser, "runs", "cards")
+    _path(parser, "reference-folder", required=False, help="reference runs that are shown as well")
     _layout(parser)
     parser.add_argument("--config-json", type=_json_argument, required=True, help="the config")
     parser.add_argument(
         "--figure-command",
-        default="snakemake --cores 1 {image}",
+        type=_figure_command,
+        default="snakemake {image} --cores 1",
         help="what draws a figure, shown beside it; {image} stands for the file",
     )
 
-    parser = cli.command("plan", "say what a config will cost before it starts", _plan)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, metavar="PATH", help="a config file")
-    source.add_argument("--config-json", type=_json_argument, help="a config, as JSON")
-
+    cli.group = "for maintainers"
     cli.command("config-schema", "print the config's JSON schema", _schema)
     cli.command("config-reference", "print the reference of every config key", _reference)
-    return cli.parser
+    return cli.finished()
 
 
 # Each function below is a subcommand: it takes its options to a stage.
@@ -202,7 +298,7 @@ def _download(options: argparse.Namespace) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from .config import DataRecipe
+    from .config import DataRecipe, parse_model
     from .datasets.prepare import prepare_dataset
     from .progress import Amounts
 
@@ -210,7 +306,7 @@ def _prepare(options: argparse.Namespace) -> None:
         options.dataset,
         options.raw_folder,
         options.output_folder,
-        DataRecipe(**options.data_recipe),
+        parse_model(DataRecipe, options.data_recipe, "--data-recipe"),
         custom=_custom(options),
         workers=options.workers,
         progress=Amounts(options.dataset),
@@ -218,9 +314,11 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _custom(options: argparse.Namespace):
+    from .config import parse_model
     from .datasets.registry import CustomDataset
 
-    return None if options.custom is None else CustomDataset(**options.custom)
+    given = options.custom
+    return None if given is None else parse_model(CustomDataset, given, "--custom")
 
 
 def _candidate(options: argparse.Namespace) -> None:
@@ -307,6 +405,7 @@ def _collect(options: argparse.Namespace) -> None:
         options.sweeps,
         options.labels,
         options.output_folder,
+        options.reference_folder,
     )
 
 
@@ -361,8 +460,11 @@ def _report(options: argparse.Namespace) -> None:
     import yaml
 
     from .report.build import build_report, report_figures
-    from .stages import read_json
+    from .stages import read_json, read_run
 
+    config = options.config_json
+    if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
+        raise UserError("--config-json: is no config, which names its experiment")
     figures = report_figures(
         options.tables_folder,
         options.figures_folder,
@@ -371,14 +473,19 @@ def _report(options: argparse.Namespace) -> None:
         options.architectures,
         options.labels,
     )
+    shipped = cards = []
+    if options.reference_folder is not None:
+        from .reference_runs import read_cards, read_runs
+
+        shipped, cards = read_runs(options.reference_folder), read_cards(options.reference_folder)
     build_report(
         options.tables_folder,
         figures,
         options.output,
-        [read_json(path, "run.json") for path in options.runs],
-        [read_json(path, "data card") for path in options.cards],
-        yaml.safe_dump(options.config_json, sort_keys=False, allow_unicode=True),
-        title=f"Neural collapse: {options.config_json['experiment']}",
+        [*(read_run(path) for path in options.runs), *shipped],
+        [*(read_json(path, "data card") for path in options.cards), *cards],
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        title=f"Neural collapse: {config['experiment']}",
     )
 
 
@@ -388,6 +495,42 @@ def _plan(options: argparse.Namespace) -> None:
 
     given = options.config_json
     print(plan(load_config(options.config) if given is None else check_config(given)))
+
+
+def _status(options: argparse.Namespace) -> None:
+    from .config import load_config
+    from .status import status_text
+
+    config = None if options.config is None else load_config(options.config)
+    print(status_text(options.results if config is None else Path(config.folder), config))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from .text_plots import show
+
+    print(show(options.path, options.dataset, options.architecture, options.seed, options.width))
+
+
+def _own(options: argparse.Namespace) -> None:
+    from .own_features import render_statistics, statistics_of_files, write_statistics
+
+    table = statistics_of_files(
+        options.features,
+        options.labels,
+        options.classifier,
+        options.bias,
+        options.test_features,
+        options.test_labels,
+    )
+    if options.output is not None:
+        write_statistics(table, options.output)
+    print(render_statistics(table))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .reference_runs import export_reference
+
+    export_reference(options.results_folder, options.output_folder, options.resources_folder)
 
 
 def _schema(options: argparse.Namespace) -> None:
@@ -444,7 +587,13 @@ def _say_warning(message, category, filename, lineno, file=None, line=None) -> N
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status is 0, 2 for a user's mistake, 1 for a fault of ours."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks how a line could go on
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
+    options = parser.parse_args(arguments)
     warnings.showwarning = _say_warning
     try:
         with _logged(options.log):

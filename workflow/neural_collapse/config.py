@@ -453,8 +453,11 @@ class FiguresConfig(Model):
 
     epoch_axis: Literal["linear", "log"] = "linear"
     """Horizontal axis of Figures 2 to 8."""
-    formats: tuple[Literal["png", "svg", "pdf"], ...] = ("png", "svg", "pdf")
-    """Files drawn of each figure."""
+    formats: tuple[Literal["png", "svg", "pdf", "gif", "html"], ...] = (
+        *("png", "svg", "pdf", "gif", "html"),
+    )
+    """Files drawn of each figure; `gif`, an animation, and `html`, a page in which it can be
+    turned, are of Figure 1 alone."""
 
     @field_validator("formats")
     @classmethod
@@ -524,17 +527,18 @@ class Config(Model):
         return DEFAULT_ARCHITECTURES | self.custom_architectures
 
     def cells(self) -> list[tuple[str, str]]:
-        """Every (dataset, architecture) that runs: ImageNet's only where its folder is given."""
+        """Every (dataset, architecture) that runs: ImageNet's only where its folder is given, and
+        none where only reference runs are shown."""
         return [
             (dataset, architecture)
             for dataset in self.datasets
-            if not self.missing(dataset)
+            if self.shows_own and not self.missing(dataset)
             for architecture in self.architectures
         ]
 
     def missing(self, dataset: str) -> bool:
         """Whether this dataset's cells are left out, since its images cannot be downloaded."""
-        return dataset == "imagenet" and self.imagenet_folder is None
+        return self.shows_own and dataset == "imagenet" and self.imagenet_folder is None
 
     @property
     def shows_own(self) -> bool:
@@ -694,7 +698,7 @@ def check_config(values: Any, where: str = "config") -> Config:
             f"{where}: custom_datasets.{min(shadowed)}: this name is a built-in dataset's; "
             "choose another"
         )
-    for dataset in config.datasets:
+    for dataset in config.datasets if config.shows_own else ():
         for architecture in config.architectures:
             resolve_recipe(config, dataset, architecture, where)
     return config

@@ -84,6 +84,21 @@ def written(path: str | Path) -> Iterator[None]:
         raise
 
 
+def require_writable(*paths: str | Path) -> None:
+    """Raise UserError where a file cannot be written to one of `paths`; leaves none there.
+
+    For a job to ask before it begins what would be lost at its end.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, but a file is to be written there")
+        probe = path.with_name(f"{PREFIX}{path.name[:60]}.{os.getpid()}{SUFFIX}")
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+
+
 def write_text_atomically(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with atomic_path(path) as temporary:

@@ -172,6 +172,8 @@ def plan(config: Config, device: str | None = None) -> str:
 
     device: cpu or cuda; left out, what this machine has.
     """
+    if not config.shows_own:
+        return f"Experiment {config.experiment}: nothing is trained, it shows reference runs"
     from .training.devices import physical_gpus
 
     if device is None:

@@ -63,6 +63,8 @@ class Column:
     """Whether values may be missing; a float64 column holds nan instead."""
     choices: tuple[str, ...] = ()
     """The only values of a string column; empty allows any."""
+    default: str | None = None
+    """What a string column holds where a table comes without it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class TableSchema:
 
 
 SPLITS = ("train", "test")
+OWN, REFERENCE = ORIGINS = ("own", "reference")
 VERDICTS = ("holds", "does not", "cannot say")
 
 _CELL = (
@@ -93,9 +96,16 @@ _LABELS = (
     Column("architecture_label", "string", "how the architecture is titled"),
 )
 _SEED = Column("seed", "int64", "seed of the training")
+_ORIGIN = Column(
+    "origin",
+    "string",
+    "own: a run of this experiment; reference: one of results/reference",
+    choices=ORIGINS,
+    default=OWN,
+)
 _MEASURED = (
     Column("epoch", "int64", "passes over the train set so far; 0 is before training"),
-    Column("split", "string", "examples it was measured on", choices=SPLITS),
+    Column("split", "string", "examples it was measured on", choices=(*SPLITS, "held_out")),
     Column("statistic", "string", "what was measured; neural_collapse.tables.STATISTICS"),
     Column("value", "float64", "the value; nan where it is not defined"),
 )
@@ -109,8 +119,8 @@ SCHEMAS: dict[str, TableSchema] = {
         TableSchema(
             "measurements",
             1,
-            (*_CELL, _SEED, *_MEASURED),
-            ("dataset", "architecture", "seed", "epoch", "split", "statistic"),
+            (*_CELL, _SEED, _ORIGIN, *_MEASURED),
+            ("origin", "dataset", "architecture", "seed", "epoch", "split", "statistic"),
         ),
         TableSchema("history", 1, (*_CELL, _SEED, _RATE, *_MEASURED, _DIVERGED), _CURVE_KEY),
         TableSchema(
@@ -119,12 +129,13 @@ SCHEMAS: dict[str, TableSchema] = {
             (
                 *_CELL,
                 _SEED,
+                _ORIGIN,
                 _RATE,
                 *_MEASURED,
                 _DIVERGED,
                 Column("selected", "bool", "whether this learning rate was chosen"),
             ),
-            _CURVE_KEY,
+            ("origin", *_CURVE_KEY),
         ),
         TableSchema(
             "runs",
@@ -132,6 +143,7 @@ SCHEMAS: dict[str, TableSchema] = {
             (
                 *_CELL,
                 _SEED,
+                _ORIGIN,
                 *_LABELS,
                 Column("network", "string", "the network's name, e.g. ResNet18"),
                 _RATE,
@@ -154,13 +166,11 @@ SCHEMAS: dict[str, TableSchema] = {
                     nullable=True,
                 ),
                 _DIVERGED,
-                Column("seconds", "float64", "wall-clock seconds of the training"),
-                Column("device", "string", "where it ran"),
                 Column("num_classes", "int64", "classes"),
                 Column("train_examples", "int64", "images trained on"),
                 Column("test_examples", "int64", "images tested on"),
             ),
-            ("dataset", "architecture", "seed"),
+            ("origin", "dataset", "architecture", "seed"),
         ),
         TableSchema(
             "activations",
@@ -168,6 +178,7 @@ SCHEMAS: dict[str, TableSchema] = {
             (
                 *_CELL,
                 _SEED,
+                _ORIGIN,
                 Column("epoch", "int64", "epoch of the checkpoint"),
                 Column(
                     "kind",
@@ -186,6 +197,7 @@ SCHEMAS: dict[str, TableSchema] = {
             1,
             (
                 *_CELL,
+                _ORIGIN,
                 *_LABELS,
                 Column("phenomenon", "string", "which of the paper's findings"),
                 Column("statistic", "string", "the statistic whose values these are, or 1 - error"),
@@ -204,13 +216,14 @@ SCHEMAS: dict[str, TableSchema] = {
                 ),
                 Column("paper", "string", "what the paper found, where a number is known"),
             ),
-            ("dataset", "architecture", "phenomenon", "statistic"),
+            ("origin", "dataset", "architecture", "phenomenon", "statistic"),
         ),
         TableSchema(
             "table_1",
             1,
             (
                 *_CELL,
+                _ORIGIN,
                 *_LABELS,
                 Column("network", "string", "our network"),
                 Column("paper_start", "float64", "paper, start of the terminal phase, %"),
@@ -223,7 +236,7 @@ SCHEMAS: dict[str, TableSchema] = {
                 Column("seeds_terminal", "int64", "those that reached the terminal phase"),
                 Column("deviations", "string", "where our recipe is not the paper's; or empty"),
             ),
-            ("dataset", "architecture"),
+            ("origin", "dataset", "architecture"),
         ),
     )
 }
@@ -292,9 +305,12 @@ def read_table(path: str | Path, name: str) -> pd.DataFrame:
         raise UserError(
             f"{path}: is damaged or not a parquet file ({reason}); delete it and make it again"
         ) from None
-    missing = [c.name for c in schema.columns if c.name not in table.column_names]
-    if missing:
-        raise UserError(f"{path}: the column {missing[0]!r} is missing from this {name} table")
+    missing = [c for c in schema.columns if c.name not in table.column_names]
+    for column in missing:
+        if column.default is None:
+            raise UserError(f"{path}: the column {column.name!r} is missing from this {name} table")
+        values = pa.array([column.default] * len(table), _ARROW[column.type])
+        table = table.append_column(column.name, values)
     surplus = [c for c in table.column_names if c not in schema.names]
     if surplus:
         raise UserError(f"{path}: the column {surplus[0]!r} does not belong in a {name} table")
@@ -341,7 +357,9 @@ _ARROW = {
 
 
 def _to_arrow(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -> pa.Table:
-    missing = [name for name in schema.names if name not in frame.columns]
+    absent = {c.name: c.default for c in schema.columns if c.name not in frame.columns}
+    frame = frame.assign(**{name: value for name, value in absent.items() if value is not None})
+    missing = [name for name, value in absent.items() if value is None]
     if missing:
         raise UserError(
             f"{where}: the column {missing[0]!r} is missing from this {schema.name} table"

@@ -1,8 +1,9 @@
 """Tensors in safetensors files: whole or not there, unable to run code, equal bytes for equal
-content."""
+content, and no bit of them changed unnoticed."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from safetensors.torch import load, save
 
 from .errors import UserError
 from .files import atomic_path
+
+CHECKSUM = "blake2b"  # of header and tensors, in the metadata of a file
 
 
 def to_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -26,23 +29,40 @@ def to_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -
         whole[name] = tensor.clone() if memory in seen else tensor
         seen.add(memory)
     payload = save(whole, metadata=dict(metadata))
-    length = int.from_bytes(payload[:8], "little")
-    header = json.loads(payload[8 : 8 + length])
+    header, data = _parts(payload)
     header["__metadata__"] = dict(sorted(metadata.items()))
+    header["__metadata__"][CHECKSUM] = _checksum(header, data)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + payload[8 + length :]
+    return b"".join([len(text).to_bytes(8, "little"), text, data])
+
+
+def _parts(payload: bytes) -> tuple[dict, memoryview]:
+    """A file's header, and the bytes of its tensors."""
+    length = int.from_bytes(payload[:8], "little")
+    return json.loads(payload[8 : 8 + length]), memoryview(payload)[8 + length :]
+
+
+def _checksum(header: dict, data: memoryview) -> str:
+    digest = hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16)
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def from_bytes(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file's bytes; ValueError where they are broken."""
     try:
         tensors = load(payload)
-        length = int.from_bytes(payload[:8], "little")
-        return tensors, json.loads(payload[8 : 8 + length]).get("__metadata__") or {}
+        header, data = _parts(payload)
     except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         # Besides its own error: a type that this torch does not know, a shape too large for it.
         raise ValueError(str(error)) from None
+    metadata = header.get("__metadata__") or {}
+    # A file that somebody else wrote has none.
+    checksum = metadata.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(header, data):
+        raise ValueError("its checksum does not fit")
+    return tensors, metadata
 
 
 def write_tensors(

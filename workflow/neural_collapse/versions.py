@@ -1,4 +1,4 @@
-"""What decides whether an expensive result is still good: raised when the same recipe gives other bits.
+"""What decides whether an expensive result is still good: raised when a recipe gives other bits.
 
 Snakemake and the resume states compare them; a change of code that leaves the bits alone leaves
 them alone, so that no week of training is ever repeated for the sake of a comment.

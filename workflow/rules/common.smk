@@ -277,9 +277,12 @@ def figure_command():
     given = f" --configfile {' '.join(files)}" if files else ""
     changed = workflow.config_settings.config
     if changed:
-        # JSON is YAML, as which Snakemake reads it.
-        values = [shlex.quote(f"{key}={json.dumps(value)}") for key, value in changed.items()]
-        given += f" --config {' '.join(values)}"
+        # Snakemake reads a value as YAML, and so JSON.
+        texts = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in changed.items()
+        }
+        given += "".join([" --config", *(f" {shlex.quote(f'{k}={v}')}" for k, v in texts.items())])
     # The command is a template, in which braces of its own stand twice.
     given = given.replace("{", "{{").replace("}", "}}")
     return f"snakemake {{image}} --cores 1{given}"

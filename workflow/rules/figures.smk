@@ -25,6 +25,10 @@ rule collect_tables:
         "<logs>/collect_tables.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         folder=subpath(output.measurements, parent=True),
         labels=lambda wildcards: titles(),
@@ -132,6 +136,10 @@ rule write_table:
         "<logs>/write_table.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         tables=subpath(input.measurements, parent=True),
         base=subpath(output.parquet, strip_suffix=".parquet"),
@@ -160,6 +168,10 @@ rule check_claims:
         "<logs>/check_claims.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         tables=subpath(input.measurements, parent=True),
         base=subpath(output.parquet, strip_suffix=".parquet"),
@@ -186,6 +198,10 @@ rule build_report:
         "<logs>/build_report.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
         figures=lambda wildcards, input: os.path.dirname(input.figures[0]),

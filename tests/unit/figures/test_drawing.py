@@ -1,11 +1,16 @@
 """Every figure as a file: formats, determinism, Figure 1, the sweep and the overview."""
 
+import json
 import re
+import shutil
+import subprocess
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from PIL import Image
 from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
 
 from neural_collapse import figures
@@ -123,6 +128,94 @@ def test_far_features_do_not_shrink_the_picture():
     assert reach(near) == pytest.approx(1.2)
     assert reach(np.vstack([near, [[50, 0, 0]]])) == REACH_MAX
     assert reach(np.vstack([near, [[0, 2.5, 0]]])) == 2.5
+
+
+# --------------------------------------------------------------------------- Figure 1 in motion
+
+
+@pytest.fixture(scope="module")
+def moving(folder, tmp_path_factory):
+    base = tmp_path_factory.mktemp("moving") / "figure_1"
+    return draw("figure_1", folder, base, ["gif", "html"], **ORDER)
+
+
+def test_the_animation_shows_every_kept_epoch_for_as_long_in_few_colours_on_white(moving, tables):
+    path = moving[0]
+    rows = tables["activations"].query("dataset == 'digits' and architecture == 'vgg'")
+    epochs = rows.epoch.nunique()
+    with Image.open(path) as animation:
+        assert animation.n_frames % epochs == 0 and animation.n_frames >= 2 * epochs
+        assert animation.info["loop"] == 0, "it goes on for ever"
+        share = animation.n_frames // epochs
+        frames = []
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            frames.append(np.asarray(animation.convert("RGB")).astype(int))
+    assert all((frame[0, 0] == 255).all() for frame in frames), "white, not nearly"
+    assert all(frame.min() < 80 for frame in frames), "not blank"
+    starts = [frames[place * share] for place in range(epochs)]
+    # The same camera at the start of every epoch, another picture.
+    assert all(np.abs(one - other).mean() > 0.5 for one, other in pairwise(starts))
+    assert path.stat().st_size < 2_000_000
+
+
+def test_the_animation_has_the_same_bytes_again(moving, folder, tmp_path):
+    again = draw("figure_1", folder, tmp_path / "figure_1", ["gif", "html"], **ORDER)
+    for one, other in zip(moving, again, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_page_holds_every_point_of_every_epoch_and_loads_nothing(moving, tables):
+    html = moving[1].read_text()
+    data = json.loads(re.search(r"Plotly\.addFrames\('figure-1',\s*(\[.*?\])\s*\)", html, re.S)[1])
+    rows = tables["activations"].query("dataset == 'digits' and architecture == 'vgg'")
+    assert [frame["name"] for frame in data] == [str(epoch) for epoch in sorted(set(rows.epoch))]
+    for frame in data:
+        here = rows[rows.epoch == int(frame["name"])]
+        features = [trace for trace in frame["data"] if trace["name"] == "features"]
+        shown = np.array([p for t in features for p in zip(t["x"], t["y"], t["z"], strict=True)])
+        expected = here[here.kind == "feature"].sort_values("class_index", kind="stable")
+        np.testing.assert_allclose(shown, expected[["x", "y", "z"]])
+        for kind, name in [("class_mean", "class means"), ("classifier", "classifiers"),
+                           ("etf_vertex", "simplex ETF")]:  # fmt: skip
+            tips = [[t["x"][0], t["y"][0], t["z"][0]] for t in frame["data"] if t["name"] == name]
+            ends = here[here.kind == kind].sort_values("class_index")
+            np.testing.assert_allclose(tips, ends[["x", "y", "z"]])
+    head = html[: html.index("<body>")]
+    assert "default-src 'none'" in head and "connect-src" not in head
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?(https?:)?//", html)
+
+
+def test_motion_is_for_figure_1_alone_and_without_features_it_says_so(folder, tmp_path):
+    with pytest.raises(UserError, match="'html' is unknown"):
+        draw("figure_6", folder, tmp_path / "x", ["html"])
+    for table in ("runs", "activations"):
+        write_table(empty_table(table), tmp_path / f"{table}.parquet", table)
+    gif, html = draw("figure_1", tmp_path, tmp_path / "figure_1", ["gif", "html"])
+    with Image.open(gif) as picture:
+        assert picture.n_frames == 1
+    assert "No features were kept" in html.read_text()
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
+def test_a_real_browser_draws_the_page_without_a_complaint(moving, tmp_path):
+    command = [BROWSER, "--headless", "--no-sandbox", "--use-angle=swiftshader"]
+    command += ["--enable-unsafe-swiftshader", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={tmp_path}/p", "--virtual-time-budget=8000"]
+    command += ["--window-size=700,800", f"--screenshot={tmp_path}/page.png"]
+    done = subprocess.run(
+        [*command, moving[1].as_uri()], capture_output=True, text=True, timeout=180
+    )
+    spoken = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    # A hint on speed from Chromium on plotly's own script is no fault of the page.
+    assert [line for line in spoken if "Canvas2D: Multiple readback" not in line] == []
+    page = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
+    blue = (page[..., 2] - page[..., 0] > 60).sum()
+    red = (page[..., 0] - page[..., 2] > 60).sum()
+    assert blue > 500 and red > 20, "points and sticks are there"
 
 
 # --------------------------------------------------------------------------- sweep

@@ -374,6 +374,9 @@ def load_moments(path: str | os.PathLike) -> StoredMoments:
         train = _assemble(tensors, "train")
         has_test = any(name.startswith("test.") for name in tensors)
         test = _assemble(tensors, "test") if has_test else None
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} holds NaN or infinite values")
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{path}: is no complete moments file ({error}); delete it and extract the features "

@@ -471,7 +471,7 @@ def _folder_record(folder: Path) -> dict[str, Any]:
     }
 
 
-def _imagenet(entry: DatasetEntry, given: str | None, progress: Progress | None) -> dict[str, Any]:
+def _imagenet_folder(given: str | None) -> Path:
     if given is None:
         raise UserError(
             "imagenet cannot be downloaded freely; get ILSVRC-2012 from image-net.org and name "
@@ -480,6 +480,10 @@ def _imagenet(entry: DatasetEntry, given: str | None, progress: Progress | None)
     folder = Path(given)
     if not folder.is_dir():
         raise UserError(f"imagenet_folder: the folder {folder} does not exist")
+    return folder
+
+
+def _imagenet(entry: DatasetEntry, folder: Path, progress: Progress | None) -> dict[str, Any]:
     train, val, devkit = entry.files
     if not (folder / train.name).is_file():
         if (folder / "train").is_dir():
@@ -573,6 +577,14 @@ def download_dataset(
     folder = Path(folder)
     mirror = mirror or os.environ.get(MIRROR_VARIABLE) or None
     settings = settings or DownloadSettings()
+    # Before a file is touched: is what a person named there?
+    own, imagenet = None, None
+    if entry.format in ("npz", "image_folder"):
+        own = _custom(entry)
+    elif entry.format == "ilsvrc":
+        imagenet = _imagenet_folder(imagenet_folder)
+    elif entry.format != "embedded" and mirror:
+        check_mirror(mirror)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SOURCE_FILE).unlink(missing_ok=True)
@@ -598,13 +610,11 @@ def download_dataset(
                         }
                     ],
                 }
-            elif entry.format == "ilsvrc":
-                source = _imagenet(entry, imagenet_folder, progress)
-            elif entry.format in ("npz", "image_folder"):
-                source = _custom(entry)
+            elif imagenet is not None:
+                source = _imagenet(entry, imagenet, progress)
+            elif own is not None:
+                source = own
             else:
-                if mirror:
-                    check_mirror(mirror)
                 source = {
                     "kind": entry.format,
                     "files": [

@@ -464,6 +464,8 @@ def _npz_array(archive: zipfile.ZipFile, name: str, path: str | Path) -> np.ndar
 def _channels_first(images: np.ndarray, name: str, path: str | Path) -> np.ndarray:
     if images.dtype != np.uint8:
         raise UserError(f"{path}: its {name} is {images.dtype}, not uint8 (0 to 255)")
+    if 0 in images.shape[1:]:
+        raise UserError(f"{path}: its {name} is {images.shape}: images without pixels")
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4:

@@ -35,7 +35,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import one_at_a_time, sha256_of, write_atomically, write_text_atomically
+from ..files import (
+    one_at_a_time,
+    sha256_of,
+    write_atomically,
+    write_text_atomically,
+    written,
+)
 from .parsers import (
     Arrays,
     ImageIndex,
@@ -162,11 +168,24 @@ def _source(raw_folder: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); download {name} first"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         source = None
-    if not isinstance(source, dict) or source.get("dataset") != name or "kind" not in source:
+    if not (
+        isinstance(source, dict)
+        and source.get("dataset") == name
+        and isinstance(source.get("kind"), str)
+        and isinstance(source.get("folder"), str | None)
+        and (source["kind"] != "npz" or _names_a_file(source))
+    ):
         raise UserError(f"{path}: is not {name}'s source.json; download {name} again")
     return source
+
+
+def _names_a_file(source: dict[str, Any]) -> bool:
+    match source.get("files"):
+        case [{"name": str()}, *_]:
+            return True
+    return False
 
 
 def _read(entry: DatasetEntry, raw_folder: Path, source: dict[str, Any]) -> Arrays | ImageIndex:
@@ -226,6 +245,12 @@ def _store(path: Path, array: np.ndarray) -> None:
     write_atomically(path, write)
 
 
+def _withdraw_card(output: Path) -> None:
+    """Take away the card before the first array that it describes is replaced."""
+    with written(output / CARD_FILE):
+        (output / CARD_FILE).unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """Which published examples are kept, with their labels."""
@@ -270,6 +295,7 @@ def _prepare_arrays(arrays: Arrays, chosen: _Chosen, output: Path, recipe: DataR
     pooled = average_pooled(arrays.train_images, recipe.average_pooling)
     pixels = pooled.shape[0] * pooled.shape[2] * pooled.shape[3]
     mean, std = mean_and_std(channel_sums(pooled), pixels)
+    _withdraw_card(output)
     _store(output / "train_images.npy", padded(pooled[chosen.train], recipe.padding_pixels))
     test = average_pooled(arrays.test_images[chosen.test], recipe.average_pooling)
     _store(output / "test_images.npy", padded(test, recipe.padding_pixels))
@@ -517,7 +543,6 @@ def prepare_dataset(
     source = _source(raw_folder, name)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        (output / CARD_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror}") from None
     with contextlib.ExitStack() as held:
@@ -562,6 +587,7 @@ def _prepare(
             raise UserError(
                 f"{output}: the images cannot be prepared: {error.strerror or error}"
             ) from None
+        _withdraw_card(output)
     _store(output / "train_labels.npy", chosen.train_labels)
     _store(output / "test_labels.npy", chosen.test_labels)
 

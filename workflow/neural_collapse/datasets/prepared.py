@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -57,11 +58,12 @@ class PreparedDataset:
             names = tuple(str(value) for value in card["class_names"])
             counts = {split: card["counts"][split]["kept"] for split in ("train", "test")}
             text = {key: str(card[key]) for key in ("name", "label", "data_hash")}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"{folder / CARD_FILE}: lacks or garbles {error}; prepare the dataset again"
             ) from None
-        if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
+        fine = np.isfinite([*mean, *std]).all() and all(value > 0 for value in std)
+        if not len(mean) == len(std) == channels or not fine:
             raise UserError(f"{folder / CARD_FILE}: mean and std are not {channels} numbers each")
         if len(names) != num_classes:
             raise UserError(f"{folder / CARD_FILE}: class_names are not {num_classes}")
@@ -93,7 +95,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); prepare the dataset first"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         card = None
     if not isinstance(card, dict):
         raise UserError(f"{path}: is not a data card; prepare the dataset again")
@@ -107,7 +109,7 @@ def _open_array(path: Path, kind: type, shape: tuple[int, ...] | None) -> np.nda
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); prepare the dataset again"
         ) from None
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError, BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: is cut off or not a .npy file ({reason}); prepare the dataset again"

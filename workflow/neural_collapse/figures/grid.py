@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -17,9 +18,11 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from . import style
 from .layout import (
     Layout,
-    curve,
     empty_reason,
+    finite_values,
     missing_sentence,
+    origin_sentence,
+    origins_of,
     rows_of,
     seeds_sentence,
     several_seeds,
@@ -178,61 +181,75 @@ def mark_terminal_phase(
 
     Where no training reached it, a note in the right corner at `note` says so.
     """
-    phase = terminal_phase(runs, dataset, architecture)
-    if phase.reached == 0:
-        if note:
-            look = {
-                "fontsize": 5.5,
-                "style": "italic",
-                "color": style.GREY,
-                "ha": "right",
-                "va": note,
-            }
-            height = 1.0 if note == "top" else 0.06
-            ax.text(0.99, height, "no TPT", transform=ax.transAxes, **look)
-        return
-    ax.axvline(phase.mean, color=style.GREY, linewidth=0.6, linestyle=(0, (1, 1.6)), zorder=1.5)
-    if phase.last > phase.first:
-        ax.axvspan(phase.first, phase.last, color=style.FAINT, alpha=0.35, linewidth=0, zorder=1)
-    ax.plot(
-        [phase.mean],
-        [0],
-        transform=ax.get_xaxis_transform(),
-        clip_on=False,
-        zorder=6,
-        gid="terminal-phase",
-        **style.TERMINAL_PHASE,
-    )
-
-
-def draw_curve(
-    ax: Axes, rows: pd.DataFrame, series: Series, scale: float = 1.0, log_y: bool = False, **look
-) -> float:
-    """One line and its band over the seeds; its last epoch, or nan where there is none."""
-    points = curve(rows, series.statistic, series.split)
-    if log_y:
-        # A seed that has reached zero exactly has no place on a logarithmic axis.
-        points = points[points["mean"] > 0]
-    if points.empty:
-        return np.nan
-    epochs = points["epoch"].to_numpy()
-    low, high = points["low"].to_numpy(), points["high"].to_numpy()
-    if log_y:
-        positive = low[low > 0]
-        low = np.where(low > 0, low, positive.min() if len(positive) else high)
-    if (points["seeds"] > 1).any():
-        ax.fill_between(
-            epochs,
-            scale * low,
-            scale * high,
-            color=series.look["color"],
-            alpha=0.25,
-            linewidth=0,
-            zorder=2,
+    phases = [terminal_phase(runs, dataset, architecture, origin) for origin in origins_of(runs)]
+    if note and not any(phase.reached for phase in phases):
+        look = {"fontsize": 5.5, "style": "italic", "color": style.GREY, "ha": "right", "va": note}
+        height = 1.0 if note == "top" else 0.06
+        ax.text(0.99, height, "no TPT", transform=ax.transAxes, **look)
+    # One's own is drawn last, over the reference runs'.
+    for place, phase in reversed(list(enumerate(phases))):
+        if phase.reached == 0:
+            continue
+        ax.axvline(phase.mean, color=style.GREY, linewidth=0.6, linestyle=(0, (1, 1.6)), zorder=1.5)
+        if phase.last > phase.first:
+            ax.axvspan(
+                phase.first, phase.last, color=style.FAINT, alpha=0.35, linewidth=0, zorder=1
+            )
+        ax.plot(
+            [phase.mean],
+            [0],
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            zorder=6,
+            gid="terminal-phase",
+            **(style.REFERENCE_TERMINAL_PHASE if place else style.TERMINAL_PHASE),
         )
-    values = scale * points["mean"].to_numpy()
-    ax.plot(epochs, values, gid=series.statistic, **{**series.look, **look})
-    return float(epochs[-1])
+
+
+def draw_curves(
+    ax: Axes,
+    measurements: pd.DataFrame,
+    cell: tuple[str, str],
+    series: Sequence[Series],
+    scale: float = 1.0,
+    log_y: bool = False,
+    **look: Any,
+) -> float:
+    """Every series of a cell, a line for each origin; their last epoch, nan where there is none.
+
+    The line is the mean over the seeds, the band reaches from the smallest to the largest.
+    """
+    ends = []
+    for place, origin in enumerate(origins_of(measurements)):
+        rows = rows_of(measurements, *cell, origin)
+        for one in series:
+            points = finite_values(rows, one.statistic, one.split)
+            points = points.assign(value=scale * points["value"])
+            if log_y:
+                # What has reached zero exactly has no place on a logarithmic axis.
+                points = points[points.groupby("epoch")["value"].transform("mean") > 0]
+            if points.empty:
+                continue
+            several = points["seed"].nunique() > 1
+            sns.lineplot(
+                points,
+                x="epoch",
+                y="value",
+                estimator="mean",
+                errorbar=("pi", 100) if several else None,
+                err_kws={"alpha": 0.12 if place else 0.25, "linewidth": 0, "zorder": 2},
+                ax=ax,
+                gid=f"{one.statistic}-{origin}" if place else one.statistic,
+                **{
+                    "markeredgecolor": one.look["color"],
+                    **one.look,
+                    **look,
+                    **(style.REFERENCE if place else {}),
+                },
+            )
+            ends.append(points["epoch"].max())
+    ax.set(xlabel="", ylabel="")
+    return max(map(float, ends), default=np.nan)
 
 
 def blank_panel(ax: Axes, word: str) -> None:
@@ -290,13 +307,13 @@ def draw_grid(
 def _draw_column(spec, measurements, runs, layout, axes, dataset, drawn) -> float:
     last = 0.0
     for ax, (architecture, _) in zip(axes, layout.architectures, strict=True):
-        rows = rows_of(measurements, dataset, architecture)
-        ends = [draw_curve(ax, rows, series, spec.scale, spec.log_y) for series in spec.series]
-        if np.isnan(ends).all():
-            blank_panel(ax, empty_reason(runs, dataset, architecture))
+        cell = (dataset, architecture)
+        end = draw_curves(ax, measurements, cell, spec.series, spec.scale, spec.log_y)
+        if np.isnan(end):
+            blank_panel(ax, empty_reason(runs, *cell))
             continue
-        mark_terminal_phase(ax, runs, dataset, architecture, "bottom" if spec.rises else "top")
-        last = max(last, np.nanmax(ends))
+        mark_terminal_phase(ax, runs, *cell, "bottom" if spec.rises else "top")
+        last = max(last, end)
         drawn.append(ax)
     return last
 
@@ -352,6 +369,7 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
         handles.append(Patch(color=colour, alpha=0.25, linewidth=0, label="range over seeds"))
     if any(terminal_phase(runs, *cell).reached for cell in layout.cells()):
         handles.append(Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE))
+    handles += style.origin_handles(origins_of(measurements))
     if handles:
         # Two columns of text are wide enough for one line, one column takes three entries.
         columns = len(handles) if len(layout.datasets) > 3 else min(len(handles), 3)
@@ -369,6 +387,7 @@ def grid_caption(
         "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
         "network before training.",
         terminal_phase_sentence(runs, layout),
+        origin_sentence(runs),
         seeds_sentence(measurements, layout),
         missing_sentence(runs, layout),
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..tables import ORIGINS, OWN, REFERENCE
 from . import paper
 
 NOT_RUN = "not run"
@@ -60,21 +61,32 @@ class Layout:
         return f"{dict(self.datasets)[dataset]} × {dict(self.architectures)[architecture]}"
 
 
-def rows_of(frame: pd.DataFrame, dataset: str, architecture: str) -> pd.DataFrame:
-    """The rows of one cell."""
-    return frame[(frame["dataset"] == dataset) & (frame["architecture"] == architecture)]
+def rows_of(
+    frame: pd.DataFrame, dataset: str, architecture: str, origin: str | None = None
+) -> pd.DataFrame:
+    """The rows of one cell, of all origins where none is given."""
+    chosen = (frame["dataset"] == dataset) & (frame["architecture"] == architecture)
+    return of_origin(frame[chosen], origin)
 
 
-def curve(rows: pd.DataFrame, statistic: str, split: str) -> pd.DataFrame:
-    """One statistic of one cell over epochs: epoch, mean, low, high, seeds.
+def of_origin(frame: pd.DataFrame, origin: str | None) -> pd.DataFrame:
+    """The rows of one origin; a frame without that column holds one's own runs."""
+    if origin is None or "origin" not in frame:
+        return frame
+    return frame[frame["origin"] == origin]
 
-    Mean, smallest and largest of the seeds' finite values at each epoch; an epoch where no seed
-    has one is left out.
-    """
-    chosen = rows[(rows["statistic"] == statistic) & (rows["split"] == split)]
-    chosen = chosen[np.isfinite(chosen["value"])]
-    grouped = chosen.groupby("epoch")["value"]
-    return grouped.agg(mean="mean", low="min", high="max", seeds="count").reset_index()
+
+def origins_of(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Whose runs the table holds, one's own first: own, reference, or both."""
+    present = set(frame["origin"]) if "origin" in frame and len(frame) else {OWN}
+    return tuple(origin for origin in ORIGINS if origin in present)
+
+
+def finite_values(rows: pd.DataFrame, statistic: str, split: str) -> pd.DataFrame:
+    """One statistic's rows with a finite value: epoch, seed, value."""
+    chosen = (rows["statistic"] == statistic) & (rows["split"] == split)
+    chosen &= np.isfinite(rows["value"])
+    return rows.loc[chosen, ["epoch", "seed", "value"]]
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,11 @@ class TerminalPhase:
     runs: int
 
 
-def terminal_phase(runs: pd.DataFrame, dataset: str, architecture: str) -> TerminalPhase:
+def terminal_phase(
+    runs: pd.DataFrame, dataset: str, architecture: str, origin: str | None = None
+) -> TerminalPhase:
     """The start of the terminal phase of one cell over its seeds."""
-    cell = rows_of(runs, dataset, architecture)
+    cell = rows_of(runs, dataset, architecture, origin)
     epochs = cell["terminal_phase_epoch"].dropna().to_numpy(dtype=np.float64)
     if len(epochs) == 0:
         return TerminalPhase(np.nan, np.nan, np.nan, 0, len(cell))
@@ -109,9 +123,26 @@ def empty_reason(runs: pd.DataFrame, dataset: str, architecture: str) -> str:
 
 
 def seed_counts(frame: pd.DataFrame, layout: Layout) -> list[int]:
-    """Number of seeds of each cell that has any, in the layout's order."""
-    counts = [rows_of(frame, *cell)["seed"].nunique() for cell in layout.cells()]
+    """Number of seeds of each cell and origin that has any, in the layout's order."""
+    counts = [
+        rows_of(frame, *cell, origin)["seed"].nunique()
+        for cell in layout.cells()
+        for origin in origins_of(frame)
+    ]
     return [count for count in counts if count]
+
+
+def origin_sentence(runs: pd.DataFrame) -> str:
+    """Whose runs are shown, where they are not all one's own."""
+    present = origins_of(runs)
+    if present == (OWN,):
+        return ""
+    if present == (REFERENCE,):
+        return "All runs are reference runs, shipped with the project in results/reference."
+    return (
+        "Solid lines and filled triangles: own runs; dashed, paler lines and hollow triangles: "
+        "reference runs, shipped with the project in results/reference."
+    )
 
 
 def several_seeds(frame: pd.DataFrame, layout: Layout) -> bool:

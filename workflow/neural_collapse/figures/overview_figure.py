@@ -8,20 +8,23 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from ..tables import REFERENCE
 from . import style
 from .grid import (
     SPECS,
     EpochAxis,
     Series,
     blank_panel,
-    draw_curve,
+    draw_curves,
     mark_terminal_phase,
     set_epoch_axis,
 )
 from .layout import (
     Layout,
-    curve,
     empty_reason,
+    finite_values,
+    of_origin,
+    origins_of,
     rows_of,
     seeds_sentence,
     terminal_phase_sentence,
@@ -59,7 +62,12 @@ def overview(
     is the mean over seeds at the last epoch.
     """
     layout = layout or Layout.of(runs)
-    cells = [cell for cell in layout.cells() if len(rows_of(runs, *cell))]
+    cells = [
+        (origin, cell)
+        for origin in origins_of(runs)
+        for cell in layout.cells()
+        if len(rows_of(runs, *cell, origin))
+    ]
     with style.style():
         height = min(0.85 + 0.62 * max(len(cells), 1), 9.6)
         figure = style.new_figure(style.TWO_COLUMNS_IN, height)
@@ -68,16 +76,18 @@ def overview(
             figure.text(0.5, 0.5, "nothing was run yet", ha="center", style="italic")
             return figure
         axes = figure.subplots(len(cells), len(PANELS), squeeze=False)
-        for row, cell in enumerate(cells):
-            data = rows_of(measurements, *cell)
-            last = data["epoch"].max() if len(data) else 1
+        lasts = [rows_of(measurements, *cell, origin)["epoch"].max() for origin, cell in cells]
+        for row, (origin, cell) in enumerate(cells):
+            data, facts = of_origin(measurements, origin), of_origin(runs, origin)
+            last = lasts[row] if lasts[row] > 0 else 1
             for column, (_, series, log_y) in enumerate(PANELS):
                 ax = axes[row, column]
-                _draw_panel(ax, data, series, log_y, runs, cell, last, epoch_axis)
-                if row < len(cells) - 1 and _same_epochs(measurements, cell, cells[row + 1]):
+                _draw_panel(ax, data, series, log_y, facts, cell, last, epoch_axis)
+                if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
                     ax.tick_params(labelbottom=False)
+            title = layout.title(*cell).split(" × ")
             axes[row, 0].set_ylabel(
-                "\n".join(layout.title(*cell).split(" × ")),
+                "\n".join([*title, "(reference)"] if origin == REFERENCE else title),
                 rotation=0,
                 ha="right",
                 va="center",
@@ -96,18 +106,9 @@ def overview(
     return figure
 
 
-def _same_epochs(measurements: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> bool:
-    return (
-        rows_of(measurements, *one)["epoch"].max() == rows_of(measurements, *other)["epoch"].max()
-    )
-
-
 def _draw_panel(ax, data, series, log_y, runs, cell, last, epoch_axis) -> None:
-    ends = [
-        draw_curve(ax, data, one, log_y=log_y, markersize=1.2, markeredgewidth=0.35, linewidth=0.6)
-        for one in series
-    ]
-    if np.isnan(ends).all():
+    look = {"markersize": 1.2, "markeredgewidth": 0.35, "linewidth": 0.6}
+    if np.isnan(draw_curves(ax, data, cell, series, log_y=log_y, **look)):
         blank_panel(ax, empty_reason(runs, *cell))
         return
     mark_terminal_phase(ax, runs, *cell, note="")
@@ -128,11 +129,13 @@ def _draw_panel(ax, data, series, log_y, runs, cell, last, epoch_axis) -> None:
     ax.tick_params(axis="x", labelsize=5.5)
     texts = []
     for one in series:
-        points = curve(data, one.statistic, one.split)
+        points = finite_values(rows_of(data, *cell), one.statistic, one.split)
         if len(points):
-            texts.append((style.short_number(points["mean"].iloc[-1]), one.look["color"]))
-    # A curve that rises ends in the upper corner, so its number stands in the lower one.
-    rises = series == SPECS[8].series
+            final = points.loc[points["epoch"] == points["epoch"].max(), "value"].mean()
+            texts.append((style.short_number(final), style.darker(one.look["color"])))
+    # A curve that ends high has its number in the lower corner, out of its way.
+    low, high = ax.get_ylim()
+    rises = len(texts) == 1 and not log_y and final > (low + high) / 2
     for place, (text, colour) in enumerate(texts):
         ax.text(
             0.98,
@@ -169,4 +172,8 @@ def overview_caption(
         "at the last epoch. NC1 to NC3 on the train set, NC4's mismatch and robustness on the test "
         "set. Blue: class means, train error and single curves; orange: classifiers, test error. "
         f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)}"
+    ) + (
+        " Rows titled (reference): runs shipped in results/reference."
+        if REFERENCE in origins_of(runs)
+        else ""
     )

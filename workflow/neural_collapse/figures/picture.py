@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
+from ..tables import REFERENCE
 from . import style
-from .layout import Layout, rows_of
+from .layout import Layout, origins_of, rows_of
 
 TITLE = "Neural collapse of three classes, in the space that their means span"
 
@@ -19,19 +22,49 @@ MEAN_SHADES = ("#08306B", "#2171B5", "#6BAED6")
 CLASSIFIER_SHADES = ("#67000D", "#CB181D", "#FB6A4A")
 ETF_SHADES = ("#00441B", "#238B45", "#74C476")
 
+AZIMUTH = -81.0
 REACH_MIN = 1.2
 REACH_MAX = 3.0
 """Features farther out than this many norms of the class means are left out of the picture."""
 
 
-def picture_cell(
+@dataclass(frozen=True)
+class Picture:
+    """One training whose features Figure 1 shows."""
+
+    dataset: str
+    architecture: str
+    seed: int
+    origin: str
+    title: str
+    rows: pd.DataFrame
+    """Its rows of the table `activations`."""
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs whose features were kept."""
+        return sorted(map(int, self.rows["epoch"].unique()))
+
+    @property
+    def classes(self) -> list[int]:
+        """The three classes."""
+        return sorted(map(int, self.rows["class_index"].unique()))
+
+
+def choose_picture(
     activations: pd.DataFrame, layout: Layout, cell: tuple[str, str] | None = None
-) -> tuple[str, str, int] | None:
-    """(dataset, architecture, seed) that Figure 1 shows: `cell`, or the first that has points."""
-    for dataset, architecture in [cell] if cell else layout.cells():
-        seeds = rows_of(activations, dataset, architecture)["seed"]
-        if len(seeds):
-            return dataset, architecture, int(seeds.min())
+) -> Picture | None:
+    """What Figure 1 shows: `cell`, or the first that has points; one's own before reference."""
+    for origin in origins_of(activations):
+        for dataset, architecture in [cell] if cell else layout.cells():
+            rows = rows_of(activations, dataset, architecture, origin)
+            if len(rows):
+                seed = int(rows["seed"].min())
+                title = layout.title(dataset, architecture)
+                if origin == REFERENCE:
+                    title += " (reference run)"
+                rows = rows[rows["seed"] == seed]
+                return Picture(dataset, architecture, seed, origin, title, rows)
     return None
 
 
@@ -47,16 +80,13 @@ def figure_1(
     classifiers (red), diamonds the simplex ETF's vertices (green); shades tell the classes apart.
     """
     layout = layout or Layout.of(runs)
-    chosen = picture_cell(activations, layout, cell)
+    chosen = choose_picture(activations, layout, cell)
     with style.style():
         if chosen is None:
             figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)
             figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
             return figure
-        dataset, architecture, seed = chosen
-        rows = rows_of(activations, dataset, architecture)
-        rows = rows[rows["seed"] == seed]
-        epochs = sorted(rows["epoch"].unique())
+        rows, epochs = chosen.rows, chosen.epochs
         columns = len(epochs) if len(epochs) <= 3 else 2 if len(epochs) == 4 else 4
         columns = min(columns, len(epochs))
         lines = -(-len(epochs) // columns)
@@ -65,10 +95,12 @@ def figure_1(
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.03, wspace=0, hspace=0.02)
         for place, epoch in enumerate(epochs):
             ax = figure.add_subplot(lines, columns, place + 1, projection="3d")
-            _draw_space(ax, rows[rows["epoch"] == epoch])
+            draw_space(ax, rows[rows["epoch"] == epoch])
             ax.set_title(f"Epoch {epoch}", y=1, pad=0)
-        figure.suptitle(f"{layout.title(dataset, architecture)}", fontsize=7)
-        figure.legend(handles=_legend(), loc="outside lower center", ncols=4, handletextpad=0.3)
+        figure.suptitle(chosen.title, fontsize=7)
+        figure.legend(
+            handles=legend_handles(), loc="outside lower center", ncols=4, handletextpad=0.3
+        )
     return figure
 
 
@@ -80,7 +112,8 @@ def reach(features_N3: np.ndarray) -> float:
     return float(np.clip(radius.max(), REACH_MIN, REACH_MAX))
 
 
-def _draw_space(ax: Axes3D, rows: pd.DataFrame) -> None:
+def draw_space(ax: Axes3D, rows: pd.DataFrame, azimuth: float = AZIMUTH) -> None:
+    """One epoch's points and sticks, seen from `azimuth` (degrees)."""
     kinds = {kind: part for kind, part in rows.groupby("kind")}
     classes = sorted(rows["class_index"].unique())
     shade = {index: place % 3 for place, index in enumerate(classes)}
@@ -126,7 +159,7 @@ def _draw_space(ax: Axes3D, rows: pd.DataFrame) -> None:
                 gid=f"{kind}-{row.class_index}",
             )
     # Seen from above, aslant: the vertices stand around the z axis, above the origin.
-    ax.view_init(elev=42, azim=-81)
+    ax.view_init(elev=42, azim=azimuth)
     ax.set_xlim(-limit, limit)
     ax.set_ylim(0.2 - limit, 0.2 + limit)
     ax.set_zlim(0.35 - limit, 0.35 + limit)
@@ -140,7 +173,9 @@ def _draw_space(ax: Axes3D, rows: pd.DataFrame) -> None:
         ax.text2D(0.5, 0.0, note, transform=ax.transAxes, ha="center", fontsize=5.5, color="0.4")
 
 
-def _legend() -> list[Line2D]:
+def legend_handles() -> list[Line2D]:
+    """What the kinds of points look like."""
+
     def mark(label: str, colour: str, marker: str, size: float, **look) -> Line2D:
         return Line2D(
             [], [], linestyle="none", label=label, color=colour, marker=marker, ms=size, **look
@@ -162,16 +197,14 @@ def picture_caption(
 ) -> str:
     """What Figure 1 shows and how it was projected."""
     layout = layout or Layout.of(runs)
-    chosen = picture_cell(activations, layout, cell)
+    chosen = choose_picture(activations, layout, cell)
     if chosen is None:
         return "No features were kept for this figure."
-    dataset, architecture, seed = chosen
-    rows = rows_of(activations, dataset, architecture)
-    rows = rows[rows["seed"] == seed]
-    classes = ", ".join(map(str, sorted(rows["class_index"].unique())))
+    rows = chosen.rows
+    classes = ", ".join(map(str, chosen.classes))
     count = int((rows[rows["epoch"] == rows["epoch"].max()]["kind"] == "feature").sum())
     return (
-        f"{layout.title(dataset, architecture)}, classes {classes}, one training (seed {seed}). "
+        f"{chosen.title}, classes {classes}, one training (seed {chosen.seed}). "
         f"Dots: {count} train features; blue balls: class means; red triangles: classifiers; green "
         "diamonds: vertices of the simplex ETF, turned onto the class means. Shades tell the "
         "classes apart. All are centred and projected on the space that the three class means "

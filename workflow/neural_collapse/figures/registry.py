@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..errors import UserError
 from ..tables import read_table
-from . import grid, overview_figure, picture, style, sweep_figure
+from . import grid, motion, overview_figure, picture, style, sweep_figure
 from .layout import Layout
 
 
@@ -87,6 +87,10 @@ FIGURES: dict[str, FigureEntry] = {
 }
 
 
+MOVING = {"gif": motion.write_animation, "html": motion.write_page}
+"""What draws Figure 1 in formats that move."""
+
+
 def figure_entry(name: str) -> FigureEntry:
     """The figure called `name`; raises UserError naming the known ones."""
     if name not in FIGURES:
@@ -125,7 +129,8 @@ def draw(
         name: a key of FIGURES.
         tables_folder: holds runs.parquet and the figure's own table.
         output_base: path of the files without their suffix.
-        formats: of png, svg, pdf.
+        formats: of png, svg, pdf; of Figure 1 also gif, an animation, and html, a page in which
+            it can be turned.
         epoch_axis: "linear" or "log" epochs, where the figure has them.
         datasets: columns in order; left out, those of the runs in the paper's order.
         architectures: rows in order; left out, those of the runs in the paper's order.
@@ -136,8 +141,16 @@ def draw(
     """
     entry, frame, runs, layout = load(name, tables_folder, datasets, architectures, labels)
     options = {"epoch_axis": epoch_axis} if entry.has_epoch_axis else {}
-    figure = entry.function(frame, runs, layout=layout, **options)
-    return style.save(figure, output_base, formats)
+    moving = [format for format in formats if name == "figure_1" and format in MOVING]
+    still = [format for format in formats if format not in moving]
+    paths = []
+    if still:
+        figure = entry.function(frame, runs, layout=layout, **options)
+        paths += style.save(figure, output_base, still)
+    for format in moving:
+        paths.append(Path(f"{output_base}.{format}"))
+        MOVING[format](frame, runs, paths[-1], layout)
+    return paths
 
 
 def caption(

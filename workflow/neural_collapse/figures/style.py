@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+import seaborn as sns
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from ..errors import UserError
 from ..files import atomic_path
+from ..tables import OWN
 
 ONE_COLUMN_IN = 3.42
 """Width of one column of a PNAS page, 87 mm."""
@@ -23,13 +27,11 @@ TWO_COLUMNS_IN = 7.0
 """Width of the type area of a PNAS page, 178 mm."""
 FORMATS = ("png", "svg", "pdf")
 
-BLUE = "#0072B2"
-ORANGE = "#DD7A00"
+PALETTE = "colorblind"
+BLUE, ORANGE, GREEN, RED = sns.color_palette(PALETTE).as_hex()[:4]
 INK = "#222222"
 GREY = "#6B6B6B"
 FAINT = "#BBBBBB"
-RED = "#C1272D"
-GREEN = "#1A8F4B"
 
 # Blue and orange stay apart for every kind of colour blindness; in black and white the filled
 # dark circles and the hollow light squares do.
@@ -44,6 +46,9 @@ CLASSIFIERS = {
     "zorder": 3.1,
 }
 TERMINAL_PHASE = {"color": INK, "marker": "^", "markersize": 3.8, "linestyle": "none"}
+# Beside one's own runs: thinner, paler and dashed, so that they differ without colours too.
+REFERENCE = {"linestyle": (0, (2.5, 1.2)), "linewidth": 0.6, "markersize": 1.3, "alpha": 0.6}
+REFERENCE_TERMINAL_PHASE = {**TERMINAL_PHASE, "markerfacecolor": "white", "markeredgewidth": 0.5}
 
 _RC = {
     "font.family": "DejaVu Sans",
@@ -55,6 +60,7 @@ _RC = {
     "axes.linewidth": 0.5,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
+    "axes.labelpad": 4,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": INK,
@@ -72,8 +78,6 @@ _RC = {
     "legend.frameon": False,
     "legend.handlelength": 1.8,
     "legend.columnspacing": 1.4,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
     "savefig.facecolor": "white",
     "savefig.dpi": 300,
     "figure.dpi": 100,
@@ -90,16 +94,34 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """matplotlib's defaults with this project's changes, whatever the user's matplotlibrc says."""
+    """seaborn's "ticks" with this project's changes, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        sns.set_theme("paper", "ticks", PALETTE, color_codes=False, rc=_RC)
         yield
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
     """An empty figure of that size; it belongs to no window and no pyplot state."""
     return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def origin_handles(origins: Sequence[str]) -> list[Line2D]:
+    """The legend's words on whose runs are shown; none where all are one's own."""
+    if tuple(origins) == (OWN,):
+        return []
+    if len(origins) == 1:
+        return [Line2D([], [], linestyle="none", label="reference runs only")]
+    look = {"color": GREY, "linewidth": MEANS["linewidth"]}
+    return [
+        Line2D([], [], label="own runs", **look),
+        Line2D([], [], label="reference runs", **{**look, **REFERENCE}),
+    ]
+
+
+def darker(colour: str) -> str:
+    """The colour for small text, which needs more contrast than a line."""
+    return to_hex([0.7 * part for part in to_rgb(colour)])
 
 
 def figure_width(columns: int) -> float:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ..tables import OWN
 from . import style
 from .grid import blank_panel
-from .layout import Layout, rows_of
+from .layout import Layout, origin_sentence, origins_of, rows_of
 
 TITLE = "Test error over learning rate"
 
@@ -34,8 +38,9 @@ def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
 
     A candidate that diverged has an error of 100 %.
     """
-    rows = sweep[(sweep["statistic"] == "error") & (sweep["split"] == "test")]
-    key = ["dataset", "architecture", "seed", "learning_rate"]
+    rows = sweep[(sweep["statistic"] == "error") & (sweep["split"] != "train")]
+    rows = rows if "origin" in rows else rows.assign(origin=OWN)
+    key = ["origin", "dataset", "architecture", "seed", "learning_rate"]
     last = rows.sort_values("epoch", kind="stable").groupby(key, as_index=False).last()
     error = last["value"].where(~last["diverged"].astype(bool), 1.0)
     return last.assign(error_percent=100 * error)[[*key, "error_percent", "diverged", "selected"]]
@@ -61,7 +66,7 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None)
                 if candidates.empty:
                     blank_panel(ax, _reason(runs, dataset, architecture))
                     continue
-                _draw_panel(ax, candidates)
+                _draw_panel(ax, candidates, origins_of(errors))
                 _rate_axis(ax, limits, columns > 3)
             for ax in axes[:-1, column]:
                 ax.tick_params(labelbottom=False)
@@ -78,8 +83,10 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None)
         ]
         if errors["diverged"].any():
             handles.append(Line2D([], [], label="diverged", **_DIVERGED))
+        handles += style.origin_handles(origins_of(errors))
         if len(errors):
-            figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+            entries = len(handles) if columns > 3 else min(len(handles), 3)
+            figure.legend(handles=handles, loc="outside upper center", ncols=entries)
     return figure
 
 
@@ -97,29 +104,46 @@ def _rate_axis(ax: Axes, limits: tuple[float, float], narrow: bool) -> None:
     ax.set_xlim(*limits)
     low, high = np.log10(limits)
     decades = np.arange(np.ceil(low), np.floor(high) + 1)
-    ax.set_xticks(10.0 ** decades[::-1][:: 2 if narrow else 1])
     ax.xaxis.set_minor_locator(NullLocator())
+    if len(decades) < 2:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(style.tick_formatter())
+        return
+    ax.set_xticks(10.0 ** decades[::-1][:: 2 if narrow else 1])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: style.power_of_ten(rate)))
 
 
-def _draw_panel(ax: Axes, candidates: pd.DataFrame) -> None:
-    candidates = candidates.groupby("learning_rate", as_index=False).agg(
-        error_percent=("error_percent", "mean"),
-        diverged=("diverged", "any"),
-        selected=("selected", "any"),
-    )
-    rates = candidates["learning_rate"].to_numpy()
-    errors = candidates["error_percent"].to_numpy()
-    diverged = candidates["diverged"].to_numpy(dtype=bool)
-    selected = candidates["selected"].to_numpy(dtype=bool)
+def _draw_panel(ax: Axes, candidates: pd.DataFrame, origins: Sequence[str]) -> None:
     # An error of zero has no place on a logarithmic axis: it stands on the axis' lower end.
+    errors = candidates["error_percent"]
     positive = errors[errors > 0]
     floor = (positive.min() / 2) if len(positive) and (errors == 0).any() else 0.0
-    shown = np.maximum(errors, floor)
-    ax.set_yscale("log")
-    ax.plot(rates[~diverged], shown[~diverged], gid="tried", **_TRIED)
-    ax.plot(rates[diverged], shown[diverged], gid="diverged", **_DIVERGED)
-    ax.plot(rates[selected], shown[selected], gid="selected", **_SELECTED)
+    candidates = candidates.assign(error_percent=errors.clip(lower=floor))
+    diverged = candidates["diverged"].astype(bool)
+    chosen = candidates["selected"].astype(bool)
+    for place, origin in enumerate(origins):
+        own = candidates["origin"] == origin
+        for name, rows, look in [
+            ("tried", ~diverged, _TRIED),
+            ("diverged", diverged, _DIVERGED),
+            ("selected", chosen, _SELECTED),
+        ]:
+            if not (own & rows).any():
+                continue
+            if place:
+                pale = dict(style.REFERENCE) if name == "tried" else {"alpha": 0.6}
+                look = {**look, **pale, "markerfacecolor": "white"}
+            sns.lineplot(
+                candidates[own & rows],
+                x="learning_rate",
+                y="error_percent",
+                errorbar=None,
+                ax=ax,
+                gid=f"{name}-{origin}" if place else name,
+                **{"markeredgecolor": look["color"], **look},
+            )
+    ax.set(xlabel="", ylabel="", yscale="log")
+    shown = candidates["error_percent"]
     low, high = shown.min() / 1.5, min(shown.max() * 1.5, 160)
     ax.set_ylim(low, high)
     ticks = [tick for tick in _TICKS_PERCENT if low <= tick <= high]
@@ -132,7 +156,9 @@ def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None
     """What the sweep figure shows."""
     layout = layout or Layout.of(runs)
     errors = final_errors(sweep)
-    present = [rows_of(errors, *cell) for cell in layout.cells()]
+    present = [
+        rows_of(errors, *cell, origin) for cell in layout.cells() for origin in origins_of(errors)
+    ]
     counts = [len(part) for part in present if len(part)]
     if not counts:
         return "No learning rates were swept: all were pinned."
@@ -146,4 +172,4 @@ def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None
     if diverged:
         many = "trainings" if diverged > 1 else "training"
         text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
-    return text
+    return f"{text} {origin_sentence(errors)}".rstrip()

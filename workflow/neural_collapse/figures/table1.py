@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from ..files import write_text_atomically
-from ..tables import check_frame, write_table
+from ..tables import REFERENCE, check_frame, write_table
 from . import paper
-from .layout import Layout, rows_of
+from .layout import Layout, origins_of, rows_of
 
 DASH = "–"
 NONE_FOUND = "none found"
@@ -61,6 +61,22 @@ def deviations(run: pd.Series) -> str:
     return "; ".join(found)
 
 
+def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(dataset, architecture, origin) of every row: each cell once, also where it was not run,
+    and twice where one's own and a reference run of it stand beside each other."""
+    cells = []
+    for cell in layout.cells():
+        present = rows_of(runs, *cell)
+        shown = origins_of(present) if len(present) else origins_of(runs)[:1]
+        cells += [(*cell, origin) for origin in shown]
+    return cells
+
+
+def origin_note(row) -> str:
+    """What stands behind a row's network where it is no run of one's own."""
+    return " (reference)" if row.origin == REFERENCE else ""
+
+
 def build_table_1(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
 ) -> pd.DataFrame:
@@ -72,9 +88,9 @@ def build_table_1(
     """
     layout = layout or Layout.of(runs)
     rows = []
-    for dataset, architecture in layout.cells():
-        cell_runs = rows_of(runs, dataset, architecture)
-        cell = rows_of(measurements, dataset, architecture)
+    for dataset, architecture, origin in cells_to_judge(layout, runs):
+        cell_runs = rows_of(runs, dataset, architecture, origin)
+        cell = rows_of(measurements, dataset, architecture, origin)
         starts, ends = [], []
         for run in cell_runs.itertuples():
             if not pd.isna(run.terminal_phase_epoch):
@@ -87,6 +103,7 @@ def build_table_1(
             {
                 "dataset": dataset,
                 "architecture": architecture,
+                "origin": origin,
                 "dataset_label": dict(layout.datasets)[dataset],
                 "architecture_label": dict(layout.architectures)[architecture],
                 "network": ", ".join(networks),
@@ -118,7 +135,8 @@ def display_rows(table: pd.DataFrame) -> list[list[str]]:
         rows.append(
             [
                 row.dataset_label,
-                row.network or _paper_network(row) or row.architecture_label,
+                (row.network or _paper_network(row) or row.architecture_label)
+                + (origin_note(row) if row.seeds else ""),
                 number(row.paper_start),
                 number(row.paper_end),
                 number(row.ours_start),
@@ -149,6 +167,8 @@ def notes(table: pd.DataFrame) -> str:
             " Where deviations are named, our recipe is not the paper's, and its numbers need not "
             "agree."
         )
+    if (table["origin"] == REFERENCE).any():
+        text += " (reference): a run shipped in results/reference, not one's own."
     return text
 
 

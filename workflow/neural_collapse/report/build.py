@@ -21,7 +21,7 @@ from .. import __version__, claims
 from ..errors import UserError
 from ..figures import paper, table1
 from ..files import write_text_atomically
-from ..tables import SCHEMAS, read_table
+from ..tables import OWN, REFERENCE, SCHEMAS, read_table
 
 HERE = Path(__file__).parent
 DASH = "–"
@@ -67,7 +67,7 @@ class PageTable:
 def report_figures(
     tables_folder: str | Path,
     figures_folder: str | Path,
-    command: str = "snakemake --cores 1 {image}",
+    command: str = "snakemake {image} --cores 1",
     datasets: Sequence[str] | None = None,
     architectures: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
@@ -83,7 +83,7 @@ def report_figures(
         image = Path(figures_folder) / f"{name}.png"
         if not image.is_file():
             continue
-        files = [image.with_suffix(f".{suffix}") for suffix in ("png", "svg", "pdf")]
+        files = [image.with_suffix(f".{suffix}") for suffix in ("png", "svg", "pdf", "gif", "html")]
         found.append(
             ReportFigure(
                 name,
@@ -148,7 +148,7 @@ def build_report(
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
-        summary=_summary(runs),
+        summary=_summary(runs, provenance),
         claims_summary=_claims_summary(tables["claims"]),
         claims_matrix=_claims_matrix(tables["claims"]),
         claims_table=_claims_table(tables["claims"]),
@@ -157,7 +157,7 @@ def build_report(
         table_1_notes="" if tables["table_1"] is None else table1.notes(tables["table_1"]),
         recalled=paper.RECALLED,
         figures=[_figure(figure, output) for figure in figures],
-        runs_table=_runs_table(runs),
+        runs_table=_runs_table(runs, provenance),
         shared=shared,
         provenance_table=own,
         provenance_json=json.dumps(list(provenance), indent=1, sort_keys=True, default=str),
@@ -189,20 +189,31 @@ def _number(value: float, digits: int = 4, sign: str = "") -> Cell:
     return Cell(f"{value:{sign}.{digits}g}".replace("-", "−"), repr(float(value)))
 
 
-def _summary(runs: pd.DataFrame) -> list[tuple[str, str]]:
+def _device(run: Mapping[str, Any]) -> str:
+    """Where a run was trained: its GPU, otherwise its processor; or empty."""
+    machine = run.get("machine", {})
+    return str(machine.get("gpu") or machine.get("processor") or "")
+
+
+def _summary(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     if runs.empty:
         return [("Runs", "none")]
-    seconds = runs["seconds"].sum()
+    shipped = int((runs["origin"] == REFERENCE).sum())
     reached = int(runs["terminal_phase_epoch"].notna().sum())
     labels = runs.drop_duplicates("dataset")["dataset_label"]
     rows = [
         ("Datasets", ", ".join(labels)),
         ("Networks", ", ".join(sorted(set(runs["network"])))),
         ("Trainings", f"{len(runs)} (seeds: {', '.join(map(str, sorted(set(runs['seed']))))})"),
+        *([("Of them reference runs", str(shipped))] if shipped else []),
         ("Reached the terminal phase", f"{reached} of {len(runs)}"),
-        ("Device", ", ".join(sorted(set(runs["device"])))),
-        ("Training time, sweeps apart", duration(seconds)),
     ]
+    devices = sorted({_device(run) for run in provenance} - {""})
+    if devices:
+        rows.append(("Device", ", ".join(devices)))
+    seconds = [run["seconds"] for run in provenance if "seconds" in run]
+    if seconds:
+        rows.append(("Training time, sweeps apart", duration(sum(seconds))))
     diverged = int(runs["diverged"].sum())
     return rows + ([("Diverged", str(diverged))] if diverged else [])
 
@@ -241,16 +252,19 @@ def _claims_matrix(table: pd.DataFrame | None) -> PageTable | None:
         return None
     names = [p.name for p in claims.PHENOMENA]
     verdicts = {
-        (row.dataset, row.architecture, row.phenomenon): row.holds for row in table.itertuples()
+        (row.origin, row.dataset, row.architecture, row.phenomenon): row.holds
+        for row in table.itertuples()
     }
     rows = []
-    for cell in table.drop_duplicates(["dataset", "architecture"]).itertuples():
+    for cell in table.drop_duplicates(["origin", "dataset", "architecture"]).itertuples():
         signs = []
         for name in names:
-            verdict = verdicts.get((cell.dataset, cell.architecture, name), "cannot say")
+            key = (cell.origin, cell.dataset, cell.architecture, name)
+            verdict = verdicts.get(key, "cannot say")
             sign, css = _VERDICTS[verdict]
             signs.append(Cell(f"{sign} {verdict}", css=css))
-        rows.append([Cell(cell.dataset_label), Cell(cell.architecture_label), *signs])
+        network = cell.architecture_label + table1.origin_note(cell)
+        rows.append([Cell(cell.dataset_label), Cell(network), *signs])
     return PageTable("Verdicts at a glance", ("Dataset", "Network", *names), rows)
 
 
@@ -285,11 +299,16 @@ def _table_1(table: pd.DataFrame | None) -> PageTable | None:
     return PageTable("Table 1. Test accuracy (%)", table1.HEADINGS, rows, frozenset(range(2, 8)))
 
 
-def _runs_table(runs: pd.DataFrame) -> PageTable:
+def _runs_table(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> PageTable:
+    facts = {
+        (run.get("origin", OWN), run.get("dataset"), run.get("architecture"), run.get("seed")): run
+        for run in provenance
+    }
     headings = (
         "Dataset",
         "Row",
         "Network",
+        "Whose",
         "Seed",
         "Learning rate",
         "Found by",
@@ -305,11 +324,14 @@ def _runs_table(runs: pd.DataFrame) -> PageTable:
     rows = []
     for run in runs.itertuples():
         start = run.terminal_phase_epoch
+        own = facts.get((run.origin, run.dataset, run.architecture, run.seed), {})
+        seconds = own.get("seconds")
         rows.append(
             [
                 Cell(run.dataset_label),
                 Cell(run.architecture_label),
                 Cell(run.network),
+                Cell(run.origin),
                 Cell(str(run.seed), str(run.seed)),
                 _number(run.learning_rate, 5),
                 Cell(run.learning_rate_origin),
@@ -318,12 +340,12 @@ def _runs_table(runs: pd.DataFrame) -> PageTable:
                 Cell(f"{run.train_examples:,}", str(run.train_examples)),
                 Cell(f"{run.test_examples:,}", str(run.test_examples)),
                 Cell(str(run.num_classes), str(run.num_classes)),
-                Cell(duration(run.seconds), repr(run.seconds)),
-                Cell(run.device),
+                Cell(DASH) if seconds is None else Cell(duration(seconds), repr(seconds)),
+                Cell(_device(own) or DASH),
                 Cell("yes" if run.diverged else "no"),
             ]
         )
-    return PageTable("Every training", headings, rows, frozenset({3, 4, 6, 7, 8, 9, 10, 11}))
+    return PageTable("Every training", headings, rows, frozenset({4, 5, 7, 8, 9, 10, 11, 12}))
 
 
 def _figure(figure: ReportFigure, output: Path) -> dict[str, Any]:

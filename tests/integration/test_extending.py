@@ -1,0 +1,95 @@
+"""docs/extending.md works as it is written: its files are made, its commands are run, in order."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A checkout in which somebody did what the page says, and what each command printed."""
+    folder = tmp_path_factory.mktemp("extending")
+    for name in ("Snakefile", "workflow", "envs", "config.yaml"):
+        (folder / name).symlink_to(ROOT / name)
+    said = {}
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.M | re.S):
+        if language == "bash":
+            environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": "."}
+            for command in block.strip().splitlines():
+                done = subprocess.run(
+                    ["bash", "-c", command],
+                    cwd=folder,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                )
+                assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"[-6000:]
+                said[command] = done.stdout
+        else:
+            first, rest = block.split("\n", 1)
+            (folder / first.removeprefix("# file: ")).write_text(rest)
+    return folder, said
+
+
+def tables(folder, experiment):
+    path = folder / "results" / experiment / "tables"
+    return {name: pd.read_parquet(path / f"{name}.parquet") for name in ("runs", "measurements")}
+
+
+def test_every_block_is_a_file_or_a_command():
+    blocks = re.findall(r"^```(\w+)\n(.*)$", PAGE, re.M)
+    assert len(blocks) >= 10
+    for language, first in blocks:
+        assert language in ("python", "yaml", "bash")
+        assert language == "bash" or first.startswith("# file: ")
+
+
+def test_both_kinds_of_data_and_the_network_are_measured(followed):
+    folder, _ = followed
+    found = tables(folder, "own")
+    runs = found["runs"].set_index("dataset")
+    assert runs.num_classes.to_dict() == {"shapes": 4, "photos": 3}
+    assert runs.train_examples.to_dict()["photos"] == 180
+    assert runs.dataset_label.to_dict()["shapes"] == "Shapes"
+    assert set(runs.architecture_label) == {"Small"} and set(runs.origin) == {"own"}
+    nc1 = found["measurements"].query("statistic == 'nc1_within_class_variability'")
+    assert set(nc1.dataset) == {"shapes", "photos"} and np.isfinite(nc1.value).all()
+    assert (folder / "results/own/figures/figure_6.png").is_file()
+
+
+def test_status_and_show_say_it(followed):
+    _, said = followed
+    (status,) = [text for command, text in said.items() if " status " in command]
+    assert "8 jobs, 8 done" in status
+    (shown,) = [text for command, text in said.items() if " show " in command]
+    assert shown.startswith("shapes x small, seed 0") and "NC1 within-class" in shown
+
+
+def test_the_command_and_the_three_lines_agree(followed):
+    folder, said = followed
+    table = pd.read_csv(folder / "model.csv").set_index("statistic").value
+    printed = float(said["python statistics_of_model.py"])
+    assert printed == table["nc1_within_class_variability"] > 0
+
+
+def test_reference_runs_are_shown_without_training(followed):
+    folder, _ = followed
+    own, shown = tables(folder, "own"), tables(folder, "shown")
+    assert set(shown["runs"].origin) == {"reference"}
+    for name, table in own.items():
+        pd.testing.assert_frame_equal(
+            table.drop(columns="origin"), shown[name].drop(columns="origin")
+        )
+    assert not list((folder / "results" / "shown").glob("*/*/seed-*")), "nothing was trained"
+    assert (folder / "results/shown/figures/figure_2.png").is_file()

@@ -1,0 +1,33 @@
+"""docs/figures.md names every figure, what it shows, and every table's columns."""
+
+import re
+from pathlib import Path
+
+from neural_collapse.figures import FIGURES
+from neural_collapse.tables import SCHEMAS, STATISTICS
+
+PAGE = (Path(__file__).parents[3] / "docs" / "figures.md").read_text(encoding="utf-8")
+ROWS = dict(re.findall(r"^\| `(\w+)` (\|.*)$", PAGE.split("## Columns")[0], re.M))
+
+
+def test_every_figure_has_a_row_with_its_statistics_and_splits():
+    for name, entry in FIGURES.items():
+        for statistic, split in entry.statistics:
+            if name != "overview":
+                assert f"`{statistic}`" in ROWS[name] and split in ROWS[name], (name, statistic)
+
+
+def test_every_drawn_tables_columns_are_named():
+    columns = PAGE[PAGE.index("## Columns") :]
+    for table in ("measurements", "activations", "sweep"):
+        for name in SCHEMAS[table].names:
+            assert f"`{name}`" in columns, (table, name)
+    for name in SCHEMAS["runs"].names:
+        assert f"`{name}`" in columns or name.endswith("_label"), name
+
+
+def test_no_statistic_or_column_is_made_up():
+    known = set(STATISTICS) | {name for schema in SCHEMAS.values() for name in schema.names}
+    known |= set(FIGURES) | set(SCHEMAS) | {"own", "reference", "gif", "html"}
+    for row in ROWS.values():
+        assert set(re.findall(r"`(\w+)`", row)) <= known

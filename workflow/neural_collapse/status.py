@@ -1,0 +1,296 @@
+"""How far an experiment is: from its results, logs, benchmarks and resume states alone.
+
+Nothing is locked or changed, so it may be asked while jobs run, here or on a cluster.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Literal
+
+from .config import Config, Recipe, read_recipe, resolve_recipe
+from .errors import UserError
+
+State = Literal["done", "running", "failed", "stopped", "waiting"]
+STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "waiting")
+SILENT_SECONDS = 900
+"""A job on another machine that has said nothing for so long is taken for stopped."""
+
+STAGES = {
+    "train_candidate": "sweep",
+    "train_model": "training",
+    "extract_features": "features",
+    "compute_statistics": "statistics",
+    "measure_robustness": "robustness",
+}
+_PROGRESS = re.compile(r"(?:epoch|checkpoint) +(\d+)/(\d+)\b.*")
+_LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d\d) left")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the workflow and where it leaves its traces."""
+
+    rule: str
+    dataset: str
+    architecture: str
+    name: str
+    """The learning rate or seed-<n>, as its log is called."""
+    output: Path
+    log: Path
+    benchmark: Path
+    state: Path | None = None
+    """Where its resume states lie; None for short jobs."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What is known of a job."""
+
+    job: Job
+    state: State
+    note: str = ""
+    """The last progress of one that runs or was stopped, or why one failed."""
+    seconds_left: float | None = None
+
+
+def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
+    """Every long job of one cell, in the order in which they run."""
+    cell = f"{recipe.dataset}-{recipe.architecture}"
+    home = folder / recipe.dataset / recipe.architecture
+
+    def job(rule: str, name: str, output: Path, state: str | None) -> Job:
+        log = folder / "logs" / rule / f"{cell}-{name}"
+        return Job(
+            rule,
+            recipe.dataset,
+            recipe.architecture,
+            name,
+            output,
+            Path(f"{log}.log"),
+            Path(f"{log}.tsv"),
+            None if state is None else folder / ".state" / state,
+        )
+
+    jobs = []
+    if recipe.sweep.learning_rate is None:
+        for rate in recipe.sweep.named():
+            curve = home / "sweep" / f"learning-rate-{rate}.parquet"
+            jobs.append(job("train_candidate", rate, curve, f"{cell}-{rate}"))
+    for seed in seeds:
+        name = f"seed-{seed}"
+        run = home / name
+        state = f"{cell}-{name}"
+        jobs += [
+            job("train_model", name, run / "run.json", state),
+            job("extract_features", name, run / "features", f"{state}-features"),
+            job("compute_statistics", name, run / "statistics.parquet", None),
+            job("measure_robustness", name, run / "robustness.parquet", f"{state}-robustness"),
+        ]
+    return jobs
+
+
+def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
+    """Every long job of an experiment: of its config, or of the recipes found in its folder."""
+    if config is not None:
+        return [
+            job
+            for cell in config.cells()
+            for job in jobs_of(folder, resolve_recipe(config, *cell), config.seeds)
+        ]
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: there is no such folder of results; give results/<experiment>, or a "
+            "config with --config"
+        )
+    recipes = [read_recipe(path) for path in sorted(folder.glob("*/*/recipe.json"))]
+    if not recipes:
+        raise UserError(f"{folder}: no recipe is in it, so nothing was started here yet")
+    seeds = sorted(
+        {
+            int(found[1])
+            for path in [*folder.glob("*/*/seed-*"), *folder.glob("logs/train_model/*.log")]
+            if (found := re.search(r"seed-(\d+)(?:\.log)?$", path.name))
+        }
+    )
+    return [job for recipe in recipes for job in jobs_of(folder, recipe, seeds or [0])]
+
+
+def status_of(job: Job, now: float | None = None) -> JobStatus:
+    """How far one job is."""
+    if job.output.exists():
+        return JobStatus(job, "done")
+    now = time.time() if now is None else now
+    lines = _tail(job.log)
+    progress = next((found for line in reversed(lines) if (found := _PROGRESS.search(line))), None)
+    note = progress[0] if progress else ""
+    holder = _holder(job)
+    if holder and _alive(*holder, job, now):
+        where = "" if holder[1] == socket.gethostname() else f" on {holder[1]}"
+        return JobStatus(job, "running", f"{note or 'starting'}{where}", _seconds_left(note))
+    error = _error(lines)
+    if error:
+        return JobStatus(job, "failed", error)
+    epoch = _resumes_after(job)
+    if epoch is not None:
+        return JobStatus(job, "stopped", f"goes on after epoch {epoch}")
+    if lines and job.state is not None and job.state.exists():
+        return JobStatus(job, "stopped", note)
+    return JobStatus(job, "waiting")
+
+
+def _tail(path: Path, size: int = 20_000) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(file.tell() - size, 0))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _error(lines: list[str]) -> str:
+    """Why the last try ended, where its log says so: logs of several tries follow each other."""
+    for line in reversed(lines[-3:]):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+        if re.match(r"\w[\w.]*(Error|Exception|Interrupt)\b", line):
+            return line
+    return ""
+
+
+def _holder(job: Job) -> tuple[int, str] | None:
+    """(process, host) that wrote itself into the lock of the job's resume states."""
+    for lock in sorted(job.state.glob("*.lock")) if job.state else ():
+        try:
+            found = re.match(r"process (\d+) on (.+)", lock.read_text(encoding="utf-8").strip())
+        except OSError:
+            continue
+        if found:
+            return int(found[1]), found[2]
+    return None
+
+
+def _alive(process: int, host: str, job: Job, now: float) -> bool:
+    if host == socket.gethostname():
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+    try:
+        return now - job.log.stat().st_mtime < SILENT_SECONDS
+    except OSError:
+        return False
+
+
+def _resumes_after(job: Job) -> int | None:
+    if job.state is None:
+        return None
+    states = [path.name for path in job.state.glob("*/state-*.safetensors")]
+    return max((int(name.split("-")[1]) for name in states), default=None)
+
+
+def _seconds_left(note: str) -> float | None:
+    found = _LEFT.search(note)
+    if not found:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _taken(job: Job) -> float | None:
+    """Seconds that a finished job took, from Snakemake's benchmark."""
+    try:
+        with open(job.benchmark, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        return float(rows[-1]["s"])
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+
+
+def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
+    """(seconds of one job after another that are left, jobs of which nothing is known).
+
+    A waiting job takes as long as those of its kind took, of its own cell where some are done.
+    """
+    taken: dict[tuple, list[float]] = {}
+    for status in statuses:
+        seconds = _taken(status.job) if status.state == "done" else None
+        if seconds is not None:
+            job = status.job
+            for key in [(job.rule, job.dataset, job.architecture), (job.rule,)]:
+                taken.setdefault(key, []).append(seconds)
+    # A training of the sweep is as long as the one that is kept.
+    for key in list(taken):
+        if key[0] == "train_candidate":
+            taken.setdefault(("train_model", *key[1:]), taken[key])
+    total, unknown = 0.0, 0
+    for status in statuses:
+        if status.state == "done":
+            continue
+        job, left = status.job, status.seconds_left
+        known = taken.get((job.rule, job.dataset, job.architecture)) or taken.get((job.rule,))
+        if left is None and known:
+            left = mean(known)
+        total, unknown = total + (left or 0), unknown + (left is None)
+    return total, unknown
+
+
+def status_text(folder: Path, config: Config | None = None) -> str:
+    """The whole status as text."""
+    from .planning import _aligned, _hours
+
+    statuses = [status_of(job) for job in experiment_jobs(folder, config)]
+    if not statuses:
+        return f"{folder}: nothing is trained here; it shows reference runs"
+    counts = Counter(status.state for status in statuses)
+    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    lines = [f"{folder}: {len(statuses)} jobs, {', '.join(parts)}", ""]
+    rows = [("dataset", "architecture", *STAGES.values())]
+    cells = dict.fromkeys((s.job.dataset, s.job.architecture) for s in statuses)
+    for cell in cells:
+        own = [s for s in statuses if (s.job.dataset, s.job.architecture) == cell]
+        rows.append((*cell, *(_summary([s for s in own if s.job.rule == r]) for r in STAGES)))
+    lines += _aligned(rows)
+    for state in ("running", "failed", "stopped"):
+        chosen = [status for status in statuses if status.state == state]
+        if chosen:
+            lines += ["", f"{state}:"]
+        for status in chosen:
+            job = status.job
+            kind = STAGES[job.rule]
+            lines.append(f"  {job.dataset} x {job.architecture}, {kind} {job.name}: {status.note}")
+            if state == "failed":
+                lines.append(f"    log: {job.log}")
+    if counts["done"] < len(statuses):
+        seconds, unknown = seconds_left(statuses)
+        left = f"about {_hours(seconds)} of one job after another" if seconds else "unknown"
+        if unknown:
+            left += f"; {unknown} jobs not counted, since none like them is done"
+        lines += ["", f"left: {left}"]
+    page = folder / "report.html"
+    lines += ["", f"report: {page if page.exists() else 'not built yet'}"]
+    return "\n".join(lines)
+
+
+def _summary(statuses: list[JobStatus]) -> str:
+    if not statuses:
+        return "-"
+    counts = Counter(status.state for status in statuses)
+    if len(statuses) == 1:
+        return statuses[0].state
+    done = f"{counts['done']}/{len(statuses)}"
+    return ", ".join([done, *(f"{counts[s]} {s}" for s in ("running", "failed") if counts[s])])
