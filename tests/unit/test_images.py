@@ -1,7 +1,8 @@
 import numpy as np
 import torch
-from neural_collapse.images import Normalisation, to_device
 from numpy.testing import assert_allclose
+
+from neural_collapse.images import Normalisation, to_device
 
 
 def test_normalisation_is_by_channel_in_units_of_one():

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -30,7 +31,7 @@ def test_the_lock_pins_every_need_with_hashes_and_names_no_host():
     lock = (ROOT / "requirements.lock").read_text()
     pinned = dict(re.findall(r"^([a-z0-9-]+)==([^ ;\\\n]+)", lock, flags=re.MULTILINE))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needs = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    needs = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     assert {split(need)[0] for need in needs} <= pinned.keys()
     blocks = re.split(r"\n(?=[a-z0-9-]+==)", lock[lock.index("==") - 40 :])
     assert all("--hash=sha256:" in block for block in blocks if "==" in block)
