@@ -51,6 +51,10 @@ checkpoint select_learning_rate:
         "<logs>/select_learning_rate/{dataset}-{architecture}.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("sweep"),
