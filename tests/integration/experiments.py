@@ -45,6 +45,7 @@ class Experiment:
 CHANGES = {
     "architectures": ["vgg", "resnet"],
     "seeds": [0, 1],
+    "figures": {"formats": ["png", "svg", "pdf"]},
     "overrides": [
         {
             "architectures": ["vgg"],

@@ -138,7 +138,10 @@ def test_a_shared_run_delivers_what_a_run_alone_does(data, tmp_path, family, cap
     for one, other in zip(*(sorted((tmp_path / p).iterdir()) for p in "12"), strict=True):
         assert one.name == other.name
         with safe_open(one, "pt") as own, safe_open(other, "pt") as its:
-            assert own.metadata() == its.metadata()
+            own_facts, its_facts = own.metadata(), its.metadata()
+            # The checksum of weights that are equal only within rounding.
+            assert own_facts.pop("blake2b") and its_facts.pop("blake2b")
+            assert own_facts == its_facts
             assert list(own.keys()) == list(its.keys())
             for name in own.keys():  # noqa: SIM118
                 value, shared = own.get_tensor(name), its.get_tensor(name)

@@ -148,7 +148,7 @@ def test_a_new_learning_rate_trains_only_itself(experiment, tmp_path):
 
 def test_a_figures_look_trains_nothing(experiment, tmp_path):
     again = copy_of(experiment, tmp_path / "copy")
-    again.values["figures"] = {"epoch_axis": "log"}
+    again.values["figures"] = again.values["figures"] | {"epoch_axis": "log"}
     assert set(rules_run(again.run("figures"))) == {"plot_figure", "figures"}
 
 

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .errors import UserError
@@ -134,6 +134,13 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
         os.link(source, destination)
     except OSError:
         write_atomically(destination, lambda file: shutil.copyfile(source, file))
+
+
+def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
+    """Make `folder` hold `sources` by their names, and nothing that a killed job left there."""
+    remove_temporaries(folder)
+    for name, source in sources.items():
+        link_or_copy(source, Path(folder) / name)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 from . import versions
 from .config import Recipe, read_recipe
 from .errors import UserError
-from .files import link_or_copy, require_writable, write_text_atomically
+from .files import deliver, require_writable, write_text_atomically
 from .progress import Progress
 
 
@@ -412,9 +412,8 @@ def extract_features(
             extra["labels"] = torch.from_numpy(labels[rows])
         save_moments(target, train, test, {"epoch": str(epoch)}, extra)
 
-    def deliver(results: dict[int, Path]) -> None:
-        for epoch, path in results.items():
-            link_or_copy(path, output_folder / checkpoint_name(epoch))
+    def hand_over(results: dict[int, Path]) -> None:
+        deliver({checkpoint_name(epoch): path for epoch, path in results.items()}, output_folder)
 
     _measure_checkpoints(
         recipe,
@@ -424,7 +423,7 @@ def extract_features(
         what="features",
         depends_on={"measurement": measurement.model_dump(), "epochs": recipe.training.epochs},
         measure=measure,
-        deliver=deliver,
+        deliver=hand_over,
         device=device,
         gpus=gpus,
     )

@@ -27,7 +27,7 @@ from ..architectures.build import build_network
 from ..config import Recipe, TrainingRecipe, learning_rate_name
 from ..datasets.prepared import PreparedDataset
 from ..errors import UserError
-from ..files import link_or_copy
+from ..files import deliver
 from ..images import Images, Normalisation, ResidentImages, place_images
 from ..progress import Progress, say
 from ..tensors import from_bytes, to_bytes
@@ -441,8 +441,8 @@ def _train(
         if history.diverged:
             say(f"{label}  diverged in epoch {history.records[-1].epoch}")
         elif checkpoint_folder is not None:
-            for name in map(checkpoint_name, checkpoint_epochs):
-                link_or_copy(folder.folder / KEPT / name, Path(checkpoint_folder) / name)
+            names = map(checkpoint_name, checkpoint_epochs)
+            deliver({name: folder.folder / KEPT / name for name in names}, checkpoint_folder)
         folder.clear()
     return history, trainer.network
 
