@@ -114,6 +114,14 @@ def test_claims_and_table_1_cover_every_cell(experiment):
     assert r"\toprule" in (experiment.results / "tables" / "table_1.tex").read_text()
 
 
+def test_snakemakes_own_report_works_with_captions(experiment, tmp_path):
+    page = tmp_path / "snakemake.html"
+    experiment.run("--report", str(page))
+    text = page.read_text()
+    assert "Figure 6. Within-class variability collapses" in text
+    assert "The paper's claims" in text or "The paper\\u2019s claims" in text
+
+
 def test_nothing_is_left_behind(experiment):
     assert not list((experiment.results / ".state").rglob("*.safetensors"))
 

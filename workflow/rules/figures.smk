@@ -53,7 +53,7 @@ rule plot_figure:
         ),
         png=report(
             "<results>/figures/{figure}.png",
-            caption="../report/{figure}.rst",
+            caption="../report/figure.rst",
             category="Figures",
             labels={"figure": "{figure}"},
         ),
@@ -129,7 +129,13 @@ rule write_table:
         runs="<results>/tables/runs.parquet",
     output:
         parquet="<results>/tables/table_1.parquet",
-        others=expand("<results>/tables/table_1.{format}", format=["csv", "md", "tex"]),
+        csv=report(
+            "<results>/tables/table_1.csv",
+            caption="../report/table_1.rst",
+            category="Tables",
+            labels={"table": "Table 1"},
+        ),
+        others=expand("<results>/tables/table_1.{format}", format=["md", "tex"]),
     log:
         "<logs>/write_table.log",
     benchmark:
@@ -161,6 +167,12 @@ rule check_claims:
         runs="<results>/tables/runs.parquet",
     output:
         parquet="<results>/tables/claims.parquet",
+        csv=report(
+            "<results>/tables/claims.csv",
+            caption="../report/claims.rst",
+            category="Tables",
+            labels={"table": "Claims"},
+        ),
         markdown="<results>/tables/claims.md",
     log:
         "<logs>/check_claims.log",
