@@ -1,6 +1,5 @@
 """A run of the whole workflow in a folder of its own."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +20,24 @@ class Experiment:
         self.values = values | {"device": "cpu"} | changes
         self.results = folder / "results" / self.values["experiment"]
 
-    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def start(self, *arguments: str) -> subprocess.Popen:
+        """Start it; standard output says all."""
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(self.values))
         command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", *arguments]
-        return subprocess.run(
-            [str(part) for part in command],
-            cwd=self.folder,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with open(self.folder / "output", "w", encoding="utf-8") as output:
+            return subprocess.Popen(
+                [str(part) for part in command],
+                cwd=self.folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
+        """Run it to its end."""
+        status = self.start(*arguments).wait()
+        said = (self.folder / "output").read_text(encoding="utf-8")
+        return subprocess.CompletedProcess(arguments, status, said)
 
     def run(self, *arguments: str) -> str:
         """Run it, expecting success; what Snakemake said."""

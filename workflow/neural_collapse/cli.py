@@ -114,6 +114,12 @@ def _device(parser: argparse.ArgumentParser) -> None:
         help="auto takes a GPU where there is one; or the variable NC_DEVICE",
     )
     parser.add_argument("--gpus", type=_at_least(0), default=1, help="GPUs that the job was given")
+    parser.add_argument(
+        "--gpu-slots",
+        type=_at_least(1),
+        metavar="N",
+        help="jobs that may share one GPU; by default one, or the variable NC_GPU_SLOTS",
+    )
     _path(parser, "state-root", help="where an interrupted job keeps what it has")
 
 
@@ -410,6 +416,8 @@ def _collect(options: argparse.Namespace) -> None:
 
 
 def _device_options(options: argparse.Namespace) -> dict:
+    if options.gpu_slots is not None:
+        os.environ["NC_GPU_SLOTS"] = str(options.gpu_slots)
     return {
         "state_root": options.state_root,
         "device": options.device,

@@ -279,6 +279,9 @@ class ResourcesRecipe(Model):
 
     gpu: Annotated[int, Field(ge=0, le=1024)] = 1
     """GPUs of a training or measuring job; 0 where the machine has none."""
+    gpu_slots: Annotated[int, Field(ge=1, le=64)] = 1
+    """Small jobs that may share one card on purpose; with `--resources gpu=8` and 4 slots, eight
+    jobs run on two cards. Only jobs of equal slots share."""
     memory_mb: Annotated[int, Field(ge=1, le=1_000_000_000)] = 8000
     """Main memory of such a job."""
     runtime_minutes: Annotated[int, Field(ge=1, le=1_000_000)] = 1440

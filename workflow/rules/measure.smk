@@ -17,6 +17,7 @@ rule extract_features:
     threads: threads_of
     resources:
         gpu=one_gpu,
+        gpu_slots=recipe_resource("gpu_slots"),
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
@@ -31,7 +32,7 @@ rule extract_features:
         "python -m neural_collapse extract-features --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output-folder {output.features:q} --state-root {params.state:q}"
-        " --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
 
 
 rule compute_statistics:
@@ -79,6 +80,7 @@ rule measure_robustness:
     threads: threads_of
     resources:
         gpu=one_gpu,
+        gpu_slots=recipe_resource("gpu_slots"),
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
@@ -93,4 +95,4 @@ rule measure_robustness:
         "python -m neural_collapse measure-robustness --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output {output.robustness:q} --seed {wildcards.seed} --state-root {params.state:q}"
-        " --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"

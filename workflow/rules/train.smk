@@ -19,6 +19,7 @@ rule train_candidate:
     threads: threads_of
     resources:
         gpu=recipe_resource("gpu"),
+        gpu_slots=recipe_resource("gpu_slots"),
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
@@ -36,7 +37,7 @@ rule train_candidate:
         "python -m neural_collapse train-candidate --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --learning-rate {wildcards.learning_rate}"
         " --output {output.curve:q} --state-root {params.state:q}"
-        " --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
 
 
 checkpoint select_learning_rate:
@@ -83,6 +84,7 @@ rule train_model:
     threads: threads_of
     resources:
         gpu=recipe_resource("gpu"),
+        gpu_slots=recipe_resource("gpu_slots"),
         mem_mb=recipe_resource("memory_mb"),
         runtime=recipe_resource("runtime_minutes"),
     params:
@@ -101,4 +103,4 @@ rule train_model:
         " --data-folder {params.data:q} --seed {wildcards.seed} {params.winner:q}"
         " --checkpoint-folder {output.checkpoints:q} --history {output.history:q}"
         " --run-facts {output.run:q} --state-root {params.state:q}"
-        " --gpus {resources.gpu} --log {log:q}"
+        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
