@@ -36,7 +36,12 @@ def is_worker(pid: int) -> bool:
 
 def written(experiment: Experiment) -> set:
     """What has been made so far: states, and files of finished jobs."""
-    return {path for path in experiment.results.rglob("*") if path.suffix != ".log"}
+    return {
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(experiment.results)  # bears folders that vanish meanwhile
+        for name in names
+        if not name.endswith(".log")
+    }
 
 
 def kill_once(experiment: Experiment, chance: random.Random) -> bool:
