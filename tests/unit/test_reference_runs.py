@@ -196,3 +196,11 @@ def test_table_1_and_claims_judge_each_on_its_own(own_run, reference, tmp_path):
     assert counts.loc["robustness"].sum() == 1 and counts.loc["robustness (reference)"].sum() == 1
     ends = claims[claims.phenomenon.str.startswith("NC1")].set_index("origin").at_end
     assert ends["own"] != ends["reference"]
+
+
+def test_no_path_of_the_machine_is_exported():
+    from neural_collapse.reference_runs import _without_places
+
+    card = {"source": {"files": [{"source": "/home/me/mnist/a.gz", "name": "a.gz"}]}, "n": 1}
+    files = [{"source": "a local file", "name": "a.gz"}]
+    assert _without_places(card) == {"source": {"files": files}, "n": 1}

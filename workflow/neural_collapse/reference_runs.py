@@ -153,4 +153,15 @@ def _cards(resources: Path, facts: list[dict[str, Any]]) -> list[dict[str, Any]]
                 f"{resources / dataset}: the data card of {dataset} as it was trained on is not "
                 "there; give the folder of downloads as --resources-folder"
             )
-    return [cards[data_hash] for data_hash in wanted]
+    return [_without_places(cards[data_hash]) for data_hash in wanted]
+
+
+def _without_places(value: Any) -> Any:
+    """A card without the paths of the machine that it was made on; its checksums say what it is."""
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return "a local file"
+    return value
