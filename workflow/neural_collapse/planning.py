@@ -210,7 +210,11 @@ def plan(config: Config, device: str | None = None) -> str:
         size = data_size(config, recipe)
         if size is not None:
             prepared[dataset, recipe.data.name] = size.prepared_bytes
-    weights = sum(cell.checkpoint_bytes for cell in cells)
+    weights, images = sum(cell.checkpoint_bytes for cell in cells), sum(prepared.values())
+    downloads = sum(
+        dataset_entry(config.custom_datasets, dataset).download_bytes or 0
+        for dataset in {dataset for dataset, _ in config.cells()}
+    )
     seconds = sum(cell.flops for cell in cells) / throughput
     # Per cell: recipe; sweep and selection; and per run: train, features, statistics, attack.
     jobs = sum(1 + cell.candidates + bool(cell.candidates) + 4 * cell.runs for cell in cells)
@@ -223,8 +227,8 @@ def plan(config: Config, device: str | None = None) -> str:
         f"{sum(cell.trainings for cell in cells)} of them trainings",
         f"epochs       {sum(cell.epochs for cell in cells):,}",
         f"checkpoints  {sum(cell.checkpoints for cell in cells):,}",
-        f"disk         {_bytes(weights + sum(prepared.values()))} "
-        f"({_bytes(weights)} checkpoints, {_bytes(sum(prepared.values()))} prepared images)",
+        f"disk         {_bytes(weights + images + downloads)} at its peak ({_bytes(weights)} "
+        f"checkpoints, {_bytes(images)} prepared images, {_bytes(downloads)} downloads)",
         f"time         {_hours(seconds)} of one {'GPU' if device == 'cuda' else 'CPU core'} at "
         f"{throughput / 1e12:.3g} TFLOP/s, {origin}",
     ]
