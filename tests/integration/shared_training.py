@@ -14,7 +14,7 @@ from torch import distributed, nn
 from neural_collapse.config import Recipe
 from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.errors import UserError
-from neural_collapse.training import loop
+from neural_collapse.training import trainer as trainers
 
 NETWORKS = {
     "resnet": {"family": "resnet", "block": "basic", "blocks": [1, 1], "width": 8},
@@ -76,23 +76,24 @@ def digits(folder) -> PreparedDataset:
 def in_float64(ranks, device, data):
     """Every network's state and last record after two epochs in float64, where rounding cannot
     hide a fault."""
-    build, normalisation = loop._build, loop.Normalisation
+    build, normalisation = trainers.build, trainers.Normalisation
 
     class Wide(normalisation):
         def __call__(self, images):
             return super().__call__(images).double()
 
-    loop._build, loop.Normalisation = (lambda *arguments: build(*arguments).double()), Wide
+    trainers.build = lambda *arguments: build(*arguments).double()
+    trainers.Normalisation = Wide
     try:
         found = {}
         for name in ("resnet", "vgg", "densenet"):
-            trainer = loop.Trainer(recipe_of(name), data, RATE, 0, device, ranks)
+            trainer = trainers.Trainer(recipe_of(name), data, RATE, 0, device, ranks)
             trainer.train_epoch(1)
             trainer.train_epoch(2)
             found[name] = trainer.state(), trainer.evaluate(2)
         return found
     finally:
-        loop._build, loop.Normalisation = build, normalisation
+        trainers.build, trainers.Normalisation = build, normalisation
 
 
 def in_two_goes(ranks, device, data):
@@ -100,7 +101,7 @@ def in_two_goes(ranks, device, data):
     recipe = recipe_of("resnet")
 
     def trainer():
-        return loop.Trainer(recipe, data, RATE, 0, device, ranks)
+        return trainers.Trainer(recipe, data, RATE, 0, device, ranks)
 
     whole, first, second = trainer(), trainer(), trainer()
     whole.train_epoch(1)

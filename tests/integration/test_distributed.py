@@ -30,8 +30,9 @@ from neural_collapse.datasets.prepare import prepare_dataset
 from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.errors import UserError
 from neural_collapse.training.distributed import _dumps, launch, process_count
-from neural_collapse.training.loop import Trainer, train
+from neural_collapse.training.loop import train
 from neural_collapse.training.ranks import ALONE, Ranks
+from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 FAMILIES = ("resnet", "vgg", "densenet")

@@ -194,6 +194,13 @@ class SweepRecipe(Model):
     train images that the sweep's trainings did not see."""
     held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
+    together: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Learning rates trained in one process and on one GPU, which is faster for small networks. The
+    smallest are trained as one network, whose numbers differ in their last digits; the model that
+    is kept is trained by itself."""
+    halving_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Epochs after which the worse half of the rates trained together stops (successive halving);
+    none in the paper."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of the sweep's trainings. Every seed of the experiment then uses its winner."""
 
@@ -210,6 +217,10 @@ class SweepRecipe(Model):
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise ValueError(f"the learning rate {min(doubled)} stands twice in the sweep")
+        if list(self.halving_epochs) != sorted(set(self.halving_epochs)):
+            raise ValueError("halving_epochs must be in rising order, each once")
+        if self.halving_epochs and self.together < 2:
+            raise ValueError("halving_epochs needs together: 2 or more, rates that are compared")
         return self
 
     @property
@@ -221,6 +232,12 @@ class SweepRecipe(Model):
 
         spaced = numpy.geomspace(self.learning_rate_min, self.learning_rate_max, self.count)
         return tuple(sorted([*map(float, spaced), *self.additional_learning_rates]))
+
+    @property
+    def packs(self) -> tuple[tuple[float, ...], ...]:
+        """The candidates that are trained together, neighbours in ascending order."""
+        rates = self.learning_rates
+        return tuple(rates[i : i + self.together] for i in range(0, len(rates), self.together))
 
     def named(self) -> dict[str, float]:
         """The candidates by the name that they have in paths."""
@@ -323,6 +340,10 @@ class Recipe(_RecipeParts):
                     f"measurement.{key} asks for epoch {value[-1]}, past the last one, "
                     f"{last} (training.epochs)"
                 )
+        if any(epoch >= last for epoch in self.sweep.halving_epochs):
+            raise ValueError(
+                f"sweep.halving_epochs must lie before the last epoch, {last} (training.epochs)"
+            )
         return self
 
     @property

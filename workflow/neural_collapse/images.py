@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 COPIED_BYTES = 2**28
+CPU_BATCH = 128  # images a pass through a network on the CPU: more of them leave its caches
 READERS = 4  # threads that read a batch for a GPU: a disk answers several questions at once
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import versions
-from .config import Recipe, read_recipe
+from .config import Recipe, read_recipe, spaced_epochs
 from .errors import UserError
 from .files import deliver, require_writable, write_text_atomically
 from .progress import Progress
@@ -69,6 +69,11 @@ def _read_curve(path: Path, recipe: Recipe):
     return curve
 
 
+SWEEP_EVALUATIONS = 50
+"""How often a candidate of the sweep is evaluated: its last epoch decides, and a curve needs no
+more. Not the measured epochs, whose change must not train the sweep again."""
+
+
 def train_candidate(
     recipe_path: Path,
     data_folder: Path,
@@ -84,37 +89,102 @@ def train_candidate(
 
     processes: how many share the training; by default one a GPU, or one on the CPU.
     """
-    from .datasets.prepared import PreparedDataset
     from .tables import write_table
     from .training.devices import device_for
     from .training.distributed import process_count
     from .training.loop import train
-    from .training.selection import held_out
 
     recipe = read_recipe(recipe_path)
-    named = recipe.sweep.named()
-    if learning_rate not in named:
-        raise UserError(
-            f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; "
-            f"known: {', '.join(named)}"
-        )
+    rate = _named_rate(recipe_path, recipe, learning_rate)
     require_writable(output)
-    data, split = PreparedDataset.open(data_folder), "test"
-    if recipe.sweep.selection == "held_out_error":
-        data, split = held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed), "held_out"
+    data = _sweep_data(recipe, data_folder)
     training = recipe.training
     with device_for(device, gpus, training.threads, training.deterministic) as where:
         history, _ = train(
             recipe,
             data,
-            learning_rate=named[learning_rate],
+            learning_rate=rate,
             seed=recipe.sweep.seed,
             device=where,
             state_root=state_root,
+            evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
             processes=process_count(where, gpus, processes),
         )
+    write_table(_candidate_frame(recipe, history), output, "history")
+
+
+def train_candidates(
+    recipe_path: Path,
+    data_folder: Path,
+    output_folder: Path,
+    *,
+    learning_rates: Sequence[str],
+    state_root: Path,
+    device: str,
+    gpus: int,
+) -> None:
+    """Train several learning rates of the sweep in one process, and keep each one's curve."""
+    from .tables import write_table
+    from .training.devices import device_for
+    from .training.together import train_together
+
+    recipe = read_recipe(recipe_path)
+    rates = {name: _named_rate(recipe_path, recipe, name) for name in learning_rates}
+    if gpus > 1:
+        raise UserError(
+            f"resources.gpu: {gpus} GPUs cannot share rates that are trained together; "
+            "set resources.gpu to 1 or sweep.together to 1"
+        )
+    require_writable(output_folder / "together.json")
+    data = _sweep_data(recipe, data_folder)
+    training = recipe.training
+    started = time.monotonic()
+    with device_for(device, gpus, training.threads, training.deterministic) as where:
+        histories, method = train_together(
+            recipe,
+            data,
+            learning_rates=list(rates.values()),
+            seed=recipe.sweep.seed,
+            device=where,
+            state_root=state_root,
+            evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
+        )
+    for name, history in zip(rates, histories, strict=True):
+        output = output_folder / f"learning-rate-{name}.parquet"
+        write_table(_candidate_frame(recipe, history), output, "history")
+    facts = {
+        "learning_rates": list(rates),
+        "trained": method,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    write_text_atomically(output_folder / "together.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _named_rate(recipe_path: Path, recipe: Recipe, name: str) -> float:
+    named = recipe.sweep.named()
+    if name not in named:
+        raise UserError(
+            f"{recipe_path}: the learning rate {name} is not in its sweep; "
+            f"known: {', '.join(named)}"
+        )
+    return named[name]
+
+
+def _sweep_data(recipe: Recipe, data_folder: Path):
+    """What the sweep's trainings see: their test set is what selects."""
+    from .datasets.prepared import PreparedDataset
+    from .training.selection import held_out
+
+    data = PreparedDataset.open(data_folder)
+    if recipe.sweep.selection == "held_out_error":
+        return held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed)
+    return data
+
+
+def _candidate_frame(recipe: Recipe, history):
+    split = recipe.sweep.selection.removesuffix("_error")
     frame = _history_frame(recipe, recipe.sweep.seed, history)
-    write_table(frame.replace({"split": {"test": split}}), output, "history")
+    return frame.replace({"split": {"test": split}})
 
 
 def _history_frame(recipe: Recipe, seed: int, history):
@@ -156,7 +226,8 @@ def select_learning_rate(
     read = {path: _read_curve(path, recipe) for path in curve_paths}
     for path, curve in read.items():
         last = curve[(curve["split"] == split) & (curve["epoch"] == recipe.training.epochs)]
-        if last.empty and not curve["diverged"].any():
+        stopped = curve["epoch"].max() in recipe.sweep.halving_epochs
+        if last.empty and not (curve["diverged"].any() or stopped):
             raise UserError(
                 f"{path}: has no {split.replace('_', '-')} error of epoch "
                 f"{recipe.training.epochs}; delete it and run again"

@@ -68,8 +68,8 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
     cell = f"{recipe.dataset}-{recipe.architecture}"
     home = folder / recipe.dataset / recipe.architecture
 
-    def job(rule: str, name: str, output: Path, state: str | None) -> Job:
-        log = folder / "logs" / rule / f"{cell}-{name}"
+    def job(rule: str, name: str, output: Path, state: str | None, logs: str = "") -> Job:
+        log = folder / "logs" / (logs or rule) / f"{cell}-{name}"
         return Job(
             rule,
             recipe.dataset,
@@ -83,9 +83,15 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
 
     jobs = []
     if recipe.sweep.learning_rate is None:
-        for rate in recipe.sweep.named():
-            curve = home / "sweep" / f"learning-rate-{rate}.parquet"
-            jobs.append(job("train_candidate", rate, curve, f"{cell}-{rate}"))
+        if recipe.sweep.together == 1:
+            for rate in recipe.sweep.named():
+                curve = home / "sweep" / f"learning-rate-{rate}.parquet"
+                jobs.append(job("train_candidate", rate, curve, f"{cell}-{rate}"))
+        else:
+            for number, _ in enumerate(recipe.sweep.packs, 1):
+                pack = f"together-{number}"
+                output, state = home / "sweep" / pack, f"{cell}-{pack}"
+                jobs.append(job("train_candidate", pack, output, state, "train_candidates"))
     for seed in seeds:
         name = f"seed-{seed}"
         run = home / name
@@ -233,9 +239,10 @@ def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
             job = status.job
             for key in [(job.rule, job.dataset, job.architecture), (job.rule,)]:
                 taken.setdefault(key, []).append(seconds)
-    # A training of the sweep is as long as the one that is kept.
+    # A training of the sweep is as long as the one that is kept; several together are not.
+    together = any(status.job.name.startswith("together-") for status in statuses)
     for key in list(taken):
-        if key[0] == "train_candidate":
+        if key[0] == "train_candidate" and not together:
             taken.setdefault(("train_model", *key[1:]), taken[key])
     total, unknown = 0.0, 0
     for status in statuses:

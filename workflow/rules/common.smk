@@ -10,7 +10,12 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
 from neural_collapse import versions
-from neural_collapse.config import check_config, resolve_recipe, write_recipe
+from neural_collapse.config import (
+    check_config,
+    learning_rate_name,
+    resolve_recipe,
+    write_recipe,
+)
 from neural_collapse.errors import UserError
 from neural_collapse.provenance import code_hash
 from neural_collapse.training.devices import physical_gpus
@@ -29,7 +34,12 @@ FIGURE_NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overv
 MOVING = ("gif", "html")  # formats of Figure 1 alone
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
-SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
+SEEN_BY_CANDIDATES = {
+    "seed",
+    "selection",
+    "held_out_fraction",
+    "halving_epochs",
+}  # of the sweep's keys
 
 # Jobs import the library from this checkout, in whichever environment they run. Where files come
 # from and where networks run they learn here, not from params, which would run them again.
@@ -59,6 +69,7 @@ wildcard_constraints:
     architecture="|".join(CONFIG.architectures),
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
+    pack=r"\d+",
     preparation="|".join(sorted({name for _, name in PREPARATIONS})),
     figure="|".join(FIGURE_NAMES),
     motion="|".join(MOVING),
@@ -160,8 +171,19 @@ def swept(dataset, architecture):
 
 
 def curve(wildcards, learning_rate):
+    """A candidate's learning curve: a job's own, or one of those that are trained together."""
     folder = f"{FOLDER}/{wildcards.dataset}/{wildcards.architecture}/sweep"
-    return f"{folder}/learning-rate-{learning_rate}.parquet"
+    sweep = recipe_of(wildcards).sweep
+    together = ""
+    if sweep.together > 1:
+        together = f"together-{list(sweep.named()).index(learning_rate) // sweep.together + 1}-"
+    return f"{folder}/{together}learning-rate-{learning_rate}.parquet"
+
+
+def pack_rates(wildcards):
+    """A params function: the learning rates that one process trains together."""
+    pack = recipe_of(wildcards).sweep.packs[int(wildcards.pack) - 1]
+    return list(map(learning_rate_name, pack))
 
 
 def curves(wildcards):

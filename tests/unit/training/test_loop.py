@@ -13,9 +13,10 @@ from neural_collapse.architectures import build_network
 from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.errors import UserError
 from neural_collapse.images import Normalisation
-from neural_collapse.training import loop
+from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
-from neural_collapse.training.loop import EpochRecord, History, Trainer, evaluate, train
+from neural_collapse.training.loop import History, train
+from neural_collapse.training.trainer import EpochRecord, Trainer, evaluate
 
 CPU = torch.device("cpu")
 
@@ -147,9 +148,9 @@ def test_evaluating_changes_nothing_in_training(make_data, make_recipe):
 def test_how_a_set_is_cut_into_batches_does_not_change_what_is_measured(make_data, make_recipe):
     trainer = Trainer(make_recipe(), make_data(), 0.05, 0, CPU)
     trainer.train_epoch(1)
-    images, labels = trainer.images["train"], trainer.labels["train"]
+    images, labels = trainer.data.images["train"], trainer.data.labels["train"]
     results = [
-        evaluate(trainer.network, images, labels, trainer.normalise, size)
+        evaluate(trainer.network, images, labels, trainer.data.normalise, size)
         for size in (1, 7, 64, 90, 1000)
     ]
     for result in results:
@@ -191,7 +192,7 @@ class Spy(nn.Module):
 def test_the_incomplete_batch_is_kept_or_dropped(
     monkeypatch, make_data, make_recipe, examples, batch, keep, sizes
 ):
-    monkeypatch.setattr(loop, "build_network", lambda *_, **__: Spy())
+    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: Spy())
     data = make_data(examples)
     numbered = np.zeros_like(data.train_images)
     numbered[:, 0, 0, 0] = np.arange(examples)
@@ -207,7 +208,7 @@ def test_the_incomplete_batch_is_kept_or_dropped(
         assert [len(step) for step in trainer.network.seen] == sizes
         seen = [number for step in trainer.network.seen for number in step]
         assert len(set(seen)) == len(seen) == sum(sizes)
-        assert seen == loop.epoch_order(examples, 3, epoch).tolist()[: sum(sizes)]
+        assert seen == trainers.epoch_order(examples, 3, epoch).tolist()[: sum(sizes)]
         orders.append(seen)
     assert orders[0] != orders[1]
 
@@ -302,7 +303,7 @@ def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, capsys):
 
 
 def test_training_that_runs_out_of_memory_names_the_key(monkeypatch, make_data, make_recipe):
-    monkeypatch.setattr(loop, "build_network", lambda *_, **__: Hungry(8))
+    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: Hungry(8))
     trainer = Trainer(make_recipe(batch_size=16), make_data(), 0.05, 0, CPU)
     with pytest.raises(UserError, match=r"training\.batch_size: 16 examples"):
         trainer.train_epoch(1)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from neural_collapse.training.loop import cross_entropy, epoch_order
 from neural_collapse.training.sgd import SGD
+from neural_collapse.training.trainer import cross_entropy, epoch_order
 
 
 def small_network() -> nn.Module:

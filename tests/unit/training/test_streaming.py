@@ -21,7 +21,8 @@ from neural_collapse.images import (
     room_bytes,
     to_device,
 )
-from neural_collapse.training.loop import Trainer, evaluate, train
+from neural_collapse.training.loop import train
+from neural_collapse.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -158,7 +159,7 @@ def test_a_streamed_training_has_the_same_bits(
 def test_a_trainer_streams_what_does_not_fit(on_disk, make_recipe, monkeypatch):
     monkeypatch.setattr(images_module, "room_bytes", lambda device: 100)
     trainer = Trainer(make_recipe(), on_disk, 0.05, 0, CPU)
-    assert all(isinstance(images, StreamedImages) for images in trainer.images.values())
+    assert all(isinstance(images, StreamedImages) for images in trainer.data.images.values())
 
 
 class Cramped(nn.Module):

@@ -1,7 +1,7 @@
 """DenseNet (Huang et al. 2017): plain, or with bottleneck and compression; may be checkpointed."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -26,6 +26,7 @@ class DenseLayer(nn.Module):
         self, inputs: int, growth: int, *, bottleneck: bool, memory_efficient: bool
     ) -> None:
         super().__init__()
+        self.groups = 1
         self.memory_efficient = memory_efficient
         self.bottleneck = bottleneck
         self.norm1 = nn.BatchNorm2d(inputs)
@@ -40,7 +41,7 @@ class DenseLayer(nn.Module):
             self.conv1 = nn.Conv2d(inputs, growth, kernel_size=3, padding=1, bias=False)
 
     def _first(self, *maps: Tensor) -> Tensor:
-        return self.conv1(self.relu1(self.norm1(torch.cat(maps, 1))))
+        return self.conv1(self.relu1(self.norm1(concatenate(maps, self.groups))))
 
     def _second(self, x: Tensor) -> Tensor:
         return self.conv2(self.relu2(self.norm2(x)))
@@ -92,12 +93,23 @@ class _StillStatistics:
 class DenseBlock(nn.ModuleDict):
     """Layers that each see the block's input and the outputs of all layers before them."""
 
+    groups = 1
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, C + layers * growth, P, P)."""
         maps = [x]
         for layer in self.values():
             maps.append(layer(maps))
-        return torch.cat(maps, 1)
+        return concatenate(maps, self.groups)
+
+
+def concatenate(maps: Sequence[Tensor], groups: int) -> Tensor:
+    """Maps (B, ?, P, P) one after another; of several groups, each group's by itself."""
+    if groups == 1:
+        return torch.cat(tuple(maps), 1)
+    # Channels last, so that a group's channels of one pixel are one piece of memory.
+    parts = [m.permute(0, 2, 3, 1).unflatten(3, (groups, -1)) for m in maps]
+    return torch.cat(parts, 4).flatten(3).permute(0, 3, 1, 2)
 
 
 class DenseNet(Network):
@@ -113,6 +125,8 @@ class DenseNet(Network):
         channels: of the images.
         num_classes: outputs of the classifier.
     """
+
+    groupable = True
 
     def __init__(self, recipe: DenseNetRecipe, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -163,6 +177,21 @@ class DenseNet(Network):
         """(B, C, P, P) -> (B, d): the last block's normalised channels, averaged over the image."""
         x = F.relu(self.body(x), inplace=True)
         return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+    def normed_convolutions(self) -> list[tuple[str, str]]:
+        """A bottleneck's first convolution and ImageNet's stem: the others' outputs are kept."""
+        pairs = [
+            (f"{name}.conv1", f"{name}.norm2")
+            for name, layer in self.named_modules()
+            if isinstance(layer, DenseLayer) and layer.bottleneck
+        ]
+        return [*pairs, ("body.conv0", "body.norm0")] if hasattr(self.body, "norm0") else pairs
+
+    def set_groups(self, groups: int) -> None:
+        """Let maps be those of several networks, one after another."""
+        for module in self.modules():
+            if isinstance(module, (DenseLayer, DenseBlock)):
+                module.groups = groups
 
 
 def transition_width(recipe: DenseNetRecipe, width: int) -> int:

@@ -13,6 +13,12 @@ class Network(nn.Module):
 
     classifier: nn.Linear
     """The last layer, d -> K; its weight is W (K, d), its bias b (K)."""
+    groupable = False
+    """Whether its layers may be put side by side, several networks in one (``grouped``)."""
+
+    def normed_convolutions(self) -> list[tuple[str, str]]:
+        """Names of convolutions and of the norms that alone see their outputs."""
+        return []
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ class ResNet(Network):
         num_classes: outputs of the classifier.
     """
 
+    groupable = True
+
     def __init__(self, recipe: ResNetRecipe, channels: int, num_classes: int) -> None:
         super().__init__()
         block = _BLOCKS[recipe.block]
@@ -55,6 +57,16 @@ class ResNet(Network):
         for name in self._stages:
             x = getattr(self, name)(x)
         return self.avgpool(x).flatten(1)
+
+    def normed_convolutions(self) -> list[tuple[str, str]]:
+        """Every convolution: convN has bnN; a shortcut's has the layer after it."""
+        pairs = []
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d):
+                place, _, last = name.rpartition(".")
+                norm = "1" if last == "0" else last.replace("conv", "bn")
+                pairs.append((name, f"{place}.{norm}".lstrip(".")))
+        return pairs
 
 
 def _stage(

@@ -23,6 +23,8 @@ class VGG(Network):
         num_classes: outputs of the classifier.
     """
 
+    groupable = True
+
     def __init__(self, recipe: VGGRecipe, channels: int, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -60,6 +62,12 @@ class VGG(Network):
     def features(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, hidden_width): the output of the second hidden layer's norm."""
         return self.hidden(self.avgpool(self.convolutions(x)).flatten(1))
+
+    def normed_convolutions(self) -> list[tuple[str, str]]:
+        """Every convolution; its norm is the layer after it."""
+        layers = enumerate(self.convolutions)
+        convolutions = [index for index, layer in layers if isinstance(layer, nn.Conv2d)]
+        return [(f"convolutions.{i}", f"convolutions.{i + 1}") for i in convolutions]
 
 
 def final_map_px(recipe: VGGRecipe, image_size_px: int) -> int:

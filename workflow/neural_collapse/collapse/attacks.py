@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..architectures.folding import fold_batch_norms
 from ..errors import UserError
 from ..images import Normalisation
 from .features import check_images, in_batches, measurement_mode
@@ -76,6 +77,7 @@ def deepfool(
     # Squares get float64, so that none under- or overflow; only mps has none to give.
     wide = torch.float32 if inputs.device.type == "mps" else torch.float64
     with measurement_mode(network):
+        network = fold_batch_norms(network)
         logits_NC = _logits(network, inputs_NX)
         if logits_NC.shape[1] < 2:
             raise UserError("DeepFool needs a network that decides between at least 2 classes.")

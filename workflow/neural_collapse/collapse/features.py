@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..architectures.folding import fold_batch_norms
 from ..errors import UserError
-from ..images import Normalisation
+from ..images import CPU_BATCH, Normalisation
 from .moments import Moments, checked_labels, compute_moments
 
 DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
@@ -182,6 +183,8 @@ def _stream(
     """Fill features_ND (float32) with the features of images[rows], or of all images in order."""
     network.to(device)
     on_cuda = device.type == "cuda"
+    if device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     normalise = Normalisation(mean, std, device)
     # On a GPU a batch's features are awaited only when the next batch is already under way.
     pending: list[tuple[slice, Tensor, torch.cuda.Event]] = []
@@ -197,7 +200,7 @@ def _stream(
         batch_BX = torch.from_numpy(np.array(images[chosen]))
         if on_cuda:
             batch_BX = batch_BX.pin_memory().to(device, non_blocking=True)
-        batch_BD = network.features(normalise(batch_BX.to(device)))
+        batch_BD = folded.features(normalise(batch_BX.to(device)))
         if batch_BD.shape != (stop - start, features_ND.shape[1]):
             raise UserError(
                 f"network.features gave shape {tuple(batch_BD.shape)} for {stop - start} images; "
@@ -216,6 +219,7 @@ def _stream(
     with measurement_mode(network), torch.inference_mode(), ExitStack() as stack:
         if on_cuda:
             stack.enter_context(torch.cuda.device(device))  # events belong to a device's stream
+        folded = fold_batch_norms(network)
         in_batches(len(features_ND), batch_size, run)
         collect()
 

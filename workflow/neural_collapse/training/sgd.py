@@ -46,3 +46,37 @@ class SGD:
         )
         for parameter in self.parameters:
             parameter.grad = None
+
+
+class GroupedSGD:
+    """:class:`SGD` of the members of a group, each with a learning rate of its own.
+
+    network: a ``GroupedNetwork``, whose parameters hold the members along their first axis. The
+    same update, in separate steps since the fused kernel takes one rate for all.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float, weight_decay: float, members: int):
+        self.momentum, self.weight_decay, self.members = momentum, weight_decay, members
+        named = dict(network.named_parameters())
+        self.parameters = list(named.values())
+        self.momentum_buffers = {
+            name: torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            for name, parameter in named.items()
+        }
+        self._buffers = list(self.momentum_buffers.values())
+
+    @torch.no_grad()
+    def step(self, learning_rates: torch.Tensor) -> None:
+        """Update every parameter from its gradient, and forget the gradients.
+
+        learning_rates: (K,), on the parameters' device.
+        """
+        gradients = [parameter.grad for parameter in self.parameters]
+        torch._foreach_add_(gradients, self.parameters, alpha=self.weight_decay)
+        torch._foreach_mul_(self._buffers, self.momentum)
+        torch._foreach_add_(self._buffers, gradients)
+        for parameter, buffer in zip(self.parameters, self._buffers, strict=True):
+            rows = learning_rates.repeat_interleave(len(parameter) // self.members)
+            shape = (-1,) + (1,) * (parameter.dim() - 1)
+            parameter.addcmul_(buffer, rows.view(shape), value=-1)
+            parameter.grad = None

@@ -18,6 +18,7 @@ import os
 import shutil
 import socket
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,46 @@ class StateFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("state-*.safetensors"), reverse=True)
+
+
+class BackgroundWriter:
+    """Writes snapshots from another thread, one at a time, so that the device does not wait.
+
+    A context manager; leave the block after `finish`, which raises what a write raised.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future | None = None
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def snapshot(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copies in reused host memory; waits for the write before, whose memory it takes."""
+        self.finish()
+        for name, tensor in tensors.items():
+            if name not in self._buffers or self._buffers[name].shape != tensor.shape:
+                self._buffers[name] = torch.empty(
+                    tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
+                )
+            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return {name: self._buffers[name] for name in tensors}
+
+    def submit(self, work, *arguments: Any) -> None:
+        self._pending = self._pool.submit(work, *arguments)
+
+    def finish(self) -> None:
+        """Wait for the last write and raise what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
 
 
 def _lock(path: Path):

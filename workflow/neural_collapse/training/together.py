@@ -1,0 +1,365 @@
+"""Several learning rates trained in one process, on one device, over one copy of the data.
+
+They see the same batches, so each is loaded and normalised once. Very small networks are trained
+as one, their convolutions in groups; others side by side, on a GPU each on a stream of its own. A
+short probe decides, so that together is never slower than one after another.
+
+Side by side every member has the bits of a training by itself; in a group, its numbers to float32
+rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..architectures.grouped import GroupedNetwork, can_be_grouped
+from ..config import Recipe, learning_rate_name
+from ..datasets.prepared import PreparedDataset
+from ..progress import Progress, say
+from .devices import arithmetic
+from .loop import History, said, training_fingerprint
+from .sgd import GroupedSGD
+from .state import BackgroundWriter, StateFolder, fingerprint
+from .trainer import (
+    Batch,
+    DeviceData,
+    EpochRecord,
+    Trainer,
+    build,
+    cross_entropy,
+    evaluation,
+    logits_of,
+    out_of_memory_explained,
+)
+
+PROBE_STEPS = 3
+PROBE_ROUNDS = 3
+
+
+class SideBySide:
+    """Trainings that take turns at every batch; on a GPU, each on a stream of its own."""
+
+    method = "side by side"
+
+    def __init__(self, recipe: Recipe, data: DeviceData, rates: Sequence[float], seed: int) -> None:
+        self.data, self.seed = data, seed
+        self.trainers = [Trainer(recipe, data, rate, seed, data.device) for rate in rates]
+        self.training = recipe.training
+        on_gpu = data.device.type == "cuda"
+        self.streams = [torch.cuda.Stream(data.device) if on_gpu else None for _ in rates]
+
+    def train_epoch(self, epoch: int) -> torch.Tensor:
+        """One pass of all over the train set; their mean losses in it, (K,), float64."""
+        for trainer in self.trainers:
+            trainer.network.train()
+        totals = torch.zeros(len(self.trainers), dtype=torch.float64, device=self.data.device)
+        with (
+            arithmetic(self.training.precision),
+            contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
+        ):
+            for batch in batches:
+                self.step(batch, epoch, totals)
+        return totals / self.data.steps
+
+    def step(self, batch: Batch, epoch: int, totals: torch.Tensor) -> None:
+        """One step of each; adds their losses to `totals` (K,)."""
+        for trainer, stream, total in zip(self.trainers, self.streams, totals, strict=True):
+            rate = self.training.learning_rate_at(trainer.learning_rate, epoch)
+            if stream is None:
+                total += trainer.step(batch, rate)
+                continue
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
+            with torch.cuda.stream(stream):
+                total += trainer.step(batch, rate)
+        for stream in filter(None, self.streams):
+            # The next batch may take this one's memory.
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+    def evaluate(self, epoch: int) -> list[EpochRecord]:
+        """Loss and error of each over both whole sets."""
+        return [trainer.evaluate(epoch) for trainer in self.trainers]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, buffers and momentum of all."""
+        return {
+            f"{number}.{name}": value
+            for number, trainer in enumerate(self.trainers)
+            for name, value in trainer.state().items()
+        }
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up a state that :meth:`state` gave."""
+        for number, trainer in enumerate(self.trainers):
+            own = f"{number}."
+            trainer.restore(
+                {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
+            )
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone."""
+        self.trainers = [self.trainers[member] for member in members]
+        self.streams = [self.streams[member] for member in members]
+
+
+class Grouped:
+    """Trainings as one network, whose convolutions are in groups."""
+
+    method = "in one network"
+
+    def __init__(self, recipe: Recipe, data: DeviceData, rates: Sequence[float], seed: int) -> None:
+        self.recipe, self.data, self.seed, self.rates = recipe, data, seed, list(rates)
+        self.training = recipe.training
+        self.bfloat16 = recipe.training.precision == "bfloat16"
+        alike = build(recipe, data.prepared, seed, data.device)
+        self._take([alike] * len(self.rates))
+
+    def _take(self, networks: Sequence[torch.nn.Module]) -> None:
+        self.network = GroupedNetwork(networks).to(memory_format=torch.channels_last)
+        self.sgd = GroupedSGD(
+            self.network, self.training.momentum, self.training.weight_decay, len(self.rates)
+        )
+
+    def train_epoch(self, epoch: int) -> torch.Tensor:
+        """One pass of all over the train set; their mean losses in it, (K,), float64."""
+        self.network.train()
+        totals = torch.zeros(len(self.rates), dtype=torch.float64, device=self.data.device)
+        with (
+            arithmetic(self.training.precision),
+            contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
+        ):
+            for batch in batches:
+                self.step(batch, epoch, totals)
+        return totals / self.data.steps
+
+    def step(self, batch: Batch, epoch: int, totals: torch.Tensor) -> None:
+        """One step of each; adds their losses to `totals` (K,)."""
+        with out_of_memory_explained(batch.examples):
+            # Member by member along the classes' axis: (B, K * C).
+            logits = logits_of(self.network, batch.inputs, self.bfloat16)
+            logits_BKC = logits.unflatten(1, (len(self.rates), -1))
+            labels_BK = batch.labels[:, None].expand(-1, len(self.rates))
+            losses = cross_entropy(logits_BKC.flatten(0, 1), labels_BK.flatten(), "none")
+            losses_K = losses.view(labels_BK.shape).mean(0)
+            losses_K.sum().backward()
+        rates = [self.training.learning_rate_at(rate, epoch) for rate in self.rates]
+        self.sgd.step(torch.tensor(rates).to(batch.inputs.device, non_blocking=True))
+        totals += losses_K.detach()
+
+    def evaluate(self, epoch: int) -> list[EpochRecord]:
+        """Loss and error of each over both whole sets."""
+        return evaluation(self.network, self.data, self.training, epoch)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, buffers and momentum of all."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        buffers = self.sgd.momentum_buffers
+        return state | {f"momentum.{name}": buffer for name, buffer in buffers.items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up a state that :meth:`state` gave."""
+        own = "network."
+        self.network.load_state_dict(
+            {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
+        )
+        for name, buffer in self.sgd.momentum_buffers.items():
+            buffer.copy_(state[f"momentum.{name}"])
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone."""
+        before, momentum = self.network, self.sgd.momentum_buffers
+        count = len(self.rates)
+        networks = []
+        for member in members:
+            network = build(self.recipe, self.data.prepared, self.seed, self.data.device)
+            network.load_state_dict(before.member(member))
+            networks.append(network)
+        self.rates = [self.rates[member] for member in members]
+        self._take(networks)
+        for name, buffer in self.sgd.momentum_buffers.items():
+            parts = momentum[name].chunk(count)
+            buffer.copy_(torch.cat([parts[member] for member in members]))
+
+
+Together = SideBySide | Grouped
+
+
+def train_together(
+    recipe: Recipe,
+    data: PreparedDataset,
+    *,
+    learning_rates: Sequence[float],
+    seed: int,
+    device: torch.device,
+    state_root: str | Path,
+    evaluated_epochs: Collection[int] | None = None,
+    method: str | None = None,
+    split: str = "test",
+) -> tuple[list[History], str]:
+    """The learning curves of several rates, trained to the last epoch in this process.
+
+    Continues where an earlier try stopped. evaluated_epochs: as of ``loop.train``. method: "side by
+    side" or "in one network"; by default a probe decides. At each of the recipe's
+    `sweep.halving_epochs` the worse half, by its error on the test split, stops.
+    Returns the curves in the order of the rates, and the method.
+    Raises UserError where another process works on the same rates.
+    """
+    last = recipe.training.epochs
+    halvings = recipe.sweep.halving_epochs
+    evaluated = None if evaluated_epochs is None else {*evaluated_epochs, 0, last, *halvings}
+    keys = [
+        training_fingerprint(recipe, data.data_hash, rate, seed, (), evaluated)
+        for rate in learning_rates
+    ]
+    label = (
+        f"{recipe.dataset} x {recipe.architecture}  {len(learning_rates)} learning rates, "
+        f"{learning_rate_name(learning_rates[0])} to {learning_rate_name(learning_rates[-1])}"
+    )
+    key = fingerprint(together=keys, halving=halvings)
+    with StateFolder(state_root, key) as folder, BackgroundWriter() as writer:
+        placed = DeviceData(recipe, data, device)
+        found = _resume(folder, recipe, placed, learning_rates, seed, label)
+        if found is None:
+            kind = (
+                METHODS[method] if method else choose_method(recipe, placed, learning_rates, seed)
+            )
+            histories = [History(rate) for rate in learning_rates]
+            found = kind(recipe, placed, learning_rates, seed), histories, [*range(len(histories))]
+            finished = None
+            say(f"{label}  trained {kind.method}")
+        else:
+            finished = found[1][0].resumed_after
+        together, histories, members = found
+        progress = Progress(label, "epoch", last, done=finished or 0)
+        for epoch in range(last + 1) if finished is None else range(finished + 1, last + 1):
+            if not members:
+                break
+            losses = together.train_epoch(epoch) if epoch else torch.zeros(len(members))
+            records = None
+            if evaluated is None or epoch in evaluated:
+                records = together.evaluate(epoch)
+            for number, (member, loss) in enumerate(zip(members, losses.tolist(), strict=True)):
+                # Inf and NaN stay in a member's own channels.
+                if not torch.tensor(loss).isfinite():
+                    histories[member].add(EpochRecord(epoch, loss, 1.0, loss, 1.0))
+                elif records is not None:
+                    histories[member].add(records[number])
+            kept = [member for member in members if not histories[member].diverged]
+            if epoch in halvings:
+                kept = _better_half(histories, kept)
+            if kept and kept != members:
+                together.keep([members.index(member) for member in kept])
+            members = kept
+            facts = {
+                "method": together.method,
+                "members": members,
+                "curves": [[[vars(r) for r in h.records], h.diverged] for h in histories],
+            }
+            tensors = writer.snapshot(together.state())
+            writer.submit(folder.write, epoch, tensors, facts)
+            best = min((h.records[-1] for h in histories), key=lambda record: record.test_error)
+            progress.step(epoch, **said(best, epoch))
+        writer.finish()
+        folder.clear()
+    for history in histories:
+        if history.diverged:
+            name = learning_rate_name(history.learning_rate)
+            say(f"{label}  {name} diverged in epoch {history.records[-1].epoch}")
+    return histories, together.method
+
+
+def _better_half(histories: Sequence[History], members: Sequence[int]) -> list[int]:
+    """The half of the members, rounded up, whose last error (then loss) is lower."""
+    ranked = sorted(
+        members,
+        key=lambda m: (histories[m].records[-1].test_error, histories[m].records[-1].test_loss),
+    )
+    return sorted(ranked[: (len(members) + 1) // 2])
+
+
+def _resume(
+    folder: StateFolder,
+    recipe: Recipe,
+    data: DeviceData,
+    rates: Sequence[float],
+    seed: int,
+    label: str,
+) -> tuple[Together, list[History], list[int]] | None:
+    found = folder.read()
+    if found is None:
+        return None
+    epoch, tensors, facts = found
+    try:
+        curves, members = facts["curves"], [int(member) for member in facts["members"]]
+        kept = [rates[member] for member in members] or rates[:1]
+        together = METHODS[facts["method"]](recipe, data, kept, seed)
+        if members:
+            together.restore(tensors)
+        histories = [
+            History(rate, [EpochRecord(**record) for record in records], diverged, epoch)
+            for rate, (records, diverged) in zip(rates, curves, strict=True)
+        ]
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
+        say(f"{label}  the state of epoch {epoch} is not whole; begins anew")
+        return None
+    say(f"{label}  continues after epoch {epoch}")
+    return together, histories, members
+
+
+METHODS: dict[str, type[SideBySide] | type[Grouped]] = {
+    kind.method: kind for kind in (SideBySide, Grouped)
+}
+
+
+@dataclass
+class _Clock:
+    device: torch.device
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        self._wait()
+        begin = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - begin
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def choose_method(
+    recipe: Recipe, data: DeviceData, rates: Sequence[float], seed: int
+) -> type[SideBySide] | type[Grouped]:
+    """The faster way to train these rates together, by a few steps of each in turn.
+
+    A group must win by a tenth: side by side, members keep the bits of a training by itself.
+    """
+    network = build(recipe, data.prepared, seed, data.device)
+    if len(rates) == 1 or not can_be_grouped(network):
+        return SideBySide
+    kinds, best = (SideBySide, Grouped), {}
+    try:
+        trials = [kind(recipe, data, rates, seed) for kind in kinds]
+        totals = torch.zeros(len(rates), dtype=torch.float64, device=data.device)
+        with (
+            contextlib.closing(data.batches(seed, 0)) as batches,
+            arithmetic(recipe.training.precision),
+        ):
+            batch = next(batches)
+            for _ in range(PROBE_ROUNDS):
+                for kind, trial in zip(kinds, trials, strict=True):
+
+                    def work(trial: Together = trial) -> None:
+                        for _ in range(PROBE_STEPS):
+                            trial.step(batch, 1, totals)
+
+                    seconds = _Clock(data.device).seconds(work)
+                    best[kind] = min(seconds, best.get(kind, seconds))
+    except torch.OutOfMemoryError:
+        return SideBySide
+    return Grouped if best[Grouped] < 0.9 * best[SideBySide] else SideBySide

@@ -1,0 +1,332 @@
+"""One training on its device: a pass over the train set, and its evaluation.
+
+Within an epoch nothing waits for the device: losses and errors stay there until the epoch ends.
+The order of an epoch comes from (seed, epoch) and the learning rate from the epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..architectures.build import build_network
+from ..architectures.folding import fold_batch_norms
+from ..config import Recipe, TrainingRecipe
+from ..datasets.prepared import PreparedDataset
+from ..errors import UserError
+from ..images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
+from ..progress import say
+from .devices import arithmetic
+from .ranks import ALONE, Ranks
+from .sgd import SGD
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Losses (mean cross-entropy, nats) and errors (share, 0..1) over the whole sets after an
+    epoch, in eval mode; epoch 0 is the network before training."""
+
+    epoch: int
+    train_loss: float
+    train_error: float
+    test_loss: float
+    test_error: float
+
+
+def epoch_order(examples: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of the train set in an epoch: a permutation that (seed, epoch) alone decides."""
+    state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    return torch.randperm(examples, generator=generator)
+
+
+def logits_of(network: nn.Module, inputs: torch.Tensor, bfloat16: bool) -> torch.Tensor:
+    """Logits; the last layer stays in float32 under autocast, since bfloat16 logits carry three
+    digits and the terminal phase lives far below that."""
+    if not bfloat16:
+        return network.classifier(network.features(inputs))
+    with torch.autocast(inputs.device.type, torch.bfloat16):
+        features = network.features(inputs)
+    return network.classifier(features.float())
+
+
+class _Logits(nn.Module):
+    """A network and how its logits are computed, as a module that several processes can share."""
+
+    def __init__(self, network: nn.Module, bfloat16: bool):
+        super().__init__()
+        self.network, self.bfloat16 = network, bfloat16
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return logits_of(self.network, inputs, self.bfloat16)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"):
+    """Cross-entropy in float64: float32 is 5 % off at 7e-7 and exactly 0 below 4e-8."""
+    return functional.cross_entropy(logits.double(), labels, reduction=reduction)
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    images_u8: torch.Tensor | Images,
+    labels: torch.Tensor,
+    normalise: Normalisation,
+    batch_size: int,
+    rows: range | None = None,
+    precision: str = "float32",
+) -> torch.Tensor:
+    """(summed loss, wrong decisions) over a whole set in eval mode, as float64 on its device;
+    over a part of it where `rows` says so. Of a group's members: (2, K).
+
+    Batch norms are folded. Where the device's memory runs out, the batch is halved. Losses are
+    added up at the end, so that how the set is cut into batches does not decide how the sum is
+    rounded.
+    """
+    was_training = network.training
+    folded = fold_batch_norms(network)
+    images = ResidentImages(images_u8) if isinstance(images_u8, torch.Tensor) else images_u8
+    rows = range(len(labels)) if rows is None else rows
+    if labels.device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
+    found: torch.Tensor | None = None
+    start = rows.start
+    with arithmetic(precision):
+        while start < rows.stop:
+            batches = images.in_order(range(start, rows.stop), batch_size)
+            try:
+                for batch in batches:
+                    part = slice(start, start + len(batch))
+                    logits = folded(normalise(batch))
+                    truth = _each(labels[part], logits)
+                    if found is None:
+                        shape = (2, len(labels), *truth.shape[1:])
+                        found = torch.zeros(shape, dtype=torch.float64, device=labels.device)
+                    losses = cross_entropy(logits.flatten(0, -2), truth.flatten(), "none")
+                    found[0, part] = losses.view(truth.shape)
+                    found[1, part] = logits.argmax(-1) != truth
+                    start += len(batch)
+            except torch.OutOfMemoryError:
+                if batch_size == 1:
+                    raise UserError(
+                        "training.evaluation_batch_size: not even one example fits into the GPU's "
+                        "memory; end what else runs there, or take a smaller network"
+                    ) from None
+                batch_size //= 2
+                say(f"out of GPU memory: goes on with {batch_size} examples a step")
+            finally:
+                batches.close()
+    network.train(was_training)
+    return torch.zeros(2, device=labels.device).double() if found is None else found.sum(1)
+
+
+def _each(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """Labels (B,) for each member of logits (B, K, classes) or (B, classes)."""
+    more = logits.shape[1:-1]
+    return labels.view(-1, *(1 for _ in more)).expand(-1, *more)
+
+
+class DeviceData:
+    """A prepared dataset where networks train on it: images, labels, the steps of an epoch.
+
+    Several trainings of one process share it. images, labels: by split.
+    Raises UserError where a batch does not fit the train set or the processes that share it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: PreparedDataset,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        stream: bool | None = None,
+    ):
+        self.prepared, self.device, self.ranks = data, device, ranks
+        splits = {"train": data.train_images, "test": data.test_images}
+        self.images = place_images(splits, device, stream, ranks.size)
+        self.labels = {
+            split: torch.from_numpy(np.array(labels, dtype=np.int64)).to(device)
+            for split, labels in [("train", data.train_labels), ("test", data.test_labels)]
+        }
+        self.normalise = Normalisation(data.mean, data.std, device)
+        training = recipe.training
+        examples, size = len(self.labels["train"]), training.batch_size
+        self.batch_size = size
+        self.steps = (
+            math.ceil(examples / size) if training.keep_incomplete_batch else (examples // size)
+        )
+        if self.steps == 0:
+            raise UserError(
+                f"training.batch_size: {size} is more than the {examples} train examples of "
+                f"{recipe.dataset}; lower it or set training.keep_incomplete_batch"
+            )
+        if training.keep_incomplete_batch and examples % size == 1:
+            raise UserError(
+                f"training.batch_size: {size} leaves a last batch of one example, which batch "
+                f"normalisation cannot take; choose another"
+            )
+        smallest = examples % size if training.keep_incomplete_batch else 0
+        if (smallest or size) < ranks.size:
+            raise UserError(
+                f"resources.gpu: {ranks.size} processes cannot share a batch of "
+                f"{smallest or size} examples; give fewer GPUs or choose another batch_size"
+            )
+
+    def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """This rank's parts of an epoch's batches, in order. Close it when done."""
+        images, labels = self.images["train"], self.labels["train"]
+        order = epoch_order(len(labels), seed, epoch)
+        batches = order.split(self.batch_size)[: self.steps]
+        parts = [self.ranks.part(batch) for batch in batches]
+        rows, sizes = torch.cat(parts), [len(part) for part in parts]
+        truths = labels[rows.to(self.device)].split(sizes)
+        with contextlib.closing(images.batches(rows, sizes)) as found:
+            for part, truth, batch in zip(found, truths, batches, strict=True):
+                yield Batch(self.normalise(part), truth, len(batch))
+
+    def example(self) -> torch.Tensor:
+        """A black image as networks see it, (1, C, P, P)."""
+        shape = (1, *self.prepared.train_images.shape[1:])
+        return self.normalise(torch.zeros(shape, dtype=torch.uint8, device=self.device))
+
+
+class Batch(NamedTuple):
+    """A rank's part of a batch. inputs: (B, C, P, P), normalised; labels: (B,); examples: of the
+    whole batch."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    examples: int
+
+
+class Trainer:
+    """One training: a network, its optimiser, the data on the device.
+
+    recipe: gives network and training; data: the prepared dataset; seed: initial weights and
+    order; ranks: which of the processes that share the training this is; stream: whether images
+    are streamed, by default where they do not fit.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: PreparedDataset | DeviceData,
+        learning_rate: float,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        stream: bool | None = None,
+    ):
+        if isinstance(data, PreparedDataset):
+            data = DeviceData(recipe, data, device, ranks, stream)
+        self.data, self.ranks, self.device = data, ranks, device
+        self.training: TrainingRecipe = recipe.training
+        self.learning_rate, self.seed = learning_rate, seed
+        self.network = build(recipe, data.prepared, seed, device)
+        self.sgd = SGD(self.network, self.training.momentum, self.training.weight_decay)
+        self.logits = ranks.parallel(
+            _Logits(self.network, self.training.precision == "bfloat16"), data.example()
+        )
+
+    def train_epoch(self, epoch: int) -> torch.Tensor:
+        """One pass over the train set; its mean loss, this rank's part of it, in float64."""
+        learning_rate = self.training.learning_rate_at(self.learning_rate, epoch)
+        self.network.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with (
+            arithmetic(self.training.precision),
+            contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
+        ):
+            for batch in batches:
+                total += self.step(batch, learning_rate)
+        return total / self.data.steps
+
+    def step(self, batch: Batch, learning_rate: float) -> torch.Tensor:
+        """One step of the optimiser; this rank's part of the batch's mean loss."""
+        with out_of_memory_explained(batch.examples):
+            loss = self._loss(self.logits(batch.inputs), batch)
+            loss.backward()
+        self.sgd.step(learning_rate)
+        return loss.detach() / self.ranks.size
+
+    def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if self.ranks.size == 1:
+            return cross_entropy(logits, batch.labels)
+        # Gradients become the mean over the ranks, whose parts may be of unequal sizes.
+        return cross_entropy(logits, batch.labels, "sum") * (self.ranks.size / batch.examples)
+
+    def evaluate(self, epoch: int) -> EpochRecord:
+        """Loss and error over both whole sets."""
+        return evaluation(self.network, self.data, self.training, epoch)[0]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Weights, buffers and momentum, by name."""
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        buffers = self.sgd.momentum_buffers
+        return state | {f"momentum.{name}": buffer for name, buffer in buffers.items()}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take up a state that :meth:`state` gave."""
+        self.network.load_state_dict(
+            {
+                name.removeprefix("network."): value
+                for name, value in state.items()
+                if name.startswith("network.")
+            }
+        )
+        for name, buffer in self.sgd.momentum_buffers.items():
+            buffer.copy_(state[f"momentum.{name}"])
+
+
+def evaluation(
+    network: nn.Module, data: DeviceData, training: TrainingRecipe, epoch: int
+) -> list[EpochRecord]:
+    """Loss and error of each member over both whole sets; one record of a single network."""
+    # After bfloat16 steps, true float32 would take most of the time.
+    precision = "float32" if training.precision == "float32" else "tf32"
+    values = []
+    for split in ("train", "test"):
+        labels = data.labels[split]
+        totals = evaluate(
+            network,
+            data.images[split],
+            labels,
+            data.normalise,
+            training.evaluation_batch_size,
+            data.ranks.share(len(labels)),
+            precision,
+        )
+        values.append(data.ranks.sum(totals).view(2, -1) / len(labels))
+    return [EpochRecord(epoch, *member) for member in torch.cat(values).T.tolist()]
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(examples: int) -> Iterator[None]:
+    """Says what to do where a step of so many examples does not fit."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"training.batch_size: {examples} examples a step are more than the GPU's memory "
+            "holds; lower it (the results change with it), set network.memory_efficient for a "
+            "DenseNet, train fewer learning rates together, or end what else runs there"
+        ) from None
+
+
+def build(recipe: Recipe, data: PreparedDataset, seed: int, device: torch.device) -> nn.Module:
+    """The recipe's network with its initial weights, laid out as it trains fastest."""
+    return build_network(
+        recipe.network,
+        channels=data.channels,
+        num_classes=data.num_classes,
+        image_size_px=data.image_size_px,
+        seed=seed,
+    ).to(device, memory_format=torch.channels_last)
