@@ -5,6 +5,7 @@
 #   make test-all     the slow ones as well
 #   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
+#   make docs         the documentation as a site, site/index.html
 #   make lint         ruff, snakefmt and snakemake --lint
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all test-slurm lint format lock schema reference clean
+.PHONY: help quickstart report figures plan test test-all test-slurm docs lint format lock schema reference clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -57,6 +58,10 @@ test-all: $(STAMP)
 test-slurm: $(STAMP)
 	@NC_INSTALL_SLURM=1 $(BIN)/python -m pytest -q tests/slurm
 
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "Open site/index.html"
+
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -71,7 +76,7 @@ format: $(STAMP)
 # For maintainers: needs uv.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-emit-index-url --extra workflow --extra test -o requirements.lock pyproject.toml
+	  --no-emit-index-url --extra workflow --extra test --extra docs -o requirements.lock pyproject.toml
 
 schema: $(STAMP)
 	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json

@@ -1,4 +1,7 @@
-"""docs/extending.md works as it is written: its files are made, its commands are run, in order."""
+"""docs/extending.md and docs/own-features.md work as they are written.
+
+Their files are made, their commands are run, in order.
+"""
 
 import os
 import re
@@ -13,12 +16,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.slow
-PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = "\n".join(
+    (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("extending.md", "own-features.md")
+)
 
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """A checkout in which somebody did what the page says, and what each command printed."""
+    """A checkout in which somebody did what the pages say, and what each command printed."""
     folder = tmp_path_factory.mktemp("extending")
     for name in ("Snakefile", "workflow", "envs", "config.yaml"):
         (folder / name).symlink_to(ROOT / name)

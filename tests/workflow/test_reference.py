@@ -1,6 +1,5 @@
 """Whose runs are shown: the workflow with reference runs alone, with both, and without any."""
 
-import json
 import re
 import shlex
 import subprocess
@@ -11,10 +10,9 @@ import pytest
 import yaml
 
 from neural_collapse.cli import main
-from neural_collapse.tables import write_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "figures"))
-from sample_tables import make_tables
+from sample_tables import write_experiment
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -25,18 +23,8 @@ TRAINING = {"download_dataset", "prepare_dataset", "train_model", "extract_featu
 def reference(tmp_path_factory):
     """A set of reference runs beside a results folder."""
     folder = tmp_path_factory.mktemp("reference")
-    tables = make_tables(("digits",), ("resnet",), last=6)
-    for name, table in tables.items():
-        write_table(table, folder / "e" / "tables" / f"{name}.parquet", name)
-    (facts,) = tables["runs"].to_dict("records")
-    facts |= {"terminal_phase_epoch": None, "data_hash": "h"}
-    for path, content in [
-        (folder / "e/digits/resnet/seed-0/run.json", facts | {"commit": "c"}),
-        (folder / "resources/digits/prepared/p/card.json", {"name": "digits", "data_hash": "h"}),
-    ]:
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(content))
-    options = ["--results-folder", folder / "e", "--output-folder", folder / "set"]
+    results = write_experiment(folder, "e", ("digits",), ("resnet",))
+    options = ["--results-folder", results, "--output-folder", folder / "set"]
     options += ["--resources-folder", folder / "resources"]
     assert main(["export-reference", *map(str, options)]) == 0
     return folder / "set"

@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from .errors import UserError
 
@@ -57,7 +57,22 @@ def _figure_command(text: str) -> str:
 
 
 class _ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line, and helps in colour where a terminal shows it."""
+
+    def format_help(self) -> str:
+        # Imported here, since a job prints no help.
+        from rich_argparse import RawDescriptionRichHelpFormatter
+
+        class Formatter(RawDescriptionRichHelpFormatter):
+            text_markup = help_markup = False  # texts mean their brackets
+            highlights: ClassVar = [
+                *RawDescriptionRichHelpFormatter.highlights,
+                r"(?m)^(?P<groups>\w[^\n]*:)$",
+                r"(?m)^  (?P<args>[a-z-]+)  ",
+            ]
+
+        self.formatter_class = Formatter
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"error: {message}; see {self.prog} --help\n")
@@ -91,19 +106,57 @@ class _Parser:
         for group, commands in self.groups.items():
             lines += [f"{group}:", *(f"  {name:22}{summary}" for name, summary in commands), ""]
         lines.append("neural-collapse COMMAND --help describes a command's options.")
-        self.parser.formatter_class = argparse.RawDescriptionHelpFormatter
         self.parser.epilog = "\n".join(lines)
         return self.parser
 
 
-def _path(parser: argparse.ArgumentParser, *names: str, required: bool = True, **more) -> None:
+PATHS = {
+    "recipe": "the cell's recipe.json",
+    "raw-folder": "what download-dataset left",
+    "data-folder": "what prepare-dataset left",
+    "checkpoint-folder": "weights of the measured epochs",
+    "features-folder": "what extract-features left",
+    "tables-folder": "what collect-tables left",
+    "figures-folder": "where the figures lie",
+    "output": "the file to write",
+    "output-folder": "the folder to write",
+    "output-base": "the files to write, without their endings",
+    "table": "the sweep's table to write",
+    "selection": "the file to write that names the winner",
+    "curves": "the learning curves of the sweep",
+    "history": "the learning curve to write",
+    "run-facts": "the run.json to write",
+    "statistics": "NC1 to NC4 of every measured epoch",
+    "activations": "features of a few examples, for Figure 1",
+    "histories": "the learning curves of the runs",
+    "robustness": "DeepFool at every checkpoint",
+    "runs": "the run.json of every run",
+    "sweeps": "the tables of the sweeps",
+    "cards": "the data cards",
+}
+"""What a file or folder is, where no subcommand says more."""
+
+
+def _path(
+    parser: argparse.ArgumentParser,
+    *names: str,
+    required: bool = True,
+    help: str | None = None,
+    **more,
+) -> None:
     for name in names:
-        parser.add_argument(f"--{name}", type=Path, required=required, metavar="PATH", **more)
+        parser.add_argument(
+            f"--{name}",
+            type=Path,
+            required=required,
+            metavar="PATH",
+            help=help or PATHS[name],
+            **more,
+        )
 
 
 def _paths(parser: argparse.ArgumentParser, *names: str) -> None:
-    for name in names:
-        parser.add_argument(f"--{name}", type=Path, nargs="*", default=[], metavar="PATH")
+    _path(parser, *names, required=False, nargs="*", default=[])
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +187,7 @@ def _training_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=_at_least(0), required=True)
+    parser.add_argument("--seed", type=_at_least(0), required=True, metavar="N", help="of the run")
 
 
 def _layout(parser: argparse.ArgumentParser) -> None:
@@ -166,9 +219,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "path", type=Path, metavar="PATH", help="a run's folder, an experiment's, or of tables"
     )
-    parser.add_argument("--dataset")
-    parser.add_argument("--architecture")
-    parser.add_argument("--seed", type=int)
+    for name in ("dataset", "architecture"):
+        parser.add_argument(f"--{name}", metavar="NAME", help=f"trainings of this {name} alone")
+    parser.add_argument("--seed", type=int, metavar="N", help="trainings of this seed alone")
     parser.add_argument(
         "--width", type=_at_least(1), help="characters a line; by default the terminal's"
     )
@@ -181,7 +234,7 @@ def build_parser() -> argparse.ArgumentParser:
     _path(parser, "classifier", help=f"(C, d), the last layer's weight: {array}")
     _path(parser, "bias", required=False, help=f"(C,), its bias: {array}")
     _path(parser, "test-features", required=False, help="measures a test set as well")
-    _path(parser, "test-labels", required=False)
+    _path(parser, "test-labels", required=False, help=f"their labels: {array}")
     _path(parser, "output", required=False, help="write the table as .parquet or .csv")
 
     cli.group = "reference results"
@@ -196,7 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cli.group = "the pipeline's stages, in order"
     parser = cli.command("download-dataset", "fetch a dataset's files and check them", _download)
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="as a config names it")
     _path(parser, "output-folder")
     parser.add_argument(
         "--mirror",
@@ -213,11 +266,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
 
     parser = cli.command("prepare-dataset", "decode, balance and pad a dataset once", _prepare)
-    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="as a config names it")
     _path(parser, "raw-folder", "output-folder")
     parser.add_argument("--data-recipe", type=_json_argument, required=True, help="as JSON")
     parser.add_argument("--custom", type=_json_argument, help="a person's own dataset, as JSON")
-    parser.add_argument("--workers", type=_at_least(1), default=1)
+    parser.add_argument(
+        "--workers", type=_at_least(1), default=1, metavar="N", help="processes that decode images"
+    )
 
     parser = cli.command("train-candidate", "train one learning rate of the sweep", _candidate)
     _path(parser, "recipe", "data-folder", "output")
@@ -263,10 +318,20 @@ def build_parser() -> argparse.ArgumentParser:
     _path(parser, "reference-folder", required=False, help="reference runs to show as well")
 
     parser = cli.command("plot-figure", "draw one figure from the tables", _figure)
-    parser.add_argument("--figure", required=True)
+    parser.add_argument(
+        "--figure", required=True, metavar="NAME", help="figure_1 to figure_8, sweep or overview"
+    )
     _path(parser, "tables-folder", "output-base")
-    parser.add_argument("--formats", nargs="+", default=["png", "svg", "pdf"])
-    parser.add_argument("--epoch-axis", choices=("linear", "log"), default="linear")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        default=["png", "svg", "pdf"],
+        metavar="FORMAT",
+        help="png, svg, pdf; of Figure 1 also gif and html",
+    )
+    parser.add_argument(
+        "--epoch-axis", choices=("linear", "log"), default="linear", help="how epochs are spaced"
+    )
     _layout(parser)
 
     parser = cli.command("write-table", "write Table 1", _table)
@@ -618,10 +683,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status is 0, 2 for a user's mistake, 1 for a fault of ours."""
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks how a line could go on
-        with contextlib.suppress(ImportError):
-            import argcomplete
+        import argcomplete
 
-            argcomplete.autocomplete(parser)
+        argcomplete.autocomplete(parser)
     options = parser.parse_args(arguments)
     warnings.showwarning = _say_warning
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
 import pandas as pd
 
 from neural_collapse.figures.projection import project_three_classes
-from neural_collapse.tables import check_frame, empty_table
+from neural_collapse.tables import check_frame, empty_table, write_table
 
 LABELS = {
     "mnist": "MNIST",
@@ -126,6 +127,23 @@ def make_tables(
         "activations": pd.concat(activations, ignore_index=True),
     }
     return {name: check_frame(table, name) for name, table in tables.items()}
+
+
+def write_experiment(root, experiment, datasets, architectures, last=6):
+    """Its tables, each run's facts and the data cards, where the workflow leaves them."""
+    tables = make_tables(datasets, architectures, last=last)
+    results = root / "results" / experiment
+    for name, table in tables.items():
+        write_table(table, results / "tables" / f"{name}.parquet", name)
+    for facts in tables["runs"].to_dict("records"):
+        dataset = facts["dataset"]
+        facts |= {"terminal_phase_epoch": None, "data_hash": dataset, "commit": "c"}
+        run = results / dataset / facts["architecture"] / "seed-0/run.json"
+        card = root / "resources" / dataset / "prepared/p/card.json"
+        for path, content in (run, facts), (card, {"name": dataset, "data_hash": dataset}):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content))
+    return results
 
 
 def cell_of(cell):

@@ -47,7 +47,8 @@ def extract(
         network: see the module docstring; moved to `device`, otherwise left as it was.
         images: (N, channels, height, width) uint8, may be a memory map.
         labels: (N,) whole numbers in [0, num_classes).
-        mean, std: one number a channel, of images scaled to [0, 1].
+        mean: one number a channel, of images scaled to [0, 1].
+        std: likewise.
         batch_size: images a forward pass; halved, for good, whenever the device runs out of
             memory.
         reference_means: the train split's class means when this is the test split.

@@ -1,0 +1,42 @@
+"""Pages of the site that are written elsewhere: in another folder, or by the command line."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+from neural_collapse.cli import build_parser
+
+ELSEWHERE = {"config/README.md": "configuration.md", "CHANGELOG.md": "changelog.md"}
+
+
+def on_files(files, config):
+    root = Path(config.config_file_path).parent
+    for path, page in ELSEWHERE.items():
+        files.append(File.generated(config, page, abs_src_path=str(root / path)))
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    # Links lead to the file where the repository is read, and to the page on the site.
+    for path, name in ELSEWHERE.items():
+        markdown = markdown.replace(f"](../{path}", f"]({name}")
+    if page.file.src_uri == "commands.md":
+        markdown += commands()
+    return markdown
+
+
+def commands() -> str:
+    """The help of the whole command line and of every subcommand."""
+    parser = build_parser()
+    parts = ["", "## All commands", "", _help(parser)]
+    for name, command in parser._subparsers._group_actions[0].choices.items():
+        parts += [f"## {name}", "", _help(command)]
+    return "\n".join(parts)
+
+
+def _help(parser: argparse.ArgumentParser) -> str:
+    # Plain, and of one width wherever it is built.
+    parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, width=90)
+    return f"```text\n{argparse.ArgumentParser.format_help(parser).strip()}\n```\n"
