@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from . import densenet, vgg
+from . import densenet, resnet, vgg
 from .custom import CustomNetwork, call_function
 from .network import Network
 from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
@@ -135,10 +135,9 @@ def _construct(
                 )
             return vgg.VGG(recipe, channels, num_classes)
         case ResNetRecipe():
-            # Importing torchvision takes seconds; jobs of other families need not wait for it.
-            from .resnet import ResNet
-
-            return ResNet(recipe, channels, num_classes)  # padded throughout: any size survives
+            return resnet.ResNet(
+                recipe, channels, num_classes
+            )  # padded throughout: any size survives
         case DenseNetRecipe():
             if densenet.final_map_px(recipe, image_size_px) < 1:
                 remedy = "or set stem: small" if recipe.stem == "imagenet" else "or larger images"

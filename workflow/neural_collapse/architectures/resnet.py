@@ -1,16 +1,70 @@
-"""ResNet (He et al. 2016) out of torchvision's residual blocks."""
+"""ResNet (He et al. 2016): basic and bottleneck blocks, for images of any size.
+
+Not torchvision's blocks: importing torchvision loads torch's compiler, seconds of every job.
+"""
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from .network import Network
 from .recipes import ResNetRecipe
 
-_BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut. inputs, planes: channels; stride: of the first."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, P, P) -> (B, planes, P / stride, P / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.bn2(self.conv2(x))
+        return self.relu(x.add_(shortcut))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; the stride is the 3x3's (version 1.5)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+        super().__init__()
+        outputs = planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, P, P) -> (B, 4 planes, P / stride, P / stride)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        return self.relu(x.add_(shortcut))
+
+
+_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
+    "basic": BasicBlock,
+    "bottleneck": Bottleneck,
+}
 
 
 class ResNet(Network):
-    """torchvision's ResNet of any width and number of stages.
+    """ResNet of any width and number of stages.
 
     With the stem "imagenet" and four stages of width 64 it *is* torchvision's: same layers, order
     of construction and initialisation (the same random seed gives the same weights), same state
@@ -75,9 +129,11 @@ def _stage(
     outputs = planes * block.expansion
     shortcut = None
     if stride != 1 or inputs != outputs:
+        # Made before the block, as torchvision does, so that a seed gives the same weights.
         shortcut = nn.Sequential(
             nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
             nn.BatchNorm2d(outputs),
         )
-    first = block(inputs, planes, stride, shortcut)
-    return nn.Sequential(first, *(block(outputs, planes) for _ in range(1, count)))
+    first = block(inputs, planes, stride)
+    first.downsample = shortcut
+    return nn.Sequential(first, *(block(outputs, planes, 1) for _ in range(1, count)))
