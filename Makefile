@@ -4,6 +4,7 @@
 #   make test         unit, workflow and integration tests
 #   make test-all     the slow ones as well
 #   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
+#   make bench        this project against reference loops, minutes; also bench-full, bench-gpu
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
 #   make lint         ruff, snakefmt and snakemake --lint
 
@@ -17,7 +18,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all test-slurm lint format lock schema reference clean
+.PHONY: help quickstart report figures plan test test-all test-slurm bench bench-full bench-gpu lint format lock schema reference clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -56,6 +57,12 @@ test-all: $(STAMP)
 
 test-slurm: $(STAMP)
 	@NC_INSTALL_SLURM=1 $(BIN)/python -m pytest -q tests/slurm
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks
+
+bench-full bench-gpu: bench-%: $(STAMP)
+	@$(BIN)/python -m benchmarks --form $*
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
