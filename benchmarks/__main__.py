@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         if not torch.cuda.is_available():
             raise UserError("--form gpu: torch finds no GPU here; take --form short or full")
         device = torch.device("cuda")
+        # As in the pipeline's jobs, before CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings = harness.Settings(arguments.form, arguments.mirror, arguments.rounds)
     facts = harness.environment(device)
     rows = []

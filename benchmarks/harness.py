@@ -123,6 +123,17 @@ class Settings:
     def full(self) -> bool:
         return self.form == "full"
 
+    @property
+    def device(self) -> str:
+        return "cuda" if self.form == "gpu" else "cpu"
+
+    def synchronise(self) -> None:
+        """Wait for what is under way on the device."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
 
 @dataclass
 class Results:
@@ -296,12 +307,14 @@ def case(name: str, forms: Sequence[str] = ("short", "full")) -> Callable:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many CPU threads within the block."""
+    """So many CPU threads within the block, torch's and numpy's."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        yield
+        with threadpool_limits(count):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -37,7 +37,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[1],
-            env=_environment(),
+            env=environment(),
         )
 
     def answer(self) -> str:
@@ -91,7 +91,7 @@ class Worker:
         return {variant: Times(tuple(values)) for variant, values in found.items()}
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """This process's, with the library that this process uses."""
     import os
 
