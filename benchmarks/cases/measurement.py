@@ -62,9 +62,7 @@ def measurement(settings: Settings, results: Results) -> None:
             times = interleave(
                 {
                     "notebook": Variant(lambda n=theirs, p=loaders: notebook.measure(n, *p), count),
-                    "ours": Variant(
-                        lambda n=ours, i=prepared: measure(n, i, settings.device), count
-                    ),
+                    "ours": Variant(lambda n=ours, i=prepared: measured(n, i, settings), count),
                 },
                 settings.rounds,
                 synchronise=settings.synchronise,

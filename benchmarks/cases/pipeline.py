@@ -67,7 +67,7 @@ def pipeline(settings: Settings, results: Results) -> None:
             note=f"{files} made-up files, without records of their params",
         )
         if settings.full:
-            snakemake(folder, "--touch")
+            snakemake(folder, "--touch", "--forceall")
             found = seconds(lambda: snakemake(folder), settings)
             results.value(
                 "nothing to do, config.yaml, with Snakemake's records of every file",
