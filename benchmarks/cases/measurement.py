@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from neural_collapse.collapse import compute_statistics, extract
+from neural_collapse.config import TrainingRecipe
 from neural_collapse.datasets.prepared import PreparedDataset
 
 from .. import data
@@ -23,7 +24,7 @@ def measured(
     common = {
         "mean": images.mean,
         "std": images.std,
-        "batch_size": 1000,
+        "batch_size": TrainingRecipe().evaluation_batch_size,
         "device": settings.device,
         "num_classes": images.num_classes,
     }

@@ -89,7 +89,7 @@ def loader_workers(settings: Settings, results: Results) -> None:
 def whole_machine(settings: Settings, results: Results) -> None:
     """The notebook's loop with torch's own threads against one job of ours a core, side by side."""
     jobs = cores()
-    chosen = [*NARROW, *FULL] if settings.full else ["ResNet18 width 8", "ResNet18"]
+    chosen = [*NARROW, *FULL] if settings.full else ["ResNet18 width 8"]
     for network in chosen:
         count = BATCH * steps(network, settings)
         with Worker.group(
@@ -112,7 +112,7 @@ def other_parts(settings: Settings, results: Results) -> None:
     """What the evaluation and the state written after every epoch add to an epoch of MNIST."""
     raw = data.mnist(settings.mirror)
     train, test = 50_000, 10_000  # MNIST as the paper balances it
-    for network in ["ResNet18 width 8", *(FULL if settings.full else FULL[:1])]:
+    for network in ["ResNet18 width 8", *(FULL if settings.full else [])]:
         count = BATCH * steps(network, settings)
         images = data.subset(raw, count, BATCH)
         trained = trainer(network, images, "float32")
