@@ -4,6 +4,7 @@
 #   make test         unit, workflow and integration tests
 #   make test-all     the slow ones as well
 #   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
+#   make bench        this project against reference loops, minutes; also bench-full, bench-gpu
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
 #   make docs         the documentation as a site, site/index.html
 #   make lint         ruff, snakefmt and snakemake --lint
@@ -18,7 +19,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all test-slurm docs lint format lock schema reference clean
+.PHONY: help quickstart report figures plan test test-all test-slurm bench bench-full bench-gpu docs lint format lock schema reference clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +62,12 @@ test-slurm: $(STAMP)
 docs: $(STAMP)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@echo "Open site/index.html"
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks
+
+bench-full bench-gpu: bench-%: $(STAMP)
+	@$(BIN)/python -m benchmarks --form $*
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

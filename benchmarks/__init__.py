@@ -1,0 +1,1 @@
+"""This project against reference loops, as ratios from one run: ``python -m benchmarks``."""

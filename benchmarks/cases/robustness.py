@@ -1,0 +1,66 @@
+"""DeepFool in batches against one image at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from neural_collapse.collapse import robustness as ours
+from neural_collapse.images import Normalisation
+
+from .. import data
+from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
+from ..networks import trainer
+from ..references import deepfool as per_sample
+
+CPU_GOAL, GPU_GOAL = Goal(8), Goal(100)
+SAME = Goal(0.01, at_most=True)
+NETWORK = "ResNet18 width 8"
+
+
+@case("deepfool", forms=("short", "full", "gpu"))
+def deepfool(settings: Settings, results: Results) -> None:
+    count = 20 if settings.form == "short" else 100
+    raw = data.subset(data.mnist(settings.mirror), 5120, 500)
+    trained = trainer(NETWORK, raw, "float32", settings.device)
+    with torch_threads(1):
+        for epoch in (1, 2, 3):
+            trained.train_epoch(epoch)
+        network = trained.network
+        error = trained.evaluate(3).test_error
+        images = data.prepared(raw)
+        chosen = images.test_images[:count]
+        bytes_ = torch.from_numpy(chosen).to(settings.device)
+        inputs = Normalisation(images.mean, images.std, settings.device)(bytes_)
+        found: dict[str, np.ndarray] = {}
+
+        def theirs() -> None:
+            found["theirs"] = per_sample.robustness(network.eval(), inputs).cpu().numpy()
+
+        def batched() -> None:
+            found["ours"] = ours(
+                network, chosen, images.mean, images.std, batch_size=count, device=settings.device
+            )
+
+        times = interleave(
+            {"theirs": Variant(theirs, count), "ours": Variant(batched, count)},
+            min(settings.rounds, 2),
+            synchronise=settings.synchronise,
+        )
+    results.compare(
+        f"{NETWORK}, {count} images",
+        times["ours"],
+        "one image at a time, a backward pass a candidate",
+        times["theirs"],
+        unit="images",
+        goal=GPU_GOAL if settings.device == "cuda" else CPU_GOAL,
+        note=f"trained to a test error of {100 * error:.1f} %",
+    )
+    means = {name: float(np.nanmean(ratios)) for name, ratios in found.items()}
+    results.value(
+        "mean robustness: relative difference",
+        abs(means["ours"] / means["theirs"] - 1),
+        unit="",
+        goal=SAME,
+        note=f"ours {means['ours']:.4f}, theirs {means['theirs']:.4f}",
+    )

@@ -1,0 +1,251 @@
+"""Statistics on given features: speed, accuracy, growth with N, memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neural_collapse.collapse import compute_moments, compute_statistics, statistics_of
+from neural_collapse.collapse.features import extract_rows
+
+from .. import data
+from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
+from ..networks import fresh_network
+from ..references import oracle
+from ..references.statistics import batches_of, notebook_statistics, per_class_nc1
+from ..worker import environment
+
+SPEED = Goal(94)
+ACCURACY = Goal(1e-6, at_most=True)
+EXPONENT = Goal(1.1, at_most=True)
+EXTRA_BYTES = Goal(64, at_most=True)
+FORWARD_SHARE = Goal(0.05, at_most=True)
+
+
+def features_near_collapse(
+    examples: int,
+    dim: int,
+    classes: int,
+    nc1: float,
+    condition: float = 1.0,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Features of about this NC1 whose Sigma_B has about this condition number, and labels."""
+    rng = np.random.default_rng(seed)
+    axes = np.linalg.qr(rng.standard_normal((dim, classes - 1)))[0]
+    # The simplex's C - 1 directions, of singular values from 1 down to condition^-1/2.
+    simplex = np.linalg.qr(np.eye(classes)[:, :-1] - 1 / classes)[0]
+    singular = np.geomspace(1, condition**-0.5, classes - 1)
+    means = (simplex * singular) @ axes.T
+    labels = np.arange(examples) % classes
+    # Sigma_B has the eigenvalues singular^2 / C, so that noise of equal size in all directions
+    # gives NC1 = within^2 sum(singular^-2).
+    within = np.sqrt(nc1 / (singular**-2).sum())
+    features = rng.standard_normal((examples, dim), dtype=np.float32)
+    features *= within
+    features += (means + 1.0)[labels]  # as after a ReLU, the mean of all is not near zero
+    return features, labels
+
+
+def last_layer(dim: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(classes, dim, generator=generator),
+        torch.randn(classes, generator=generator),
+    )
+
+
+@case("statistics, speed")
+def speed(settings: Settings, results: Results) -> None:
+    shapes = [(10_000, 512, 10), (60_000, 512, 10)]
+    if settings.full:
+        shapes.append((20_000, 2048, 100))
+    for examples, dim, classes in shapes:
+        features, labels = features_near_collapse(examples, dim, classes, 1e-3)
+        weight, bias = last_layer(dim, classes)
+        # The loops take time in proportion to the examples; some are enough to know how much.
+        few = 10_000 if settings.full and dim == 512 else 2000
+        batches = batches_of(
+            torch.from_numpy(features[:few]), torch.from_numpy(labels[:few]), weight, bias
+        )
+        with torch_threads(1):
+            times = interleave(
+                {
+                    "loops": Variant(lambda b=batches, w=weight: notebook_statistics(b, w), few),
+                    "classes": Variant(
+                        lambda h=features, y=labels, c=classes: per_class_nc1(h, y, c), examples
+                    ),
+                    "ours": Variant(
+                        lambda h=features, y=labels, w=weight, b=bias: statistics_of(h, y, w, b),
+                        examples,
+                    ),
+                },
+                settings.rounds,
+            )
+        name = f"N={examples}, d={dim}, C={classes}"
+        results.compare(
+            f"{name}, all statistics",
+            times["ours"],
+            "notebook's loops",
+            times["loops"],
+            unit="examples",
+            goal=SPEED,
+            note=f"loops on {few} examples" if few < examples else "",
+        )
+        results.compare(
+            f"{name}, all statistics",
+            times["ours"],
+            "NC1 alone by class, d x d, float64 pinv",
+            times["classes"],
+            unit="examples",
+        )
+
+
+@case("statistics, accuracy")
+def accuracy(settings: Settings, results: Results) -> None:
+    examples, dim, classes = 2000, 128, 10
+    weight, bias = last_layer(dim, classes)
+    for condition in (1.0, 1e4):
+        for planted in (1e-2, 1e-4, 1e-6, 1e-8, 1e-10):
+            features, labels = features_near_collapse(examples, dim, classes, planted, condition)
+            with torch_threads(1):
+                true = oracle.nc1(features, labels, classes)
+                found = {
+                    "ours": statistics_of(features, labels, weight, bias)[
+                        "nc1_within_class_variability"
+                    ],
+                    "float64 pinv": per_class_nc1(features, labels, classes),
+                    "float32 pinv": per_class_nc1(features, labels, classes, np.float32),
+                    "notebook": notebook_statistics(
+                        batches_of(
+                            torch.from_numpy(features), torch.from_numpy(labels), weight, bias
+                        ),
+                        weight,
+                    )[0]["nc1_within_class_variability"],
+                }
+            errors = {name: abs(value / true - 1) for name, value in found.items()}
+            others = ", ".join(f"{k} {v:.1e}" for k, v in errors.items() if k != "ours")
+            results.value(
+                f"NC1 = {true:.1e}, condition {condition:g}: relative error",
+                errors["ours"],
+                unit="",
+                goal=ACCURACY if planted >= 1e-8 else None,
+                note=others,
+            )
+
+
+@case("statistics, growth")
+def growth(settings: Settings, results: Results) -> None:
+    dim, classes = 512, 10
+    sizes = (5_000, 10_000, 20_000, 40_000, 80_000)
+    features, labels = features_near_collapse(sizes[-1], dim, classes, 1e-3)
+    weight, bias = last_layer(dim, classes)
+    with torch_threads(1):
+        times = interleave(
+            {
+                str(n): Variant(lambda n=n: statistics_of(features[:n], labels[:n], weight, bias))
+                for n in sizes
+            },
+            settings.rounds,
+        )
+    best = [times[str(n)].best for n in sizes]
+    exponent = np.polyfit(np.log(sizes), np.log(best), 1)[0]
+    results.value(
+        f"exponent of the time in N, {sizes[0]} to {sizes[-1]}",
+        float(exponent),
+        unit="",
+        goal=EXPONENT,
+        note=f"d={dim}, C={classes}; " + ", ".join(f"{1000 * s:.0f} ms" for s in best),
+    )
+    small, large = 20_000, 80_000
+    used = {n: peak_beyond_features(n, dim, classes) for n in (small, large)}
+    results.value(
+        "memory beyond the features, more for each more example",
+        max(0.0, (used[large] - used[small]) / (large - small)),
+        unit="bytes",
+        goal=EXTRA_BYTES,
+        note=f"labels and decisions are O(N); {used[small] / 2**20:.0f} MiB at N={small}, "
+        f"{used[large] / 2**20:.0f} MiB at N={large}",
+    )
+
+
+def peak_beyond_features(examples: int, dim: int, classes: int) -> int:
+    """Bytes by which a process's largest resident size grows while it computes statistics."""
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, str(examples), str(dim), str(classes)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=environment(),
+    )
+    return json.loads(done.stdout)
+
+
+def _measure_peak(examples: int, dim: int, classes: int) -> int:
+    torch.set_num_threads(1)
+    weight, bias = last_layer(dim, classes)
+    labels = np.arange(examples) % classes
+    features = np.empty((examples, dim), np.float32)
+    np.random.default_rng(0).standard_normal(out=features, dtype=np.float32)
+    # What the first use loads is not counted.
+    statistics_of(features[:200], labels[:200], weight, bias)
+    before = _largest_resident_bytes()
+    statistics_of(features, labels, weight, bias)
+    return _largest_resident_bytes() - before
+
+
+def _largest_resident_bytes() -> int:
+    # Not resource.getrusage: its ru_maxrss begins with the size of the process that started this.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.split("VmHWM:", 1)[1].split()[0])
+
+
+@case("statistics, share of the forward pass")
+def share(settings: Settings, results: Results) -> None:
+    count = 2000 if settings.full else 256
+    images = data.prepared(data.subset(data.mnist(settings.mirror), count))
+    network = fresh_network("ResNet18")
+
+    def forward() -> None:
+        extract_rows(
+            network,
+            images.train_images,
+            np.arange(count),
+            images.mean,
+            images.std,
+            batch_size=128,
+            device="cpu",
+        )
+
+    examples = 10_000
+    features, labels = features_near_collapse(examples, 512, 10, 1e-3)
+    layer = network.classifier
+    with torch_threads(1):
+        times = interleave(
+            {
+                "forward": Variant(forward, count),
+                "statistics": Variant(
+                    lambda: compute_statistics(
+                        compute_moments(features, labels, 10, layer.weight, layer.bias)
+                    ),
+                    examples,
+                ),
+            },
+            settings.rounds,
+        )
+    results.value(
+        "ResNet18: moments and statistics / forward pass, an example",
+        times["statistics"].best / times["forward"].best,
+        unit="",
+        goal=FORWARD_SHARE,
+    )
+
+
+if __name__ == "__main__":
+    print(_measure_peak(*map(int, sys.argv[1:])))

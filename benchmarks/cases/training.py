@@ -1,0 +1,151 @@
+"""Training on the CPU against the notebook's loop, and what an epoch costs besides."""
+
+from __future__ import annotations
+
+import tempfile
+
+from neural_collapse.training.state import BackgroundWriter, StateFolder
+
+from .. import data
+from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
+from ..networks import BATCH, NETWORKS, cores, notebook_epochs, our_epochs, trainer
+from ..worker import Worker
+
+FLOAT32_NARROW, FLOAT32_FULL, BFLOAT16 = Goal(1.4), Goal(1.25), Goal(2.5)
+SNAPSHOT_SHARE = Goal(0.01, at_most=True)
+
+NARROW = [name for name in NETWORKS if "width" in name]
+FULL = [name for name in NETWORKS if "width" not in name]
+SHORT = ["ResNet18 width 8", "VGG11 width 16", *FULL]
+
+
+def steps(network: str, settings: Settings) -> int:
+    """Of a timed epoch."""
+    if network in FULL:
+        return 4 if settings.full else 1
+    return 20 if settings.full else 8
+
+
+def goal_of(network: str, precision: str) -> Goal:
+    if precision == "bfloat16":
+        return BFLOAT16
+    return FLOAT32_NARROW if network in NARROW else FLOAT32_FULL
+
+
+@case("training")
+def training(settings: Settings, results: Results) -> None:
+    """One process and one thread each: the notebook's loop and this project's."""
+    raw = data.mnist(settings.mirror)
+    for network in [*NARROW, *FULL] if settings.full else SHORT:
+        count = BATCH * steps(network, settings)
+        images = data.subset(raw, count)
+        with torch_threads(1):
+            variants = {
+                "notebook": Variant(notebook_epochs(network, images), count),
+                **{
+                    precision: Variant(our_epochs(trainer(network, images, precision)), count)
+                    for precision in ("float32", "bfloat16")
+                },
+            }
+            times = interleave(variants, settings.rounds)
+        for precision in ("float32", "bfloat16"):
+            results.compare(
+                f"{network}, {precision}",
+                times[precision],
+                "notebook",
+                times["notebook"],
+                unit="images",
+                goal=goal_of(network, precision),
+                note="1 thread each",
+            )
+
+
+@case("training, loader of 8 workers", forms=("full",))
+def loader_workers(settings: Settings, results: Results) -> None:
+    raw = data.mnist(settings.mirror)
+    for network in ("ResNet18 width 8", "VGG11 width 16"):
+        count = BATCH * 20
+        images = data.subset(raw, count)
+        with torch_threads(1):
+            times = interleave(
+                {
+                    "notebook": Variant(notebook_epochs(network, images, workers=8), count),
+                    "float32": Variant(our_epochs(trainer(network, images, "float32")), count),
+                },
+                settings.rounds,
+            )
+        results.compare(
+            f"{network}, float32",
+            times["float32"],
+            "notebook, loader of 8 workers",
+            times["notebook"],
+            unit="images",
+            note="1 training thread each; the workers use other cores",
+        )
+
+
+@case("training, whole machine")
+def whole_machine(settings: Settings, results: Results) -> None:
+    """The notebook's loop with torch's own threads against one job of ours a core, side by side."""
+    jobs = cores()
+    chosen = [*NARROW, *FULL] if settings.full else ["ResNet18 width 8"]
+    for network in chosen:
+        count = BATCH * steps(network, settings)
+        with Worker.group(
+            settings, {"notebook": 1, "float32": jobs, "bfloat16": jobs}, network, count
+        ) as groups:
+            times = Worker.interleave(groups, settings.rounds, 6.0 if network in FULL else 3.0)
+        for precision in ("float32", "bfloat16"):
+            results.compare(
+                f"{network}, {precision}, {jobs} jobs of 1 thread",
+                times[precision],
+                f"notebook, {jobs} threads",
+                times["notebook"],
+                unit="images",
+                goal=goal_of(network, precision),
+            )
+
+
+@case("an epoch's other parts")
+def other_parts(settings: Settings, results: Results) -> None:
+    """What the evaluation and the state written after every epoch add to an epoch of MNIST."""
+    raw = data.mnist(settings.mirror)
+    train, test = 50_000, 10_000  # MNIST as the paper balances it
+    for network in ["ResNet18 width 8", *(FULL if settings.full else [])]:
+        count = BATCH * steps(network, settings)
+        images = data.subset(raw, count, BATCH)
+        trained = trainer(network, images, "float32")
+        with (
+            torch_threads(1),
+            tempfile.TemporaryDirectory() as root,
+            BackgroundWriter() as writer,
+        ):
+            with StateFolder(root, "benchmark") as folder:
+
+                def snapshot(folder=folder, trained=trained, writer=writer) -> None:
+                    tensors = writer.snapshot(trained.state())
+                    writer.submit(folder.write, 1, tensors, [])
+                    writer.finish()  # in training nothing waits for this until the epoch after
+
+                times = interleave(
+                    {
+                        "training": Variant(our_epochs(trained), count),
+                        "evaluation": Variant(lambda t=trained: t.evaluate(1), count + BATCH),
+                        "snapshot": Variant(snapshot),
+                    },
+                    settings.rounds,
+                )
+        epoch = times["training"].best * (train // BATCH * BATCH)
+        results.value(
+            f"{network}, evaluation of both sets / training of an epoch",
+            times["evaluation"].best * (train + test) / epoch,
+            unit="",
+            note="per image, times MNIST's counts",
+        )
+        results.value(
+            f"{network}, snapshot / training of an epoch",
+            times["snapshot"].best / epoch,
+            unit="",
+            goal=SNAPSHOT_SHARE,
+            note="copied, written and flushed, as if nothing ran beside it",
+        )

@@ -1,0 +1,95 @@
+"""The networks that cases share, and what trains them: the project's trainer and the notebook's."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from neural_collapse.architectures.build import build_network
+from neural_collapse.architectures.registry import resolve_network
+from neural_collapse.config import Recipe, TrainingRecipe
+from neural_collapse.training.trainer import Trainer
+
+from . import data
+from .references import training as notebook
+
+LEARNING_RATE = 0.01
+BATCH = 128
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ResNet18 width 8": {"name": "resnet18", "width": 8},
+    "ResNet18 width 16": {"name": "resnet18", "width": 16},
+    "VGG11 width 8": {"name": "vgg11", "width": 8, "hidden_width": 64},
+    "VGG11 width 16": {"name": "vgg11", "width": 16, "hidden_width": 128},
+    "ResNet18": {"name": "resnet18"},
+    "VGG11": {"name": "vgg11"},
+}
+
+
+def recipe(network: str, precision: str = "float32") -> Recipe:
+    spec = NETWORKS[network]
+    return Recipe(
+        dataset="mnist",
+        architecture=spec["name"].rstrip("0123456789"),
+        network=resolve_network(spec),
+        training=TrainingRecipe(precision=precision, batch_size=BATCH),
+    )
+
+
+def fresh_network(network: str) -> nn.Module:
+    """Of the same initial weights as `trainer`'s; contiguous."""
+    return build_network(
+        recipe(network).network, channels=1, num_classes=10, image_size_px=32, seed=0
+    )
+
+
+def trainer(
+    network: str, images: data.RawImages, precision: str, device: torch.device | str = "cpu"
+) -> Trainer:
+    return Trainer(
+        recipe(network, precision), data.prepared(images), LEARNING_RATE, 0, torch.device(device)
+    )
+
+
+def our_epochs(trained: Trainer) -> Callable[[], None]:
+    """One epoch of the project's training a call."""
+    epochs = itertools.count(1)
+    return lambda: trained.train_epoch(min(next(epochs), trained.training.epochs))
+
+
+def notebook_dataset(images: data.RawImages, split: str = "train") -> notebook.PILImages:
+    return notebook.PILImages(
+        getattr(images, f"{split}_images"),
+        getattr(images, f"{split}_labels"),
+        data.PADDING,
+        data.MEAN,
+        data.STD,
+    )
+
+
+def notebook_epochs(
+    network: str,
+    images: data.RawImages,
+    device: torch.device | str = "cpu",
+    *,
+    workers: int = 0,
+) -> Callable[[], Any]:
+    """One epoch of the notebook's training a call."""
+    net = fresh_network(network).to(device)
+    sgd = notebook.optimiser(net, LEARNING_RATE)
+    batches = notebook.loader(
+        notebook_dataset(images),
+        BATCH,
+        workers=workers,
+        pin_memory=workers > 0 and torch.device(device).type == "cuda",
+    )
+    return lambda: notebook.train_epoch(net, sgd, batches)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))

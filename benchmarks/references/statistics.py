@@ -1,0 +1,122 @@
+"""The statistics of one checkpoint with per-class and per-sample loops, as in the notebook.
+
+Two passes over batches of (features, logits, labels): class means, then within-class covariance as
+a sum of one d x d outer product a sample, in float32; the pseudo-inverse of Sigma_B from scipy's
+svds; nearest class centres by one set of norms a sample.
+
+Results have this project's names and conventions (NC1 with its 1/C, standard deviations of ddof 0),
+so that they can be compared number by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+
+
+def batches_of(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, batch_size: int = 128
+) -> Batches:
+    """Features in memory as batches."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for start in range(0, len(features), batch_size):
+            part = slice(start, start + batch_size)
+            yield features[part], features[part] @ weight.T + bias, labels[part]
+
+    return batches
+
+
+def notebook_statistics(batches: Batches, weight: Tensor) -> tuple[dict[str, float], list[Tensor]]:
+    """Statistics of the train set, and its class means."""
+    classes, dim = weight.shape
+    device = weight.device
+    counts = [0] * classes
+    means = [torch.zeros(dim, device=device) for _ in range(classes)]
+    for features, _, labels in batches():
+        for c in range(classes):
+            of_class = features[labels == c]
+            if len(of_class):
+                means[c] += of_class.sum(0)
+                counts[c] += len(of_class)
+    means = [mean / count for mean, count in zip(means, counts, strict=True)]
+
+    within = torch.zeros(dim, dim, device=device)
+    network_correct = matches = 0
+    for features, logits, labels in batches():
+        for c in range(classes):
+            rows = labels == c
+            of_class = features[rows]
+            if not len(of_class):
+                continue
+            deviations = of_class - means[c]
+            within += torch.matmul(deviations.unsqueeze(2), deviations.unsqueeze(1)).sum(0)
+            decided = logits[rows].argmax(1)
+            network_correct += (decided == c).sum().item()
+            matches += (nearest_centres(of_class, means) == decided).sum().item()
+    examples = sum(counts)
+    within /= examples
+
+    M = torch.stack(means, 1)
+    M_centred = M - M.mean(1, keepdim=True)
+    between = M_centred @ M_centred.T / classes
+    vectors, values, _ = svds(between.cpu().numpy(), k=classes - 1)
+    inverse = vectors @ np.diag(values**-1) @ vectors.T
+    nc1 = float(np.trace(within.cpu().numpy() @ inverse)) / classes
+
+    M_norms, W_norms = M_centred.norm(dim=0), weight.norm(dim=1)
+    found = {
+        "nc1_within_class_variability": nc1,
+        "nc2_equinorm_means": (M_norms.std(correction=0) / M_norms.mean()).item(),
+        "nc2_equinorm_classifier": (W_norms.std(correction=0) / W_norms.mean()).item(),
+        "nc3_self_duality": (weight / weight.norm() - M_centred.T / M_centred.norm())
+        .square()
+        .sum()
+        .item(),
+        "nc4_ncc_mismatch": 1 - matches / examples,
+        "network_accuracy": network_correct / examples,
+    }
+    for name, columns in [("means", M_centred / M_norms), ("classifier", weight.T / W_norms)]:
+        cosines = columns.T @ columns
+        pairs = cosines[~torch.eye(classes, dtype=torch.bool, device=device)]
+        found[f"nc2_equiangularity_{name}"] = pairs.std(correction=0).item()
+        found[f"nc2_maximal_angle_{name}"] = (pairs + 1 / (classes - 1)).abs().mean().item()
+    return found, means
+
+
+def nearest_centres(features: Tensor, means: list[Tensor]) -> Tensor:
+    """One norm to every centre for each sample in turn."""
+    centres = torch.stack(means)
+    return torch.stack([torch.norm(h - centres, dim=1).argmin() for h in features])
+
+
+def notebook_mismatch(batches: Batches, means: list[Tensor]) -> float:
+    """NC4 on another set: the share of decisions that differ from the nearest train mean's."""
+    different = examples = 0
+    for features, logits, labels in batches():
+        different += (nearest_centres(features, means) != logits.argmax(1)).sum().item()
+        examples += len(labels)
+    return different / examples
+
+
+def per_class_nc1(
+    features: np.ndarray, labels: np.ndarray, classes: int, dtype: type = np.float64
+) -> float:
+    """NC1 with one loop over the classes of arrays in memory, Sigma_W and Sigma_B as d x d
+    matrices, and numpy's pinv as it comes."""
+    h = features.astype(dtype)
+    means = np.stack([h[labels == c].mean(0) for c in range(classes)])
+    within = np.zeros((h.shape[1],) * 2, dtype)
+    for c in range(classes):
+        deviations = h[labels == c] - means[c]
+        within += deviations.T @ deviations
+    within /= len(h)
+    centred = means - means.mean(0)
+    between = centred.T @ centred / classes
+    return float(np.trace(within @ np.linalg.pinv(between))) / classes
