@@ -119,22 +119,22 @@ def other_parts(settings: Settings, results: Results) -> None:
             torch_threads(1),
             tempfile.TemporaryDirectory() as root,
             BackgroundWriter() as writer,
+            StateFolder(root, "benchmark") as folder,
         ):
-            with StateFolder(root, "benchmark") as folder:
 
-                def snapshot(folder=folder, trained=trained, writer=writer) -> None:
-                    tensors = writer.snapshot(trained.state())
-                    writer.submit(folder.write, 1, tensors, [])
-                    writer.finish()  # in training nothing waits for this until the epoch after
+            def snapshot(folder=folder, trained=trained, writer=writer) -> None:
+                tensors = writer.snapshot(trained.state())
+                writer.submit(folder.write, 1, tensors, [])
+                writer.finish()  # in training nothing waits for this until the epoch after
 
-                times = interleave(
-                    {
-                        "training": Variant(our_epochs(trained), count),
-                        "evaluation": Variant(lambda t=trained: t.evaluate(1), count + BATCH),
-                        "snapshot": Variant(snapshot),
-                    },
-                    settings.rounds,
-                )
+            times = interleave(
+                {
+                    "training": Variant(our_epochs(trained), count),
+                    "evaluation": Variant(lambda t=trained: t.evaluate(1), count + BATCH),
+                    "snapshot": Variant(snapshot),
+                },
+                settings.rounds,
+            )
         epoch = times["training"].best * (train // BATCH * BATCH)
         results.value(
             f"{network}, evaluation of both sets / training of an epoch",

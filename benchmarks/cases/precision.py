@@ -1,0 +1,117 @@
+"""Does the arithmetic of the training step change neural collapse? Final NC1 to NC4 over seeds."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neural_collapse.collapse import PAPER_STATISTICS, compute_statistics, extract
+from neural_collapse.config import Config, Recipe, load_config, resolve_recipe
+from neural_collapse.datasets.download import download_dataset
+from neural_collapse.datasets.prepare import prepare_dataset
+from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.training.loop import train
+
+from .. import data
+from ..harness import Goal, Results, Settings, case, torch_threads
+
+SEEDS = (0, 1, 2)
+INSIDE = Goal(2, at_most=True)
+"""A precision's mean lies within so many standard deviations of float32's seeds."""
+
+
+def finals(recipe: Recipe, images: PreparedDataset, seed: int, device: torch.device) -> dict:
+    """NC1 to NC4 and the test error after the last epoch."""
+    with tempfile.TemporaryDirectory() as states:
+        history, network = train(
+            recipe,
+            images,
+            learning_rate=recipe.sweep.learning_rate,
+            seed=seed,
+            device=device,
+            state_root=states,
+            evaluated_epochs=(0,),
+        )
+    common = {
+        "mean": images.mean,
+        "std": images.std,
+        "batch_size": recipe.training.evaluation_batch_size,
+        "device": device,
+        "num_classes": images.num_classes,
+    }
+    moments, _ = extract(network, images.train_images, images.train_labels, **common)
+    test, _ = extract(
+        network,
+        images.test_images,
+        images.test_labels,
+        reference_means=moments.class_means,
+        **common,
+    )
+    values = compute_statistics(moments)
+    mismatch = "nc4_ncc_mismatch"
+    return {name: values[name] for name in PAPER_STATISTICS if name != mismatch} | {
+        mismatch: compute_statistics(test)[mismatch],
+        "test_error": history.records[-1].test_error,
+    }
+
+
+def digits_cells(root: Path) -> list[tuple[Recipe, PreparedDataset]]:
+    """The quickstart's digits, with the rates that it pins."""
+    config: Config = load_config(Path(__file__).parents[2] / "config" / "quickstart.yaml")
+    cells = []
+    for architecture in config.architectures:
+        recipe = resolve_recipe(config, "digits", architecture)
+        sweep = recipe.sweep.model_copy(update={"learning_rate": 0.05})
+        cells.append(recipe.model_copy(update={"sweep": sweep}))
+    download_dataset("digits", root / "raw")
+    prepare_dataset("digits", root / "raw", root / "prepared", cells[0].data)
+    images = PreparedDataset.open(root / "prepared")
+    return [(recipe, images) for recipe in cells]
+
+
+def mnist_cells(settings: Settings) -> list[tuple[Recipe, PreparedDataset]]:
+    """MNIST in the paper's protocol but for its length: ResNet18, 35 epochs, the known rate."""
+    images = data.prepared(data.mnist(settings.mirror))
+    recipe = Recipe(
+        dataset="mnist",
+        architecture="resnet",
+        network={"family": "resnet", "block": "basic", "blocks": [2, 2, 2, 2]},
+        training={"epochs": 35, "threads": 4},
+        sweep={"learning_rate": 0.0679},
+        measurement={"epochs": 10},
+    )
+    return [(recipe, images)]
+
+
+@case("precision of the training step", forms=("full", "gpu"))
+def precision(settings: Settings, results: Results) -> None:
+    device = torch.device(settings.device)
+    on_gpu = settings.form == "gpu"
+    with tempfile.TemporaryDirectory() as root:
+        cells = mnist_cells(settings) if on_gpu else digits_cells(Path(root))
+    for recipe, images in cells:
+        found = {}
+        # The CPU has no TF32.
+        for name in ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16"):
+            training = recipe.training.model_copy(update={"precision": name})
+            changed = recipe.model_copy(update={"training": training})
+            with torch_threads(recipe.training.threads):
+                found[name] = [finals(changed, images, seed, device) for seed in SEEDS]
+        exact = found.pop("float32")
+        for statistic in exact[0]:
+            reference = np.array([values[statistic] for values in exact])
+            spread = reference.std(ddof=1)
+            for name, runs in found.items():
+                mean = np.mean([values[statistic] for values in runs])
+                distance = abs(mean - reference.mean())
+                results.value(
+                    f"{recipe.dataset} x {recipe.architecture}, {name}: {statistic}",
+                    distance / spread if spread else float(distance > 0) * np.inf,
+                    unit="standard deviations",
+                    goal=INSIDE,
+                    note=f"{mean:.3g}; float32 {reference.mean():.3g} ± {spread:.2g}, "
+                    f"{len(SEEDS)} seeds",
+                )
