@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 import zlib
 from itertools import pairwise
 
@@ -195,27 +193,6 @@ def test_motion_is_for_figure_1_alone_and_without_features_it_says_so(folder, tm
     with Image.open(gif) as picture:
         assert picture.n_frames == 1
     assert "No features were kept" in html.read_text()
-
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
-def test_a_real_browser_draws_the_page_without_a_complaint(moving, tmp_path):
-    command = [BROWSER, "--headless", "--no-sandbox", "--use-angle=swiftshader"]
-    command += ["--enable-unsafe-swiftshader", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path}/p", "--virtual-time-budget=8000"]
-    command += ["--window-size=700,800", f"--screenshot={tmp_path}/page.png"]
-    done = subprocess.run(
-        [*command, moving[1].as_uri()], capture_output=True, text=True, timeout=180
-    )
-    spoken = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # A hint on speed from Chromium on plotly's own script is no fault of the page.
-    assert [line for line in spoken if "Canvas2D: Multiple readback" not in line] == []
-    page = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
-    blue = (page[..., 2] - page[..., 0] > 60).sum()
-    red = (page[..., 0] - page[..., 2] > 60).sum()
-    assert blue > 500 and red > 20, "points and sticks are there"
 
 
 # --------------------------------------------------------------------------- sweep
