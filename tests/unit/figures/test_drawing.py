@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import zlib
 from itertools import pairwise
 
@@ -78,6 +80,13 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
         draw("figure_2", folder, tmp_path / "x", ["gif"])
     with pytest.raises(UserError, match=r"runs\.parquet: this runs table does not exist"):
         draw("figure_2", tmp_path, tmp_path / "x")
+
+
+def test_a_figures_job_starts_without_what_it_does_not_draw_with():
+    code = "import sys, neural_collapse.figures.registry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "scipy", "sklearn", "plotly", "matplotlib.pyplot"}
+    assert not set(done.stdout.split()) & heavy
 
 
 def test_the_users_matplotlib_settings_change_nothing(folder, tmp_path):
