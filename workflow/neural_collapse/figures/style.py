@@ -12,10 +12,12 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.style
+import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from ..errors import UserError
 from ..files import atomic_path
@@ -45,7 +47,7 @@ CLASSIFIERS = {
     "markeredgewidth": 0.6,
     "zorder": 3.1,
 }
-TERMINAL_PHASE = {"color": INK, "marker": "^", "markersize": 4, "linestyle": "none"}
+TERMINAL_PHASE = {"color": INK, "marker": "^", "markersize": 4.4, "linestyle": "none"}
 # Beside one's own runs: thinner, paler and dashed, so that they differ without colours too.
 REFERENCE = {"linestyle": (0, (2.5, 1.2)), "linewidth": 0.6, "markersize": 1.3, "alpha": 0.6}
 REFERENCE_TERMINAL_PHASE = {**TERMINAL_PHASE, "markerfacecolor": "white", "markeredgewidth": 0.5}
@@ -72,6 +74,10 @@ _RC = {
     "ytick.major.size": 2,
     "xtick.major.width": 0.5,
     "ytick.major.width": 0.5,
+    "xtick.minor.size": 1.1,
+    "ytick.minor.size": 1.1,
+    "xtick.minor.width": 0.35,
+    "ytick.minor.width": 0.35,
     "xtick.major.pad": 2.5,
     "ytick.major.pad": 1.5,
     "lines.markeredgewidth": 0.5,
@@ -180,6 +186,19 @@ def short_number(value: float, digits: int = 2) -> str:
 def power_of_ten(value: float) -> str:
     """10⁻³ for 0.001; for values that are powers of ten."""
     return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPT)
+
+
+def mark_decades(axis: Axis, every: int = 1) -> None:
+    """At most 5 powers of ten as labels of a logarithmic axis; small ticks between them."""
+    low, high = sorted(axis.get_view_interval())
+    decades = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    # From the top, where the labels of panels above each other differ least.
+    step = max(every, math.ceil(len(decades) / 5))
+    axis.set_major_locator(FixedLocator(10.0 ** decades[::-1][::step]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+    between = np.arange(2, 10) if step == 1 else [1.0]
+    axis.set_minor_locator(LogLocator(subs=between, numticks=100))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def tick_formatter(digits: int = 3) -> FuncFormatter:
