@@ -6,6 +6,7 @@ Nothing is locked or changed, so it may be asked while jobs run, here or on a cl
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Literal
+from typing import Any, Literal
 
 from .config import Config, Recipe, read_recipe, resolve_recipe
 from .errors import UserError
@@ -209,6 +210,25 @@ def _resumes_after(job: Job) -> int | None:
         return None
     states = [path.name for path in job.state.glob("*/state-*.safetensors")]
     return max((int(name.split("-")[1]) for name in states), default=None)
+
+
+def facts_so_far(job: Job) -> Any | None:
+    """What the job's newest resume state says besides its tensors; None where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    def age(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except OSError:
+            return 0.0  # a newer one has replaced it meanwhile
+
+    for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
+        try:
+            with safe_open(path, "numpy") as file:
+                return json.loads(file.metadata()["facts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+    return None
 
 
 def _pace(progress: re.Match | None) -> tuple[float | None, float | None]:
