@@ -196,8 +196,12 @@ def mark_decades(axis: Axis, every: int = 1) -> None:
     step = max(every, math.ceil(len(decades) / 5))
     axis.set_major_locator(FixedLocator(10.0 ** decades[::-1][::step]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
-    between = np.arange(2, 10) if step == 1 else [1.0]
-    axis.set_minor_locator(LogLocator(subs=between, numticks=100))
+    mark_between(axis, range(2, 10) if step == 1 else [1])
+
+
+def mark_between(axis: Axis, multiples: Sequence[float] = range(2, 10)) -> None:
+    """Small ticks without labels at these multiples of every power of ten."""
+    axis.set_minor_locator(LogLocator(subs=multiples, numticks=100))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator
 
 from ..tables import OWN
 from . import style
@@ -111,8 +111,8 @@ def _rate_axis(ax: Axes, limits: tuple[float, float], narrow: bool) -> None:
     if np.floor(high) - np.ceil(low) >= 1:
         style.mark_decades(ax.xaxis, 2 if narrow else 1)
         return
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high - low > 1.2 else (1, 2, 5)))
+    style.mark_between(ax.xaxis)
     ax.xaxis.set_major_formatter(style.tick_formatter())
 
 
@@ -152,7 +152,7 @@ def _draw_panel(ax: Axes, candidates: pd.DataFrame, origins: Sequence[str]) -> N
         style.mark_decades(ax.yaxis)
     else:
         ax.set_yticks([tick for tick in _TICKS_PERCENT if low <= tick <= high])
-        ax.yaxis.set_minor_locator(NullLocator())
+        style.mark_between(ax.yaxis)
     ax.yaxis.set_major_formatter(style.tick_formatter())
 
 
