@@ -101,7 +101,7 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """ "seaborn-v0_8-ticks" with this project's changes, whatever the user's matplotlibrc says."""
+    """The style of this project's figures, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.style.use(["seaborn-v0_8-ticks", "seaborn-v0_8-paper", _RC])
