@@ -1,10 +1,10 @@
-"""The report: one page, everything in it, nothing from outside, nothing unescaped."""
+"""The report: one page, everything in it, nothing from outside, nothing unescaped.
+
+How a browser shows it: test_report_browser.py.
+"""
 
 import base64
-import json
 import re
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -214,56 +214,3 @@ def test_a_missing_or_broken_picture_is_named(tmp_path):
     with pytest.raises(UserError, match=r"figure_2\.png: is not a PNG"):
         build_report(tmp_path, [figure], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
-
-
-BROWSER = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
-def test_a_real_browser_sorts_shows_every_picture_and_fits_a_phone(built, tmp_path):
-    root, _, html = built
-    # A copy whose own policy also lets the probe in; everything else stays as it is.
-    probe = """
-    const tables = [...document.querySelectorAll('table.sortable')];
-    const column = 7, button = document.querySelectorAll('#claims-table th button')[column];
-    const values = () => [...document.querySelectorAll('#claims-table tbody tr')]
-      .map((row) => row.cells[column].dataset.sort).filter((v) => v !== undefined).map(Number);
-    const sorted = (v, s) => v.every((x, i) => !i || s * (x - v[i - 1]) >= 0);
-    addEventListener('load', () => {
-      button.click(); const up = sorted(values(), 1) && values().length > 3;
-      button.click(); const down = sorted(values(), -1);
-      document.title = 'RESULT' + JSON.stringify({
-        up, down, wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-        blank: [...document.images].filter((image) => !image.naturalWidth).length,
-        count: document.images.length});
-    });
-    """
-    page = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", html.replace("&#39;", "'"))
-    page = page.replace("</body>", f"<script>{probe}</script></body>")
-    (tmp_path / "probe.html").write_text(page)
-
-    def browse(path, *options):
-        command = [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path}/p",
-        ]
-        command += [
-            "--enable-logging=stderr",
-            "--virtual-time-budget=8000",
-            "--window-size=500,900",
-        ]
-        return subprocess.run(
-            [*command, *options, f"file://{path}"], capture_output=True, text=True, timeout=120
-        )
-
-    done = browse(tmp_path / "probe.html", "--dump-dom")
-    (found,) = re.findall(r"<title>RESULT(.*?)</title>", done.stdout)
-    result = json.loads(found)
-    assert result == {"up": True, "down": True, "wide": 0, "blank": 0, "count": len(FIGURES)}
-    # The page as it is: its own hashes let its style and script in, so nothing is complained of.
-    assert "CONSOLE" not in browse(root / "report.html", "--dump-dom").stderr

@@ -131,6 +131,18 @@ def test_time_left_comes_from_jobs_of_the_same_kind(jobs):
     assert seconds_left([status_of(job) for job in jobs.values()])[0] == 101
 
 
+def test_the_pace_of_what_goes_on_or_was_stopped_says_how_long_others_take(jobs):
+    stopped, waiting = jobs["train_model", "seed-0"], jobs["train_model", "seed-1"]
+    log(stopped, PROGRESS)
+    lock(stopped, 2**22 + 1, socket.gethostname())
+    statuses = [status_of(job) for job in (stopped, waiting)]
+    assert [status.state for status in statuses] == ["stopped", "waiting"]
+    # 90 s for the five epochs that are left, so nine take 162 s.
+    assert seconds_left(statuses) == (90 + 162, 0)
+    log(stopped, "digits x vgg  epoch 9/9  loss 0.1  0:00 left\n")
+    assert seconds_left([status_of(job) for job in (stopped, waiting)]) == (0, 1)
+
+
 def test_the_whole_is_counted_with_a_config_and_without(config, folder, jobs, tmp_path, capsys):
     done(jobs["train_model", "seed-0"], 100)
     log(jobs["train_model", "seed-1"], "error: it went wrong\n")

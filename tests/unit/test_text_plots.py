@@ -5,10 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from neural_collapse.cli import main
+from neural_collapse.config import check_config, resolve_recipe, write_recipe
+from neural_collapse.status import experiment_jobs, jobs_of
 from neural_collapse.tables import write_table
 from neural_collapse.text_plots import text_plot
+from neural_collapse.training.loop import EpochRecord
+from neural_collapse.training.state import StateFolder
 
 sys.path.insert(0, str(Path(__file__).parent / "figures"))
 from sample_tables import make_tables
@@ -87,4 +92,79 @@ def test_several_runs_or_none_are_one_sentence(folder, tmp_path, capsys):
     assert "choose one training" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["show", str(tmp_path / "empty")]) == 2
-    assert "holds no finished training" in capsys.readouterr().err
+    assert "holds no training that is finished" in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """An experiment whose training and sweep have ended a few epochs; nothing is finished."""
+    overrides = [{"architectures": ["vgg"], "recipe": {"sweep": {"learning_rate": 0.1}}}]
+    recipe = {"network": {"name": "resnet18"}, "training": {"epochs": 9}, "sweep": {"count": 2}}
+    config = check_config(
+        {"experiment": "e", "datasets": ["digits"], "architectures": ["vgg", "resnet"]}
+        | {"seeds": [3], "recipe": recipe | {"measurement": {"epochs": 3}}, "overrides": overrides}
+        | {"results_folder": str(tmp_path)}
+    )
+    folder = tmp_path / "e"
+    for cell in config.cells():
+        recipe = resolve_recipe(config, *cell)
+        write_recipe(recipe, folder / cell[0] / cell[1] / "recipe.json")
+        for job in jobs_of(folder, recipe, config.seeds):
+            if job.rule == "train_model":
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                job.log.touch()
+    return folder, {(j.architecture, j.rule, j.name): j for j in experiment_jobs(folder, None)}
+
+
+def end_epochs(job, last, key="0123456789abcdef"):
+    """Resume states as a training leaves them after each epoch up to `last`."""
+    curve = [EpochRecord(e, 2.0 / (1 + e), 0.5 * (e < 3), 2.5 / (1 + e), 0.25) for e in range(99)]
+    with StateFolder(job.state, key) as states:
+        for epoch in range(last + 1):
+            records = [vars(record) for record in curve[: epoch + 1]]
+            states.write(epoch, {"weight": torch.zeros(2)}, [records, False])
+
+
+def test_a_training_that_goes_on_shows_its_curve_so_far(begun, capsys):
+    folder, jobs = begun
+    assert main(["show", str(folder)]) == 2
+    assert "holds no training that is finished or has ended an epoch" in capsys.readouterr().err
+    job = jobs["vgg", "train_model", "seed-3"]
+    end_epochs(job, 5)
+    before = sorted(folder.rglob("*"))
+    for path in (folder, job.output.parent):
+        assert main(["show", str(path), "--width", "60"]) == 0
+        text = capsys.readouterr().out
+        head = "digits x vgg, seed 3 (not finished: epoch 5 of 9); the dots mark the start"
+        assert text.startswith(head) and "terminal phase, epoch 3\n" in text
+        assert "\nloss (log)   o train  x test" in text and "\nerror   o" in text
+        assert "NC1" not in text and text.count("epoch 5\n") == 2
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_newest_whole_state_is_shown_also_of_the_sweep(begun, capsys):
+    _, jobs = begun
+    job = next(j for (a, rule, _), j in jobs.items() if (a, rule) == ("resnet", "train_candidate"))
+    end_epochs(job, 2, "an older recipe")
+    end_epochs(job, 4)
+    newest = max(job.state.glob("*/state-000004-*"))
+    payload = newest.read_bytes()
+    assert main(["show", str(job.output)]) == 0
+    assert "(not finished: epoch 4 of 9)" in capsys.readouterr().out
+    newest.write_bytes(payload[:20])
+    assert main(["show", str(job.output)]) == 0
+    assert "(not finished: epoch 3 of 9)" in capsys.readouterr().out
+
+
+def test_what_is_trained_anew_replaces_its_last_results(begun, capsys):
+    folder, jobs = begun
+    tables = make_tables(("digits",), ("vgg", "resnet"), seeds=(3,), last=30)
+    for name, table in tables.items():
+        write_table(table, folder / "tables" / f"{name}.parquet", name)
+    end_epochs(jobs["vgg", "train_model", "seed-3"], 1)
+    assert main(["show", str(folder), "--architecture", "vgg"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("digits x vgg, seed 3 (not finished: epoch 1 of 9)\n")
+    assert "epoch 30" not in text and "NC1" not in text
+    assert main(["show", str(folder), "--architecture", "resnet"]) == 0
+    assert "not finished" not in capsys.readouterr().out

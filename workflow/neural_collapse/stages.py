@@ -110,7 +110,7 @@ def train_candidate(
             evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
             processes=process_count(where, gpus, processes),
         )
-    write_table(_candidate_frame(recipe, history), output, "history")
+    write_table(candidate_frame(recipe, history), output, "history")
 
 
 def train_candidates(
@@ -151,7 +151,7 @@ def train_candidates(
         )
     for name, history in zip(rates, histories, strict=True):
         output = output_folder / f"learning-rate-{name}.parquet"
-        write_table(_candidate_frame(recipe, history), output, "history")
+        write_table(candidate_frame(recipe, history), output, "history")
     facts = {
         "learning_rates": list(rates),
         "trained": method,
@@ -181,13 +181,15 @@ def _sweep_data(recipe: Recipe, data_folder: Path):
     return data
 
 
-def _candidate_frame(recipe: Recipe, history):
+def candidate_frame(recipe: Recipe, history):
+    """The learning curve `history` of the sweep, under the name of the split that it selects by."""
     split = recipe.sweep.selection.removesuffix("_error")
-    frame = _history_frame(recipe, recipe.sweep.seed, history)
+    frame = history_frame(recipe, recipe.sweep.seed, history)
     return frame.replace({"split": {"test": split}})
 
 
-def _history_frame(recipe: Recipe, seed: int, history):
+def history_frame(recipe: Recipe, seed: int, history):
+    """The learning curve `history` as a table."""
     import pandas as pd
 
     rows = [
@@ -339,7 +341,7 @@ def train_model(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
     }
-    write_table(_history_frame(recipe, seed, history), history_path, "history")
+    write_table(history_frame(recipe, seed, history), history_path, "history")
     write_text_atomically(run_path, json.dumps(run, indent=2) + "\n")
 
 

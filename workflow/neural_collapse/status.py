@@ -6,6 +6,7 @@ Nothing is locked or changed, so it may be asked while jobs run, here or on a cl
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Literal
+from typing import Any, Literal
 
 from .config import Config, Recipe, read_recipe, resolve_recipe
 from .errors import UserError
@@ -61,6 +62,8 @@ class JobStatus:
     note: str = ""
     """The last progress of one that runs or was stopped, or why one failed."""
     seconds_left: float | None = None
+    seconds_whole: float | None = None
+    """What the whole job takes at its pace so far."""
 
 
 def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
@@ -142,15 +145,15 @@ def status_of(job: Job, now: float | None = None) -> JobStatus:
     holder = _holder(job)
     if holder and _alive(*holder, job, now):
         where = "" if holder[1] == socket.gethostname() else f" on {holder[1]}"
-        return JobStatus(job, "running", f"{note or 'starting'}{where}", _seconds_left(note))
+        return JobStatus(job, "running", f"{note or 'starting'}{where}", *_pace(progress))
     error = _error(lines)
     if error:
         return JobStatus(job, "failed", error)
     epoch = _resumes_after(job)
     if epoch is not None:
-        return JobStatus(job, "stopped", f"goes on after epoch {epoch}")
+        return JobStatus(job, "stopped", f"goes on after epoch {epoch}", *_pace(progress))
     if lines and job.state is not None and job.state.exists():
-        return JobStatus(job, "stopped", note)
+        return JobStatus(job, "stopped", note, *_pace(progress))
     return JobStatus(job, "waiting")
 
 
@@ -209,12 +212,34 @@ def _resumes_after(job: Job) -> int | None:
     return max((int(name.split("-")[1]) for name in states), default=None)
 
 
-def _seconds_left(note: str) -> float | None:
-    found = _LEFT.search(note)
+def facts_so_far(job: Job) -> Any | None:
+    """What the job's newest resume state says besides its tensors; None where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    def age(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except OSError:
+            return 0.0  # a newer one has replaced it meanwhile
+
+    for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
+        try:
+            with safe_open(path, "numpy") as file:
+                return json.loads(file.metadata()["facts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+    return None
+
+
+def _pace(progress: re.Match | None) -> tuple[float | None, float | None]:
+    """(seconds left, seconds of the whole job) as its last line of progress has them."""
+    found = _LEFT.search(progress[0]) if progress else None
     if not found:
-        return None
+        return None, None
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    left = 3600 * hours + 60 * minutes + seconds
+    at, last = int(progress[1]), int(progress[2])
+    return left, left * last / (last - at) if at < last else None
 
 
 def _taken(job: Job) -> float | None:
@@ -230,11 +255,12 @@ def _taken(job: Job) -> float | None:
 def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
     """(seconds of one job after another that are left, jobs of which nothing is known).
 
-    A waiting job takes as long as those of its kind took, of its own cell where some are done.
+    A waiting job takes as long as those of its kind took or will take, of its own cell where
+    there are some.
     """
     taken: dict[tuple, list[float]] = {}
     for status in statuses:
-        seconds = _taken(status.job) if status.state == "done" else None
+        seconds = _taken(status.job) if status.state == "done" else status.seconds_whole
         if seconds is not None:
             job = status.job
             for key in [(job.rule, job.dataset, job.architecture), (job.rule,)]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
 from .errors import UserError
-from .tables import read_table
+from .tables import OWN, read_table
 
 MARKS = "ox"
 BOTH = "*"
@@ -84,7 +85,7 @@ def text_plot(
     def place(x: float) -> int:
         return round(x / max(last, 1.0) * (columns - 1))
 
-    if mark is not None:
+    if mark is not None and mark <= last:
         for row in grid:
             row[place(mark)] = ":"
     for (_, x, y), sign in zip(kept, MARKS, strict=False):
@@ -103,36 +104,87 @@ def text_plot(
     return [line.rstrip() for line in (*lines, rule, ends)]
 
 
+def unfinished_curves(path: Path) -> list[pd.DataFrame]:
+    """Learning curves so far, from the resume states of trainings that are not finished.
+
+    Each has two columns more than a finished one: `epochs`, how many there are to be, and
+    `terminal_phase_accuracy`.
+    path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
+    """
+    from .config import read_recipe
+    from .stages import candidate_frame, history_frame
+    from .status import experiment_jobs, facts_so_far
+
+    experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)
+    curves = []
+    for job in experiment_jobs(experiment, None) if experiment else ():
+        candidate = job.rule == "train_candidate"
+        named = {"train_model": (experiment, job.output.parent), "train_candidate": (job.output,)}
+        if job.output.exists() or path not in named.get(job.rule, ()):
+            continue
+        if job.name.startswith("together-"):  # its state holds the curves of several rates
+            continue
+        facts = facts_so_far(job)
+        if facts is None:
+            continue
+        records, diverged = facts
+        recipe = read_recipe(experiment / job.dataset / job.architecture / "recipe.json")
+        history = SimpleNamespace(
+            learning_rate=recipe.sweep.named()[job.name] if candidate else np.nan,
+            records=[SimpleNamespace(**record) for record in records],
+            diverged=diverged,
+        )
+        if candidate:
+            frame = candidate_frame(recipe, history)
+        else:
+            frame = history_frame(recipe, int(job.name.removeprefix("seed-")), history)
+        accuracy = recipe.measurement.terminal_phase_accuracy
+        curves.append(frame.assign(epochs=recipe.training.epochs, terminal_phase_accuracy=accuracy))
+    return curves
+
+
 def load_measurements(
     path: Path, dataset: str | None, architecture: str | None, seed: int | None
 ) -> tuple[pd.DataFrame, float | None]:
     """One training's measurements, and the start of its terminal phase where it is known.
 
-    path: a run's folder, a folder of tables, an experiment's folder, or one learning curve.
+    path: a run's folder, a folder of tables, an experiment's folder, or one learning curve. What
+    is not finished is as :func:`unfinished_curves` has it.
     """
     if path.is_file():
         frame = read_table(path, "history")
         return _one_run(frame, path, dataset, architecture, seed), None
+    unfinished = unfinished_curves(path)
     for folder in (path, path / "tables"):
         if (folder / "measurements.parquet").is_file():
             frame = read_table(folder / "measurements.parquet", "measurements")
+            for curve in unfinished:  # what is trained anew replaces its last results
+                own = frame["origin"] == OWN
+                own &= (frame[RUN_KEY] == curve[RUN_KEY].iloc[0]).all(axis=1)
+                frame = pd.concat([frame[~own], curve.assign(origin=OWN)], ignore_index=True)
             frame = _one_run(frame, path, dataset, architecture, seed)
+            if _is_unfinished(frame):
+                return frame, _start_so_far(frame)
             runs = read_table(folder / "runs.parquet", "runs")
             runs = runs.merge(frame[["origin", *RUN_KEY]].drop_duplicates())
             start = runs["terminal_phase_epoch"].dropna()
             return frame, float(start.iloc[0]) if len(start) else None
     histories = [path / "history.parquet"] if (path / "history.parquet").is_file() else []
     histories = histories or sorted(path.glob("*/*/seed-*/history.parquet"))
-    if not histories:
+    finished = {file.parent: read_table(file, "history") for file in histories}
+    keys = {_key(curve) for curve in finished.values()}
+    unfinished = [curve for curve in unfinished if _key(curve) not in keys]
+    if not (finished or unfinished):
         raise UserError(
-            f"{path}: holds no finished training; give a run's folder such as "
-            "results/quickstart/digits/resnet/seed-0, or see `neural-collapse status`"
+            f"{path}: holds no training that is finished or has ended an epoch; give a run's "
+            "folder such as results/quickstart/digits/resnet/seed-0, or see "
+            "`neural-collapse status`"
         )
-    frame = pd.concat([read_table(file, "history") for file in histories], ignore_index=True)
+    frame = pd.concat([*finished.values(), *unfinished], ignore_index=True)
     frame = _one_run(frame, path, dataset, architecture, seed)
-    (folder,) = [
-        file.parent for file in histories if _key(read_table(file, "history")) == _key(frame)
-    ]
+    folder = next((f for f, curve in finished.items() if _key(curve) == _key(frame)), None)
+    if folder is None:
+        return frame, _start_so_far(frame)
     for name in ("statistics", "robustness"):
         file = folder / f"{name}.parquet"
         if file.is_file():
@@ -143,6 +195,17 @@ def load_measurements(
 
         start = read_run(folder / "run.json")["terminal_phase_epoch"]
     return frame, start
+
+
+def _is_unfinished(frame: pd.DataFrame) -> bool:
+    return "epochs" in frame and bool(frame["epochs"].notna().all())
+
+
+def _start_so_far(frame: pd.DataFrame) -> float | None:
+    """The start of the terminal phase in an unfinished training, where it was reached."""
+    errors = frame[(frame["statistic"] == "error") & (frame["split"] == "train")]
+    reached = errors.loc[1 - errors["value"] >= errors["terminal_phase_accuracy"], "epoch"]
+    return float(reached.min()) if len(reached) else None
 
 
 def _key(frame: pd.DataFrame) -> tuple:
@@ -198,6 +261,8 @@ def show(
     head = f"{run['dataset']} x {run['architecture']}, seed {run['seed']}"
     if "origin" in frame and (frame["origin"] == "reference").all():
         head += " (reference run)"
+    if _is_unfinished(frame):
+        head += f" (not finished: epoch {frame['epoch'].max()} of {run['epochs']:g})"
     if start is not None:
         head += f"; the dots mark the start of the terminal phase, epoch {start:g}"
     text = [head]

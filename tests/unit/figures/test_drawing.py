@@ -2,20 +2,21 @@
 
 import json
 import re
-import shutil
 import subprocess
+import sys
 import zlib
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from PIL import Image
 from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
 
 from neural_collapse import figures
 from neural_collapse.errors import UserError
-from neural_collapse.figures import FIGURES, Layout, draw
+from neural_collapse.figures import FIGURES, Layout, draw, style
 from neural_collapse.figures.picture import REACH_MAX, reach
 from neural_collapse.figures.style import short_number
 from neural_collapse.figures.sweep_figure import final_errors
@@ -80,6 +81,13 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
         draw("figure_2", folder, tmp_path / "x", ["gif"])
     with pytest.raises(UserError, match=r"runs\.parquet: this runs table does not exist"):
         draw("figure_2", tmp_path, tmp_path / "x")
+
+
+def test_a_figures_job_starts_without_what_it_does_not_draw_with():
+    code = "import sys, neural_collapse.figures.registry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "scipy", "sklearn", "plotly", "matplotlib.pyplot"}
+    assert not set(done.stdout.split()) & heavy
 
 
 def test_the_users_matplotlib_settings_change_nothing(folder, tmp_path):
@@ -197,27 +205,6 @@ def test_motion_is_for_figure_1_alone_and_without_features_it_says_so(folder, tm
     assert "No features were kept" in html.read_text()
 
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt-get install chromium)")
-def test_a_real_browser_draws_the_page_without_a_complaint(moving, tmp_path):
-    command = [BROWSER, "--headless", "--no-sandbox", "--use-angle=swiftshader"]
-    command += ["--enable-unsafe-swiftshader", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path}/p", "--virtual-time-budget=8000"]
-    command += ["--window-size=700,800", f"--screenshot={tmp_path}/page.png"]
-    done = subprocess.run(
-        [*command, moving[1].as_uri()], capture_output=True, text=True, timeout=180
-    )
-    spoken = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    # A hint on speed from Chromium on plotly's own script is no fault of the page.
-    assert [line for line in spoken if "Canvas2D: Multiple readback" not in line] == []
-    page = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
-    blue = (page[..., 2] - page[..., 0] > 60).sum()
-    red = (page[..., 0] - page[..., 2] > 60).sum()
-    assert blue > 500 and red > 20, "points and sticks are there"
-
-
 # --------------------------------------------------------------------------- sweep
 
 
@@ -274,6 +261,37 @@ def test_the_overview_has_a_row_for_each_cell_that_was_run(tables, layout):
         & (frame.epoch == 100)
     ].value.item()
     assert figure.axes[0].texts[0].get_text() == short_number(last)
+
+
+def test_the_overviews_numbers_stand_clear_of_its_curves():
+    tables = make_tables(("digits",), last=60)
+    rows = tables["measurements"]
+    # Curves that end at their largest value, where the numbers stand.
+    high = rows.statistic.str.startswith("nc2_maximal_angle")
+    rows.loc[high, "value"] = 0.1 + rows.loc[high, "epoch"] / 60
+    figure = figures.overview(rows, tables["runs"], Layout.of(tables["runs"]))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for ax in figure.axes:
+        curves = [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]
+        assert len(ax.texts) == len(curves) > 0
+        for text in ax.texts:
+            box = text.get_window_extent(renderer)
+            for curve in curves:
+                assert not box.count_contains(ax.transData.transform(curve.get_xydata()))
+
+
+def test_a_logarithmic_axis_names_powers_of_ten_and_marks_what_lies_between(tables, layout):
+    figure = figures.figure_6(tables["measurements"], tables["runs"], layout)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    low, high = axis.get_view_interval()
+    labels = [style.power_of_ten(10.0**k) for k in range(-5, 5) if low <= 10.0**k <= high]
+    shown = [tick.label1.get_text() for tick in axis.get_major_ticks()]
+    assert shown == labels[::-1] and 2 <= len(shown) <= 5
+    between = [value for value in axis.get_minorticklocs() if low <= value <= high]
+    assert 8 * (len(shown) - 1) <= len(between)
+    assert not {round(value, 9) for value in between} & {10.0**k for k in range(-5, 5)}
 
 
 def test_short_numbers():

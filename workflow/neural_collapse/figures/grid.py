@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from . import style
 from .layout import (
@@ -183,7 +182,7 @@ def mark_terminal_phase(
     """
     phases = [terminal_phase(runs, dataset, architecture, origin) for origin in origins_of(runs)]
     if note and not any(phase.reached for phase in phases):
-        look = {"fontsize": 5.5, "style": "italic", "color": style.GREY, "ha": "right", "va": note}
+        look = {"fontsize": 6, "style": "italic", "color": style.GREY, "ha": "right", "va": note}
         height = 1.0 if note == "top" else 0.06
         ax.text(0.99, height, "no TPT", transform=ax.transAxes, **look)
     # One's own is drawn last, over the reference runs'.
@@ -230,25 +229,21 @@ def draw_curves(
                 points = points[points.groupby("epoch")["value"].transform("mean") > 0]
             if points.empty:
                 continue
-            several = points["seed"].nunique() > 1
-            sns.lineplot(
-                points,
-                x="epoch",
-                y="value",
-                estimator="mean",
-                errorbar=("pi", 100) if several else None,
-                err_kws={"alpha": 0.12 if place else 0.25, "linewidth": 0, "zorder": 2},
-                ax=ax,
-                gid=f"{one.statistic}-{origin}" if place else one.statistic,
-                **{
-                    "markeredgecolor": one.look["color"],
-                    **one.look,
-                    **look,
-                    **(style.REFERENCE if place else {}),
-                },
-            )
+            values = points.groupby("epoch")["value"]
+            mean = values.mean()
+            look_here = {
+                "markeredgecolor": one.look["color"],
+                **one.look,
+                **look,
+                **(style.REFERENCE if place else {}),
+            }
+            gid = f"{one.statistic}-{origin}" if place else one.statistic
+            ax.plot(mean.index, mean, gid=gid, **look_here)
+            if points["seed"].nunique() > 1:
+                alpha = 0.12 if place else 0.25
+                band = {"color": one.look["color"], "alpha": alpha, "linewidth": 0, "zorder": 2}
+                ax.fill_between(mean.index, values.min(), values.max(), **band)
             ends.append(points["epoch"].max())
-    ax.set(xlabel="", ylabel="")
     return max(map(float, ends), default=np.nan)
 
 
@@ -256,7 +251,7 @@ def blank_panel(ax: Axes, word: str) -> None:
     """A panel without axes that says why it is empty."""
     for spine in ax.spines.values():
         spine.set_visible(False)
-    ax.tick_params(left=False, bottom=False, labelleft=False, labelbottom=False)
+    ax.tick_params(which="both", left=False, bottom=False, labelleft=False, labelbottom=False)
     ax.patch.set_facecolor("#F4F4F4")
     ax.text(
         0.5,
@@ -331,14 +326,13 @@ def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes]) -> Non
             if spec.log_y:
                 ax.set_yscale("log")
                 ax.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.05)
-                ax.yaxis.set_major_locator(LogLocator(numticks=5))
-                ax.yaxis.set_minor_locator(NullLocator())
+                style.mark_decades(ax.yaxis)
             else:
                 ax.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
                 ax.yaxis.set_major_locator(
                     MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10])
                 )
-            ax.yaxis.set_major_formatter(style.tick_formatter())
+                ax.yaxis.set_major_formatter(style.tick_formatter())
             if spec.share_y and any(other in drawn for other in row[:column]):
                 ax.tick_params(labelleft=False)
 

@@ -5,11 +5,13 @@ Both show the measured epochs alone, one after the other; nothing between them i
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL.Image import Dither, Image, fromarray
 
 from ..files import atomic_path, write_text_atomically
 from . import picture, style
@@ -33,18 +35,14 @@ def write_animation(
     cell: tuple[str, str] | None = None,
 ) -> None:
     """Write Figure 1 as a GIF: each measured epoch in turn, seen by a camera that swings."""
-    from PIL import Image
-
     chosen = picture.choose_picture(activations, layout or Layout.of(runs), cell)
-    frames = [] if chosen is None else _frames(chosen)
-    frames = frames or [_page(None)]
-    pictures = [Image.open(io.BytesIO(frame)).convert("RGB") for frame in frames]
+    pictures = [_nothing()] if chosen is None else _frames(chosen)
     # One palette for all, so that no colour flickers. Pillow looks colours up roughly and takes
     # any of the lightest for white, so all of those are the paper's white.
     palette = pictures[-1].quantize(COLOURS)
     colours = np.array(palette.getpalette()[: 3 * COLOURS]).reshape(-1, 3)
     colours[colours.min(axis=1) >= 245] = 255
-    paletted = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    paletted = [picture.quantize(palette=palette, dither=Dither.NONE) for picture in pictures]
     for frame in paletted:
         frame.putpalette(colours.ravel().tolist())
     with atomic_path(path) as temporary:
@@ -59,27 +57,14 @@ def write_animation(
         )
 
 
-def _frames(chosen: picture.Picture) -> list[bytes]:
-    """PNG pictures, one a frame."""
+def _frames(chosen: picture.Picture) -> list[Image]:
     share = max(FRAMES // len(chosen.epochs), 2)
     frames = []
     for epoch in chosen.epochs:
-        rows = chosen.rows[chosen.rows["epoch"] == epoch]
-        for step in range(share):
-            swing = np.sin(2 * np.pi * step / share)
-            frames.append(_page((chosen, epoch, rows, TURN_DEGREES * swing)))
-    return frames
-
-
-def _page(content) -> bytes:
-    with style.style():
-        figure = style.new_figure(SIDE_IN, SIDE_IN)
-        if content is None:
-            figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
-        else:
-            chosen, epoch, rows, turn = content
+        with style.style():
+            figure = style.new_figure(SIDE_IN, SIDE_IN)
             ax = figure.add_subplot(projection="3d")
-            picture.draw_space(ax, rows, picture.AZIMUTH + turn)
+            picture.draw_space(ax, chosen.rows[chosen.rows["epoch"] == epoch])
             figure.suptitle(f"{chosen.title}, epoch {epoch}", fontsize=8)
             figure.legend(
                 handles=picture.legend_handles(),
@@ -87,9 +72,27 @@ def _page(content) -> bytes:
                 ncols=4,
                 handletextpad=0.3,
             )
-        target = io.BytesIO()
-        figure.savefig(target, format="png", dpi=DPI, metadata={"Software": None})
-    return target.getvalue()
+            for step in range(share):
+                swing = np.sin(2 * np.pi * step / share)
+                ax.view_init(elev=ax.elev, azim=picture.AZIMUTH + TURN_DEGREES * swing)
+                frames.append(_rendered(figure))
+    return frames
+
+
+def _nothing() -> Image:
+    with style.style():
+        figure = style.new_figure(SIDE_IN, SIDE_IN)
+        figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
+        return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> Image:
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # The camera moves; where everything stands does not.
+    figure.set_layout_engine("none")
+    return fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 # --------------------------------------------------------------------------- the page

@@ -32,21 +32,26 @@ from .layout import (
 
 TITLE = "Overview of every training"
 
+NUMBER_HEIGHT = 0.24
+"""Of a number in a panel's corner, as a share of the panel."""
+
 _TRAIN = {**style.MEANS, "marker": ""}
 _TEST = {**style.CLASSIFIERS, "marker": "", "linestyle": (0, (2.5, 1))}
-PANELS: tuple[tuple[str, tuple[Series, ...], bool], ...] = (
-    ("NC1", SPECS[6].series, True),
-    ("NC2\nequinorm", SPECS[2].series, False),
-    ("NC2\nequiangular", SPECS[3].series, False),
-    ("NC2\nmax. angle", SPECS[4].series, False),
-    ("NC3", SPECS[5].series, False),
-    ("NC4\nmismatch", SPECS[7].series, False),
+# title, series, logarithmic or not, factor between table and panel
+PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
+    ("NC1", SPECS[6].series, True, 1.0),
+    ("NC2\nequinorm", SPECS[2].series, False, 1.0),
+    ("NC2\nequiangular", SPECS[3].series, False, 1.0),
+    ("NC2\nmax. angle", SPECS[4].series, False, 1.0),
+    ("NC3", SPECS[5].series, False, 1.0),
+    ("NC4\nmismatch (%)", SPECS[7].series, False, SPECS[7].scale),
     (
-        "error",
+        "error (%)",
         (Series("error", "train", "train", _TRAIN), Series("error", "test", "test", _TEST)),
         False,
+        100.0,
     ),
-    ("robustness", SPECS[8].series, False),
+    ("robustness", SPECS[8].series, False, 1.0),
 )
 
 
@@ -80,9 +85,9 @@ def overview(
         for row, (origin, cell) in enumerate(cells):
             data, facts = of_origin(measurements, origin), of_origin(runs, origin)
             last = lasts[row] if lasts[row] > 0 else 1
-            for column, (_, series, log_y) in enumerate(PANELS):
+            for column, (_, *panel) in enumerate(PANELS):
                 ax = axes[row, column]
-                _draw_panel(ax, data, series, log_y, facts, cell, last, epoch_axis)
+                _draw_panel(ax, data, *panel, facts, cell, last, epoch_axis)
                 if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
                     ax.tick_params(labelbottom=False)
             title = layout.title(*cell).split(" × ")
@@ -94,7 +99,7 @@ def overview(
                 fontweight="bold",
                 fontsize=6.5,
             )
-        for column, (title, _, _) in enumerate(PANELS):
+        for column, (title, *_) in enumerate(PANELS):
             axes[0, column].set_title(title, fontsize=6.5)
         figure.supxlabel("Epoch", fontsize=7)
         handles = [
@@ -106,45 +111,47 @@ def overview(
     return figure
 
 
-def _draw_panel(ax, data, series, log_y, runs, cell, last, epoch_axis) -> None:
+def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) -> None:
     look = {"markersize": 1.2, "markeredgewidth": 0.35, "linewidth": 0.6}
-    if np.isnan(draw_curves(ax, data, cell, series, log_y=log_y, **look)):
+    if np.isnan(draw_curves(ax, data, cell, series, scale, log_y, **look)):
         blank_panel(ax, empty_reason(runs, *cell))
         return
     mark_terminal_phase(ax, runs, *cell, note="")
     _smaller_mark(ax)
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in _curves(ax)])
-    low, high = values.min(), values.max()
+    lines = [np.asarray(line.get_xydata(), float) for line in _curves(ax)]
+    points = np.concatenate(lines)
+    low, high = points[:, 1].min(), points[:, 1].max()
+    # The numbers stand in the upper right corner, except below a single curve that rises.
+    rises = len(lines) == 1 and not log_y and lines[0][-1, 1] > (low + high) / 2
     if log_y:
         ax.set_yscale("log")
         ratio = max(high / low, 10.0)
-        # The corner's number needs air above the curve's end.
         ax.set_ylim(low / ratio**0.12, high * ratio**0.12)
     else:
         low, high = min(low, 0.0), high if high > 0 else 1.0
-        ax.set_ylim(low - 0.1 * (high - low), high + 0.12 * (high - low))
+        under = points[points[:, 0] > 0.5 * last, 1].max(initial=low)
+        free = 1.0 if rises else 0.96 - NUMBER_HEIGHT * len(lines)
+        top = max(high + 0.12 * (high - low), low + (under - low) / free)
+        ax.set_ylim(low - 0.1 * (high - low), top)
     ax.yaxis.set_major_locator(NullLocator())
     ax.yaxis.set_minor_locator(NullLocator())
     set_epoch_axis(ax, last, epoch_axis)
-    ax.tick_params(axis="x", labelsize=5.5)
+    ax.tick_params(axis="x", labelsize=6)
     texts = []
     for one in series:
         points = finite_values(rows_of(data, *cell), one.statistic, one.split)
         if len(points):
-            final = points.loc[points["epoch"] == points["epoch"].max(), "value"].mean()
+            final = scale * points.loc[points["epoch"] == points["epoch"].max(), "value"].mean()
             texts.append((style.short_number(final), style.darker(one.look["color"])))
-    # A curve that ends high has its number in the lower corner, out of its way.
-    low, high = ax.get_ylim()
-    rises = len(texts) == 1 and not log_y and final > (low + high) / 2
     for place, (text, colour) in enumerate(texts):
         ax.text(
             0.98,
-            0.14 if rises else 0.98 - 0.24 * place,
+            0.14 if rises else 0.98 - NUMBER_HEIGHT * place,
             text,
             transform=ax.transAxes,
             ha="right",
             va="bottom" if rises else "top",
-            fontsize=5.5,
+            fontsize=6,
             color=colour,
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4},
             zorder=7,
@@ -168,9 +175,10 @@ def overview_caption(
     layout = layout or Layout.of(runs)
     return (
         "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
-        "else linear from zero, each panel on its own scale; the number in the corner is the value "
-        "at the last epoch. NC1 to NC3 on the train set, NC4's mismatch and robustness on the test "
-        "set. Blue: class means, train error and single curves; orange: classifiers, test error. "
+        "else linear from zero, each panel on its own scale; mismatch and error in %; the number "
+        "in the corner is the value at the last epoch. NC1 to NC3 on the train set, NC4's mismatch "
+        "and robustness on the test set. Blue: class means, train error and single curves; orange: "
+        "classifiers, test error. "
         f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)}"
     ) + (
         " Rows titled (reference): runs shipped in results/reference."

@@ -169,8 +169,8 @@ def draw_space(ax: Axes3D, rows: pd.DataFrame, azimuth: float = AZIMUTH) -> None
         artist.set_in_layout(False)
     if not inside.all():
         share = 1 - inside.mean()
-        note = f"{max(share, 0.01):.0%} of the features outside"
-        ax.text2D(0.5, 0.0, note, transform=ax.transAxes, ha="center", fontsize=5.5, color="0.4")
+        note = f"{100 * max(share, 0.01):.0f} % of the features outside"
+        ax.text2D(0.5, 0.0, note, transform=ax.transAxes, ha="center", fontsize=6, color="0.4")
 
 
 def legend_handles() -> list[Line2D]:
@@ -185,7 +185,7 @@ def legend_handles() -> list[Line2D]:
         mark("features", FEATURE_SHADES[1], "o", 1.8),
         mark("class means", MEAN_SHADES[1], "o", 4.5),
         mark("classifiers", CLASSIFIER_SHADES[1], "^", 4.5),
-        mark("simplex ETF", ETF_SHADES[1], "D", 4, markerfacecolor="none"),
+        mark("simplex ETF", ETF_SHADES[1], "D", 4, markerfacecolor="none", markeredgewidth=1),
     ]
 
 

@@ -79,7 +79,7 @@ FIGURES: dict[str, FigureEntry] = {
             overview_figure.overview,
             "measurements",
             tuple(
-                (s.statistic, s.split) for _, series, _ in overview_figure.PANELS for s in series
+                (s.statistic, s.split) for _, series, *_ in overview_figure.PANELS for s in series
             ),
             overview_figure.overview_caption,
         ),

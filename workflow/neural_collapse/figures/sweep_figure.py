@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import LogLocator
 
 from ..tables import OWN
 from . import style
@@ -29,7 +28,13 @@ _SELECTED = {
     "linestyle": "none",
     "zorder": 5,
 }
-_DIVERGED = {"color": style.RED, "marker": "x", "markersize": 4, "linestyle": "none"}
+_DIVERGED = {
+    "color": style.RED,
+    "marker": "x",
+    "markersize": 4,
+    "markeredgewidth": 0.9,
+    "linestyle": "none",
+}
 _TICKS_PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
@@ -103,14 +108,12 @@ def _rate_axis(ax: Axes, limits: tuple[float, float], narrow: bool) -> None:
     ax.set_xscale("log")
     ax.set_xlim(*limits)
     low, high = np.log10(limits)
-    decades = np.arange(np.ceil(low), np.floor(high) + 1)
-    ax.xaxis.set_minor_locator(NullLocator())
-    if len(decades) < 2:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter(style.tick_formatter())
+    if np.floor(high) - np.ceil(low) >= 1:
+        style.mark_decades(ax.xaxis, 2 if narrow else 1)
         return
-    ax.set_xticks(10.0 ** decades[::-1][:: 2 if narrow else 1])
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: style.power_of_ten(rate)))
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high - low > 1.2 else (1, 2, 5)))
+    style.mark_between(ax.xaxis)
+    ax.xaxis.set_major_formatter(style.tick_formatter())
 
 
 def _draw_panel(ax: Axes, candidates: pd.DataFrame, origins: Sequence[str]) -> None:
@@ -133,23 +136,24 @@ def _draw_panel(ax: Axes, candidates: pd.DataFrame, origins: Sequence[str]) -> N
             if place:
                 pale = dict(style.REFERENCE) if name == "tried" else {"alpha": 0.6}
                 look = {**look, **pale, "markerfacecolor": "white"}
-            sns.lineplot(
-                candidates[own & rows],
-                x="learning_rate",
-                y="error_percent",
-                errorbar=None,
-                ax=ax,
+            ordered = candidates[own & rows].sort_values("learning_rate")
+            ax.plot(
+                ordered["learning_rate"],
+                ordered["error_percent"],
                 gid=f"{name}-{origin}" if place else name,
                 **{"markeredgecolor": look["color"], **look},
             )
-    ax.set(xlabel="", ylabel="", yscale="log")
+    ax.set_yscale("log")
     shown = candidates["error_percent"]
     low, high = shown.min() / 1.5, min(shown.max() * 1.5, 160)
     ax.set_ylim(low, high)
-    ticks = [tick for tick in _TICKS_PERCENT if low <= tick <= high]
-    ax.set_yticks(ticks if len(ticks) <= 4 else ticks[:: -(-len(ticks) // 4)])
+    decades = [tick for tick in _TICKS_PERCENT if low <= tick <= high and tick in (0.1, 1, 10, 100)]
+    if len(decades) >= 2:
+        style.mark_decades(ax.yaxis)
+    else:
+        ax.set_yticks([tick for tick in _TICKS_PERCENT if low <= tick <= high])
+        style.mark_between(ax.yaxis)
     ax.yaxis.set_major_formatter(style.tick_formatter())
-    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> str:
