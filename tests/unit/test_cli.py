@@ -10,7 +10,7 @@ import pytest
 
 from neural_collapse.cli import build_parser, main
 
-HEAVY = "torch numpy pandas pyarrow pydantic matplotlib yaml plotly"
+HEAVY = "torch numpy pandas pyarrow pydantic matplotlib seaborn yaml plotly"
 
 
 def test_help_imports_nothing_heavy():

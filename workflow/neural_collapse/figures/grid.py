@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -229,21 +230,25 @@ def draw_curves(
                 points = points[points.groupby("epoch")["value"].transform("mean") > 0]
             if points.empty:
                 continue
-            values = points.groupby("epoch")["value"]
-            mean = values.mean()
-            look_here = {
-                "markeredgecolor": one.look["color"],
-                **one.look,
-                **look,
-                **(style.REFERENCE if place else {}),
-            }
-            gid = f"{one.statistic}-{origin}" if place else one.statistic
-            ax.plot(mean.index, mean, gid=gid, **look_here)
-            if points["seed"].nunique() > 1:
-                alpha = 0.12 if place else 0.25
-                band = {"color": one.look["color"], "alpha": alpha, "linewidth": 0, "zorder": 2}
-                ax.fill_between(mean.index, values.min(), values.max(), **band)
+            several = points["seed"].nunique() > 1
+            sns.lineplot(
+                points,
+                x="epoch",
+                y="value",
+                estimator="mean" if several else None,
+                errorbar=("pi", 100) if several else None,
+                err_kws={"alpha": 0.12 if place else 0.25, "linewidth": 0, "zorder": 2},
+                ax=ax,
+                gid=f"{one.statistic}-{origin}" if place else one.statistic,
+                **{
+                    "markeredgecolor": one.look["color"],
+                    **one.look,
+                    **look,
+                    **(style.REFERENCE if place else {}),
+                },
+            )
             ends.append(points["epoch"].max())
+    ax.set(xlabel="", ylabel="")
     return max(map(float, ends), default=np.nan)
 
 
