@@ -138,6 +138,12 @@ class TrainingRecipe(Model):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the training step: true float32, TF32 matrix units (GPU), or bfloat16
     autocast. Measurements always use true float32."""
+    cuda_graphs: bool = False
+    """On a GPU, launch a training step's kernels all at once; pays for narrow networks. Not yet
+    measured by this project."""
+    compile: bool = False
+    """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
+    measured on a GPU by this project."""
     deterministic: bool = True
     """Ask the GPU for deterministic kernels: the same recipe gives the same bits there too."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1

@@ -28,8 +28,11 @@ class SGD:
         self._buffers = list(self.momentum_buffers.values())
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter from its gradient, and forget the gradients."""
+    def step(self, learning_rate: float | torch.Tensor) -> None:
+        """Update every parameter from its gradient, and forget the gradients.
+
+        learning_rate: a number, or a float32 tensor () on the parameters' device.
+        """
         # Of a person's own network some parameters may be frozen or unused.
         used = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         torch._fused_sgd_(

@@ -25,6 +25,7 @@ from ..errors import UserError
 from ..images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
 from ..progress import say
 from .devices import arithmetic
+from .graphs import GraphedStep
 from .ranks import ALONE, Ranks
 from .sgd import SGD
 
@@ -232,9 +233,13 @@ class Trainer:
         self.learning_rate, self.seed = learning_rate, seed
         self.network = build(recipe, data.prepared, seed, device)
         self.sgd = SGD(self.network, self.training.momentum, self.training.weight_decay)
-        self.logits = ranks.parallel(
-            _Logits(self.network, self.training.precision == "bfloat16"), data.example()
-        )
+        logits: nn.Module = _Logits(self.network, self.training.precision == "bfloat16")
+        if self.training.compile:
+            logits.compile()
+        self.logits = ranks.parallel(logits, data.example())
+        # Ranks exchange gradients within a step, which is not recorded.
+        self.graphed = self.training.cuda_graphs and device.type == "cuda" and ranks.size == 1
+        self.graph: GraphedStep | None = None
 
     def train_epoch(self, epoch: int) -> torch.Tensor:
         """One pass over the train set; its mean loss, this rank's part of it, in float64."""
@@ -252,16 +257,28 @@ class Trainer:
     def step(self, batch: Batch, learning_rate: float) -> torch.Tensor:
         """One step of the optimiser; this rank's part of the batch's mean loss."""
         with out_of_memory_explained(batch.examples):
-            loss = self._loss(self.logits(batch.inputs), batch)
-            loss.backward()
+            if self.graphed and self.graph is None:
+                self.graph = GraphedStep(self._step, self.state, batch.inputs, batch.labels)
+            if self.graph is not None and self.graph.fits(batch.inputs):
+                return self.graph(batch.inputs, batch.labels, learning_rate)
+            return self._step(batch.inputs, batch.labels, learning_rate, batch.examples)
+
+    def _step(
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor,
+        learning_rate: float | torch.Tensor,
+        examples: int = 0,
+    ) -> torch.Tensor:
+        logits = self.logits(inputs)
+        if self.ranks.size == 1:
+            loss = cross_entropy(logits, labels)
+        else:
+            # Gradients become the mean over the ranks, whose parts may be of unequal sizes.
+            loss = cross_entropy(logits, labels, "sum") * (self.ranks.size / examples)
+        loss.backward()
         self.sgd.step(learning_rate)
         return loss.detach() / self.ranks.size
-
-    def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        if self.ranks.size == 1:
-            return cross_entropy(logits, batch.labels)
-        # Gradients become the mean over the ranks, whose parts may be of unequal sizes.
-        return cross_entropy(logits, batch.labels, "sum") * (self.ranks.size / batch.examples)
 
     def evaluate(self, epoch: int) -> EpochRecord:
         """Loss and error over both whole sets."""
