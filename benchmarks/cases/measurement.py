@@ -43,7 +43,7 @@ def measured(
 @case("measurement of a checkpoint", forms=("short", "full", "gpu"))
 def measurement(settings: Settings, results: Results) -> None:
     raw = data.mnist(settings.mirror)
-    sizes = {"ResNet18 width 8": (1024, 256), "ResNet18": (192, 64)}
+    sizes = {"ResNet18 width 8": (1024, 256), "ResNet18": (128, 32)}
     if settings.full:
         sizes = {name: (4 * train, 4 * test) for name, (train, test) in sizes.items()}
         sizes["VGG11"] = (1024, 256)

@@ -75,6 +75,8 @@ def pipeline(settings: Settings, results: Results) -> None:
                 unit="s",
                 goal=NOTHING_TO_DO,
             )
+    if not settings.full:
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         snakemake(folder, config="config/tiny.yaml")

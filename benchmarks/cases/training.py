@@ -94,7 +94,7 @@ def whole_machine(settings: Settings, results: Results) -> None:
         with Worker.group(
             settings, {"notebook": 1, "float32": jobs, "bfloat16": jobs}, network, count
         ) as groups:
-            times = Worker.interleave(groups, settings.rounds, 6.0 if network in FULL else 3.0)
+            times = Worker.interleave(groups, settings.rounds, 6.0 if network in FULL else 2.0)
         for precision in ("float32", "bfloat16"):
             results.compare(
                 f"{network}, {precision}, {jobs} jobs of 1 thread",
