@@ -81,7 +81,7 @@ def test_batches_blocks_and_order_change_nothing(monkeypatch, within):
     whole = compute_statistics(compute_moments(features, labels, 4, weight, bias))
     assert (whole["nc1_within_class_variability"] < 1e-10) == (within < 1)
     for block_rows in (1, 7, 64, 100_000):
-        monkeypatch.setattr(moments_module, "BLOCK_ROWS", block_rows)
+        monkeypatch.setattr(moments_module, "BLOCK_ROWS", {"cpu": block_rows})
         order = rng.permutation(len(labels))
         cut = compute_statistics(compute_moments(features[order], labels[order], 4, weight, bias))
         assert_allclose(list(cut.values()), list(whole.values()), rtol=1e-12, atol=1e-14)

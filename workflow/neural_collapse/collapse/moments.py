@@ -22,8 +22,9 @@ from ..errors import UserError
 from ..tensors import read_tensors, write_tensors
 
 FORMAT = "neural_collapse.moments/1"
-BLOCK_ROWS = 2048
-"""Rows held in float64 at a time; memory is O(BLOCK_ROWS (d + C) + C (C + d))."""
+BLOCK_ROWS = {"cpu": 512, "cuda": 8192}
+"""Rows held in float64 at a time: on the CPU so few that they stay in its cache. Memory is
+O(rows (d + C) + C (C + d))."""
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -140,26 +141,44 @@ def compute_moments(
         if reference_means is None
         else _parameter(reference_means, (num_classes, dim), "reference_means").to(device)
     )
-    network = _Network(weight_CD, bias_C)
-    nearest_centre = _NearestCentre(centres_CD)
+    # Everything below is a product of a row's deviation from its own class mean, y = h - mu_c, with
+    # these rows, plus a constant of its class: W h = W y + W mu_c. So each feature is read once.
     centred_CD = means_CD - means_CD.mean(0)
+    origin_D = centres_CD.mean(0)
+    towards_CD = centres_CD - origin_D
+    # All three wherever the centres come from: a narrower product would round otherwise.
+    products_PD = torch.cat([centred_CD, weight_CD, towards_CD])
+    logits_CC = torch.addmm(bias_C, means_CD, weight_CD.T)
+    offset_CD = means_CD - origin_D
+    nearness_CC = 2 * offset_CD @ towards_CD.T - towards_CD.square().sum(1)
+    network = _Rounding(weight_CD, means_CD, bias_C)
+    nearest = _Rounding(2 * towards_CD, offset_CD, towards_CD.square().sum(1), origin_D)
 
     scatter_CC = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
+    squares_N = torch.empty(examples, dtype=torch.float64, device=device)
     index_dtype = _index_dtype(num_classes)
-    decisions_network = torch.empty(examples, dtype=index_dtype)
-    decisions_ncc = torch.empty(examples, dtype=index_dtype)
-    squares = []
+    decisions_network = torch.empty(examples, dtype=index_dtype, device=device)
+    decisions_ncc = torch.empty(examples, dtype=index_dtype, device=device)
+    labels_N = torch.from_numpy(labels).to(device)
+    done = 0
     for block, h_BD in _blocks(features_ND, np.concatenate(rows_of_class), device):
+        where = torch.from_numpy(block).to(device)
+        labels_B = labels_N[where]
         # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
-        deviation_BD = h_BD - means_CD[torch.from_numpy(labels[block]).to(device)]
-        y_BC = deviation_BD @ centred_CD.T
+        deviation_BD = h_BD.sub_(means_CD[labels_B])
+        y_BC, logits_BC, near_BC = (deviation_BD @ products_PD.T).split(num_classes, dim=1)
         scatter_CC += y_BC.T @ y_BC
-        squares.append(deviation_BD.square().sum(1))
-        where = torch.from_numpy(block)
-        decisions_network[where] = network(h_BD).to("cpu", index_dtype)
-        decisions_ncc[where] = nearest_centre(h_BD).to("cpu", index_dtype)
+        norms_B = deviation_BD.norm(dim=1)
+        squares_N[done : done + len(block)] = norms_B.square()
+        done += len(block)
+        decisions_network[where] = _first_best(
+            logits_BC + logits_CC[labels_B], network.tolerance(norms_B, labels_B)
+        ).to(index_dtype)
+        decisions_ncc[where] = _first_best(
+            2 * near_BC + nearness_CC[labels_B], nearest.tolerance(norms_B, labels_B)
+        ).to(index_dtype)
     counts = torch.tensor([len(rows) for rows in rows_of_class], dtype=torch.int64)
-    squares_of_class = torch.cat(squares).cpu().split(counts.tolist())
+    squares_of_class = squares_N.cpu().split(counts.tolist())
     scatter_CC = (scatter_CC + scatter_CC.T) / (2 * examples)
     return Moments(
         counts=counts,
@@ -168,44 +187,30 @@ def compute_moments(
         scatter_projected=scatter_CC.cpu(),
         weight=weight_CD.cpu(),
         bias=bias_C.cpu(),
-        decisions_network=decisions_network,
-        decisions_ncc=decisions_ncc,
+        decisions_network=decisions_network.cpu(),
+        decisions_ncc=decisions_ncc.cpu(),
         labels=torch.from_numpy(labels).to(index_dtype),
     )
 
 
-class _Network:
-    """argmax_c <w_c, h> + b_c."""
+class _Rounding:
+    """A bound on the rounding of scores <a_k, y + m_c> + b_k, which are taken for equal within it.
 
-    def __init__(self, weight_CD: Tensor, bias_C: Tensor) -> None:
-        self.weight_CD, self.bias_C = weight_CD, bias_C
-        self.radius = weight_CD.norm(dim=1).max()
-        self.largest_bias = bias_C.abs().max()
-
-    def __call__(self, h_BD: Tensor) -> Tensor:
-        logits_BC = torch.addmm(self.bias_C, h_BD, self.weight_CD.T)
-        arithmetic_B = h_BD.shape[1] * h_BD.norm(dim=1) * self.radius
-        return _first_best(logits_BC, _EPS * (arithmetic_B + self.largest_bias))
-
-
-class _NearestCentre:
-    """argmin_c |h - mu_c|, as argmax_c 2 <h - g, mu_c - g> - |mu_c - g|^2 with g the mean centre.
-
-    Centring first keeps the squares as small as the distances that they are compared for.
+    a_k: rows (C, d); m_c: a constant a class (C, d); b_k: (C,). origin: of which m_c was taken.
     """
 
-    def __init__(self, centres_CD: Tensor) -> None:
-        self.origin_D = centres_CD.mean(0)
-        self.centred_CD = centres_CD - self.origin_D
-        self.squares_C = self.centred_CD.square().sum(1)
-        self.radius = self.squares_C.max().sqrt()
+    def __init__(
+        self, rows_CD: Tensor, offsets_CD: Tensor, b_C: Tensor, origin_D: Tensor | None = None
+    ) -> None:
+        dim = rows_CD.shape[1]
+        self.per_length = _EPS * dim * rows_CD.norm(dim=1).max()
+        taken = 0 if origin_D is None else 4 * origin_D.norm() * rows_CD.norm(dim=1).max()
+        constant = _EPS * (dim * b_C.abs().max() + taken)
+        self.constant_C = self.per_length * offsets_CD.norm(dim=1) + constant
 
-    def __call__(self, h_BD: Tensor) -> Tensor:
-        x_BD = h_BD - self.origin_D
-        scores_BC = torch.addmm(-self.squares_C, x_BD, self.centred_CD.T, alpha=2.0)
-        arithmetic_B = h_BD.shape[1] * (2 * x_BD.norm(dim=1) + self.radius)
-        tolerance_B = _EPS * self.radius * (arithmetic_B + 4 * self.origin_D.norm())
-        return _first_best(scores_BC, tolerance_B)
+    def tolerance(self, norms_B: Tensor, labels_B: Tensor) -> Tensor:
+        """(B,) for deviations of these lengths, of these classes."""
+        return self.per_length * norms_B + self.constant_C[labels_B]
 
 
 def _first_best(scores_BC: Tensor, tolerance_B: Tensor) -> Tensor:
@@ -226,28 +231,37 @@ def _class_means(
     Near collapse all of a class lies within a hair of that example, and so do the rounding errors.
     """
     means = []
-    spoiled = torch.zeros((), dtype=torch.int64, device=device)
     for rows in rows_of_class:
         anchor_D = total_D = None
         for _, h_BD in _blocks(features_ND, rows, device):
-            spoiled += (~torch.isfinite(h_BD).all(dim=1)).sum()
             if anchor_D is None:
-                anchor_D, total_D = h_BD[0], torch.zeros_like(h_BD[0])
-            total_D += (h_BD - anchor_D).sum(0)
+                anchor_D = h_BD[0].clone()
+                total_D = torch.zeros_like(anchor_D)
+            total_D += h_BD.sub_(anchor_D).sum(0)
         means.append(anchor_D + total_D / len(rows))
-    if int(spoiled):
-        raise UserError(
-            f"{int(spoiled)} of the {features_ND.shape[0]} examples of the {split} split have NaN "
-            "or infinite features; the training has probably diverged: lower its learning rate."
-        )
-    return torch.stack(means)
+    means_CD = torch.stack(means)
+    if not torch.isfinite(means_CD).all():
+        _refuse(features_ND, rows_of_class, split, device)
+    return means_CD
+
+
+def _refuse(features_ND, rows_of_class: list[np.ndarray], split: str, device) -> None:
+    rows = np.concatenate(rows_of_class)
+    finite = [torch.isfinite(h_BD).all(dim=1) for _, h_BD in _blocks(features_ND, rows, device)]
+    spoiled = int((~torch.cat(finite)).sum())
+    raise UserError(
+        f"{spoiled} of the {features_ND.shape[0]} examples of the {split} split have NaN "
+        "or infinite features; the training has probably diverged: lower its learning rate."
+    )
 
 
 def _blocks(
     features_ND: np.ndarray | Tensor, rows: np.ndarray, device
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
+    """(rows, their features in float64, a copy of its own) in blocks."""
+    size = BLOCK_ROWS.get(torch.device(device).type, BLOCK_ROWS["cpu"])
+    for start in range(0, len(rows), size):
+        block = rows[start : start + size]
         if isinstance(features_ND, Tensor):
             h_BD = features_ND[torch.from_numpy(block).to(features_ND.device)]
         else:
