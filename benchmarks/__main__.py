@@ -14,6 +14,7 @@ except ModuleNotFoundError:  # not installed: the library of this checkout
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 
 from neural_collapse.errors import UserError
+from neural_collapse.training.devices import keep_freed_memory
 
 from . import cases, harness
 
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         device = torch.device("cuda")
         # As in the pipeline's jobs, before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    keep_freed_memory()  # as the pipeline's jobs do; the reference loops gain by it as well
     settings = harness.Settings(arguments.form, arguments.mirror, arguments.rounds)
     facts = harness.environment(device)
     rows = []

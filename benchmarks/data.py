@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -81,4 +82,20 @@ def prepared(raw: RawImages) -> PreparedDataset:
         test_images=padded(raw.test_images),
         test_labels=raw.test_labels,
         card={},
+    )
+
+
+def averaged(images: PreparedDataset, pixels: int) -> PreparedDataset:
+    """32 px images averaged to fewer."""
+
+    def of(array: np.ndarray) -> np.ndarray:
+        side = 32 // pixels
+        blocks = array.reshape(len(array), 1, pixels, side, pixels, side)
+        return blocks.mean((3, 5)).round().astype(np.uint8)
+
+    return dataclasses.replace(
+        images,
+        image_size_px=pixels,
+        train_images=of(images.train_images),
+        test_images=of(images.test_images),
     )

@@ -13,6 +13,7 @@ from torch import nn
 from neural_collapse.architectures.build import build_network
 from neural_collapse.architectures.registry import resolve_network
 from neural_collapse.config import Recipe, TrainingRecipe
+from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.training.trainer import Trainer
 
 from . import data
@@ -28,7 +29,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "VGG11 width 16": {"name": "vgg11", "width": 16, "hidden_width": 128},
     "ResNet18": {"name": "resnet18"},
     "VGG11": {"name": "vgg11"},
+    # The quickstart's size.
+    "ResNet (1,1,1,1) width 8, 16 px": {"name": "resnet18", "blocks": [1, 1, 1, 1], "width": 8},
 }
+
+
+SMALL_PX = 16
+"""Side of the images that the networks named so see, averaged from 32 px."""
 
 
 def recipe(network: str, precision: str = "float32") -> Recipe:
@@ -52,8 +59,14 @@ def trainer(
     network: str, images: data.RawImages, precision: str, device: torch.device | str = "cpu"
 ) -> Trainer:
     return Trainer(
-        recipe(network, precision), data.prepared(images), LEARNING_RATE, 0, torch.device(device)
+        recipe(network, precision), sized(network, images), LEARNING_RATE, 0, torch.device(device)
     )
+
+
+def sized(network: str, images: data.RawImages) -> PreparedDataset:
+    """The images as a network sees them."""
+    whole = data.prepared(images)
+    return data.averaged(whole, SMALL_PX) if network.endswith(f" {SMALL_PX} px") else whole
 
 
 def our_epochs(trained: Trainer) -> Callable[[], None]:

@@ -20,9 +20,14 @@ from .harness import Settings, Times
 
 
 class Worker:
-    """A process that trains on demand. variant: "notebook" or a precision of ours."""
+    """A process that trains on demand.
 
-    def __init__(self, variant: str, network: str, images: int, mirror: str | None):
+    variant: "notebook" or a precision of ours; threads: 0 leaves torch's own number.
+    """
+
+    def __init__(
+        self, variant: str, network: str, images: int, mirror: str | None, threads: int = 0
+    ):
         self.process = subprocess.Popen(
             [
                 sys.executable,
@@ -32,6 +37,7 @@ class Worker:
                 network,
                 str(images),
                 mirror or "",
+                str(threads),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -58,14 +64,19 @@ class Worker:
     @staticmethod
     @contextmanager
     def group(
-        settings: Settings, counts: Mapping[str, int], network: str, images: int
+        settings: Settings,
+        counts: Mapping[str, int],
+        network: str,
+        images: int,
+        notebook_threads: int = 0,
     ) -> Iterator[dict[str, list[Worker]]]:
-        """So many workers of each variant, all ready."""
+        """So many workers of each variant, all ready; ours of one thread, as in the pipeline."""
         with ExitStack() as stack:
             groups: dict[str, list[Worker]] = {variant: [] for variant in counts}
             for variant, count in counts.items():
                 for _ in range(count):
-                    worker = Worker(variant, network, images, settings.mirror)
+                    threads = notebook_threads if variant == "notebook" else 1
+                    worker = Worker(variant, network, images, settings.mirror, threads)
                     stack.callback(worker.close)
                     groups[variant].append(worker)
             for workers in groups.values():
@@ -100,18 +111,22 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def main(variant: str, network: str, images: str, mirror: str) -> None:
+def main(variant: str, network: str, images: str, mirror: str, threads: str) -> None:
     import torch
+
+    from neural_collapse.training.devices import keep_freed_memory
 
     from . import data
     from .networks import notebook_epochs, our_epochs, trainer
 
     count = int(images)
     raw = data.subset(data.mnist(mirror or None), count)
+    if int(threads):
+        torch.set_num_threads(int(threads))
     if variant == "notebook":
         epoch = notebook_epochs(network, raw)
     else:
-        torch.set_num_threads(1)
+        keep_freed_memory()
         epoch = our_epochs(trainer(network, raw, variant))
     print("ready", flush=True)
     for line in sys.stdin:

@@ -21,6 +21,7 @@ from ..harness import Goal, Results, Settings, case, torch_threads
 SEEDS = (0, 1, 2)
 INSIDE = Goal(2, at_most=True)
 """A precision's mean lies within so many standard deviations of float32's seeds."""
+OF_TEST = ("nc4_ncc_mismatch", "test_error")
 
 
 def finals(recipe: Recipe, images: PreparedDataset, seed: int, device: torch.device) -> dict:
@@ -103,7 +104,9 @@ def precision(settings: Settings, results: Results) -> None:
         exact = found.pop("float32")
         for statistic in exact[0]:
             reference = np.array([values[statistic] for values in exact])
-            spread = reference.std(ddof=1)
+            # A share of the test set moves by whole examples.
+            least = 1 / len(images.test_labels) if statistic in OF_TEST else 0.0
+            spread = max(reference.std(ddof=1), least)
             for name, runs in found.items():
                 mean = np.mean([values[statistic] for values in runs])
                 distance = abs(mean - reference.mean())

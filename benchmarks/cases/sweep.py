@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
 import torch
 
 from neural_collapse.architectures.recipes import NetworkRecipe
 from neural_collapse.architectures.registry import resolve_network
 from neural_collapse.config import Recipe, SweepRecipe, TrainingRecipe
-from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.training.together import METHODS, choose_method
 from neural_collapse.training.trainer import DeviceData, Trainer
 
@@ -48,22 +44,6 @@ ON_GPU = [
 ]
 
 
-def averaged(images: PreparedDataset, pixels: int) -> PreparedDataset:
-    """32 px images averaged to fewer."""
-
-    def of(array: np.ndarray) -> np.ndarray:
-        side = 32 // pixels
-        blocks = array.reshape(len(array), 1, pixels, side, pixels, side)
-        return blocks.mean((3, 5)).round().astype(np.uint8)
-
-    return dataclasses.replace(
-        images,
-        image_size_px=pixels,
-        train_images=of(images.train_images),
-        test_images=of(images.test_images),
-    )
-
-
 @case("sweep of 25 learning rates", forms=("short", "full", "gpu"))
 def sweep(settings: Settings, results: Results) -> None:
     """The paper's rates trained for an epoch of a few steps, each after the other and together."""
@@ -71,7 +51,9 @@ def sweep(settings: Settings, results: Results) -> None:
     on_gpu = settings.form == "gpu"
     for title, network, pixels, goal in ON_GPU if on_gpu else ON_CPU:
         count = BATCH * (20 if on_gpu else 2 if pixels == 32 else 4)
-        images = averaged(data.prepared(data.subset(data.mnist(settings.mirror), count)), pixels)
+        images = data.averaged(
+            data.prepared(data.subset(data.mnist(settings.mirror), count)), pixels
+        )
         resolved: NetworkRecipe = resolve_network(network)
         recipe = Recipe(
             dataset="mnist",

@@ -14,7 +14,7 @@ from ..worker import Worker
 FLOAT32_NARROW, FLOAT32_FULL, BFLOAT16 = Goal(1.4), Goal(1.25), Goal(2.5)
 SNAPSHOT_SHARE = Goal(0.01, at_most=True)
 
-NARROW = [name for name in NETWORKS if "width" in name]
+NARROW = [name for name in NETWORKS if "width" in name and "px" not in name]
 FULL = [name for name in NETWORKS if "width" not in name]
 SHORT = ["ResNet18 width 8", "VGG11 width 16", *FULL]
 
@@ -34,20 +34,12 @@ def goal_of(network: str, precision: str) -> Goal:
 
 @case("training")
 def training(settings: Settings, results: Results) -> None:
-    """One process and one thread each: the notebook's loop and this project's."""
-    raw = data.mnist(settings.mirror)
+    """The notebook's loop and this project's, each a process of one thread."""
     for network in [*NARROW, *FULL] if settings.full else SHORT:
         count = BATCH * steps(network, settings)
-        images = data.subset(raw, count)
-        with torch_threads(1):
-            variants = {
-                "notebook": Variant(notebook_epochs(network, images), count),
-                **{
-                    precision: Variant(our_epochs(trainer(network, images, precision)), count)
-                    for precision in ("float32", "bfloat16")
-                },
-            }
-            times = interleave(variants, settings.rounds)
+        variants = {"notebook": 1, "float32": 1, "bfloat16": 1}
+        with Worker.group(settings, variants, network, count, notebook_threads=1) as groups:
+            times = Worker.interleave(groups, settings.rounds, 4.0 if network in FULL else 1.5)
         for precision in ("float32", "bfloat16"):
             results.compare(
                 f"{network}, {precision}",

@@ -10,6 +10,7 @@ need one.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import json
@@ -335,6 +336,19 @@ def _open_shared(path: Path, create: bool = True) -> int:
             return descriptor
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep main memory that it has freed; no result changes.
+
+    glibc gives large blocks back to the kernel and gets them again, page by page, at every layer of
+    every step: up to a third of a narrow network's time.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 @contextlib.contextmanager
 def device_for(
     choice: str, gpus: int, threads: int, deterministic: bool, slots: int | None = None
@@ -359,6 +373,7 @@ def device_for(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
 
+        keep_freed_memory()
         torch.set_num_threads(threads)
         if wanted and not torch.cuda.is_available():
             raise UserError(
