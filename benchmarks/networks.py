@@ -12,11 +12,13 @@ from torch import nn
 
 from neural_collapse.architectures.build import build_network
 from neural_collapse.architectures.registry import resolve_network
+from neural_collapse.collapse import compute_statistics, extract
 from neural_collapse.config import Recipe, TrainingRecipe
 from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.training.trainer import Trainer
 
 from . import data
+from .references import measurement as notebooks_measurement
 from .references import training as notebook
 
 LEARNING_RATE = 0.01
@@ -29,12 +31,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "VGG11 width 16": {"name": "vgg11", "width": 16, "hidden_width": 128},
     "ResNet18": {"name": "resnet18"},
     "VGG11": {"name": "vgg11"},
-    # The quickstart's size.
-    "ResNet (1,1,1,1) width 8, 16 px": {"name": "resnet18", "blocks": [1, 1, 1, 1], "width": 8},
+    # The quickstart's size on digits.
+    "ResNet (1,1,1,1) width 8, 8 px": {"name": "resnet18", "blocks": [1, 1, 1, 1], "width": 8},
 }
 
 
-SMALL_PX = 16
+SMALL_PX = 8
 """Side of the images that the networks named so see, averaged from 32 px."""
 
 
@@ -102,6 +104,39 @@ def notebook_epochs(
         pin_memory=workers > 0 and torch.device(device).type == "cuda",
     )
     return lambda: notebook.train_epoch(net, sgd, batches)
+
+
+OURS, NOTEBOOKS = "measurement", "notebook's measurement"
+
+
+def measurement_of(
+    variant: str, network: str, images: data.RawImages, device: torch.device | str = "cpu"
+) -> Callable[[], Any]:
+    """The measurement of one checkpoint a call: the pipeline's stages, or the notebook's."""
+    net = fresh_network(network).to(device)
+    if variant == NOTEBOOKS:
+        loaders = [
+            notebook.loader(notebook_dataset(images, split), BATCH, shuffle=False, drop_last=False)
+            for split in ("train", "test")
+        ]
+        return lambda: notebooks_measurement.measure(net, *loaders)
+    prepared = data.prepared(images)
+    common = {
+        "mean": prepared.mean,
+        "std": prepared.std,
+        "batch_size": TrainingRecipe().evaluation_batch_size,
+        "device": device,
+        "num_classes": prepared.num_classes,
+    }
+
+    def measure() -> tuple[dict, dict]:
+        train, _ = extract(net, prepared.train_images, prepared.train_labels, **common)
+        means = train.class_means
+        labels = prepared.test_labels
+        test, _ = extract(net, prepared.test_images, labels, reference_means=means, **common)
+        return compute_statistics(train), compute_statistics(test)
+
+    return measure
 
 
 def cores() -> int:

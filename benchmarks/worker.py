@@ -1,4 +1,4 @@
-"""Training jobs in processes of their own, started together, for the whole machine's throughput.
+"""Jobs in processes of their own, one a variant, or a core each for the machine's throughput.
 
 A worker sets itself up, says `ready`, and for every line of standard input trains for about so many
 seconds and answers with the images and the seconds.
@@ -20,9 +20,10 @@ from .harness import Settings, Times
 
 
 class Worker:
-    """A process that trains on demand.
+    """A process that trains, or measures, on demand.
 
-    variant: "notebook" or a precision of ours; threads: 0 leaves torch's own number.
+    variant: "notebook" or a precision of ours to train; one of `measurement_of` to measure.
+    threads: 0 leaves torch's own number.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Worker:
             groups: dict[str, list[Worker]] = {variant: [] for variant in counts}
             for variant, count in counts.items():
                 for _ in range(count):
-                    threads = notebook_threads if variant == "notebook" else 1
+                    threads = notebook_threads if "notebook" in variant else 1
                     worker = Worker(variant, network, images, settings.mirror, threads)
                     stack.callback(worker.close)
                     groups[variant].append(worker)
@@ -117,16 +118,27 @@ def main(variant: str, network: str, images: str, mirror: str, threads: str) -> 
     from neural_collapse.training.devices import keep_freed_memory
 
     from . import data
-    from .networks import notebook_epochs, our_epochs, trainer
+    from .networks import (
+        NOTEBOOKS,
+        OURS,
+        measurement_of,
+        notebook_epochs,
+        our_epochs,
+        trainer,
+    )
 
     count = int(images)
-    raw = data.subset(data.mnist(mirror or None), count)
+    raw = data.subset(data.mnist(mirror or None), count, count // 4)
     if int(threads):
         torch.set_num_threads(int(threads))
-    if variant == "notebook":
+    if "notebook" not in variant:
+        keep_freed_memory()
+    if variant in (OURS, NOTEBOOKS):
+        epoch = measurement_of(variant, network, raw)
+        count += count // 4
+    elif variant == "notebook":
         epoch = notebook_epochs(network, raw)
     else:
-        keep_freed_memory()
         epoch = our_epochs(trainer(network, raw, variant))
     print("ready", flush=True)
     for line in sys.stdin:

@@ -15,7 +15,7 @@ from ..references import deepfool as per_sample
 
 CPU_GOAL, GPU_GOAL = Goal(8), Goal(100)
 SAME = Goal(0.01, at_most=True)
-NETWORKS = ["ResNet (1,1,1,1) width 8, 16 px", "ResNet18 width 8"]
+NETWORKS = ["ResNet (1,1,1,1) width 8, 8 px", "ResNet18 width 8"]
 
 
 @case("deepfool", forms=("short", "full", "gpu"))
@@ -26,7 +26,8 @@ def deepfool(settings: Settings, results: Results) -> None:
 
 def attack(title: str, settings: Settings, results: Results) -> None:
     """A network trained for three epochs, its test images attacked in both ways."""
-    count = 20 if settings.form == "short" else 100
+    count = 100  # as in the paper; one at a time, a part of them is enough to be timed
+    alone = 20 if settings.form == "short" else count
     raw = data.subset(data.mnist(settings.mirror), 5120, 500)
     trained = trainer(title, raw, "float32", settings.device)
     with torch_threads(1):
@@ -41,7 +42,7 @@ def attack(title: str, settings: Settings, results: Results) -> None:
         found: dict[str, np.ndarray] = {}
 
         def theirs() -> None:
-            found["theirs"] = per_sample.robustness(network.eval(), inputs).cpu().numpy()
+            found["theirs"] = per_sample.robustness(network.eval(), inputs[:alone]).cpu().numpy()
 
         def batched() -> None:
             found["ours"] = ours(
@@ -49,7 +50,7 @@ def attack(title: str, settings: Settings, results: Results) -> None:
             )
 
         times = interleave(
-            {"theirs": Variant(theirs, count), "ours": Variant(batched, count)},
+            {"theirs": Variant(theirs, alone), "ours": Variant(batched, count)},
             min(settings.rounds, 2),
             synchronise=settings.synchronise,
         )
@@ -62,7 +63,7 @@ def attack(title: str, settings: Settings, results: Results) -> None:
         goal=GPU_GOAL if settings.device == "cuda" else CPU_GOAL,
         note=f"trained to a test error of {100 * error:.1f} %",
     )
-    means = {name: float(np.nanmean(ratios)) for name, ratios in found.items()}
+    means = {name: float(np.nanmean(ratios[:alone])) for name, ratios in found.items()}
     results.value(
         f"{title}: relative difference of the mean robustness",
         abs(means["ours"] / means["theirs"] - 1),
