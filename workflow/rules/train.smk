@@ -84,6 +84,8 @@ rule take_candidate:
         curve="<sweep>/together-{pack}-learning-rate-{learning_rate}.parquet",
     log:
         "<logs>/take_candidate/{dataset}-{architecture}-together-{pack}-{learning_rate}.log",
+    conda:
+        "../../envs/neural_collapse.yaml"
     threads: 1
     resources:
         mem_mb=100,

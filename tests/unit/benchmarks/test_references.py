@@ -50,13 +50,13 @@ def test_training_gives_the_same_losses(images, monkeypatch):
     # Small: at a large rate the two orders of rounding drift apart within a few steps.
     monkeypatch.setattr(networks, "LEARNING_RATE", 1e-3)
     trained = networks.trainer(NETWORK, images, "float32")
-    losses, of = [], trained._loss
+    losses, step = [], trained.step
 
     def recorded(*arguments):
-        losses.append(of(*arguments))
+        losses.append(step(*arguments))
         return losses[-1]
 
-    monkeypatch.setattr(trained, "_loss", recorded)
+    monkeypatch.setattr(trained, "step", recorded)
     trained.train_epoch(1)
     net = networks.fresh_network(NETWORK)
     order = epoch_order(len(images.train_labels), seed=0, epoch=1).tolist()
