@@ -41,7 +41,9 @@ def main() -> int:
         "--only", nargs="+", metavar="CASE", default=[], help=f"of: {', '.join(harness.CASES)}"
     )
     parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds of each case")
+    parser.add_argument(
+        "--rounds", type=int, help="timed rounds of each case; 2 in the short form, else 3"
+    )
     parser.add_argument(
         "--mirror",
         default=os.environ.get("NC_DATA_MIRROR"),
@@ -70,7 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
         # As in the pipeline's jobs, before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     keep_freed_memory()  # as the pipeline's jobs do; the reference loops gain by it as well
-    settings = harness.Settings(arguments.form, arguments.mirror, arguments.rounds)
+    rounds = arguments.rounds or (2 if arguments.form == "short" else 3)
+    settings = harness.Settings(arguments.form, arguments.mirror, rounds)
     facts = harness.environment(device)
     rows = []
     started = time.monotonic()

@@ -137,10 +137,12 @@ class TrainingRecipe(Model):
     """What each milestone multiplies the learning rate by."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the training step: true float32, TF32 matrix units (GPU), or bfloat16
-    autocast. Measurements always use true float32."""
+    autocast. Features, statistics and attack always use true float32; losses and errors after each
+    epoch do with float32, and TF32 otherwise."""
     cuda_graphs: bool = False
-    """On a GPU, launch a training step's kernels all at once; pays for narrow networks. Not yet
-    measured by this project."""
+    """On one GPU, launch a training step's kernels all at once; for narrow networks. Last digits
+    may differ. Not yet measured by this project; several GPUs, and rates trained as one network,
+    do without."""
     compile: bool = False
     """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
     measured on a GPU by this project."""
@@ -201,9 +203,13 @@ class SweepRecipe(Model):
     held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
     together: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Learning rates trained in one process and on one GPU, which is faster for small networks. The
-    smallest are trained as one network, whose numbers differ in their last digits; the model that
-    is kept is trained by itself."""
+    """Learning rates trained in one process and on one GPU, which is faster for small networks;
+    `memory_mb` and `runtime_minutes` are then of all of them. The model that is kept is trained by
+    itself."""
+    together_as: Literal["fastest", "side_by_side", "one_network"] = "fastest"
+    """How: side by side, each with the bits of a training by itself; as one network with grouped
+    convolutions, whose numbers differ in their last digits and then drift apart as those of another
+    machine do; or what a short probe finds faster, which selection.json records."""
     halving_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Epochs after which the worse half of the rates trained together stops (successive halving);
     none in the paper."""
@@ -241,9 +247,15 @@ class SweepRecipe(Model):
 
     @property
     def packs(self) -> tuple[tuple[float, ...], ...]:
-        """The candidates that are trained together, neighbours in ascending order."""
-        rates = self.learning_rates
-        return tuple(rates[i : i + self.together] for i in range(0, len(rates), self.together))
+        """The candidates that are trained together. Additional ones are together among themselves,
+        so that a further one leaves the others' curves alone."""
+        more = set(self.additional_learning_rates)
+        spaced = [rate for rate in self.learning_rates if rate not in more]
+        return tuple(
+            tuple(rates[first : first + self.together])
+            for rates in (spaced, list(self.additional_learning_rates))
+            for first in range(0, len(rates), self.together)
+        )
 
     def named(self) -> dict[str, float]:
         """The candidates by the name that they have in paths."""
@@ -346,6 +358,11 @@ class Recipe(_RecipeParts):
                     f"measurement.{key} asks for epoch {value[-1]}, past the last one, "
                     f"{last} (training.epochs)"
                 )
+        if self.sweep.together > 1 and self.resources.gpu > 1:
+            raise ValueError(
+                "sweep.together: learning rates that are trained together share one GPU, but "
+                f"resources.gpu is {self.resources.gpu}; set one of the two to 1"
+            )
         if any(epoch >= last for epoch in self.sweep.halving_epochs):
             raise ValueError(
                 f"sweep.halving_epochs must lie before the last epoch, {last} (training.epochs)"
@@ -382,6 +399,11 @@ class _PartialNetwork(BaseModel):
     """A network by `name`, a published one, or by `family`; other keys change its numbers."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+
+SWEEP_EVALUATIONS = 50
+"""How often a candidate of the sweep is evaluated: its last epoch decides, and a curve needs no
+more. Not the measured epochs, whose change must not train the sweep again."""
 
 
 def spaced_epochs(last: int, count: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import Config, Recipe, resolve_recipe
+from .config import SWEEP_EVALUATIONS, Config, Recipe, resolve_recipe
 from .datasets.registry import dataset_entry
 
 # Floating-point operations a second that training reaches, where this machine has no run yet.
@@ -27,6 +27,8 @@ class CellPlan:
     parameters: int
     candidates: int
     """Trainings of the sweep; 0 where the learning rate is pinned."""
+    candidate_jobs: int
+    """Jobs that they are: several may be trained together, and each curve is then taken apart."""
     runs: int
     """Trainings whose checkpoints are kept: one a seed."""
     epochs: int
@@ -95,6 +97,12 @@ def _network_size(recipe: Recipe, size: DataSize) -> tuple[str, int, int]:
     return described.label, described.parameter_count, counter.get_total_flops()
 
 
+def candidate_flops(size: DataSize, forward: int, epochs: int) -> float:
+    """Operations of one training of the sweep, which is evaluated less often."""
+    evaluations = 1 + min(epochs, SWEEP_EVALUATIONS)
+    return (3 * size.train * epochs + (size.train + size.test) * evaluations) * forward
+
+
 def training_flops(size: DataSize, forward: int) -> float:
     """Operations of one epoch: backward costs twice forward, and both sets are evaluated."""
     return (3 * size.train + size.train + size.test) * forward
@@ -110,6 +118,9 @@ def plan_cells(config: Config) -> list[CellPlan]:
             continue
         label, parameters, forward = _network_size(recipe, size)
         candidates = 0 if recipe.sweep.learning_rate is not None else len(recipe.sweep.named())
+        jobs = candidates
+        if recipe.sweep.together > 1 and candidates:
+            jobs += len(recipe.sweep.packs)
         runs, epochs = len(config.seeds), recipe.training.epochs
         measured = len(recipe.measured_epochs)
         one_training = epochs * training_flops(size, forward)
@@ -123,11 +134,13 @@ def plan_cells(config: Config) -> list[CellPlan]:
                 label,
                 parameters,
                 candidates,
+                jobs,
                 runs,
                 (candidates + runs) * epochs,
                 runs * measured,
                 runs * measured * parameters * 4,
-                (candidates + runs) * one_training + runs * measured * one_measurement,
+                candidates * candidate_flops(size, forward, epochs)
+                + runs * (one_training + measured * one_measurement),
             )
         )
     return plans
@@ -217,7 +230,7 @@ def plan(config: Config, device: str | None = None) -> str:
     )
     seconds = sum(cell.flops for cell in cells) / throughput
     # Per cell: recipe; sweep and selection; and per run: train, features, statistics, attack.
-    jobs = sum(1 + cell.candidates + bool(cell.candidates) + 4 * cell.runs for cell in cells)
+    jobs = sum(1 + cell.candidate_jobs + bool(cell.candidates) + 4 * cell.runs for cell in cells)
     jobs += 2 * len(prepared)
     lines = [f"Experiment {config.experiment}, results in {config.folder}", ""]
     lines += _aligned([heads, *rows])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import versions
-from .config import Recipe, read_recipe, spaced_epochs
+from .config import SWEEP_EVALUATIONS, Recipe, read_recipe, spaced_epochs
 from .errors import UserError
 from .files import deliver, require_writable, write_text_atomically
 from .progress import Progress
@@ -67,11 +67,6 @@ def _read_curve(path: Path, recipe: Recipe):
             "delete it and run again"
         )
     return curve
-
-
-SWEEP_EVALUATIONS = 50
-"""How often a candidate of the sweep is evaluated: its last epoch decides, and a curve needs no
-more. Not the measured epochs, whose change must not train the sweep again."""
 
 
 def train_candidate(
@@ -246,9 +241,19 @@ def select_learning_rate(
         "learning_rate_name": learning_rate_name(winner),
         "criterion": f"lowest {split.replace('_', '-')} error at the last epoch",
         "candidates": len(curve_paths),
+        "trained": _how_trained(recipe, selection.parent),
         "diverged": diverged,
     }
     write_text_atomically(selection, json.dumps(chosen, indent=2) + "\n")
+
+
+def _how_trained(recipe: Recipe, folder: Path) -> str:
+    """How the sweep's trainings were run: each alone, or together in which way."""
+    if recipe.sweep.together == 1:
+        return "alone"
+    files = [folder / f"together-{n}/together.json" for n, _ in enumerate(recipe.sweep.packs, 1)]
+    # Curves that were made elsewhere have none.
+    return ", ".join(sorted({read_json(f, "record")["trained"] for f in files if f.exists()}))
 
 
 def train_model(

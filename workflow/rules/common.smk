@@ -34,12 +34,8 @@ FIGURE_NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overv
 MOVING = ("gif", "html")  # formats of Figure 1 alone
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
-SEEN_BY_CANDIDATES = {
-    "seed",
-    "selection",
-    "held_out_fraction",
-    "halving_epochs",
-}  # of the sweep's keys
+SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
+SEEN_TOGETHER = {*SEEN_BY_CANDIDATES, "halving_epochs", "together_as"}
 
 # Jobs import the library from this checkout, in whichever environment they run. Where files come
 # from and where networks run they learn here, not from params, which would run them again.
@@ -174,16 +170,19 @@ def curve(wildcards, learning_rate):
     """A candidate's learning curve: a job's own, or one of those that are trained together."""
     folder = f"{FOLDER}/{wildcards.dataset}/{wildcards.architecture}/sweep"
     sweep = recipe_of(wildcards).sweep
-    together = ""
-    if sweep.together > 1:
-        together = f"together-{list(sweep.named()).index(learning_rate) // sweep.together + 1}-"
-    return f"{folder}/{together}learning-rate-{learning_rate}.parquet"
+    if sweep.together == 1:
+        return f"{folder}/learning-rate-{learning_rate}.parquet"
+    names = [[learning_rate_name(rate) for rate in pack] for pack in sweep.packs]
+    pack = next(number for number, pack in enumerate(names, 1) if learning_rate in pack)
+    return f"{folder}/together-{pack}-learning-rate-{learning_rate}.parquet"
 
 
 def pack_rates(wildcards):
     """A params function: the learning rates that one process trains together."""
-    pack = recipe_of(wildcards).sweep.packs[int(wildcards.pack) - 1]
-    return list(map(learning_rate_name, pack))
+    packs = recipe_of(wildcards).sweep.packs
+    if not 1 <= int(wildcards.pack) <= len(packs):
+        raise WorkflowError(f"together-{wildcards.pack}: the sweep has {len(packs)} packs")
+    return list(map(learning_rate_name, packs[int(wildcards.pack) - 1]))
 
 
 def curves(wildcards):

@@ -62,7 +62,7 @@ rule train_candidates:
         recipe=recipe_file,
         depends_on=recipe_slice("network", "training"),
         learning_rates=pack_rates,
-        sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_BY_CANDIDATES),
+        sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_TOGETHER),
         version=versions.TRAINING,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-together-{pack}"),

@@ -56,9 +56,9 @@ def test_side_by_side_has_the_bits_of_trainings_by_themselves(make_recipe, make_
         seed=0,
         device=CPU,
         state_root=tmp_path,
-        method="side by side",
+        method="side_by_side",
     )
-    assert method == "side by side"
+    assert method == "side_by_side"
     for rate, history in zip(RATES, joint, strict=True):
         alone, _ = train(
             recipe, data, learning_rate=rate, seed=0, device=CPU, state_root=tmp_path / "alone"
@@ -67,7 +67,7 @@ def test_side_by_side_has_the_bits_of_trainings_by_themselves(make_recipe, make_
     assert not list(tmp_path.rglob("state-*"))
 
 
-@pytest.mark.parametrize("method", ["side by side", "in one network"])
+@pytest.mark.parametrize("method", ["side_by_side", "one_network"])
 def test_who_diverges_or_is_halved_leaves_the_others_alone(
     method, make_recipe, make_data, tmp_path
 ):
@@ -104,7 +104,33 @@ def test_who_diverges_or_is_halved_leaves_the_others_alone(
                 assert its.train_loss == pytest.approx(record.train_loss, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["side by side", "in one network"])
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_no_kernel_carries_a_divergence_over(width, precision, make_recipe, make_data, tmp_path):
+    """Some multiply a neighbour's NaN by zero: odd widths in bfloat16 do."""
+    recipe = make_recipe(epochs=3, width=width, precision=precision)
+
+    def run(rates):
+        return train_together(
+            recipe,
+            make_data(),
+            learning_rates=rates,
+            seed=0,
+            device=CPU,
+            state_root=tmp_path,
+            method="one_network",
+        )[0]
+
+    quiet, wild = run(RATES), run((*RATES, 1e30))
+    assert wild[3].diverged
+    for expected, found in zip(quiet, wild, strict=False):
+        assert not found.diverged and found.records[-1].epoch == 3
+        assert found.records[1].train_loss == pytest.approx(
+            expected.records[1].train_loss, rel=0.05 if precision == "bfloat16" else 1e-4
+        )
+
+
+@pytest.mark.parametrize("method", ["side_by_side", "one_network"])
 def test_an_interrupted_sweep_goes_on_with_the_same_bits(
     method, make_recipe, make_data, tmp_path, monkeypatch
 ):

@@ -20,7 +20,6 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     pairs = network.normed_convolutions() if isinstance(network, Network) else ()
     if not pairs:
         return network.eval()
-    # Not the parameters that are replaced anyway, of which a large network has little else.
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     for convolution, norm in pairs:
         _fold(folded.get_submodule(convolution), folded.get_submodule(norm))

@@ -272,9 +272,11 @@ def _call(rank: int, payload: bytes) -> Any:
     import torch
     from torch import distributed
 
+    from .devices import keep_freed_memory
     from .ranks import Ranks
 
     settings, function, args, kwargs = pickle.loads(payload)
+    keep_freed_memory()
     torch.set_num_threads(settings["threads"])
     device, size = torch.device(settings["device"]), settings["size"]
     backend, more = "gloo", {}

@@ -38,7 +38,9 @@ class GraphedStep:
                 step(self.inputs, self.labels, self.learning_rate)
         torch.cuda.current_stream(inputs.device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # On the stream that warmed up, whose workspaces no other graph shares; other threads, which
+        # read images, may go on.
+        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.loss = step(self.inputs, self.labels, self.learning_rate)
         for name, value in state().items():
             value.copy_(before[name])

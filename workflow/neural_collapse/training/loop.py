@@ -109,7 +109,9 @@ def train(
         "state_root": state_root,
         "checkpoint_folder": checkpoint_folder,
         "checkpoint_epochs": tuple(checkpoint_epochs),
-        "evaluated_epochs": evaluated_epochs and {*evaluated_epochs, 0, recipe.training.epochs},
+        "evaluated_epochs": (
+            None if evaluated_epochs is None else {*evaluated_epochs, 0, recipe.training.epochs}
+        ),
         "label": label,
         "stream": stream,
     }

@@ -1,23 +1,26 @@
 """Several learning rates trained in one process, on one device, over one copy of the data.
 
 They see the same batches, so each is loaded and normalised once. Very small networks are trained
-as one, their convolutions in groups; others side by side, on a GPU each on a stream of its own. A
-short probe decides, so that together is never slower than one after another.
+as one, their convolutions in groups; others side by side, on a GPU each on a stream of its own.
+Which is faster a short probe says, unless the recipe does.
 
-Side by side every member has the bits of a training by itself; in a group, its numbers to float32
-rounding.
+Side by side every member has the bits of a training by itself. In one network its numbers are those
+but for float32 rounding, which training then makes grow as it does between two machines.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from ..architectures.folding import fold_batch_norms
 from ..architectures.grouped import GroupedNetwork, can_be_grouped
 from ..config import Recipe, learning_rate_name
 from ..datasets.prepared import PreparedDataset
@@ -30,6 +33,7 @@ from .trainer import (
     Batch,
     DeviceData,
     EpochRecord,
+    StepTooLarge,
     Trainer,
     build,
     cross_entropy,
@@ -45,10 +49,10 @@ PROBE_ROUNDS = 3
 class SideBySide:
     """Trainings that take turns at every batch; on a GPU, each on a stream of its own."""
 
-    method = "side by side"
+    method = "side_by_side"
 
     def __init__(self, recipe: Recipe, data: DeviceData, rates: Sequence[float], seed: int) -> None:
-        self.data, self.seed = data, seed
+        self.data, self.seed, self.rates = data, seed, list(rates)
         self.trainers = [Trainer(recipe, data, rate, seed, data.device) for rate in rates]
         self.training = recipe.training
         on_gpu = data.device.type == "cuda"
@@ -82,8 +86,9 @@ class SideBySide:
             torch.cuda.current_stream(stream.device).wait_stream(stream)
 
     def evaluate(self, epoch: int) -> list[EpochRecord]:
-        """Loss and error of each over both whole sets."""
-        return [trainer.evaluate(epoch) for trainer in self.trainers]
+        """Loss and error of each over both whole sets, in one pass over them."""
+        networks = [fold_batch_norms(trainer.network) for trainer in self.trainers]
+        return evaluation(_Several(networks), self.data, self.training, epoch)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights, buffers and momentum of all."""
@@ -103,14 +108,26 @@ class SideBySide:
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone."""
+        self.rates = [self.rates[member] for member in members]
         self.trainers = [self.trainers[member] for member in members]
         self.streams = [self.streams[member] for member in members]
+
+
+class _Several(nn.Module):
+    """The logits of several networks, (B, K, classes)."""
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        self.networks = networks  # no children: evaluation must not set them to train again
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([network(x) for network in self.networks], 1)
 
 
 class Grouped:
     """Trainings as one network, whose convolutions are in groups."""
 
-    method = "in one network"
+    method = "one_network"
 
     def __init__(self, recipe: Recipe, data: DeviceData, rates: Sequence[float], seed: int) -> None:
         self.recipe, self.data, self.seed, self.rates = recipe, data, seed, list(rates)
@@ -172,18 +189,29 @@ class Grouped:
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone."""
-        before, momentum = self.network, self.sgd.momentum_buffers
-        count = len(self.rates)
-        networks = []
-        for member in members:
-            network = build(self.recipe, self.data.prepared, self.seed, self.data.device)
-            network.load_state_dict(before.member(member))
-            networks.append(network)
-        self.rates = [self.rates[member] for member in members]
-        self._take(networks)
+        apart = self.apart()
+        apart.keep(members)
+        self.take(apart)
+
+    def take(self, apart: SideBySide) -> None:
+        """Go on with the members of `apart`, as they are there."""
+        self.rates = [trainer.learning_rate for trainer in apart.trainers]
+        self._take([trainer.network for trainer in apart.trainers])
         for name, buffer in self.sgd.momentum_buffers.items():
-            parts = momentum[name].chunk(count)
-            buffer.copy_(torch.cat([parts[member] for member in members]))
+            own = name.removeprefix("body.")
+            parts = [trainer.sgd.momentum_buffers[own] for trainer in apart.trainers]
+            buffer.copy_(torch.cat([part.view(-1, *buffer.shape[1:]) for part in parts]))
+
+    def apart(self) -> SideBySide:
+        """The members as they are now, side by side."""
+        apart = SideBySide(self.recipe, self.data, self.rates, self.seed)
+        count = len(self.rates)
+        for number, trainer in enumerate(apart.trainers):
+            trainer.network.load_state_dict(self.network.member(number))
+            for name, buffer in trainer.sgd.momentum_buffers.items():
+                part = self.sgd.momentum_buffers[f"body.{name}"].chunk(count)[number]
+                buffer.copy_(part.view(buffer.shape))
+        return apart
 
 
 Together = SideBySide | Grouped
@@ -199,13 +227,12 @@ def train_together(
     state_root: str | Path,
     evaluated_epochs: Collection[int] | None = None,
     method: str | None = None,
-    split: str = "test",
 ) -> tuple[list[History], str]:
     """The learning curves of several rates, trained to the last epoch in this process.
 
-    Continues where an earlier try stopped. evaluated_epochs: as of ``loop.train``. method: "side by
-    side" or "in one network"; by default a probe decides. At each of the recipe's
-    `sweep.halving_epochs` the worse half, by its error on the test split, stops.
+    Continues where an earlier try stopped. evaluated_epochs: as of ``loop.train``. method:
+    "side_by_side" or "one_network"; by default the recipe's, or what a probe finds faster. At each
+    of the recipe's `sweep.halving_epochs` the worse half, by its error on the test split, stops.
     Returns the curves in the order of the rates, and the method.
     Raises UserError where another process works on the same rates.
     """
@@ -225,9 +252,8 @@ def train_together(
         placed = DeviceData(recipe, data, device)
         found = _resume(folder, recipe, placed, learning_rates, seed, label)
         if found is None:
-            kind = (
-                METHODS[method] if method else choose_method(recipe, placed, learning_rates, seed)
-            )
+            method = method or recipe.sweep.together_as
+            kind = METHODS.get(method) or choose_method(recipe, placed, learning_rates, seed)
             histories = [History(rate) for rate in learning_rates]
             found = kind(recipe, placed, learning_rates, seed), histories, [*range(len(histories))]
             finished = None
@@ -239,16 +265,10 @@ def train_together(
         for epoch in range(last + 1) if finished is None else range(finished + 1, last + 1):
             if not members:
                 break
-            losses = together.train_epoch(epoch) if epoch else torch.zeros(len(members))
-            records = None
-            if evaluated is None or epoch in evaluated:
-                records = together.evaluate(epoch)
-            for number, (member, loss) in enumerate(zip(members, losses.tolist(), strict=True)):
-                # Inf and NaN stay in a member's own channels.
-                if not torch.tensor(loss).isfinite():
-                    histories[member].add(EpochRecord(epoch, loss, 1.0, loss, 1.0))
-                elif records is not None:
-                    histories[member].add(records[number])
+            judged = evaluated is None or epoch in evaluated
+            for member, record in zip(members, _epoch(together, epoch, judged), strict=True):
+                if record is not None:
+                    histories[member].add(record)
             kept = [member for member in members if not histories[member].diverged]
             if epoch in halvings:
                 kept = _better_half(histories, kept)
@@ -262,8 +282,9 @@ def train_together(
             }
             tensors = writer.snapshot(together.state())
             writer.submit(folder.write, epoch, tensors, facts)
-            best = min((h.records[-1] for h in histories), key=lambda record: record.test_error)
-            progress.step(epoch, **said(best, epoch))
+            lasts = [histories[member].records[-1] for member in members]
+            best = min(lasts, key=lambda record: record.test_error, default=None)
+            progress.step(epoch, **(said(best, epoch) if best else {}))
         writer.finish()
         folder.clear()
     for history in histories:
@@ -271,6 +292,34 @@ def train_together(
             name = learning_rate_name(history.learning_rate)
             say(f"{label}  {name} diverged in epoch {history.records[-1].epoch}")
     return histories, together.method
+
+
+def _epoch(together: Together, epoch: int, judged: bool) -> list[EpochRecord | None]:
+    """Train an epoch (0: none) and evaluate where it is judged: a record of each member, None where
+    there is nothing to say. A loss that is not finite is always said."""
+
+    def run(trainings: Together) -> list[EpochRecord | None]:
+        count = len(trainings.rates)
+        losses = trainings.train_epoch(epoch).tolist() if epoch else [0.0] * count
+        records = trainings.evaluate(epoch) if judged else [None] * count
+        return [
+            record if math.isfinite(loss) else EpochRecord(epoch, loss, 1.0, loss, 1.0)
+            for loss, record in zip(losses, records, strict=True)
+        ]
+
+    if not isinstance(together, Grouped):
+        return run(together)
+    before = {name: value.clone() for name, value in together.state().items()}
+    records = run(together)
+    if all(record is None or math.isfinite(record.train_loss) for record in records):
+        return records
+    # A kernel may multiply another member's NaN by zero. The epoch is run again with the members
+    # apart, and those that are well go on in a group.
+    together.restore(before)
+    apart = together.apart()
+    records = run(apart)
+    together.take(apart)
+    return records
 
 
 def _better_half(histories: Sequence[History], members: Sequence[int]) -> list[int]:
@@ -360,6 +409,6 @@ def choose_method(
 
                     seconds = _Clock(data.device).seconds(work)
                     best[kind] = min(seconds, best.get(kind, seconds))
-    except torch.OutOfMemoryError:
-        return SideBySide
+    except (torch.OutOfMemoryError, StepTooLarge):
+        return SideBySide  # which may fit: there was room for both ways at once
     return Grouped if best[Grouped] < 0.9 * best[SideBySide] else SideBySide

@@ -109,11 +109,11 @@ def evaluate(
                     logits = folded(normalise(batch))
                     truth = _each(labels[part], logits)
                     if found is None:
-                        shape = (2, len(labels), *truth.shape[1:])
+                        shape = (2, *truth.shape[1:], len(labels))
                         found = torch.zeros(shape, dtype=torch.float64, device=labels.device)
                     losses = cross_entropy(logits.flatten(0, -2), truth.flatten(), "none")
-                    found[0, part] = losses.view(truth.shape)
-                    found[1, part] = logits.argmax(-1) != truth
+                    found[0, ..., part] = losses.view(truth.shape).movedim(0, -1)
+                    found[1, ..., part] = (logits.argmax(-1) != truth).movedim(0, -1)
                     start += len(batch)
             except torch.OutOfMemoryError:
                 if batch_size == 1:
@@ -126,13 +126,17 @@ def evaluate(
             finally:
                 batches.close()
     network.train(was_training)
-    return torch.zeros(2, device=labels.device).double() if found is None else found.sum(1)
+    return torch.zeros(2, device=labels.device).double() if found is None else found.sum(-1)
 
 
 def _each(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """Labels (B,) for each member of logits (B, K, classes) or (B, classes)."""
     more = logits.shape[1:-1]
     return labels.view(-1, *(1 for _ in more)).expand(-1, *more)
+
+
+class StepTooLarge(UserError):
+    """A batch that does not fit into the GPU's memory."""
 
 
 class DeviceData:
@@ -258,7 +262,16 @@ class Trainer:
         """One step of the optimiser; this rank's part of the batch's mean loss."""
         with out_of_memory_explained(batch.examples):
             if self.graphed and self.graph is None:
-                self.graph = GraphedStep(self._step, self.state, batch.inputs, batch.labels)
+                try:
+                    self.graph = GraphedStep(self._step, self.state, batch.inputs, batch.labels)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    reason = str(error).splitlines()[0]
+                    raise UserError(
+                        f"training.cuda_graphs: this network's step cannot be recorded ({reason}); "
+                        "set it to false"
+                    ) from None
             if self.graph is not None and self.graph.fits(batch.inputs):
                 return self.graph(batch.inputs, batch.labels, learning_rate)
             return self._step(batch.inputs, batch.labels, learning_rate, batch.examples)
@@ -331,7 +344,7 @@ def out_of_memory_explained(examples: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
-        raise UserError(
+        raise StepTooLarge(
             f"training.batch_size: {examples} examples a step are more than the GPU's memory "
             "holds; lower it (the results change with it), set network.memory_efficient for a "
             "DenseNet, train fewer learning rates together, or end what else runs there"
