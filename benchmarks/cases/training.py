@@ -17,6 +17,7 @@ SNAPSHOT_SHARE = Goal(0.01, at_most=True)
 NARROW = [name for name in NETWORKS if "width" in name and "px" not in name]
 FULL = [name for name in NETWORKS if "width" not in name]
 SHORT = ["ResNet18 width 8", "VGG11 width 16", *FULL]
+SECONDS_FULL = 2.5  # of one timed round of a network at full width
 
 
 def steps(network: str, settings: Settings) -> int:
@@ -39,7 +40,9 @@ def training(settings: Settings, results: Results) -> None:
         count = BATCH * steps(network, settings)
         variants = {"notebook": 1, "float32": 1, "bfloat16": 1}
         with Worker.group(settings, variants, network, count, notebook_threads=1) as groups:
-            times = Worker.interleave(groups, settings.rounds, 4.0 if network in FULL else 1.5)
+            times = Worker.interleave(
+                groups, settings.rounds, SECONDS_FULL if network in FULL else 1.5
+            )
         for precision in ("float32", "bfloat16"):
             results.compare(
                 f"{network}, {precision}",

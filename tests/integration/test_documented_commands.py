@@ -26,6 +26,8 @@ SHELLS = {"sh", "bash", "shell", "console"}
 JOBS = "needs jobs on a cluster"
 NOT_RUN = {
     "make test ": "runs this test",
+    "make bench": "minutes to an hour; tests/unit/benchmarks runs their pieces",
+    ".venv/bin/python -m pytest": "is run on a machine with a GPU",
     "git clone <this repository>": "a placeholder for an address",
     "tmux ": "needs a terminal",
     "squeue ": JOBS,
