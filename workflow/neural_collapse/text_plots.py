@@ -111,35 +111,45 @@ def unfinished_curves(path: Path) -> list[pd.DataFrame]:
     `terminal_phase_accuracy`.
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
-    from .config import read_recipe
+    from .config import learning_rate_name, read_recipe
     from .stages import candidate_frame, history_frame
     from .status import experiment_jobs, facts_so_far
 
     experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)
     curves = []
     for job in experiment_jobs(experiment, None) if experiment else ():
-        candidate = job.rule == "train_candidate"
-        named = {"train_model": (experiment, job.output.parent), "train_candidate": (job.output,)}
-        if job.output.exists() or path not in named.get(job.rule, ()):
+        if job.output.exists() or job.rule not in ("train_model", "train_candidate"):
             continue
-        if job.name.startswith("together-"):  # its state holds the curves of several rates
-            continue
-        facts = facts_so_far(job)
+        recipe = read_recipe(experiment / job.dataset / job.architecture / "recipe.json")
+        if job.rule == "train_model":
+            shown = {None: (experiment, job.output.parent)}
+        elif job.name.startswith("together-"):
+            pack = recipe.sweep.packs[int(job.name.removeprefix("together-")) - 1]
+            sweep = job.output.parent
+            names = {rate: f"{job.name}-learning-rate-{learning_rate_name(rate)}" for rate in pack}
+            shown = {rate: (sweep / f"{name}.parquet",) for rate, name in names.items()}
+        else:
+            shown = {recipe.sweep.named()[job.name]: (job.output,)}
+        asked = [number for number, paths in enumerate(shown.values()) if path in paths]
+        facts = facts_so_far(job) if asked else None
         if facts is None:
             continue
-        records, diverged = facts
-        recipe = read_recipe(experiment / job.dataset / job.architecture / "recipe.json")
-        history = SimpleNamespace(
-            learning_rate=recipe.sweep.named()[job.name] if candidate else np.nan,
-            records=[SimpleNamespace(**record) for record in records],
-            diverged=diverged,
-        )
-        if candidate:
-            frame = candidate_frame(recipe, history)
-        else:
-            frame = history_frame(recipe, int(job.name.removeprefix("seed-")), history)
-        accuracy = recipe.measurement.terminal_phase_accuracy
-        curves.append(frame.assign(epochs=recipe.training.epochs, terminal_phase_accuracy=accuracy))
+        for number in asked:
+            rate = list(shown)[number]
+            # Of several rates together the state holds all curves.
+            records, diverged = facts["curves"][number] if isinstance(facts, dict) else facts
+            history = SimpleNamespace(
+                learning_rate=np.nan if rate is None else rate,
+                records=[SimpleNamespace(**record) for record in records],
+                diverged=diverged,
+            )
+            if rate is None:
+                frame = history_frame(recipe, int(job.name.removeprefix("seed-")), history)
+            else:
+                frame = candidate_frame(recipe, history)
+            accuracy = recipe.measurement.terminal_phase_accuracy
+            more = {"epochs": recipe.training.epochs, "terminal_phase_accuracy": accuracy}
+            curves.append(frame.assign(**more))
     return curves
 
 
