@@ -43,6 +43,7 @@ figures: CONFIG := $(REFERENCE)/config.yaml
 endif
 figures: $(STAMP)
 	@$(BIN)/snakemake figures tables --cores $(CORES) --configfile $(CONFIG) --quiet rules host
+	@echo "Figures and tables: results/<the experiment that $(CONFIG) names>"
 
 report: $(STAMP)
 	@$(SNAKEMAKE) --quiet rules host -- report

@@ -151,7 +151,8 @@ class TrainingRecipe(Model):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a training; part of the recipe, because another count gives other bits."""
     evaluation_batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
-    """Examples a step where nothing is trained; lower it when a GPU's memory runs out."""
+    """Examples a step where nothing is trained, at most: the CPU takes 128, and a GPU halves it
+    when its memory runs out."""
 
     @field_validator("learning_rate_milestones", mode="before")
     @classmethod
@@ -553,7 +554,8 @@ class Config(Model):
     """Whose runs figures, Table 1 and claims show: one's own, which are trained where they are
     missing; the reference runs, so that nothing is trained; or both, told apart everywhere."""
     reference_folder: PathText = "results/reference/paper"
-    """The set of reference runs that is shown where `results_from` says so."""
+    """The set of reference runs that is shown where `results_from` says so. None of the paper's
+    size is shipped yet; results/reference/mnist-small is."""
     figures: FiguresConfig = FiguresConfig()
     """How figures look."""
     custom_datasets: dict[Name, CustomDataset] = {}

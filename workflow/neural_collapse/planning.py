@@ -7,13 +7,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from .config import SWEEP_EVALUATIONS, Config, Recipe, resolve_recipe
 from .datasets.registry import dataset_entry
 
-# Floating-point operations a second that training reaches, where this machine has no run yet.
-# The GPU's is an assumption (bfloat16 on a data-centre card), not a measurement of this project.
-ASSUMED_FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 2e14}
+# Floating-point operations a second that training reaches, where this machine has no run yet: by
+# device and, on a GPU, precision. Assumptions for a data-centre card, not measurements of this
+# project.
+ASSUMED_CPU_FLOPS_PER_SECOND = 2e10
+ASSUMED_GPU_FLOPS_PER_SECOND = {"float32": 2e13, "tf32": 6e13, "bfloat16": 2e14}
 SIZE_KEYS = ("train_examples", "test_examples", "channels", "image_size_px", "num_classes")
 
 
@@ -36,6 +39,8 @@ class CellPlan:
     checkpoints: int
     checkpoint_bytes: int
     """Of all checkpoints together."""
+    precision: str
+    """Arithmetic of the training step."""
     flops: float
     """Floating-point operations of all trainings and measurements."""
 
@@ -139,6 +144,7 @@ def plan_cells(config: Config) -> list[CellPlan]:
                 (candidates + runs) * epochs,
                 runs * measured,
                 runs * measured * parameters * 4,
+                recipe.training.precision,
                 candidates * candidate_flops(size, forward, epochs)
                 + runs * (one_training + measured * one_measurement),
             )
@@ -147,7 +153,7 @@ def plan_cells(config: Config) -> list[CellPlan]:
 
 
 def measured_throughput(run_files: Iterable[Path], device: str) -> float | None:
-    """The best operations a second of this machine's finished trainings; None without any."""
+    """Operations a second of this machine's finished trainings, their median; None without any."""
     from .provenance import machine
 
     here, rates = machine()["processor"], []
@@ -163,7 +169,13 @@ def measured_throughput(run_files: Iterable[Path], device: str) -> float | None:
             rates.append(epochs * training_flops(size, forward) / run["seconds"])
         except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
             continue
-    return max(rates, default=None)
+    return median(rates) if rates else None
+
+
+def _assumed(device: str, cell: CellPlan) -> float:
+    if device == "cpu":
+        return ASSUMED_CPU_FLOPS_PER_SECOND
+    return ASSUMED_GPU_FLOPS_PER_SECOND[cell.precision]
 
 
 def _bytes(number: float) -> str:
@@ -194,11 +206,11 @@ def plan(config: Config, device: str | None = None) -> str:
         device = "cuda" if wanted else "cpu"
     runs = sorted(Path(config.results_folder).glob("*/*/*/seed-*/run.json"))
     throughput = measured_throughput(runs, device)
-    origin = "measured in this machine's own runs"
+    origin = "the median of this machine's own runs"
     if throughput is None:
-        throughput = ASSUMED_FLOPS_PER_SECOND[device]
         origin = "an assumption, since this machine has no run yet"
     cells = plan_cells(config)
+    seconds_of = {cell: cell.flops / (throughput or _assumed(device, cell)) for cell in cells}
     rows = [
         (
             cell.dataset,
@@ -209,7 +221,7 @@ def plan(config: Config, device: str | None = None) -> str:
             f"{cell.epochs:,}",
             f"{cell.checkpoints}",
             _bytes(cell.checkpoint_bytes),
-            _hours(cell.flops / throughput),
+            _hours(seconds_of[cell]),
         )
         for cell in cells
     ]
@@ -228,9 +240,10 @@ def plan(config: Config, device: str | None = None) -> str:
         dataset_entry(config.custom_datasets, dataset).download_bytes or 0
         for dataset in {dataset for dataset, _ in config.cells()}
     )
-    seconds = sum(cell.flops for cell in cells) / throughput
-    # Per cell: recipe; sweep and selection; and per run: train, features, statistics, attack.
-    jobs = sum(1 + cell.candidate_jobs + bool(cell.candidates) + 4 * cell.runs for cell in cells)
+    seconds = sum(seconds_of.values())
+    rate = sum(cell.flops for cell in cells) / seconds if seconds else 0.0
+    # Per cell: sweep and selection; and per run: train, features, statistics, attack.
+    jobs = sum(cell.candidate_jobs + bool(cell.candidates) + 4 * cell.runs for cell in cells)
     jobs += 2 * len(prepared)
     lines = [f"Experiment {config.experiment}, results in {config.folder}", ""]
     lines += _aligned([heads, *rows])
@@ -242,8 +255,9 @@ def plan(config: Config, device: str | None = None) -> str:
         f"checkpoints  {sum(cell.checkpoints for cell in cells):,}",
         f"disk         {_bytes(weights + images + downloads)} at its peak ({_bytes(weights)} "
         f"checkpoints, {_bytes(images)} prepared images, {_bytes(downloads)} downloads)",
-        f"time         {_hours(seconds)} of one {'GPU' if device == 'cuda' else 'CPU core'} at "
-        f"{throughput / 1e12:.3g} TFLOP/s, {origin}",
+        f"time         about {_hours(seconds)} of one "
+        f"{'GPU' if device == 'cuda' else 'CPU core'} at {rate / 1e12:.3g} TFLOP/s, {origin}; "
+        "the start of jobs not counted",
     ]
     for dataset in config.datasets:
         if config.missing(dataset):
