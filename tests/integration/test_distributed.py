@@ -178,6 +178,8 @@ def start(prepared: Path, folder: Path, trouble: str) -> subprocess.Popen:
         env=os.environ | {"TEST_TROUBLE": trouble, "PYTHONPATH": os.pathsep.join(paths)},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs these tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -350,7 +352,7 @@ def test_interrupting_the_launcher_ends_all(prepared, tmp_path):
         wait_until(lambda: list(tmp_path.glob("state/*/state-000000-*")), 120)
         workers = children(launcher.pid)
         launcher.send_signal(signal.SIGINT)
-        _, said = launcher.communicate(timeout=20)
+        _, said = launcher.communicate(timeout=120)
     finally:
         launcher.kill()
     assert launcher.returncode == 130

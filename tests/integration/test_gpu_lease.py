@@ -135,7 +135,8 @@ class Crowd:
                 moved = time.monotonic()
                 # Some die holding cards, some in the queue, or just before it.
                 if what in ("start", "acquire") and self.random.random() < kill_share:
-                    if self.running[job].poll() is not None:
+                    process = self.running.get(job)
+                    if process is None or process.poll() is not None:
                         continue  # it finished before its turn to die came
                     self.kill(job)
                     self.kills[what] += 1
