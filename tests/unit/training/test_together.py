@@ -135,7 +135,8 @@ def test_an_interrupted_sweep_goes_on_with_the_same_bits(
     method, make_recipe, make_data, tmp_path, monkeypatch
 ):
     recipe = changed(make_recipe(epochs=5), sweep={"together": 3, "halving_epochs": (2,)})
-    arguments = {"learning_rates": RATES, "seed": 0, "device": CPU, "method": method}
+    arguments = {"learning_rates": RATES, "seed": 0, "device": CPU}
+    monkeypatch.setattr(together, "choose_method", lambda *_: together.METHODS[method])
     quiet, _ = train_together(recipe, make_data(), state_root=tmp_path / "quiet", **arguments)
     kind = together.METHODS[method]
     train_epoch = kind.train_epoch
@@ -151,8 +152,8 @@ def test_an_interrupted_sweep_goes_on_with_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             train_together(recipe, make_data(), state_root=tmp_path, **arguments)
     monkeypatch.setattr(kind, "train_epoch", train_epoch)
-    # Which method a resumed sweep takes is its state's to say.
-    arguments["method"] = None
+    # Which method a resumed sweep takes is its state's to say, not another probe's.
+    monkeypatch.delattr(together, "choose_method")
     resumed, taken = train_together(recipe, make_data(), state_root=tmp_path, **arguments)
     assert taken == method
     assert [history.resumed_after for history in resumed] == [3, 3, 3]

@@ -247,12 +247,12 @@ def train_together(
         f"{recipe.dataset} x {recipe.architecture}  {len(learning_rates)} learning rates, "
         f"{learning_rate_name(learning_rates[0])} to {learning_rate_name(learning_rates[-1])}"
     )
-    key = fingerprint(together=keys, halving=halvings)
+    method = method or recipe.sweep.together_as
+    key = fingerprint(together=keys, halving=halvings, method=method)
     with StateFolder(state_root, key) as folder, BackgroundWriter() as writer:
         placed = DeviceData(recipe, data, device)
         found = _resume(folder, recipe, placed, learning_rates, seed, label)
         if found is None:
-            method = method or recipe.sweep.together_as
             kind = METHODS.get(method) or choose_method(recipe, placed, learning_rates, seed)
             histories = [History(rate) for rate in learning_rates]
             found = kind(recipe, placed, learning_rates, seed), histories, [*range(len(histories))]
