@@ -51,7 +51,7 @@ class SGD:
             parameter.grad = None
 
 
-class GroupedSGD:
+class GroupedSGD(SGD):
     """:class:`SGD` of the members of a group, each with a learning rate of its own.
 
     network: a ``GroupedNetwork``, whose parameters hold the members along their first axis. The
@@ -59,14 +59,8 @@ class GroupedSGD:
     """
 
     def __init__(self, network: nn.Module, momentum: float, weight_decay: float, members: int):
-        self.momentum, self.weight_decay, self.members = momentum, weight_decay, members
-        named = dict(network.named_parameters())
-        self.parameters = list(named.values())
-        self.momentum_buffers = {
-            name: torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            for name, parameter in named.items()
-        }
-        self._buffers = list(self.momentum_buffers.values())
+        super().__init__(network, momentum, weight_decay)
+        self.members = members
 
     @torch.no_grad()
     def step(self, learning_rates: torch.Tensor) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 
 from ..architectures.folding import fold_batch_norms
 from ..architectures.grouped import GroupedNetwork, can_be_grouped
-from ..config import Recipe, learning_rate_name
+from ..config import Recipe, TrainingRecipe, learning_rate_name
 from ..datasets.prepared import PreparedDataset
 from ..progress import Progress, say
 from .devices import arithmetic
@@ -40,13 +41,45 @@ from .trainer import (
     evaluation,
     logits_of,
     out_of_memory_explained,
+    restore,
+    state_of,
 )
 
 PROBE_STEPS = 3
 PROBE_ROUNDS = 3
 
 
-class SideBySide:
+class _Together(ABC):
+    """What both ways share. rates: (K,) of the members; data, seed, training: theirs in common."""
+
+    data: DeviceData
+    seed: int
+    training: TrainingRecipe
+    rates: list[float]
+
+    def train_epoch(self, epoch: int) -> torch.Tensor:
+        """One pass of all over the train set; their mean losses in it, (K,), float64."""
+        for network in self.networks():
+            network.train()
+        totals = torch.zeros(len(self.rates), dtype=torch.float64, device=self.data.device)
+        with (
+            arithmetic(self.training.precision),
+            contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
+        ):
+            for batch in batches:
+                self.step(batch, epoch, totals)
+        return totals / self.data.steps
+
+    @abstractmethod
+    def networks(self) -> list[nn.Module]:
+        """What is trained."""
+
+    @abstractmethod
+    def step(self, batch: Batch, epoch: int, totals: torch.Tensor) -> None:
+        """One step of each; adds their losses to `totals` (K,)."""
+
+
+class SideBySide(_Together):
     """Trainings that take turns at every batch; on a GPU, each on a stream of its own."""
 
     method = "side_by_side"
@@ -58,18 +91,9 @@ class SideBySide:
         on_gpu = data.device.type == "cuda"
         self.streams = [torch.cuda.Stream(data.device) if on_gpu else None for _ in rates]
 
-    def train_epoch(self, epoch: int) -> torch.Tensor:
-        """One pass of all over the train set; their mean losses in it, (K,), float64."""
-        for trainer in self.trainers:
-            trainer.network.train()
-        totals = torch.zeros(len(self.trainers), dtype=torch.float64, device=self.data.device)
-        with (
-            arithmetic(self.training.precision),
-            contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
-        ):
-            for batch in batches:
-                self.step(batch, epoch, totals)
-        return totals / self.data.steps
+    def networks(self) -> list[nn.Module]:
+        """One a member."""
+        return [trainer.network for trainer in self.trainers]
 
     def step(self, batch: Batch, epoch: int, totals: torch.Tensor) -> None:
         """One step of each; adds their losses to `totals` (K,)."""
@@ -87,7 +111,7 @@ class SideBySide:
 
     def evaluate(self, epoch: int) -> list[EpochRecord]:
         """Loss and error of each over both whole sets, in one pass over them."""
-        networks = [fold_batch_norms(trainer.network) for trainer in self.trainers]
+        networks = [fold_batch_norms(network) for network in self.networks()]
         return evaluation(_Several(networks), self.data, self.training, epoch)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -124,7 +148,7 @@ class _Several(nn.Module):
         return torch.stack([network(x) for network in self.networks], 1)
 
 
-class Grouped:
+class Grouped(_Together):
     """Trainings as one network, whose convolutions are in groups."""
 
     method = "one_network"
@@ -142,17 +166,9 @@ class Grouped:
             self.network, self.training.momentum, self.training.weight_decay, len(self.rates)
         )
 
-    def train_epoch(self, epoch: int) -> torch.Tensor:
-        """One pass of all over the train set; their mean losses in it, (K,), float64."""
-        self.network.train()
-        totals = torch.zeros(len(self.rates), dtype=torch.float64, device=self.data.device)
-        with (
-            arithmetic(self.training.precision),
-            contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
-        ):
-            for batch in batches:
-                self.step(batch, epoch, totals)
-        return totals / self.data.steps
+    def networks(self) -> list[nn.Module]:
+        """The one network."""
+        return [self.network]
 
     def step(self, batch: Batch, epoch: int, totals: torch.Tensor) -> None:
         """One step of each; adds their losses to `totals` (K,)."""
@@ -174,18 +190,11 @@ class Grouped:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights, buffers and momentum of all."""
-        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        buffers = self.sgd.momentum_buffers
-        return state | {f"momentum.{name}": buffer for name, buffer in buffers.items()}
+        return state_of(self.network, self.sgd)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up a state that :meth:`state` gave."""
-        own = "network."
-        self.network.load_state_dict(
-            {name.removeprefix(own): v for name, v in state.items() if name.startswith(own)}
-        )
-        for name, buffer in self.sgd.momentum_buffers.items():
-            buffer.copy_(state[f"momentum.{name}"])
+        restore(self.network, self.sgd, state)
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone."""
@@ -196,7 +205,7 @@ class Grouped:
     def take(self, apart: SideBySide) -> None:
         """Go on with the members of `apart`, as they are there."""
         self.rates = [trainer.learning_rate for trainer in apart.trainers]
-        self._take([trainer.network for trainer in apart.trainers])
+        self._take(apart.networks())
         for name, buffer in self.sgd.momentum_buffers.items():
             own = name.removeprefix("body.")
             parts = [trainer.sgd.momentum_buffers[own] for trainer in apart.trainers]

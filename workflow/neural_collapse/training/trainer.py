@@ -299,21 +299,27 @@ class Trainer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights, buffers and momentum, by name."""
-        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        buffers = self.sgd.momentum_buffers
-        return state | {f"momentum.{name}": buffer for name, buffer in buffers.items()}
+        return state_of(self.network, self.sgd)
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up a state that :meth:`state` gave."""
-        self.network.load_state_dict(
-            {
-                name.removeprefix("network."): value
-                for name, value in state.items()
-                if name.startswith("network.")
-            }
-        )
-        for name, buffer in self.sgd.momentum_buffers.items():
-            buffer.copy_(state[f"momentum.{name}"])
+        restore(self.network, self.sgd, state)
+
+
+def state_of(network: nn.Module, sgd: SGD) -> dict[str, torch.Tensor]:
+    """Weights, buffers and momentum, by name."""
+    state = {f"network.{name}": value for name, value in network.state_dict().items()}
+    return state | {f"momentum.{name}": buffer for name, buffer in sgd.momentum_buffers.items()}
+
+
+def restore(network: nn.Module, sgd: SGD, state: Mapping[str, torch.Tensor]) -> None:
+    """Take up a state that :func:`state_of` gave."""
+    own = "network."
+    network.load_state_dict(
+        {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
+    )
+    for name, buffer in sgd.momentum_buffers.items():
+        buffer.copy_(state[f"momentum.{name}"])
 
 
 def evaluation(
