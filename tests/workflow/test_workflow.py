@@ -152,3 +152,13 @@ def test_the_shipped_config_reference_is_the_models():
 
     shipped = (ROOT / "config/README.md").read_text()
     assert shipped == config_reference(), "run `make reference`"
+
+
+def test_every_caption_of_snakemakes_own_report_is_there():
+    named = {
+        (file.parent / caption).resolve()
+        for file in (ROOT / "workflow/rules").glob("*.smk")
+        for caption in re.findall(r'caption="([^"]+)"', file.read_text())
+    }
+    assert len(named) >= 5
+    assert not [caption for caption in named if not caption.is_file()]
