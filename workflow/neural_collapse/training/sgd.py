@@ -73,7 +73,7 @@ class GroupedSGD(SGD):
         torch._foreach_mul_(self._buffers, self.momentum)
         torch._foreach_add_(self._buffers, gradients)
         for parameter, buffer in zip(self.parameters, self._buffers, strict=True):
-            rows = learning_rates.repeat_interleave(len(parameter) // self.members)
-            shape = (-1,) + (1,) * (parameter.dim() - 1)
-            parameter.addcmul_(buffer, rows.view(shape), value=-1)
+            members = (self.members, -1)
+            rates = learning_rates.view(-1, *(1 for _ in parameter.shape))
+            parameter.unflatten(0, members).addcmul_(buffer.unflatten(0, members), rates, value=-1)
             parameter.grad = None
