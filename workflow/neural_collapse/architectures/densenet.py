@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .network import Network
+from .norms import BatchNorm2d
 from .recipes import DenseNetRecipe
 
 _BOTTLENECK_MULTIPLE = 4  # a bottleneck layer's 1x1 convolution makes 4 * growth channels
@@ -29,12 +30,12 @@ class DenseLayer(nn.Module):
         self.groups = 1
         self.memory_efficient = memory_efficient
         self.bottleneck = bottleneck
-        self.norm1 = nn.BatchNorm2d(inputs)
+        self.norm1 = BatchNorm2d(inputs)
         self.relu1 = nn.ReLU(inplace=True)
         if bottleneck:
             hidden = _BOTTLENECK_MULTIPLE * growth
             self.conv1 = nn.Conv2d(inputs, hidden, kernel_size=1, bias=False)
-            self.norm2 = nn.BatchNorm2d(hidden)
+            self.norm2 = BatchNorm2d(hidden)
             self.relu2 = nn.ReLU(inplace=True)
             self.conv2 = nn.Conv2d(hidden, growth, kernel_size=3, padding=1, bias=False)
         else:
@@ -58,7 +59,7 @@ class DenseLayer(nn.Module):
         return _recomputed(self._second, self.norm2, x) if self.bottleneck else x
 
 
-def _recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *inputs: Tensor) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], norm: BatchNorm2d, *inputs: Tensor) -> Tensor:
     """``function(*inputs)``, whose inner results the backward pass computes anew."""
     return checkpoint(
         function,
@@ -77,7 +78,7 @@ class _StillStatistics:
     ``checkpoint`` refuses.) It can be entered again: a kept graph may be walked more than once.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: BatchNorm2d) -> None:
         self.norm = norm
 
     def __enter__(self) -> None:
@@ -136,7 +137,7 @@ class DenseNet(Network):
             body["conv0"] = nn.Conv2d(
                 channels, width, kernel_size=7, stride=2, padding=3, bias=False
             )
-            body["norm0"] = nn.BatchNorm2d(width)
+            body["norm0"] = BatchNorm2d(width)
             body["relu0"] = nn.ReLU(inplace=True)
             body["pool0"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
@@ -156,7 +157,7 @@ class DenseNet(Network):
                 outputs = transition_width(recipe, width)
                 body[f"transition{number}"] = nn.Sequential(
                     OrderedDict(
-                        norm=nn.BatchNorm2d(width),
+                        norm=BatchNorm2d(width),
                         relu=nn.ReLU(inplace=True),
                         conv=nn.Conv2d(width, outputs, kernel_size=1, bias=False),
                         pool=nn.AvgPool2d(kernel_size=2, stride=2),
@@ -164,7 +165,7 @@ class DenseNet(Network):
                 )
                 width = outputs
         # torchvision calls the last norm norm5, after its four blocks; the name is kept for any.
-        body["norm5"] = nn.BatchNorm2d(width)
+        body["norm5"] = BatchNorm2d(width)
         self.body = nn.Sequential(body)
         self.classifier = nn.Linear(width, num_classes)
         for module in self.modules():

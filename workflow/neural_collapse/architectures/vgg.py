@@ -2,7 +2,9 @@
 
 from torch import Tensor, nn
 
+from .convolutions import Conv3x3
 from .network import Network
+from .norms import BatchNorm2d
 from .recipes import VGGRecipe
 
 _STAGE_WIDTHS = (1, 2, 4, 8, 8)
@@ -32,8 +34,8 @@ class VGG(Network):
             outputs = recipe.width * multiple
             for _ in range(count):
                 layers += [
-                    nn.Conv2d(channels, outputs, kernel_size=3, padding=1),
-                    nn.BatchNorm2d(outputs),
+                    Conv3x3(channels, outputs),
+                    BatchNorm2d(outputs),
                     nn.ReLU(inplace=True),
                 ]
                 channels = outputs

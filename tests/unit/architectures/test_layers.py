@@ -1,0 +1,116 @@
+"""The layers of this project's own, against torch's in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from neural_collapse.architectures import norms
+from neural_collapse.architectures.convolutions import Conv3x3
+from neural_collapse.architectures.norms import BatchNorm2d
+
+
+def random_like(module: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            # Drawn in float32, that a float64 module has the same values.
+            parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+    return module
+
+
+def maps(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(2)) * 2 + 1
+    return values.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def cotangent(out: torch.Tensor) -> torch.Tensor:
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
+
+
+def outcome(module: nn.Module, x: torch.Tensor, autocast: bool = False) -> dict[str, torch.Tensor]:
+    """Output, all gradients of a random linear loss, and the buffers, in float64."""
+    x = x.clone().requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = torch.relu_(module(x))  # in place, as the networks have it
+    out.backward(cotangent(out))
+    found = {"out": out.detach(), "x": x.grad} | dict(module.named_buffers())
+    found |= {name: parameter.grad for name, parameter in module.named_parameters()}
+    return {name: value.double() for name, value in found.items()}
+
+
+def assert_near(found: dict, true: dict, tolerance: float) -> None:
+    assert found.keys() == true.keys()
+    for name, value in true.items():
+        error = (found[name] - value).norm() / value.norm()
+        assert error <= tolerance, f"{name}: relative error {error:.1e}"
+
+
+# Maps of 2 to 16 channels; 14 x 14 and 7 x 28 px leave few pixels to take together.
+@pytest.mark.parametrize("shape", [(8, 8, 32, 32), (5, 12, 14, 14), (1, 16, 7, 28), (9, 3, 4, 4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)])
+def test_few_channels_are_normalised_as_many_are(monkeypatch, shape, dtype, tolerance):
+    monkeypatch.setattr(norms, "PAYS_FROM", 0)
+    x = maps(*shape, dtype=dtype)
+    norm = random_like(BatchNorm2d(shape[1]))
+    assert norm._pixels_at_once(x) > 1
+    reference = random_like(nn.BatchNorm2d(shape[1]).double())
+    found, true = outcome(norm, x), outcome(reference, x.double())
+    assert_near(found, true, tolerance)
+
+
+def test_sums_of_few_channels_are_more_exact_than_one_after_another():
+    x = maps(128, 8, 32, 32)
+    true = outcome(random_like(nn.BatchNorm2d(8).double()), x.double())
+    assert_near(outcome(random_like(BatchNorm2d(8)), x), true, 4e-6)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        maps(4, 32, 8, 8),  # enough channels
+        maps(4, 1, 8, 8),
+        maps(4, 8, 3, 3),  # an odd number of pixels
+        maps(4, 8, 8, 8).contiguous(),
+        maps(0, 8, 8, 8),
+    ],
+)
+def test_what_does_not_pay_goes_torchs_way(x):
+    assert BatchNorm2d(x.shape[1])._pixels_at_once(x) == 1
+    assert BatchNorm2d(8).eval()._pixels_at_once(maps(128, 8, 32, 32)) == 1
+
+
+def test_a_recomputed_norm_has_the_same_gradients(monkeypatch):
+    monkeypatch.setattr(norms, "PAYS_FROM", 0)
+    x = maps(4, 8, 8, 8)
+    plain = outcome(random_like(BatchNorm2d(8)), x)
+    norm = random_like(BatchNorm2d(8))
+    twice = x.clone().requires_grad_(True)
+    out = checkpoint(norm, twice, use_reentrant=False).relu()
+    out.backward(cotangent(out))
+    assert torch.equal(twice.grad.double(), plain["x"])
+
+
+@pytest.mark.parametrize("px", [1, 2, 3])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_of_a_tiny_map_is_the_same_function(px, layout):
+    x = maps(7, 5, px, px).double().contiguous(memory_format=layout)
+    convolution = random_like(Conv3x3(5, 6).double()).to(memory_format=layout)
+    reference = random_like(nn.Conv2d(5, 6, 3, padding=1).double())
+    assert_near(outcome(convolution, x), outcome(reference, x), 1e-14)
+
+
+def test_a_tiny_map_under_autocast_is_as_near_as_torchs():
+    x = maps(16, 32, 2, 2)
+    true = outcome(random_like(nn.Conv2d(32, 8, 3, padding=1).double()), x.double())
+    assert_near(outcome(random_like(Conv3x3(32, 8)), x.bfloat16(), autocast=True), true, 1e-2)
+
+
+def test_a_seed_gives_the_weights_of_torchs_convolution():
+    torch.manual_seed(3)
+    own = Conv3x3(4, 5).state_dict()
+    torch.manual_seed(3)
+    theirs = nn.Conv2d(4, 5, 3, padding=1).state_dict()
+    assert own.keys() == theirs.keys() and all(torch.equal(own[n], theirs[n]) for n in theirs)
