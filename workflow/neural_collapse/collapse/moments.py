@@ -146,39 +146,39 @@ def compute_moments(
     centred_CD = means_CD - means_CD.mean(0)
     origin_D = centres_CD.mean(0)
     towards_CD = centres_CD - origin_D
-    # All three wherever the centres come from: a narrower product would round otherwise.
-    products_PD = torch.cat([centred_CD, weight_CD, towards_CD])
-    logits_CC = torch.addmm(bias_C, means_CD, weight_CD.T)
+    own_centres = torch.equal(centres_CD, means_CD)
+    products_PD = torch.cat([centred_CD, weight_CD, *([] if own_centres else [towards_CD])])
+    logits_CC = torch.addmm(bias_C[:, None], weight_CD, means_CD.T)
     offset_CD = means_CD - origin_D
-    nearness_CC = 2 * offset_CD @ towards_CD.T - towards_CD.square().sum(1)
+    nearness_CC = 2 * towards_CD @ offset_CD.T - towards_CD.square().sum(1, keepdim=True)
     network = _Rounding(weight_CD, means_CD, bias_C)
     nearest = _Rounding(2 * towards_CD, offset_CD, towards_CD.square().sum(1), origin_D)
 
     scatter_CC = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
-    squares_N = torch.empty(examples, dtype=torch.float64, device=device)
     index_dtype = _index_dtype(num_classes)
-    decisions_network = torch.empty(examples, dtype=index_dtype, device=device)
-    decisions_ncc = torch.empty(examples, dtype=index_dtype, device=device)
-    labels_N = torch.from_numpy(labels).to(device)
-    done = 0
-    for block, h_BD in _blocks(features_ND, np.concatenate(rows_of_class), device):
-        where = torch.from_numpy(block).to(device)
-        labels_B = labels_N[where]
-        # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
-        deviation_BD = h_BD.sub_(means_CD[labels_B])
-        y_BC, logits_BC, near_BC = (deviation_BD @ products_PD.T).split(num_classes, dim=1)
-        scatter_CC += y_BC.T @ y_BC
-        norms_B = deviation_BD.norm(dim=1)
-        squares_N[done : done + len(block)] = norms_B.square()
-        done += len(block)
-        decisions_network[where] = _first_best(
-            logits_BC + logits_CC[labels_B], network.tolerance(norms_B, labels_B)
-        ).to(index_dtype)
-        decisions_ncc[where] = _first_best(
-            2 * near_BC + nearness_CC[labels_B], nearest.tolerance(norms_B, labels_B)
-        ).to(index_dtype)
+    countdown_C = torch.arange(num_classes, 0, -1, dtype=index_dtype, device=device)
+    squares, by_network, by_nearest = [], [], []  # in class order
+    for c, rows in enumerate(rows_of_class):
+        for _, h_BD in _blocks(features_ND, rows, device):
+            # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
+            deviation_BD = h_BD.sub_(means_CD[c])
+            # With the examples last, which is the faster way round for few classes.
+            y_CB, logits_CB, *near = (products_PD @ deviation_BD.T).split(num_classes)
+            near_CB = y_CB if own_centres else near[0]
+            scatter_CC += y_CB @ y_CB.T
+            norms_B = deviation_BD.norm(dim=1)
+            squares.append(norms_B.square())
+            logits_CB = logits_CB + logits_CC[:, c, None]
+            by_network.append(_first_best(logits_CB, network.tolerance(norms_B, c), countdown_C))
+            near_CB = 2 * near_CB + nearness_CC[:, c, None]
+            by_nearest.append(_first_best(near_CB, nearest.tolerance(norms_B, c), countdown_C))
+    order_N = torch.from_numpy(np.concatenate(rows_of_class))
+    decisions_network, decisions_ncc = (
+        torch.empty(examples, dtype=index_dtype).index_copy_(0, order_N, torch.cat(found).cpu())
+        for found in (by_network, by_nearest)
+    )
     counts = torch.tensor([len(rows) for rows in rows_of_class], dtype=torch.int64)
-    squares_of_class = squares_N.cpu().split(counts.tolist())
+    squares_of_class = torch.cat(squares).cpu().split(counts.tolist())
     scatter_CC = (scatter_CC + scatter_CC.T) / (2 * examples)
     return Moments(
         counts=counts,
@@ -187,8 +187,8 @@ def compute_moments(
         scatter_projected=scatter_CC.cpu(),
         weight=weight_CD.cpu(),
         bias=bias_C.cpu(),
-        decisions_network=decisions_network.cpu(),
-        decisions_ncc=decisions_ncc.cpu(),
+        decisions_network=decisions_network,
+        decisions_ncc=decisions_ncc,
         labels=torch.from_numpy(labels).to(index_dtype),
     )
 
@@ -208,19 +208,24 @@ class _Rounding:
         constant = _EPS * (dim * b_C.abs().max() + taken)
         self.constant_C = self.per_length * offsets_CD.norm(dim=1) + constant
 
-    def tolerance(self, norms_B: Tensor, labels_B: Tensor) -> Tensor:
-        """(B,) for deviations of these lengths, of these classes."""
-        return self.per_length * norms_B + self.constant_C[labels_B]
+    def tolerance(self, norms_B: Tensor, c: int) -> Tensor:
+        """(B,) for deviations of these lengths, all of class c."""
+        return self.per_length * norms_B + self.constant_C[c]
 
 
-def _first_best(scores_BC: Tensor, tolerance_B: Tensor) -> Tensor:
+def _first_best(scores_CB: Tensor, tolerance_B: Tensor, countdown_C: Tensor) -> Tensor:
     """The lowest class whose score ties with the best, to within float64 rounding.
+
+    countdown_C: C, C - 1, ... 1, of the decisions' dtype.
 
     A matrix product's last bit depends on the block, the machine and its threads; a tie must not.
     The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8.
     """
-    best_B1 = scores_BC.max(dim=1, keepdim=True).values
-    return (scores_BC >= best_B1 - tolerance_B[:, None]).to(torch.uint8).argmax(dim=1)
+    enough_B = scores_CB.amax(dim=0) - tolerance_B
+    # The largest number that counts down from C, many times faster than argmax along this axis;
+    # scores that are no numbers give class 0, as they would there.
+    first_B = (scores_CB >= enough_B).mul(countdown_C[:, None]).amax(dim=0)
+    return (len(countdown_C) - first_B).remainder(len(countdown_C))
 
 
 def _class_means(
