@@ -345,8 +345,9 @@ def keep_freed_memory() -> None:
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
     with contextlib.suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        # Before 2.35 more is refused. The second alone would freeze the first at its least.
-        if mallopt(mmap_threshold, 2**25):
+        # Before 2.35 more than 32 MiB is refused. The second alone would freeze the first at its
+        # least.
+        if mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25):
             mallopt(trim_threshold, 2**31 - 1)
 
 
