@@ -106,7 +106,7 @@ def notebook_epochs(
     return lambda: notebook.train_epoch(net, sgd, batches)
 
 
-OURS, NOTEBOOKS = "measurement", "notebook's measurement"
+OURS = "ours"
 
 
 def measurement_of(
@@ -114,7 +114,7 @@ def measurement_of(
 ) -> Callable[[], Any]:
     """The measurement of one checkpoint a call: the pipeline's stages, or the notebook's."""
     net = fresh_network(network).to(device)
-    if variant == NOTEBOOKS:
+    if variant != OURS:
         loaders = [
             notebook.loader(notebook_dataset(images, split), BATCH, shuffle=False, drop_last=False)
             for split in ("train", "test")

@@ -1,11 +1,14 @@
 """Jobs in processes of their own, one a variant, or a core each for the machine's throughput.
 
-A worker sets itself up, says `ready`, and for every line of standard input trains for about so many
-seconds and answers with the images and the seconds.
+How a process keeps its memory is a part of its speed: ours as the pipeline's jobs do, a reference
+as any Python script does. A worker prepares its job, says `ready`, and for every line of standard
+input works for about so many seconds and answers with the work done, the seconds, and what the job
+last returned.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,32 +16,28 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import neural_collapse
 
-from .harness import Settings, Times
+from .harness import Times
+
+if TYPE_CHECKING:
+    from .jobs import Job
 
 
 class Worker:
-    """A process that trains, or measures, on demand.
+    """A process that does a job on demand."""
 
-    variant: "notebook" or a precision of ours to train; one of `measurement_of` to measure.
-    threads: 0 leaves torch's own number.
-    """
-
-    def __init__(
-        self, variant: str, network: str, images: int, mirror: str | None, threads: int = 0
-    ):
+    def __init__(self, job: Job, mirror: str | None):
+        self.result: float | None = None
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
                 "benchmarks.worker",
-                variant,
-                network,
-                str(images),
+                json.dumps(dataclasses.asdict(job)),
                 mirror or "",
-                str(threads),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -50,7 +49,7 @@ class Worker:
     def answer(self) -> str:
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a training job of the benchmark ended early; see its error above")
+            raise RuntimeError("a job of the benchmark ended early; see its error above")
         return line.strip()
 
     def start(self, seconds: float) -> None:
@@ -62,45 +61,44 @@ class Worker:
         self.process.wait()
         self.process.stdout.close()
 
-    @staticmethod
-    @contextmanager
-    def group(
-        settings: Settings,
-        counts: Mapping[str, int],
-        network: str,
-        images: int,
-        notebook_threads: int = 0,
-    ) -> Iterator[dict[str, list[Worker]]]:
-        """So many workers of each variant, all ready; ours of one thread, as in the pipeline."""
-        with ExitStack() as stack:
-            groups: dict[str, list[Worker]] = {variant: [] for variant in counts}
-            for variant, count in counts.items():
-                for _ in range(count):
-                    threads = notebook_threads if "notebook" in variant else 1
-                    worker = Worker(variant, network, images, settings.mirror, threads)
-                    stack.callback(worker.close)
-                    groups[variant].append(worker)
-            for workers in groups.values():
-                for worker in workers:
-                    worker.answer()
-            yield groups
 
-    @staticmethod
-    def interleave(
-        groups: Mapping[str, list[Worker]], rounds: int, seconds: float
-    ) -> dict[str, Times]:
-        """Seconds an image of each group, round by round; a round's workers start together."""
-        found: dict[str, list[float]] = {variant: [] for variant in groups}
+@contextmanager
+def workers(jobs: Mapping[str, list[Job]], mirror: str | None) -> Iterator[dict[str, list[Worker]]]:
+    """A worker for every job, by variant, all ready."""
+    with ExitStack() as stack:
+        groups: dict[str, list[Worker]] = {variant: [] for variant in jobs}
+        for variant, alike in jobs.items():
+            for job in alike:
+                worker = Worker(job, mirror)
+                stack.callback(worker.close)
+                groups[variant].append(worker)
+        for group in groups.values():
+            for worker in group:
+                worker.answer()
+        yield groups
+
+
+def take_turns(
+    jobs: Mapping[str, list[Job]], mirror: str | None, rounds: int, seconds: float
+) -> tuple[dict[str, Times], dict[str, float | None]]:
+    """Seconds a unit of work of each variant, round by round, and what its first job returned.
+
+    A variant's jobs work side by side; the variants one after the other.
+    """
+    found: dict[str, list[float]] = {variant: [] for variant in jobs}
+    results: dict[str, float | None] = {}
+    with workers(jobs, mirror) as groups:
         for number in range(rounds + 1):
-            for variant, workers in groups.items():
-                for worker in workers:
+            for variant, group in groups.items():
+                for worker in group:
                     worker.start(seconds if number else 0.0)
-                answers = [json.loads(worker.answer()) for worker in workers]
-                # The jobs stop at the end of an epoch, not at the same moment: rates are summed.
-                rate = sum(images / elapsed for images, elapsed in answers)
+                answers = [json.loads(worker.answer()) for worker in group]
+                # Jobs stop at the end of a piece, not at the same moment: rates are summed.
+                rate = sum(work / elapsed for work, elapsed, _ in answers)
+                results[variant] = answers[0][2]
                 if number:
                     found[variant].append(1 / rate)
-        return {variant: Times(tuple(values)) for variant, values in found.items()}
+    return {variant: Times(tuple(values)) for variant, values in found.items()}, results
 
 
 def environment() -> dict[str, str]:
@@ -112,44 +110,33 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-def main(variant: str, network: str, images: str, mirror: str, threads: str) -> None:
+def main(text: str, mirror: str) -> None:
     import torch
+    from threadpoolctl import threadpool_limits
 
     from neural_collapse.training.devices import keep_freed_memory
 
-    from . import data
-    from .networks import (
-        NOTEBOOKS,
-        OURS,
-        measurement_of,
-        notebook_epochs,
-        our_epochs,
-        trainer,
-    )
+    from .jobs import PIECES, Job
 
-    count = int(images)
-    raw = data.subset(data.mnist(mirror or None), count, count // 4)
-    if int(threads):
-        torch.set_num_threads(int(threads))
-    if "notebook" not in variant:
+    job = Job(**json.loads(text))
+    if job.threads:
+        torch.set_num_threads(job.threads)
+        threadpool_limits(job.threads)
+    if job.ours:
         keep_freed_memory()
-    if variant in (OURS, NOTEBOOKS):
-        epoch = measurement_of(variant, network, raw)
-        count += count // 4
-    elif variant == "notebook":
-        epoch = notebook_epochs(network, raw)
-    else:
-        epoch = our_epochs(trainer(network, raw, variant))
+    run, work = PIECES[job.piece](job.variant, job.subject, job.amount, mirror or None)
     print("ready", flush=True)
     for line in sys.stdin:
-        done, started = 0, time.perf_counter()
+        done, started = 0.0, time.perf_counter()
         while True:
-            epoch()
-            done += count
+            result = run()
+            done += work
             elapsed = time.perf_counter() - started
             if elapsed >= float(line):
                 break
-        print(json.dumps([done, elapsed]), flush=True)
+        if not isinstance(result, float):
+            result = None
+        print(json.dumps([done, elapsed, result]), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,65 +9,73 @@ from neural_collapse.collapse import robustness as ours
 from neural_collapse.images import Normalisation
 
 from .. import data
-from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
-from ..networks import sized, trainer
+from ..harness import Goal, Results, Settings, Times, Variant, case, interleave
+from ..jobs import ONE_BY_ONE, Job
+from ..networks import OURS, sized, trainer
 from ..references import deepfool as per_sample
+from ..worker import take_turns
 
 CPU_GOAL, GPU_GOAL = Goal(8), Goal(100)
 SAME = Goal(0.01, at_most=True)
 NETWORKS = ["ResNet (1,1,1,1) width 8, 8 px", "ResNet18 width 8"]
+COUNT = 100  # images, as in the paper
 
 
 @case("deepfool", forms=("short", "full", "gpu"))
 def deepfool(settings: Settings, results: Results) -> None:
     for network in NETWORKS:
-        attack(network, settings, results)
-
-
-def attack(title: str, settings: Settings, results: Results) -> None:
-    """A network trained for three epochs, its test images attacked in both ways."""
-    count = 100  # as in the paper; one at a time, a part of them is enough to be timed
-    alone = 20 if settings.form == "short" else count
-    raw = data.subset(data.mnist(settings.mirror), 5120, 500)
-    trained = trainer(title, raw, "float32", settings.device)
-    with torch_threads(1):
-        for epoch in (1, 2, 3):
-            trained.train_epoch(epoch)
-        network = trained.network
-        error = trained.evaluate(3).test_error
-        images = sized(title, raw)
-        chosen = images.test_images[:count]
-        bytes_ = torch.from_numpy(chosen).to(settings.device)
-        inputs = Normalisation(images.mean, images.std, settings.device)(bytes_)
-        found: dict[str, np.ndarray] = {}
-
-        def theirs() -> None:
-            found["theirs"] = per_sample.robustness(network.eval(), inputs[:alone]).cpu().numpy()
-
-        def batched() -> None:
-            found["ours"] = ours(
-                network, chosen, images.mean, images.std, batch_size=count, device=settings.device
-            )
-
-        times = interleave(
-            {"theirs": Variant(theirs, alone), "ours": Variant(batched, count)},
-            min(settings.rounds, 2),
-            synchronise=settings.synchronise,
+        if settings.device == "cuda":
+            times, means = on_gpu(network, settings)
+        else:
+            variants = (ONE_BY_ONE, OURS)
+            jobs = {v: [Job("robustness", v, network, COUNT)] for v in variants}
+            times, means = take_turns(jobs, settings.mirror, 1 if not settings.full else 2, 0.5)
+        results.compare(
+            f"{network}, {COUNT} images",
+            times[OURS],
+            "one image at a time, a backward pass a candidate",
+            times[ONE_BY_ONE],
+            unit="images",
+            goal=GPU_GOAL if settings.device == "cuda" else CPU_GOAL,
         )
-    results.compare(
-        f"{title}, {count} images",
-        times["ours"],
-        "one image at a time, a backward pass a candidate",
-        times["theirs"],
-        unit="images",
-        goal=GPU_GOAL if settings.device == "cuda" else CPU_GOAL,
-        note=f"trained to a test error of {100 * error:.1f} %",
+        results.value(
+            f"{network}: relative difference of the mean robustness",
+            abs(means[OURS] / means[ONE_BY_ONE] - 1),
+            unit="",
+            goal=SAME,
+            note=f"ours {means[OURS]:.4f}, theirs {means[ONE_BY_ONE]:.4f}",
+        )
+
+
+def on_gpu(network: str, settings: Settings) -> tuple[dict[str, Times], dict[str, float]]:
+    raw = data.subset(data.mnist(settings.mirror), 5120, 500)
+    trained = trainer(network, raw, "float32", settings.device)
+    for epoch in (1, 2, 3):
+        trained.train_epoch(epoch)
+    images = sized(network, raw)
+    chosen = images.test_images[:COUNT]
+    bytes_ = torch.from_numpy(chosen).to(settings.device)
+    inputs = Normalisation(images.mean, images.std, settings.device)(bytes_)
+    found: dict[str, float] = {}
+
+    def theirs() -> None:
+        values = per_sample.robustness(trained.network.eval(), inputs)
+        found[ONE_BY_ONE] = float(values.mean())
+
+    def batched() -> None:
+        values = ours(
+            trained.network,
+            chosen,
+            images.mean,
+            images.std,
+            batch_size=COUNT,
+            device=settings.device,
+        )
+        found[OURS] = float(np.nanmean(values))
+
+    times = interleave(
+        {ONE_BY_ONE: Variant(theirs, COUNT), OURS: Variant(batched, COUNT)},
+        2,
+        synchronise=settings.synchronise,
     )
-    means = {name: float(np.nanmean(ratios[:alone])) for name, ratios in found.items()}
-    results.value(
-        f"{title}: relative difference of the mean robustness",
-        abs(means["ours"] / means["theirs"] - 1),
-        unit="",
-        goal=SAME,
-        note=f"ours {means['ours']:.4f}, theirs {means['theirs']:.4f}",
-    )
+    return times, found

@@ -15,49 +15,26 @@ from neural_collapse.collapse.features import extract_rows
 
 from .. import data
 from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
-from ..networks import fresh_network
+from ..jobs import (
+    ACCUMULATORS,
+    BY_CLASS,
+    NOTEBOOK,
+    Job,
+    features_near_collapse,
+    last_layer,
+)
+from ..networks import OURS, fresh_network
 from ..references import oracle
+from ..references.accumulators import accumulated_statistics
 from ..references.statistics import batches_of, notebook_statistics, per_class_nc1
-from ..worker import environment
+from ..worker import environment, take_turns
 
-SPEED = Goal(94)
+LOOPS, ACCUMULATED = Goal(94), Goal(5)
 ACCURACY = Goal(1e-6, at_most=True)
 EXPONENT = Goal(1.1, at_most=True)
 EXTRA_BYTES = Goal(512, at_most=True)  # a quarter of the example's features
 FORWARD_SHARE = Goal(0.05, at_most=True)
-
-
-def features_near_collapse(
-    examples: int,
-    dim: int,
-    classes: int,
-    nc1: float,
-    condition: float = 1.0,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features of about this NC1 whose Sigma_B has about this condition number, and labels."""
-    rng = np.random.default_rng(seed)
-    axes = np.linalg.qr(rng.standard_normal((dim, classes - 1)))[0]
-    # The simplex's C - 1 directions, of singular values from 1 down to condition^-1/2.
-    simplex = np.linalg.qr(np.eye(classes)[:, :-1] - 1 / classes)[0]
-    singular = np.geomspace(1, condition**-0.5, classes - 1)
-    means = (simplex * singular) @ axes.T
-    labels = np.arange(examples) % classes
-    # Sigma_B has the eigenvalues singular^2 / C, so that noise of equal size in all directions
-    # gives NC1 = within^2 sum(singular^-2).
-    within = np.sqrt(nc1 / (singular**-2).sum())
-    features = rng.standard_normal((examples, dim), dtype=np.float32)
-    features *= within
-    features += (means + 1.0)[labels]  # as after a ReLU, the mean of all is not near zero
-    return features, labels
-
-
-def last_layer(dim: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(classes, dim, generator=generator),
-        torch.randn(classes, generator=generator),
-    )
+NC1 = "nc1_within_class_variability"
 
 
 @case("statistics, speed")
@@ -66,44 +43,30 @@ def speed(settings: Settings, results: Results) -> None:
     if settings.full:
         shapes.append((20_000, 2048, 100))
     for examples, dim, classes in shapes:
-        features, labels = features_near_collapse(examples, dim, classes, 1e-3)
-        weight, bias = last_layer(dim, classes)
-        # The loops take time in proportion to the examples; some are enough to know how much.
+        # The notebook's loops take time in proportion to the examples; some are enough to know
+        # how much.
         few = 10_000 if settings.full and dim == 512 else 2000
-        batches = batches_of(
-            torch.from_numpy(features[:few]), torch.from_numpy(labels[:few]), weight, bias
-        )
-        with torch_threads(1):
-            times = interleave(
-                {
-                    "loops": Variant(lambda b=batches, w=weight: notebook_statistics(b, w), few),
-                    "classes": Variant(
-                        lambda h=features, y=labels, c=classes: per_class_nc1(h, y, c), examples
-                    ),
-                    "ours": Variant(
-                        lambda h=features, y=labels, w=weight, b=bias: statistics_of(h, y, w, b),
-                        examples,
-                    ),
-                },
-                settings.rounds,
+        amounts = {OURS: examples, NOTEBOOK: few, ACCUMULATORS: examples, BY_CLASS: examples}
+        jobs = {
+            variant: [Job("statistics", variant, f"{dim}x{classes}", amount)]
+            for variant, amount in amounts.items()
+        }
+        times, _ = take_turns(jobs, settings.mirror, settings.rounds, 0.5)
+        references = [
+            (NOTEBOOK, "notebook's loops", LOOPS, f"loops on {few} examples"),
+            (ACCUMULATORS, "streaming accumulators, d x d, float32 pinv", ACCUMULATED, ""),
+            (BY_CLASS, "NC1 alone by class, d x d, float64 pinv", None, ""),
+        ]
+        for variant, title, goal, note in references:
+            results.compare(
+                f"N={examples}, d={dim}, C={classes}, all statistics",
+                times[OURS],
+                title,
+                times[variant],
+                unit="examples",
+                goal=goal,
+                note=note,
             )
-        name = f"N={examples}, d={dim}, C={classes}"
-        results.compare(
-            f"{name}, all statistics",
-            times["ours"],
-            "notebook's loops",
-            times["loops"],
-            unit="examples",
-            goal=SPEED,
-            note=f"loops on {few} examples" if few < examples else "",
-        )
-        results.compare(
-            f"{name}, all statistics",
-            times["ours"],
-            "NC1 alone by class, d x d, float64 pinv",
-            times["classes"],
-            unit="examples",
-        )
 
 
 @case("statistics, accuracy")
@@ -115,18 +78,15 @@ def accuracy(settings: Settings, results: Results) -> None:
             features, labels = features_near_collapse(examples, dim, classes, planted, condition)
             with torch_threads(1):
                 true = oracle.nc1(features, labels, classes)
+                batches = batches_of(
+                    torch.from_numpy(features), torch.from_numpy(labels), weight, bias
+                )
                 found = {
-                    "ours": statistics_of(features, labels, weight, bias)[
-                        "nc1_within_class_variability"
-                    ],
+                    "ours": statistics_of(features, labels, weight, bias)[NC1],
                     "float64 pinv": per_class_nc1(features, labels, classes),
                     "float32 pinv": per_class_nc1(features, labels, classes, np.float32),
-                    "notebook": notebook_statistics(
-                        batches_of(
-                            torch.from_numpy(features), torch.from_numpy(labels), weight, bias
-                        ),
-                        weight,
-                    )[0]["nc1_within_class_variability"],
+                    "notebook": notebook_statistics(batches, weight)[0][NC1],
+                    "accumulators": accumulated_statistics(batches, weight)[NC1],
                 }
             errors = {name: abs(value / true - 1) for name, value in found.items()}
             others = ", ".join(f"{k} {v:.1e}" for k, v in errors.items() if k != "ours")

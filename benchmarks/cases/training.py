@@ -8,8 +8,9 @@ from neural_collapse.training.state import BackgroundWriter, StateFolder
 
 from .. import data
 from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
+from ..jobs import NOTEBOOK, Job
 from ..networks import BATCH, NETWORKS, cores, notebook_epochs, our_epochs, trainer
-from ..worker import Worker
+from ..worker import take_turns
 
 FLOAT32_NARROW, FLOAT32_FULL, BFLOAT16 = Goal(1.4), Goal(1.25), Goal(2.5)
 SNAPSHOT_SHARE = Goal(0.01, at_most=True)
@@ -38,17 +39,16 @@ def training(settings: Settings, results: Results) -> None:
     """The notebook's loop and this project's, each a process of one thread."""
     for network in [*NARROW, *FULL] if settings.full else SHORT:
         count = BATCH * steps(network, settings)
-        variants = {"notebook": 1, "float32": 1, "bfloat16": 1}
-        with Worker.group(settings, variants, network, count, notebook_threads=1) as groups:
-            times = Worker.interleave(
-                groups, settings.rounds, SECONDS_FULL if network in FULL else 1.5
-            )
+        variants = (NOTEBOOK, "float32", "bfloat16")
+        jobs = {v: [Job("training", v, network, count)] for v in variants}
+        seconds = SECONDS_FULL if network in FULL else 1.5
+        times, _ = take_turns(jobs, settings.mirror, settings.rounds, seconds)
         for precision in ("float32", "bfloat16"):
             results.compare(
                 f"{network}, {precision}",
                 times[precision],
                 "notebook",
-                times["notebook"],
+                times[NOTEBOOK],
                 unit="images",
                 goal=goal_of(network, precision),
                 note="1 thread each",
@@ -64,7 +64,7 @@ def loader_workers(settings: Settings, results: Results) -> None:
         with torch_threads(1):
             times = interleave(
                 {
-                    "notebook": Variant(notebook_epochs(network, images, workers=8), count),
+                    NOTEBOOK: Variant(notebook_epochs(network, images, workers=8), count),
                     "float32": Variant(our_epochs(trainer(network, images, "float32")), count),
                 },
                 settings.rounds,
@@ -73,7 +73,7 @@ def loader_workers(settings: Settings, results: Results) -> None:
             f"{network}, float32",
             times["float32"],
             "notebook, loader of 8 workers",
-            times["notebook"],
+            times[NOTEBOOK],
             unit="images",
             note="1 training thread each; the workers use other cores",
         )
@@ -86,16 +86,17 @@ def whole_machine(settings: Settings, results: Results) -> None:
     chosen = [*NARROW, *FULL] if settings.full else ["ResNet18 width 8"]
     for network in chosen:
         count = BATCH * steps(network, settings)
-        with Worker.group(
-            settings, {"notebook": 1, "float32": jobs, "bfloat16": jobs}, network, count
-        ) as groups:
-            times = Worker.interleave(groups, settings.rounds, 6.0 if network in FULL else 2.0)
+        sides = {NOTEBOOK: [Job("training", NOTEBOOK, network, count, threads=0)]} | {
+            v: [Job("training", v, network, count)] * jobs for v in ("float32", "bfloat16")
+        }
+        seconds = 6.0 if network in FULL else 2.0
+        times, _ = take_turns(sides, settings.mirror, settings.rounds, seconds)
         for precision in ("float32", "bfloat16"):
             results.compare(
                 f"{network}, {precision}, {jobs} jobs of 1 thread",
                 times[precision],
                 f"notebook, {jobs} threads",
-                times["notebook"],
+                times[NOTEBOOK],
                 unit="images",
                 goal=goal_of(network, precision),
             )

@@ -5,17 +5,27 @@ import pytest
 import torch
 from benchmarks import data, networks
 from benchmarks.cases.gpu import convolution_flops, forward_flops, gemm_flops
-from benchmarks.cases.statistics import features_near_collapse, last_layer, peak_beyond_features
+from benchmarks.cases.statistics import peak_beyond_features
+from benchmarks.jobs import (
+    BY_CLASS,
+    ONE_BY_ONE,
+    REFERENCES,
+    Job,
+    features_near_collapse,
+    last_layer,
+)
 from benchmarks.references import deepfool as per_sample
 from benchmarks.references import measurement as notebook_measurement
 from benchmarks.references import oracle
 from benchmarks.references import training as notebook
+from benchmarks.references.accumulators import accumulated_statistics
 from benchmarks.references.statistics import (
     batches_of,
     notebook_mismatch,
     notebook_statistics,
     per_class_nc1,
 )
+from benchmarks.worker import take_turns
 
 from neural_collapse.collapse import statistics_of
 from neural_collapse.collapse.attacks import deepfool
@@ -74,11 +84,22 @@ def test_statistics_agree_on_a_benign_case():
     ours = statistics_of(features, labels, weight, bias)
     batches = batches_of(torch.from_numpy(features), torch.from_numpy(labels), weight, bias)
     theirs, means = notebook_statistics(batches, weight)
-    assert len(theirs) >= 10
-    for name, value in theirs.items():
+    accumulated = accumulated_statistics(batches, weight)
+    assert len(theirs) >= 10 and len(accumulated) >= 9
+    for name, value in [*theirs.items(), *accumulated.items()]:
         assert value == pytest.approx(ours[name], rel=1e-3, abs=1e-6), name
     assert notebook_mismatch(batches, means) == pytest.approx(ours["nc4_ncc_mismatch"])
     assert per_class_nc1(features, labels, 5) == pytest.approx(ours[NC1], rel=1e-9)
+
+
+def test_jobs_of_their_own_processes_take_turns_and_agree():
+    variants = (networks.OURS, *(v for v in REFERENCES if v not in (ONE_BY_ONE, BY_CLASS)))
+    jobs = {v: [Job("statistics", v, "16x4", 200)] * (1 + (v == networks.OURS)) for v in variants}
+    times, results = take_turns(jobs, None, rounds=2, seconds=0.0)
+    assert list(times) == list(results) == list(variants)
+    assert all(len(t.seconds) == 2 and min(t.seconds) > 0 for t in times.values())
+    values = list(results.values())
+    assert values == pytest.approx([values[0]] * len(values), rel=1e-3) and values[0] > 0
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e4])

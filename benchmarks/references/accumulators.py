@@ -1,0 +1,112 @@
+"""Statistics from streaming accumulators, as in toolkits for large label sets.
+
+Batches of (features, labels) are seen once for each kind of sum, in float32: class means by a
+product with one-hot labels, the d x d within-class scatter by one matrix product a batch, class
+variances, and the two classifiers' agreement by expanded squared distances. Sigma_B is inverted
+by torch's pinv as it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+
+
+class Means:
+    def __init__(self, classes: int, dim: int):
+        self.totals, self.counts = torch.zeros(classes, dim), torch.zeros(classes)
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        one_hot = functional.one_hot(labels, len(self.counts)).to(features.dtype)
+        self.totals += one_hot.T @ features
+        self.counts += one_hot.sum(0)
+
+    def result(self) -> Tensor:
+        return self.totals / self.counts[:, None]
+
+
+class WithinScatter:
+    def __init__(self, means: Tensor):
+        self.means, self.examples = means, 0
+        self.total = torch.zeros(means.shape[1], means.shape[1])
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        deviations = features - self.means[labels]
+        self.total += deviations.T @ deviations
+        self.examples += len(labels)
+
+    def result(self) -> Tensor:
+        return self.total / self.examples
+
+
+class Variances:
+    def __init__(self, means: Tensor):
+        self.means = means
+        self.totals, self.counts = torch.zeros(len(means)), torch.zeros(len(means))
+
+    def add(self, features: Tensor, labels: Tensor) -> None:
+        one_hot = functional.one_hot(labels, len(self.means)).to(features.dtype)
+        self.totals += (one_hot.T @ (features - self.means[labels]).square()).sum(1)
+        self.counts += one_hot.sum(0)
+
+    def result(self) -> Tensor:
+        return self.totals / self.counts
+
+
+class Agreement:
+    def __init__(self, means: Tensor):
+        self.means, self.matches, self.examples = means, 0, 0
+
+    def add(self, features: Tensor, logits: Tensor) -> None:
+        distances = (
+            features.square().sum(1, keepdim=True)
+            + self.means.square().sum(1)
+            - 2 * features @ self.means.T
+        )
+        self.matches += (distances.argmin(1) == logits.argmax(1)).sum().item()
+        self.examples += len(features)
+
+    def result(self) -> float:
+        return self.matches / self.examples
+
+
+def accumulated_statistics(batches: Batches, weight: Tensor) -> dict[str, float]:
+    """The statistics by this project's names and conventions."""
+    classes, dim = weight.shape
+    sums = Means(classes, dim)
+    for features, _, labels in batches():
+        sums.add(features, labels)
+    means = sums.result()
+    within, variances, agreement = WithinScatter(means), Variances(means), Agreement(means)
+    for features, logits, labels in batches():
+        within.add(features, labels)
+        variances.add(features, labels)
+        agreement.add(features, logits)
+
+    centred = means - means.mean(0)
+    between = centred.T @ centred / classes
+    norms, weight_norms = centred.norm(dim=1), weight.norm(dim=1)
+    found = {
+        "nc1_within_class_variability": torch.trace(
+            torch.linalg.pinv(between) @ within.result()
+        ).item()
+        / classes,
+        "nc2_equinorm_means": (norms.std(correction=0) / norms.mean()).item(),
+        "nc2_equinorm_classifier": (weight_norms.std(correction=0) / weight_norms.mean()).item(),
+        "nc3_self_duality": (weight / weight.norm() - centred / centred.norm())
+        .square()
+        .sum()
+        .item(),
+        "nc4_ncc_mismatch": 1 - agreement.result(),
+    }
+    off_diagonal = ~torch.eye(classes, dtype=torch.bool)
+    for name, rows in [("means", centred), ("classifier", weight)]:
+        pairs = (functional.normalize(rows) @ functional.normalize(rows).T)[off_diagonal]
+        found[f"nc2_equiangularity_{name}"] = pairs.std(correction=0).item()
+        found[f"nc2_maximal_angle_{name}"] = (pairs + 1 / (classes - 1)).abs().mean().item()
+    return found
