@@ -7,7 +7,7 @@ back to the case.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from neural_collapse.collapse import statistics_of
 from neural_collapse.images import Normalisation
 
 from . import data
-from .networks import OURS, measurement_of, notebook_epochs, our_epochs, sized, trainer
+from .networks import OURS, cores, measurement_of, notebook_epochs, our_epochs, sized, trainer
 from .references import deepfool
 from .references.accumulators import accumulated_statistics
 from .references.statistics import batches_of, notebook_statistics, per_class_nc1
@@ -45,6 +45,22 @@ class Job:
     @property
     def ours(self) -> bool:
         return self.variant not in REFERENCES
+
+
+def whole_machine(piece: str, subject: str, amounts: Mapping[str, int]) -> dict[str, list[Job]]:
+    """What keeps every core busy: a reference with torch's own threads; ours as the pipeline runs,
+    one thread a job and a job a core."""
+    return {
+        variant: [Job(piece, variant, subject, amount, threads=0)]
+        if variant in REFERENCES
+        else [Job(piece, variant, subject, amount)] * cores()
+        for variant, amount in amounts.items()
+    }
+
+
+def one_thread(piece: str, subject: str, amounts: Mapping[str, int]) -> dict[str, list[Job]]:
+    """A process of one thread each."""
+    return {v: [Job(piece, v, subject, amount)] for v, amount in amounts.items()}
 
 
 Piece = tuple[Callable[[], Any], float]
@@ -85,10 +101,13 @@ def value_of(statistics: dict[str, float]) -> float:
 
 def robustness(variant: str, network: str, count: int, mirror: str | None) -> Piece:
     """The mean over so many test images, of a network trained for three epochs."""
-    raw = data.subset(data.mnist(mirror), 5120, 500)
+    raw = data.subset(data.mnist(mirror), 2560, 500)
     trained = trainer(network, raw, "float32")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # another number would train another network
     for epoch in (1, 2, 3):
         trained.train_epoch(epoch)
+    torch.set_num_threads(threads)
     images = sized(network, raw)
     chosen = images.test_images[:count]
     mean_std = images.mean, images.std

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import data
 from ..harness import Goal, Results, Settings, Times, Variant, case, interleave
-from ..jobs import NOTEBOOK, Job
+from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
 from ..networks import OURS, cores, measurement_of
 from ..worker import take_turns
 
@@ -14,27 +16,64 @@ REFERENCE = "notebook: two passes, loops"
 
 @case("measurement of a checkpoint", forms=("short", "full", "gpu"))
 def measurement(settings: Settings, results: Results) -> None:
-    sizes = {"ResNet18 width 8": 1024, "ResNet18": 128}
+    """On the CPU the notebook with torch's own threads, and jobs of ours, one a core."""
+    if settings.device == "cpu":
+        for name, train in sizes(settings).items():
+            compare(name, train, settings, results, whole_machine)
+        return
+    for name in ("ResNet18", "VGG11"):
+        train = 10_000
+        report(name, train, on_gpu(name, train, settings), results, REFERENCE, GPU_GOAL)
+
+
+@case("measurement of a checkpoint, one thread", forms=("full",))
+def one_thread_each(settings: Settings, results: Results) -> None:
+    """What each side makes of one core."""
+    for name, train in sizes(settings).items():
+        compare(name, train, settings, results, one_thread)
+
+
+def sizes(settings: Settings) -> dict[str, int]:
+    """Train images by network; a quarter as many of the test set come on top."""
+    found = {"ResNet18 width 8": 1024, "ResNet18": 128}
     if settings.full:
-        sizes = {name: 4 * train for name, train in sizes.items()} | {"VGG11": 1024}
-    if settings.device == "cuda":
-        sizes = {"ResNet18": 10_000, "VGG11": 10_000}
-    for name, train in sizes.items():
-        if settings.device == "cpu":
-            jobs = {v: [Job("measurement", v, name, train)] for v in (OURS, NOTEBOOK)}
-            times, _ = take_turns(jobs, settings.mirror, settings.rounds, 2.0)
-        else:
-            times = on_gpu(name, train, settings)
-        results.compare(
-            name,
-            times[OURS],
-            REFERENCE,
-            times[NOTEBOOK],
-            unit="images",
-            goal=GPU_GOAL if settings.device == "cuda" else CPU_GOAL,
-            note=f"{train} train and {train // 4} test images, float32"
-            + (", 1 thread each" if settings.device == "cpu" else ""),
-        )
+        found = {name: 4 * train for name, train in found.items()} | {"VGG11": 1024}
+    return found
+
+
+def compare(
+    name: str,
+    train: int,
+    settings: Settings,
+    results: Results,
+    sides: Callable[[str, str, dict[str, int]], dict[str, list[Job]]],
+) -> None:
+    jobs = sides("measurement", name, {OURS: train, NOTEBOOK: train})
+    times, _ = take_turns(jobs, settings.mirror, settings.rounds, 1.5)
+    if sides is one_thread:
+        report(name, train, times, results, f"{REFERENCE}, 1 thread")
+    else:
+        title = f"{name}, {cores()} jobs of 1 thread"
+        report(title, train, times, results, f"{REFERENCE}, {cores()} threads", CPU_GOAL)
+
+
+def report(
+    title: str,
+    train: int,
+    times: dict[str, Times],
+    results: Results,
+    reference: str,
+    goal: Goal | None = None,
+) -> None:
+    results.compare(
+        title,
+        times[OURS],
+        reference,
+        times[NOTEBOOK],
+        unit="images",
+        goal=goal,
+        note=f"{train} train and {train // 4} test images, float32",
+    )
 
 
 def on_gpu(name: str, train: int, settings: Settings) -> dict[str, Times]:
@@ -49,25 +88,3 @@ def on_gpu(name: str, train: int, settings: Settings) -> dict[str, Times]:
         settings.rounds,
         synchronise=settings.synchronise,
     )
-
-
-@case("measurement, whole machine")
-def whole_machine(settings: Settings, results: Results) -> None:
-    """The notebook with torch's own threads against one job of ours a core, side by side."""
-    count = cores()
-    names = {"ResNet18": 128} | ({"ResNet18 width 8": 1024, "VGG11": 512} if settings.full else {})
-    for name, train in names.items():
-        jobs = {
-            OURS: [Job("measurement", OURS, name, train)] * count,
-            NOTEBOOK: [Job("measurement", NOTEBOOK, name, train, threads=0)],
-        }
-        times, _ = take_turns(jobs, settings.mirror, settings.rounds, 2.0)
-        results.compare(
-            f"{name}, {count} jobs of 1 thread",
-            times[OURS],
-            f"{REFERENCE}, {count} threads",
-            times[NOTEBOOK],
-            unit="images",
-            goal=CPU_GOAL,
-            note=f"{train} train and {train // 4} test images, float32",
-        )

@@ -19,11 +19,11 @@ from ..jobs import (
     ACCUMULATORS,
     BY_CLASS,
     NOTEBOOK,
-    Job,
     features_near_collapse,
     last_layer,
+    whole_machine,
 )
-from ..networks import OURS, fresh_network
+from ..networks import OURS, cores, fresh_network
 from ..references import oracle
 from ..references.accumulators import accumulated_statistics
 from ..references.statistics import batches_of, notebook_statistics, per_class_nc1
@@ -39,18 +39,17 @@ NC1 = "nc1_within_class_variability"
 
 @case("statistics, speed")
 def speed(settings: Settings, results: Results) -> None:
-    shapes = [(10_000, 512, 10), (60_000, 512, 10)]
+    # The notebook's loops take time in proportion to the examples; some are enough to know how
+    # much: (N, d, C, their examples).
+    shapes = [(10_000, 512, 10, 2000), (60_000, 512, 10, 2000), (20_000, 1024, 10, 400)]
     if settings.full:
-        shapes.append((20_000, 2048, 100))
-    for examples, dim, classes in shapes:
-        # The notebook's loops take time in proportion to the examples; some are enough to know
-        # how much.
-        few = 10_000 if settings.full and dim == 512 else 2000
-        amounts = {OURS: examples, NOTEBOOK: few, ACCUMULATORS: examples, BY_CLASS: examples}
-        jobs = {
-            variant: [Job("statistics", variant, f"{dim}x{classes}", amount)]
-            for variant, amount in amounts.items()
-        }
+        shapes = [(10_000, 512, 10, 10_000), (60_000, 512, 10, 10_000), shapes[2]]
+        shapes += [(50_000, 512, 100, 2000), (20_000, 2048, 100, 400)]
+    for examples, dim, classes, few in shapes:
+        amounts = {OURS: examples, NOTEBOOK: few, ACCUMULATORS: examples}
+        if settings.full:
+            amounts[BY_CLASS] = examples
+        jobs = whole_machine("statistics", f"{dim}x{classes}", amounts)
         times, _ = take_turns(jobs, settings.mirror, settings.rounds, 0.5)
         references = [
             (NOTEBOOK, "notebook's loops", LOOPS, f"loops on {few} examples"),
@@ -58,10 +57,12 @@ def speed(settings: Settings, results: Results) -> None:
             (BY_CLASS, "NC1 alone by class, d x d, float64 pinv", None, ""),
         ]
         for variant, title, goal, note in references:
+            if variant not in times:
+                continue
             results.compare(
-                f"N={examples}, d={dim}, C={classes}, all statistics",
+                f"N={examples}, d={dim}, C={classes}, {cores()} jobs of 1 thread",
                 times[OURS],
-                title,
+                f"{title}, {cores()} threads",
                 times[variant],
                 unit="examples",
                 goal=goal,

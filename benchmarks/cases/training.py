@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 
 from neural_collapse.training.state import BackgroundWriter, StateFolder
 
 from .. import data
 from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
-from ..jobs import NOTEBOOK, Job
+from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
 from ..networks import BATCH, NETWORKS, cores, notebook_epochs, our_epochs, trainer
 from ..worker import take_turns
 
 FLOAT32_NARROW, FLOAT32_FULL, BFLOAT16 = Goal(1.4), Goal(1.25), Goal(2.5)
 SNAPSHOT_SHARE = Goal(0.01, at_most=True)
 
+PRECISIONS = ("float32", "bfloat16")
 NARROW = [name for name in NETWORKS if "width" in name and "px" not in name]
 FULL = [name for name in NETWORKS if "width" not in name]
 SHORT = ["ResNet18 width 8", "VGG11 width 16", *FULL]
-SECONDS_FULL = 2.5  # of one timed round of a network at full width
+SECONDS_FULL = 1.5  # of one timed round of a network at full width
 
 
 def steps(network: str, settings: Settings) -> int:
@@ -36,23 +38,38 @@ def goal_of(network: str, precision: str) -> Goal:
 
 @case("training")
 def training(settings: Settings, results: Results) -> None:
-    """The notebook's loop and this project's, each a process of one thread."""
+    """The notebook's loop with torch's own threads, and jobs of ours, one a core."""
     for network in [*NARROW, *FULL] if settings.full else SHORT:
-        count = BATCH * steps(network, settings)
-        variants = (NOTEBOOK, "float32", "bfloat16")
-        jobs = {v: [Job("training", v, network, count)] for v in variants}
-        seconds = SECONDS_FULL if network in FULL else 1.5
-        times, _ = take_turns(jobs, settings.mirror, settings.rounds, seconds)
-        for precision in ("float32", "bfloat16"):
-            results.compare(
-                f"{network}, {precision}",
-                times[precision],
-                "notebook",
-                times[NOTEBOOK],
-                unit="images",
-                goal=goal_of(network, precision),
-                note="1 thread each",
-            )
+        compare(network, settings, results, whole_machine)
+
+
+@case("training, one thread", forms=("full",))
+def one_thread_each(settings: Settings, results: Results) -> None:
+    """What each side makes of one core."""
+    for network in [*NARROW, *FULL]:
+        compare(network, settings, results, one_thread)
+
+
+def compare(
+    network: str,
+    settings: Settings,
+    results: Results,
+    sides: Callable[[str, str, dict[str, int]], dict[str, list[Job]]],
+) -> None:
+    count = BATCH * steps(network, settings)
+    jobs = sides("training", network, dict.fromkeys((NOTEBOOK, *PRECISIONS), count))
+    seconds = SECONDS_FULL if network in FULL else 1.0
+    times, _ = take_turns(jobs, settings.mirror, settings.rounds, seconds)
+    alone = sides is one_thread
+    for precision in PRECISIONS:
+        results.compare(
+            f"{network}, {precision}" + ("" if alone else f", {cores()} jobs of 1 thread"),
+            times[precision],
+            "notebook, 1 thread" if alone else f"notebook, {cores()} threads",
+            times[NOTEBOOK],
+            unit="images",
+            goal=None if alone else goal_of(network, precision),
+        )
 
 
 @case("training, loader of 8 workers", forms=("full",))
@@ -77,29 +94,6 @@ def loader_workers(settings: Settings, results: Results) -> None:
             unit="images",
             note="1 training thread each; the workers use other cores",
         )
-
-
-@case("training, whole machine")
-def whole_machine(settings: Settings, results: Results) -> None:
-    """The notebook's loop with torch's own threads against one job of ours a core, side by side."""
-    jobs = cores()
-    chosen = [*NARROW, *FULL] if settings.full else ["ResNet18 width 8"]
-    for network in chosen:
-        count = BATCH * steps(network, settings)
-        sides = {NOTEBOOK: [Job("training", NOTEBOOK, network, count, threads=0)]} | {
-            v: [Job("training", v, network, count)] * jobs for v in ("float32", "bfloat16")
-        }
-        seconds = 6.0 if network in FULL else 2.0
-        times, _ = take_turns(sides, settings.mirror, settings.rounds, seconds)
-        for precision in ("float32", "bfloat16"):
-            results.compare(
-                f"{network}, {precision}, {jobs} jobs of 1 thread",
-                times[precision],
-                f"notebook, {jobs} threads",
-                times[NOTEBOOK],
-                unit="images",
-                goal=goal_of(network, precision),
-            )
 
 
 @case("an epoch's other parts")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-NARROW = 16  # channels up to which it pays
+NARROW = 16  # channels below which it pays, those of one vector
 WIDE = 128  # channels of the pixels taken together
 PAYS_FROM = 2**18  # elements: below, what is saved is less than a Python function's own time
 
@@ -46,7 +46,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         ):
             return 1
         channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
-        if not 1 < channels <= NARROW:  # of one channel, the memory format would be unclear
+        if not 1 < channels < NARROW:  # of one channel, the memory format would be unclear
             return 1
         k = 1
         while channels * k < WIDE and pixels % (4 * k) == 0:  # two wide pixels are left, likewise

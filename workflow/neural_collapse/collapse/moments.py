@@ -268,7 +268,7 @@ def _blocks(
     for start in range(0, len(rows), size):
         block = rows[start : start + size]
         if isinstance(features_ND, Tensor):
-            h_BD = features_ND[torch.from_numpy(block).to(features_ND.device)]
+            h_BD = features_ND.index_select(0, torch.from_numpy(block).to(features_ND.device))
         else:
             native = features_ND.dtype.newbyteorder("=")
             h_BD = torch.from_numpy(features_ND[block].astype(native, copy=False))

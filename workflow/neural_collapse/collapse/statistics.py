@@ -38,6 +38,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -227,8 +228,14 @@ def _rounding_error(class_means_CD: Tensor) -> float:
 # ----------------------------------------------------------------------- statistics, on moments
 
 
+# Many statistics begin with them; moments never change.
+_CENTRED: WeakKeyDictionary[Moments, Tensor] = WeakKeyDictionary()
+
+
 def _centred(m: Moments) -> Tensor:
-    return centred_class_means(m.class_means)
+    if m not in _CENTRED:
+        _CENTRED[m] = centred_class_means(m.class_means)
+    return _CENTRED[m]
 
 
 def _etf_error_product(m: Moments) -> float:
