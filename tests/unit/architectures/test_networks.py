@@ -11,7 +11,6 @@ from neural_collapse.architectures import (
     build_network,
     describe,
     resolve_network,
-    set_memory_format,
 )
 from neural_collapse.errors import UserError
 
@@ -302,15 +301,13 @@ def test_memory_formats_agree(name):
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = network(x)
-        assert set_memory_format(network, "channels_last") is network
+        network.to(memory_format=torch.channels_last)
         wide = [p for p in network.parameters() if p.ndim == 4 and min(p.shape) > 1]
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
         found = network(x.to(memory_format=torch.channels_last))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        set_memory_format(network, "contiguous")
+        network.to(memory_format=torch.contiguous_format)
         assert torch.equal(network(x), expected)
-    with pytest.raises(UserError, match="valid are contiguous, channels_last"):
-        set_memory_format(network, "nhwc")
 
 
 # Checkpointed dense blocks
@@ -355,7 +352,7 @@ def test_memory_efficient_dense_blocks_in_mixed_precision_and_channels_last(name
     grads = []
     for memory_efficient in (False, True):
         network = build(SMALL[name] | {"memory_efficient": memory_efficient})
-        set_memory_format(network, "channels_last")
+        network.to(memory_format=torch.channels_last)
         x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(x.to(memory_format=torch.channels_last))

@@ -11,7 +11,7 @@ from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, 
 from .registry import NAMED, label, resolve_network
 
 if TYPE_CHECKING:
-    from .build import NetworkDescription, build_network, describe, set_memory_format
+    from .build import NetworkDescription, build_network, describe
     from .network import Network
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "describe",
     "label",
     "resolve_network",
-    "set_memory_format",
 ]
 
 _WITH_TORCH = {
@@ -35,7 +34,6 @@ _WITH_TORCH = {
     "NetworkDescription": "build",
     "build_network": "build",
     "describe": "build",
-    "set_memory_format": "build",
 }
 
 

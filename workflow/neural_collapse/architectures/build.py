@@ -5,11 +5,9 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..errors import UserError
 from . import densenet, resnet, vgg
@@ -96,23 +94,6 @@ def construct_without_weights(
     device = "cpu" if isinstance(recipe, CustomRecipe) else "meta"
     with _isolated_randomness(0), torch.device(device):
         return _construct(recipe, channels, num_classes, image_size_px)
-
-
-def set_memory_format(
-    network: nn.Module, memory_format: Literal["contiguous", "channels_last"]
-) -> nn.Module:
-    """Lays the convolutions' weights out as ``memory_format``, in place; returns ``network``.
-
-    Batches must be laid out alike (``x.to(memory_format=torch.channels_last)``). Channels-last is
-    faster on recent GPUs under mixed precision; its last bits differ from contiguous ones.
-
-    Raises:
-        UserError: an unknown memory format.
-    """
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    if memory_format not in formats:
-        raise UserError(f"unknown memory format {memory_format!r}; valid are {', '.join(formats)}")
-    return network.to(memory_format=formats[memory_format])
 
 
 def _construct(
