@@ -97,16 +97,41 @@ def test_a_recomputed_norm_has_the_same_gradients(monkeypatch):
 @pytest.mark.parametrize("px", [1, 2, 3])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_convolution_of_a_tiny_map_is_the_same_function(px, layout):
-    x = maps(7, 5, px, px).double().contiguous(memory_format=layout)
+    x = maps(32, 5, px, px).double().contiguous(memory_format=layout)
     convolution = random_like(Conv3x3(5, 6).double()).to(memory_format=layout)
     reference = random_like(nn.Conv2d(5, 6, 3, padding=1).double())
     assert_near(outcome(convolution, x), outcome(reference, x), 1e-14)
 
 
 def test_a_tiny_map_under_autocast_is_as_near_as_torchs():
-    x = maps(16, 32, 2, 2)
+    x = maps(64, 32, 2, 2)
     true = outcome(random_like(nn.Conv2d(32, 8, 3, padding=1).double()), x.double())
     assert_near(outcome(random_like(Conv3x3(32, 8)), x.bfloat16(), autocast=True), true, 1e-2)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 4, 2, 2), (3, 4, 2, 2), (3, 4, 1, 1), (40, 4, 2, 1), (4, 2, 2)]
+)
+def test_any_shape_that_torchs_convolution_takes_will_do(shape):
+    convolution = random_like(Conv3x3(4, 5).double())
+    reference = random_like(nn.Conv2d(4, 5, 3, padding=1).double())
+    x = torch.ones(shape).double()
+    torch.testing.assert_close(convolution(x), reference(x))
+
+
+@pytest.mark.parametrize(
+    "options", [{"affine": False}, {"track_running_stats": False}, {"momentum": None}]
+)
+def test_a_norm_of_other_options_goes_torchs_way(options):
+    x = maps(128, 8, 32, 32)
+    torch.testing.assert_close(BatchNorm2d(8, **options)(x), nn.BatchNorm2d(8, **options)(x))
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    x = maps(128, 8, 32, 32).requires_grad_(True)
+    (first,) = torch.autograd.grad(BatchNorm2d(8)(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
 
 
 def test_a_seed_gives_the_weights_of_torchs_convolution():

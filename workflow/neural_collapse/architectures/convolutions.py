@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+PAYS_FROM_IMAGES = 32
+
 
 class Conv3x3(nn.Conv2d):
     """A 3x3 convolution, padded by 1, which keeps the map's size.
@@ -20,9 +22,9 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, P, P) -> (B, outputs, P, P)."""
-        px = x.shape[2]
-        if px > 2 or x.shape[3] != px or x.device.type != "cpu":
+        if not self._pays(x):
             return super().forward(x)
+        px = x.shape[2]
         taps = self.weight.to(x.dtype).permute(0, 2, 3, 1)  # (outputs, 3, 3, inputs)
         positions = range(px)
         # From the pixel (i, j) to the pixel (y, x) leads the tap (i - y + 1, j - x + 1).
@@ -32,3 +34,10 @@ class Conv3x3(nn.Conv2d):
         bias = None if self.bias is None else self.bias.repeat(px * px)
         out = linear(x.permute(0, 2, 3, 1).flatten(1), matrix.flatten(0, 1).flatten(1), bias)
         return out.view(len(x), px, px, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def _pays(x: Tensor) -> bool:
+        if x.dim() != 4 or x.shape[2] != x.shape[3] or not len(x) or x.device.type != "cpu":
+            return False
+        # At 2 px the matrix is four times the taps, too much work for few images.
+        return x.shape[2] == 1 or (x.shape[2] == 2 and len(x) >= PAYS_FROM_IMAGES)

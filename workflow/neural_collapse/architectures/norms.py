@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 
 NARROW = 16  # channels below which it pays, those of one vector
@@ -17,7 +18,8 @@ PAYS_FROM = 2**18  # elements: below, what is saved is less than a Python functi
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` in all but the last bits of the CPU's training steps."""
+    """``nn.BatchNorm2d`` in all but the last bits of the CPU's training steps, and second
+    derivatives, which are refused there."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, P, P), same shape and dtype out."""
@@ -39,6 +41,9 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _pixels_at_once(self, x: Tensor) -> int:
         if not (
             self.training
+            and self.affine
+            and self.track_running_stats
+            and self.momentum is not None
             and x.device.type == "cpu"
             and x.numel() >= PAYS_FROM
             and x.is_contiguous(memory_format=torch.channels_last)
@@ -110,6 +115,7 @@ class _Widened(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         x, weight, mean, variance = ctx.saved_tensors
         k, eps = ctx.k, ctx.eps
@@ -140,7 +146,7 @@ class _Widened(torch.autograd.Function):
             slope, offset, scale = (part.repeat(k).view(shape) for part in (slope, offset, scale))
             found = torch.addcmul(offset, wide, slope).addcmul_(wide_gradient, scale)
         else:
-            # The normalisation's own kernel multiplies bfloat16 by float32 and rounds once.
+            # The normalisation's own kernel multiplies bfloat16 by float32.
             zeros, ones = torch.zeros_like(sums[0]), torch.ones_like(sums[0])
             found = batch_norm(wide, zeros, ones, slope.repeat(k), offset.repeat(k), eps=0.0)
             found.add_(scaled)
