@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
         device = torch.device("cuda")
         # As in the pipeline's jobs, before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    keep_freed_memory()  # as the pipeline's jobs do; the reference loops gain by it as well
+    keep_freed_memory()  # as the pipeline's jobs do; of what is timed here, references gain as well
     rounds = arguments.rounds or (2 if arguments.form == "short" else 3)
     settings = harness.Settings(arguments.form, arguments.mirror, rounds)
     facts = harness.environment(device)

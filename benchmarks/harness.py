@@ -1,8 +1,8 @@
 """Timing several variants of one piece of work against each other, and the table of the results.
 
-Variants take turns in one process, round by round, so that what else the machine does hits all of
-them alike. The first round only warms up. A variant's time is its best round's; the spread is that
-of the ratios of single rounds.
+Variants take turns, round by round, so that what else the machine does hits all of them alike: in
+one process (`interleave`) or each in its own (`worker.take_turns`). The first round only warms up.
+A variant's time is its best round's; the spread is that of the ratios of single rounds.
 """
 
 from __future__ import annotations

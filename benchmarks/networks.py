@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from neural_collapse.architectures.build import build_network
+from neural_collapse.architectures.convolutions import Conv3x3
+from neural_collapse.architectures.norms import BatchNorm2d
 from neural_collapse.architectures.registry import resolve_network
 from neural_collapse.collapse import compute_statistics, extract
 from neural_collapse.config import Recipe, TrainingRecipe
@@ -57,6 +59,16 @@ def fresh_network(network: str) -> nn.Module:
     )
 
 
+def torchs_network(network: str) -> nn.Module:
+    """The same of torch's own layers, as a notebook has them."""
+    net = fresh_network(network)
+    for module in net.modules():
+        for own, torchs in ((Conv3x3, nn.Conv2d), (BatchNorm2d, nn.BatchNorm2d)):
+            if type(module) is own:
+                module.__class__ = torchs
+    return net
+
+
 def trainer(
     network: str, images: data.RawImages, precision: str, device: torch.device | str = "cpu"
 ) -> Trainer:
@@ -95,7 +107,7 @@ def notebook_epochs(
     workers: int = 0,
 ) -> Callable[[], Any]:
     """One epoch of the notebook's training a call."""
-    net = fresh_network(network).to(device)
+    net = torchs_network(network).to(device)
     sgd = notebook.optimiser(net, LEARNING_RATE)
     batches = notebook.loader(
         notebook_dataset(images),
@@ -113,7 +125,7 @@ def measurement_of(
     variant: str, network: str, images: data.RawImages, device: torch.device | str = "cpu"
 ) -> Callable[[], Any]:
     """The measurement of one checkpoint a call: the pipeline's stages, or the notebook's."""
-    net = fresh_network(network).to(device)
+    net = (fresh_network if variant == OURS else torchs_network)(network).to(device)
     if variant != OURS:
         loaders = [
             notebook.loader(notebook_dataset(images, split), BATCH, shuffle=False, drop_last=False)

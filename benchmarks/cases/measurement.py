@@ -54,7 +54,7 @@ def compare(
         report(name, train, times, results, f"{REFERENCE}, 1 thread")
     else:
         title = f"{name}, {cores()} jobs of 1 thread"
-        report(title, train, times, results, f"{REFERENCE}, {cores()} threads", CPU_GOAL)
+        report(title, train, times, results, f"{REFERENCE}, torch's own threads", CPU_GOAL)
 
 
 def report(

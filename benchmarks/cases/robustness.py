@@ -25,7 +25,7 @@ COUNT = 100  # images, as in the paper
 def deepfool(settings: Settings, results: Results) -> None:
     ours_threads = their_threads = ""
     if settings.device == "cpu":
-        ours_threads, their_threads = f", {cores()} jobs of 1 thread", f", {cores()} threads"
+        ours_threads, their_threads = f", {cores()} jobs of 1 thread", ", torch's own threads"
     for network in NETWORKS:
         if settings.device == "cuda":
             times, means = on_gpu(network, settings)

@@ -65,7 +65,7 @@ def compare(
         results.compare(
             f"{network}, {precision}" + ("" if alone else f", {cores()} jobs of 1 thread"),
             times[precision],
-            "notebook, 1 thread" if alone else f"notebook, {cores()} threads",
+            "notebook, 1 thread" if alone else "notebook, torch's own threads",
             times[NOTEBOOK],
             unit="images",
             goal=None if alone else goal_of(network, precision),
