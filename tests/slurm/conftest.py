@@ -204,8 +204,10 @@ class Cluster:
     def start_controller(self) -> None:
         self.daemon("slurmctld", "-D")
 
-    def kill_controller(self) -> None:
-        self.daemons["slurmctld"].kill()
+    def stop_controller(self) -> None:
+        # Not by a kill: what it had not saved yet, a job's start perhaps, would be forgotten, and
+        # the job held as one that failed to start.
+        self.daemons["slurmctld"].terminate()
         self.daemons["slurmctld"].wait()
 
     def ask(self, *command: str) -> str:

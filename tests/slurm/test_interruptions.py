@@ -87,7 +87,7 @@ def test_a_restarted_controller_is_survived(cluster, experiment, uninterrupted, 
     snakemake = run.submit("models")
     worker = run.hold()
     job = cluster.job("train_model")["JobId"]
-    cluster.kill_controller()
+    cluster.stop_controller()
 
     def asked():
         """Whether Snakemake's question waits for an answer just now."""
