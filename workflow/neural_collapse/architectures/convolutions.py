@@ -30,9 +30,9 @@ class Conv3x3(nn.Conv2d):
         # From the pixel (i, j) to the pixel (y, x) leads the tap (i - y + 1, j - x + 1).
         matrix = torch.stack(
             [taps[:, 1 - y : 1 - y + px, 1 - x : 1 - x + px] for y in positions for x in positions]
-        ).flatten(2)
-        bias = None if self.bias is None else self.bias.repeat(px * px)
-        out = linear(x.permute(0, 2, 3, 1).flatten(1), matrix.flatten(0, 1).flatten(1), bias)
+        )
+        pixels = x.permute(0, 2, 3, 1).flatten(1)
+        out = linear(pixels, matrix.flatten(2).flatten(0, 1), self.bias.repeat(px * px))
         return out.view(len(x), px, px, -1).permute(0, 3, 1, 2)
 
     @staticmethod

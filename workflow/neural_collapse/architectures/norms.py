@@ -63,8 +63,8 @@ def _widened(x: Tensor, k: int) -> Tensor:
     """(B, C, P, P), channels-last, as (B, k * C, pixels / k, 1) in the same memory."""
     images, channels = x.shape[:2]
     pixels = x.shape[2] * x.shape[3] // k
-    stride = (x.stride(0) if images > 1 else pixels * k * channels, 1, k * channels, k * channels)
-    return x.as_strided((images, k * channels, pixels, 1), stride)
+    wide = k * channels
+    return x.as_strided((images, wide, pixels, 1), (pixels * wide, 1, wide, wide))
 
 
 class _Widened(torch.autograd.Function):
