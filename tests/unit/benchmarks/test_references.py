@@ -158,5 +158,5 @@ def test_flops_of_a_network_are_twice_its_multiplications():
 
 def test_peak_memory_sees_an_allocation():
     """Whole blocks in float64 are seen, whatever the size of the process that started it."""
-    few, many = (peak_beyond_features(examples, 512, 2) for examples in (300, 8000))
+    few, many = (peak_beyond_features(examples, 2048, 2) for examples in (300, 8000))
     assert few < 2048 * 512 * 8 <= many
