@@ -24,6 +24,7 @@ from .references import deepfool
 from .references.accumulators import accumulated_statistics
 from .references.statistics import batches_of, notebook_statistics, per_class_nc1
 
+NC1 = "nc1_within_class_variability"
 NOTEBOOK = "notebook"
 ACCUMULATORS = "accumulators"
 BY_CLASS = "by class"
@@ -74,10 +75,12 @@ def training(variant: str, network: str, images: int, mirror: str | None) -> Pie
     return our_epochs(trainer(network, raw, variant)), images
 
 
-def measurement(variant: str, network: str, images: int, mirror: str | None) -> Piece:
+def measurement(
+    variant: str, network: str, images: int, mirror: str | None, device: str = "cpu"
+) -> Piece:
     """A checkpoint's, of so many train images and a quarter as many of the test set."""
     raw = data.subset(data.mnist(mirror), images, images // 4)
-    return measurement_of(variant, network, raw), images + images // 4
+    return measurement_of(variant, network, raw, device), images + images // 4
 
 
 def statistics(variant: str, shape: str, examples: int, mirror: str | None) -> Piece:
@@ -88,21 +91,24 @@ def statistics(variant: str, shape: str, examples: int, mirror: str | None) -> P
     if variant == BY_CLASS:
         return lambda: per_class_nc1(features, labels, classes), examples
     if variant == OURS:
-        return lambda: value_of(statistics_of(features, labels, weight, bias)), examples
+        return lambda: statistics_of(features, labels, weight, bias)[NC1], examples
     batches = batches_of(torch.from_numpy(features), torch.from_numpy(labels), weight, bias)
     if variant == ACCUMULATORS:
-        return lambda: value_of(accumulated_statistics(batches, weight)), examples
-    return lambda: value_of(notebook_statistics(batches, weight)[0]), examples
-
-
-def value_of(statistics: dict[str, float]) -> float:
-    return statistics["nc1_within_class_variability"]
+        return lambda: accumulated_statistics(batches, weight)[NC1], examples
+    return lambda: notebook_statistics(batches, weight)[0][NC1], examples
 
 
 def robustness(variant: str, network: str, count: int, mirror: str | None) -> Piece:
     """The mean over so many test images, of a network trained for three epochs."""
+    return attacks(network, count, mirror)[variant], count
+
+
+def attacks(
+    network: str, count: int, mirror: str | None, device: str = "cpu"
+) -> dict[str, Callable[[], float]]:
+    """The mean robustness of one trained network, by either way."""
     raw = data.subset(data.mnist(mirror), 2560, 500)
-    trained = trainer(network, raw, "float32")
+    trained = trainer(network, raw, "float32", device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # another number would train another network
     for epoch in (1, 2, 3):
@@ -110,16 +116,19 @@ def robustness(variant: str, network: str, count: int, mirror: str | None) -> Pi
     torch.set_num_threads(threads)
     images = sized(network, raw)
     chosen = images.test_images[:count]
-    mean_std = images.mean, images.std
-    if variant == OURS:
-        return (
-            lambda: float(
-                np.nanmean(our_robustness(trained.network, chosen, *mean_std, batch_size=count))
-            ),
-            count,
+    normalise = Normalisation(images.mean, images.std, device)
+    inputs = normalise(torch.from_numpy(chosen).to(device))
+
+    def one_by_one() -> float:
+        return deepfool.robustness(trained.network.eval(), inputs).mean().item()
+
+    def batched() -> float:
+        ratios = our_robustness(
+            trained.network, chosen, images.mean, images.std, batch_size=count, device=device
         )
-    inputs = Normalisation(*mean_std, "cpu")(torch.from_numpy(chosen))
-    return lambda: deepfool.robustness(trained.network.eval(), inputs).mean().item(), count
+        return float(np.nanmean(ratios))
+
+    return {ONE_BY_ONE: one_by_one, OURS: batched}
 
 
 PIECES: dict[str, Callable[[str, str, int, str | None], Piece]] = {

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .. import data
+from .. import jobs as pieces
 from ..harness import Goal, Results, Settings, Times, Variant, case, interleave
 from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
-from ..networks import OURS, cores, measurement_of
+from ..networks import OURS, cores
 from ..worker import take_turns
 
 CPU_GOAL, GPU_GOAL = Goal(3), Goal(20)
@@ -77,14 +77,8 @@ def report(
 
 
 def on_gpu(name: str, train: int, settings: Settings) -> dict[str, Times]:
-    images = data.subset(data.mnist(settings.mirror), train, train // 4)
-    return interleave(
-        {
-            variant: Variant(
-                measurement_of(variant, name, images, settings.device), train + train // 4
-            )
-            for variant in (OURS, NOTEBOOK)
-        },
-        settings.rounds,
-        synchronise=settings.synchronise,
-    )
+    variants = {
+        v: Variant(*pieces.measurement(v, name, train, settings.mirror, settings.device))
+        for v in (OURS, NOTEBOOK)
+    }
+    return interleave(variants, settings.rounds, synchronise=settings.synchronise)

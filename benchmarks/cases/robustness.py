@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from collections.abc import Callable
 
-from neural_collapse.collapse import robustness as ours
-from neural_collapse.images import Normalisation
-
-from .. import data
 from ..harness import Goal, Results, Settings, Times, Variant, case, interleave
-from ..jobs import ONE_BY_ONE, whole_machine
-from ..networks import OURS, cores, sized, trainer
-from ..references import deepfool as per_sample
+from ..jobs import ONE_BY_ONE, attacks, whole_machine
+from ..networks import OURS, cores
 from ..worker import take_turns
 
 CPU_GOAL, GPU_GOAL = Goal(8), Goal(100)
@@ -50,34 +44,12 @@ def deepfool(settings: Settings, results: Results) -> None:
 
 
 def on_gpu(network: str, settings: Settings) -> tuple[dict[str, Times], dict[str, float]]:
-    raw = data.subset(data.mnist(settings.mirror), 2560, 500)
-    trained = trainer(network, raw, "float32", settings.device)
-    for epoch in (1, 2, 3):
-        trained.train_epoch(epoch)
-    images = sized(network, raw)
-    chosen = images.test_images[:COUNT]
-    bytes_ = torch.from_numpy(chosen).to(settings.device)
-    inputs = Normalisation(images.mean, images.std, settings.device)(bytes_)
+    """Both ways in this process, on one network."""
     found: dict[str, float] = {}
 
-    def theirs() -> None:
-        values = per_sample.robustness(trained.network.eval(), inputs)
-        found[ONE_BY_ONE] = float(values.mean())
+    def kept(variant: str, attack: Callable[[], float]) -> Variant:
+        return Variant(lambda: found.update({variant: attack()}), COUNT)
 
-    def batched() -> None:
-        values = ours(
-            trained.network,
-            chosen,
-            images.mean,
-            images.std,
-            batch_size=COUNT,
-            device=settings.device,
-        )
-        found[OURS] = float(np.nanmean(values))
-
-    times = interleave(
-        {ONE_BY_ONE: Variant(theirs, COUNT), OURS: Variant(batched, COUNT)},
-        2,
-        synchronise=settings.synchronise,
-    )
-    return times, found
+    ways = attacks(network, COUNT, settings.mirror, settings.device)
+    variants = {variant: kept(variant, attack) for variant, attack in ways.items()}
+    return interleave(variants, 2, synchronise=settings.synchronise), found

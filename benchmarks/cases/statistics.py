@@ -18,6 +18,7 @@ from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_
 from ..jobs import (
     ACCUMULATORS,
     BY_CLASS,
+    NC1,
     NOTEBOOK,
     features_near_collapse,
     last_layer,
@@ -34,7 +35,6 @@ ACCURACY = Goal(1e-6, at_most=True)
 EXPONENT = Goal(1.1, at_most=True)
 EXTRA_BYTES = Goal(512, at_most=True)  # a quarter of the example's features
 FORWARD_SHARE = Goal(0.05, at_most=True)
-NC1 = "nc1_within_class_variability"
 
 
 @case("statistics, speed")

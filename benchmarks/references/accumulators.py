@@ -8,13 +8,11 @@ by torch's pinv as it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]]
+from .statistics import Batches, geometry
 
 
 class Means:
@@ -90,23 +88,9 @@ def accumulated_statistics(batches: Batches, weight: Tensor) -> dict[str, float]
 
     centred = means - means.mean(0)
     between = centred.T @ centred / classes
-    norms, weight_norms = centred.norm(dim=1), weight.norm(dim=1)
+    nc1 = torch.trace(torch.linalg.pinv(between) @ within.result()).item() / classes
     found = {
-        "nc1_within_class_variability": torch.trace(
-            torch.linalg.pinv(between) @ within.result()
-        ).item()
-        / classes,
-        "nc2_equinorm_means": (norms.std(correction=0) / norms.mean()).item(),
-        "nc2_equinorm_classifier": (weight_norms.std(correction=0) / weight_norms.mean()).item(),
-        "nc3_self_duality": (weight / weight.norm() - centred / centred.norm())
-        .square()
-        .sum()
-        .item(),
+        "nc1_within_class_variability": nc1,
         "nc4_ncc_mismatch": 1 - agreement.result(),
     }
-    off_diagonal = ~torch.eye(classes, dtype=torch.bool)
-    for name, rows in [("means", centred), ("classifier", weight)]:
-        pairs = (functional.normalize(rows) @ functional.normalize(rows).T)[off_diagonal]
-        found[f"nc2_equiangularity_{name}"] = pairs.std(correction=0).item()
-        found[f"nc2_maximal_angle_{name}"] = (pairs + 1 / (classes - 1)).abs().mean().item()
-    return found
+    return found | geometry(centred, weight)

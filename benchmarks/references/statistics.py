@@ -70,24 +70,31 @@ def notebook_statistics(batches: Batches, weight: Tensor) -> tuple[dict[str, flo
     inverse = vectors @ np.diag(values**-1) @ vectors.T
     nc1 = float(np.trace(within.cpu().numpy() @ inverse)) / classes
 
-    M_norms, W_norms = M_centred.norm(dim=0), weight.norm(dim=1)
     found = {
         "nc1_within_class_variability": nc1,
-        "nc2_equinorm_means": (M_norms.std(correction=0) / M_norms.mean()).item(),
-        "nc2_equinorm_classifier": (W_norms.std(correction=0) / W_norms.mean()).item(),
-        "nc3_self_duality": (weight / weight.norm() - M_centred.T / M_centred.norm())
-        .square()
-        .sum()
-        .item(),
         "nc4_ncc_mismatch": 1 - matches / examples,
         "network_accuracy": network_correct / examples,
     }
-    for name, columns in [("means", M_centred / M_norms), ("classifier", weight.T / W_norms)]:
-        cosines = columns.T @ columns
-        pairs = cosines[~torch.eye(classes, dtype=torch.bool, device=device)]
+    return found | geometry(M_centred.T, weight), means
+
+
+def geometry(centred: Tensor, weight: Tensor) -> dict[str, float]:
+    """NC2 and NC3 of centred class means (C, d) and the last layer's weight (C, d)."""
+    classes = len(weight)
+    found = {
+        "nc3_self_duality": (weight / weight.norm() - centred / centred.norm())
+        .square()
+        .sum()
+        .item()
+    }
+    off_diagonal = ~torch.eye(classes, dtype=torch.bool, device=weight.device)
+    for name, rows in [("means", centred), ("classifier", weight)]:
+        norms = rows.norm(dim=1, keepdim=True)
+        pairs = ((rows / norms) @ (rows / norms).T)[off_diagonal]
+        found[f"nc2_equinorm_{name}"] = (norms.std(correction=0) / norms.mean()).item()
         found[f"nc2_equiangularity_{name}"] = pairs.std(correction=0).item()
         found[f"nc2_maximal_angle_{name}"] = (pairs + 1 / (classes - 1)).abs().mean().item()
-    return found, means
+    return found
 
 
 def nearest_centres(features: Tensor, means: list[Tensor]) -> Tensor:
