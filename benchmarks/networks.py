@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from neural_collapse.architectures.build import build_network
-from neural_collapse.architectures.convolutions import Conv3x3
+from neural_collapse.architectures.convolutions import Conv2d
 from neural_collapse.architectures.norms import BatchNorm2d
 from neural_collapse.architectures.registry import resolve_network
 from neural_collapse.collapse import compute_statistics, extract
@@ -63,7 +63,7 @@ def torchs_network(network: str) -> nn.Module:
     """The same of torch's own layers, as a notebook has them."""
     net = fresh_network(network)
     for module in net.modules():
-        for own, torchs in ((Conv3x3, nn.Conv2d), (BatchNorm2d, nn.BatchNorm2d)):
+        for own, torchs in ((Conv2d, nn.Conv2d), (BatchNorm2d, nn.BatchNorm2d)):
             if type(module) is own:
                 module.__class__ = torchs
     return net

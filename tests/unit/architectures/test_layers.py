@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from neural_collapse.architectures import norms
-from neural_collapse.architectures.convolutions import Conv3x3
+from neural_collapse.architectures.convolutions import Conv2d, _pixels_at_once
 from neural_collapse.architectures.norms import BatchNorm2d
 
 
@@ -70,7 +70,7 @@ def test_sums_of_few_channels_are_more_exact_than_one_after_another():
 @pytest.mark.parametrize(
     "x",
     [
-        maps(64, 16, 32, 32),  # enough channels
+        maps(64, 17, 32, 32),  # enough channels
         maps(256, 1, 32, 32),
         maps(4096, 8, 9, 9),  # an odd number of pixels
         maps(128, 8, 32, 32).contiguous(),
@@ -98,7 +98,7 @@ def test_a_recomputed_norm_has_the_same_gradients(monkeypatch):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_a_convolution_of_a_tiny_map_is_the_same_function(px, layout):
     x = maps(32, 5, px, px).double().contiguous(memory_format=layout)
-    convolution = random_like(Conv3x3(5, 6).double()).to(memory_format=layout)
+    convolution = random_like(Conv2d(5, 6, 3, padding=1).double()).to(memory_format=layout)
     reference = random_like(nn.Conv2d(5, 6, 3, padding=1).double())
     assert_near(outcome(convolution, x), outcome(reference, x), 1e-14)
 
@@ -106,14 +106,111 @@ def test_a_convolution_of_a_tiny_map_is_the_same_function(px, layout):
 def test_a_tiny_map_under_autocast_is_as_near_as_torchs():
     x = maps(64, 32, 2, 2)
     true = outcome(random_like(nn.Conv2d(32, 8, 3, padding=1).double()), x.double())
-    assert_near(outcome(random_like(Conv3x3(32, 8)), x.bfloat16(), autocast=True), true, 1e-2)
+    assert_near(
+        outcome(random_like(Conv2d(32, 8, 3, padding=1)), x.bfloat16(), autocast=True), true, 1e-2
+    )
+
+
+# Inputs, outputs, kernel, stride, padding, pixels of a side and what is taken together of them.
+OTHER_WAYS = [
+    pytest.param((8, 8, 3, 1, 1), (32, 32), (2, 2), id="few channels"),
+    pytest.param((4, 8, 3, 1, 1), (5, 28), (2, 4), id="fewer in than out"),
+    pytest.param((20, 4, 3, 1, 1), (7, 24), (4, 1), id="few out"),
+    pytest.param((8, 20, 3, 1, 1), (24, 24), (1, 2), id="few in"),
+    pytest.param((8, 16, 3, 2, 1), (14, 6), (1, 1), id="stride of 2"),
+    pytest.param((3, 5, 3, 2, 1), (2, 2), (1, 1), id="stride of 2 to 1 px"),
+    pytest.param((6, 9, 1, 2, 0), (8, 8), (1, 1), id="pixels"),
+    pytest.param((6, 9, 1, 2, 0), (7, 5), (1, 1), id="pixels of odd maps"),
+]
+
+
+@pytest.fixture
+def wide_vectors(monkeypatch):
+    """The ways of a CPU with AVX-512, on any."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("layer", "px", "at_once"), OTHER_WAYS)
+def test_another_way_is_the_same_function(wide_vectors, layer, px, at_once, bias):
+    inputs, outputs = layer[:2]
+    x = maps(3, inputs, *px).double().contiguous(memory_format=torch.channels_last)
+    convolution = random_like(Conv2d(*layer, bias=bias).double())
+    found = outcome(convolution, x)
+    assert_near(found, outcome(random_like(nn.Conv2d(*layer, bias=bias).double()), x), 1e-13)
+    taken = convolution(x.requires_grad_(True)).grad_fn.name()
+    assert taken == "_ConvolutionBackward"
+    if layer[2:] == (3, 1, 1):
+        assert tuple(_pixels_at_once(px[1], n) for n in (outputs, inputs)) == at_once
+
+
+@pytest.mark.parametrize(("layer", "px", "at_once"), OTHER_WAYS)
+def test_another_way_under_autocast_is_as_near_as_torchs(wide_vectors, layer, px, at_once):
+    x = maps(32, layer[0], *px)
+    true = outcome(random_like(nn.Conv2d(*layer).double()), x.double())
+    convolution = random_like(Conv2d(*layer))
+    found = outcome(convolution, x, autocast=True)
+    assert_near(found, true, 1e-2)
+    assert convolution.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "both"])
+def test_only_the_gradients_that_are_wanted_are_made(wide_vectors, frozen):
+    x = maps(2, 8, 24, 24).requires_grad_(frozen == "weight")
+    convolution = random_like(Conv2d(8, 8, 3, padding=1)).requires_grad_(frozen == "x")
+    reference = random_like(nn.Conv2d(8, 8, 3, padding=1))
+    out = convolution(x)
+    torch.testing.assert_close(out, reference(x))
+    assert out.requires_grad == (frozen != "both")
+    if frozen == "x":
+        out.sum().backward()
+        reference(x).sum().backward()
+        torch.testing.assert_close(convolution.weight.grad, reference.weight.grad)
+        torch.testing.assert_close(convolution.bias.grad, reference.bias.grad)
+    elif frozen == "weight":
+        out.square().sum().backward()
+        (true,) = torch.autograd.grad(reference(x).square().sum(), x)
+        torch.testing.assert_close(x.grad, true)
+
+
+def test_narrow_vectors_hold_fewer_pixels(monkeypatch):
+    capability = {}
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability["name"])
+    found = {}
+    for capability["name"] in ("AVX512", "AVX2", "DEFAULT"):
+        found[capability["name"]] = [_pixels_at_once(32, n) for n in (1, 2, 4, 8, 12, 16, 64)]
+    assert found == {
+        "AVX512": [1, 1, 4, 2, 1, 1, 1],
+        "AVX2": [1, 1, 2, 1, 1, 1, 1],
+        "DEFAULT": [1] * 7,
+    }
 
 
 @pytest.mark.parametrize(
-    "shape", [(0, 4, 2, 2), (3, 4, 2, 2), (3, 4, 1, 1), (40, 4, 2, 1), (4, 2, 2)]
+    ("options", "x"),
+    [
+        ({"padding_mode": "circular"}, maps(2, 8, 32, 32)),
+        ({"groups": 2}, maps(2, 8, 32, 32)),
+        ({"dilation": 2}, maps(2, 8, 32, 32)),
+        ({}, maps(2, 8, 32, 32).contiguous()),
+        ({}, maps(2, 8, 16, 16)),  # too small to pay
+        ({"padding": "same"}, maps(2, 8, 32, 32)),
+    ],
+)
+def test_a_convolution_of_other_options_goes_torchs_way(wide_vectors, options, x):
+    options = {"padding": 1} | options
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_(True)
+    found = random_like(Conv2d(8, 8, 3, **options))(x)
+    assert found.grad_fn.name() == "ConvolutionBackward0"
+    assert torch.equal(found, random_like(nn.Conv2d(8, 8, 3, **options))(x))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(0, 4, 2, 2), (3, 4, 2, 2), (3, 4, 1, 1), (40, 4, 2, 1), (4, 2, 2), (2, 4, 30, 31)],
 )
 def test_any_shape_that_torchs_convolution_takes_will_do(shape):
-    convolution = random_like(Conv3x3(4, 5).double())
+    convolution = random_like(Conv2d(4, 5, 3, padding=1).double())
     reference = random_like(nn.Conv2d(4, 5, 3, padding=1).double())
     x = torch.ones(shape).double()
     torch.testing.assert_close(convolution(x), reference(x))
@@ -127,16 +224,17 @@ def test_a_norm_of_other_options_goes_torchs_way(options):
     torch.testing.assert_close(BatchNorm2d(8, **options)(x), nn.BatchNorm2d(8, **options)(x))
 
 
-def test_second_derivatives_are_refused_not_wrong():
+@pytest.mark.parametrize("layer", [BatchNorm2d(8), Conv2d(8, 8, 3, padding=1)])
+def test_second_derivatives_are_refused_not_wrong(wide_vectors, layer):
     x = maps(128, 8, 32, 32).requires_grad_(True)
-    (first,) = torch.autograd.grad(BatchNorm2d(8)(x).pow(3).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.square().sum().backward()
 
 
 def test_a_seed_gives_the_weights_of_torchs_convolution():
     torch.manual_seed(3)
-    own = Conv3x3(4, 5).state_dict()
+    own = Conv2d(4, 5, 3, padding=1).state_dict()
     torch.manual_seed(3)
     theirs = nn.Conv2d(4, 5, 3, padding=1).state_dict()
     assert own.keys() == theirs.keys() and all(torch.equal(own[n], theirs[n]) for n in theirs)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .convolutions import Conv2d
 from .network import Network
 from .norms import BatchNorm2d
 from .recipes import DenseNetRecipe
@@ -34,12 +35,12 @@ class DenseLayer(nn.Module):
         self.relu1 = nn.ReLU(inplace=True)
         if bottleneck:
             hidden = _BOTTLENECK_MULTIPLE * growth
-            self.conv1 = nn.Conv2d(inputs, hidden, kernel_size=1, bias=False)
+            self.conv1 = Conv2d(inputs, hidden, kernel_size=1, bias=False)
             self.norm2 = BatchNorm2d(hidden)
             self.relu2 = nn.ReLU(inplace=True)
-            self.conv2 = nn.Conv2d(hidden, growth, kernel_size=3, padding=1, bias=False)
+            self.conv2 = Conv2d(hidden, growth, kernel_size=3, padding=1, bias=False)
         else:
-            self.conv1 = nn.Conv2d(inputs, growth, kernel_size=3, padding=1, bias=False)
+            self.conv1 = Conv2d(inputs, growth, kernel_size=3, padding=1, bias=False)
 
     def _first(self, *maps: Tensor) -> Tensor:
         return self.conv1(self.relu1(self.norm1(concatenate(maps, self.groups))))
@@ -134,14 +135,12 @@ class DenseNet(Network):
         width = recipe.initial_width
         body: OrderedDict[str, nn.Module] = OrderedDict()
         if recipe.stem == "imagenet":
-            body["conv0"] = nn.Conv2d(
-                channels, width, kernel_size=7, stride=2, padding=3, bias=False
-            )
+            body["conv0"] = Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
             body["norm0"] = BatchNorm2d(width)
             body["relu0"] = nn.ReLU(inplace=True)
             body["pool0"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
-            body["conv0"] = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+            body["conv0"] = Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
         for number, count in enumerate(recipe.blocks, start=1):
             block = DenseBlock()
             for index in range(count):
@@ -159,7 +158,7 @@ class DenseNet(Network):
                     OrderedDict(
                         norm=BatchNorm2d(width),
                         relu=nn.ReLU(inplace=True),
-                        conv=nn.Conv2d(width, outputs, kernel_size=1, bias=False),
+                        conv=Conv2d(width, outputs, kernel_size=1, bias=False),
                         pool=nn.AvgPool2d(kernel_size=2, stride=2),
                     )
                 )

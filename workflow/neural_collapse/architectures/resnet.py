@@ -5,6 +5,7 @@ Not torchvision's blocks: importing torchvision loads torch's compiler, seconds 
 
 from torch import Tensor, nn
 
+from .convolutions import Conv2d
 from .network import Network
 from .norms import BatchNorm2d
 from .recipes import ResNetRecipe
@@ -17,10 +18,10 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
         self.bn1 = BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.conv2 = Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = BatchNorm2d(planes)
         self.downsample: nn.Module | None = None
 
@@ -40,11 +41,11 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
         outputs = planes * self.expansion
-        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.conv1 = Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.conv2 = Conv2d(planes, planes, 3, stride, padding=1, bias=False)
         self.bn2 = BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.conv3 = Conv2d(planes, outputs, 1, bias=False)
         self.bn3 = BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
@@ -85,10 +86,10 @@ class ResNet(Network):
         block = _BLOCKS[recipe.block]
         width = recipe.width
         if recipe.stem == "imagenet":
-            self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.conv1 = Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
             pool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
-            self.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+            self.conv1 = Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
             pool = nn.Identity()
         self.bn1 = BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -132,7 +133,7 @@ def _stage(
     if stride != 1 or inputs != outputs:
         # Made before the block, as torchvision does, so that a seed gives the same weights.
         shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+            Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
             BatchNorm2d(outputs),
         )
     first = block(inputs, planes, stride)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from .convolutions import Conv3x3
+from .convolutions import Conv2d
 from .network import Network
 from .norms import BatchNorm2d
 from .recipes import VGGRecipe
@@ -34,7 +34,7 @@ class VGG(Network):
             outputs = recipe.width * multiple
             for _ in range(count):
                 layers += [
-                    Conv3x3(channels, outputs),
+                    Conv2d(channels, outputs, kernel_size=3, padding=1),
                     BatchNorm2d(outputs),
                     nn.ReLU(inplace=True),
                 ]
