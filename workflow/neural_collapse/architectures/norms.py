@@ -1,8 +1,9 @@
 """Batch normalisation that is as fast on the CPU with few channels as with many.
 
 torch's kernel goes through channels-last maps one pixel at a time, the channels of a pixel being
-its vector: 8 or 12 channels leave most of a vector empty. Here neighbouring pixels are taken
-together, k at a time, as if each had channels of its own, and their statistics are combined.
+its vector: 8 or 12 channels leave most of it empty, and 16 are one vector a turn. Here neighbouring
+pixels are taken together, k at a time, as if each had channels of its own, and their statistics are
+combined.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 
-NARROW = 16  # channels below which it pays, those of one vector
+NARROW = 16  # channels up to which it pays, those of one vector
 WIDE = 128  # channels of the pixels taken together
 PAYS_FROM = 2**18  # elements: below, what is saved is less than a Python function's own time
 
@@ -51,7 +52,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         ):
             return 1
         channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
-        if not 1 < channels < NARROW:  # of one channel, the memory format would be unclear
+        if not 1 < channels <= NARROW:  # of one channel, the memory format would be unclear
             return 1
         k = 1
         while channels * k < WIDE and pixels % (4 * k) == 0:  # two wide pixels are left, likewise
