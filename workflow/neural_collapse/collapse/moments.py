@@ -146,37 +146,44 @@ def compute_moments(
     centred_CD = means_CD - means_CD.mean(0)
     origin_D = centres_CD.mean(0)
     towards_CD = centres_CD - origin_D
-    own_centres = torch.equal(centres_CD, means_CD)
-    products_PD = torch.cat([centred_CD, weight_CD, *([] if own_centres else [towards_CD])])
-    logits_CC = torch.addmm(bias_C[:, None], weight_CD, means_CD.T)
+    own_centres = torch.equal(centres_CD, means_CD)  # then M^T is both
+    products_PD = torch.cat([*([] if own_centres else [centred_CD]), towards_CD, weight_CD])
+    # Half of what |h - centre|^2 leaves of itself when compared: <centre, h> - |centre|^2 / 2.
+    halves_C = towards_CD.square().sum(1) / 2
     offset_CD = means_CD - origin_D
-    nearness_CC = 2 * towards_CD @ offset_CD.T - towards_CD.square().sum(1, keepdim=True)
-    network = _Rounding(weight_CD, means_CD, bias_C)
-    nearest = _Rounding(2 * towards_CD, offset_CD, towards_CD.square().sum(1), origin_D)
+    scores_2CC = torch.stack(
+        [
+            torch.addmm(-halves_C[:, None], towards_CD, offset_CD.T),
+            torch.addmm(bias_C[:, None], weight_CD, means_CD.T),
+        ]
+    )
+    rounding = (
+        _Rounding(towards_CD, offset_CD, halves_C, origin_D),
+        _Rounding(weight_CD, means_CD, bias_C),
+    )
 
     scatter_CC = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
     index_dtype = _index_dtype(num_classes)
     countdown_C = torch.arange(num_classes, 0, -1, dtype=index_dtype, device=device)
-    squares, by_network, by_nearest = [], [], []  # in class order
+    squares, decisions = [], []  # in class order
     for c, rows in enumerate(rows_of_class):
+        scores_2C = scores_2CC[:, :, c, None]
         for _, h_BD in _blocks(features_ND, rows, device):
             # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
             deviation_BD = h_BD.sub_(means_CD[c])
             # With the examples last, which is the faster way round for few classes.
-            y_CB, logits_CB, *near = (products_PD @ deviation_BD.T).split(num_classes)
-            near_CB = y_CB if own_centres else near[0]
+            products_PB = products_PD @ deviation_BD.T
+            y_CB, found_2CB = products_PB[:num_classes], products_PB[-2 * num_classes :]
             scatter_CC += y_CB @ y_CB.T
             norms_B = deviation_BD.norm(dim=1)
             squares.append(norms_B.square())
-            logits_CB = logits_CB + logits_CC[:, c, None]
-            by_network.append(_first_best(logits_CB, network.tolerance(norms_B, c), countdown_C))
-            near_CB = 2 * near_CB + nearness_CC[:, c, None]
-            by_nearest.append(_first_best(near_CB, nearest.tolerance(norms_B, c), countdown_C))
+            found_2CB = found_2CB.unflatten(0, (2, num_classes)) + scores_2C
+            tolerance_2B = torch.stack([bound.tolerance(norms_B, c) for bound in rounding])
+            decisions.append(_first_best(found_2CB, tolerance_2B, countdown_C))
     order_N = torch.from_numpy(np.concatenate(rows_of_class))
-    decisions_network, decisions_ncc = (
-        torch.empty(examples, dtype=index_dtype).index_copy_(0, order_N, torch.cat(found).cpu())
-        for found in (by_network, by_nearest)
-    )
+    decisions_2N = torch.empty(2, examples, dtype=index_dtype)
+    decisions_2N.index_copy_(1, order_N, torch.cat(decisions, dim=1).cpu())
+    decisions_ncc, decisions_network = decisions_2N.unbind()
     counts = torch.tensor([len(rows) for rows in rows_of_class], dtype=torch.int64)
     squares_of_class = torch.cat(squares).cpu().split(counts.tolist())
     scatter_CC = (scatter_CC + scatter_CC.T) / (2 * examples)
@@ -213,7 +220,7 @@ class _Rounding:
         return self.per_length * norms_B + self.constant_C[c]
 
 
-def _first_best(scores_CB: Tensor, tolerance_B: Tensor, countdown_C: Tensor) -> Tensor:
+def _first_best(scores_xCB: Tensor, tolerance_xB: Tensor, countdown_C: Tensor) -> Tensor:
     """The lowest class whose score ties with the best, to within float64 rounding.
 
     countdown_C: C, C - 1, ... 1, of the decisions' dtype.
@@ -221,11 +228,12 @@ def _first_best(scores_CB: Tensor, tolerance_B: Tensor, countdown_C: Tensor) -> 
     A matrix product's last bit depends on the block, the machine and its threads; a tie must not.
     The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8.
     """
-    enough_B = scores_CB.amax(dim=0) - tolerance_B
+    enough_xB = scores_xCB.amax(dim=-2) - tolerance_xB
     # The largest number that counts down from C, many times faster than argmax along this axis;
     # scores that are no numbers give class 0, as they would there.
-    first_B = (scores_CB >= enough_B).mul(countdown_C[:, None]).amax(dim=0)
-    return (len(countdown_C) - first_B).remainder(len(countdown_C))
+    ties_xCB = scores_xCB >= enough_xB.unsqueeze(-2)
+    first_xB = ties_xCB.mul(countdown_C[:, None]).amax(dim=-2)
+    return (len(countdown_C) - first_xB).remainder(len(countdown_C))
 
 
 def _class_means(
