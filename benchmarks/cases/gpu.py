@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from neural_collapse.arithmetic import arithmetic
+
 from .. import data
 from ..harness import Goal, Results, Settings, Variant, case, interleave
 from ..networks import BATCH, fresh_network, notebook_epochs, our_epochs, trainer
@@ -75,8 +77,6 @@ def _rate(run: Callable[[], object], work: float, settings: Settings) -> float:
 
 def gemm_rate(dtype: torch.dtype, precision: str, settings: Settings, size: int = 8192) -> float:
     """FLOP/s of a square matrix product."""
-    from neural_collapse.training.devices import arithmetic
-
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
     with arithmetic(precision):
         return _rate(lambda: a @ b, gemm_flops(size), settings)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architectures.folding import fold_batch_norms
+from ..arithmetic import arithmetic
 from ..errors import UserError
 from ..images import CPU_BATCH, Normalisation
 from .moments import Moments, checked_labels, compute_moments
@@ -112,39 +113,26 @@ def extract_rows(
 def measurement_mode(network: nn.Module) -> Iterator[None]:
     """Eval mode, true float32 and repeatable convolutions; all as before on leaving.
 
-    PyTorch leaves TF32 on for convolutions by default: 10 bits of mantissa instead of 23.
     4-D weights lie channels-last meanwhile, which is the faster layout on CPU and GPU.
     """
     training = {module: module.training for module in network.modules()}
     layouts = {p: p.data for p in network.parameters() if p.dim() == 4}
-    backends = torch.backends
-    # The fp32_precision switches can be read whichever way they were set. Reading allow_tf32,
-    # the older name, raises an error after somebody has set the newer one.
-    switches = [
-        (backends.cuda.matmul, "fp32_precision", "ieee"),
-        (backends.cudnn.conv, "fp32_precision", "ieee"),
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),
-        (backends.cudnn, "benchmark", False),  # picks the algorithm by a race
-        (backends.cudnn, "deterministic", True),
-    ]
-    before = [getattr(owner, name) for owner, name, _ in switches]
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
     device_type = next((p.device.type for p in network.parameters()), "cpu")
     try:
-        for owner, name, value in switches:
-            setattr(owner, name, value)
+        cudnn.benchmark, cudnn.deterministic = False, True  # a benchmark picks the way by a race
         for parameter, data in layouts.items():
             parameter.data = data.contiguous(memory_format=torch.channels_last)
         network.eval()
-        with torch.autocast(device_type, enabled=False):
+        with arithmetic("float32"), torch.autocast(device_type, enabled=False):
             yield
     finally:
         for module, mode in training.items():
             module.training = mode
         for parameter, data in layouts.items():
             parameter.data = data
-        for (owner, name, _), value in zip(switches, before, strict=True):
-            setattr(owner, name, value)
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> None:

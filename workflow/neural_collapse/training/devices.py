@@ -388,23 +388,3 @@ def device_for(
             torch.use_deterministic_algorithms(deterministic)
             torch.backends.cudnn.benchmark = not deterministic
         yield torch.device("cuda" if wanted else "cpu")
-
-
-@contextlib.contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """True float32, or TF32 and bfloat16's faster matrix units, within the block.
-
-    PyTorch leaves TF32 on for convolutions by default; its floor in NC1 is 2e-8.
-    """
-    import torch
-
-    # Reading allow_tf32, the older name of these switches, fails once somebody set the newer one.
-    switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee" if precision == "float32" else "tf32"
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value

@@ -23,10 +23,10 @@ from torch import nn
 
 from ..architectures.folding import fold_batch_norms
 from ..architectures.grouped import GroupedNetwork, can_be_grouped
+from ..arithmetic import arithmetic
 from ..config import Recipe, TrainingRecipe, learning_rate_name
 from ..datasets.prepared import PreparedDataset
 from ..progress import Progress, say
-from .devices import arithmetic
 from .loop import History, said, training_fingerprint
 from .sgd import GroupedSGD
 from .state import BackgroundWriter, StateFolder, fingerprint

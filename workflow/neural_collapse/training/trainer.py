@@ -19,12 +19,12 @@ from torch.nn import functional
 
 from ..architectures.build import build_network
 from ..architectures.folding import fold_batch_norms
+from ..arithmetic import arithmetic
 from ..config import Recipe, TrainingRecipe
 from ..datasets.prepared import PreparedDataset
 from ..errors import UserError
 from ..images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
 from ..progress import say
-from .devices import arithmetic
 from .graphs import GraphedStep
 from .ranks import ALONE, Ranks
 from .sgd import SGD

@@ -1,0 +1,35 @@
+"""In what arithmetic float32 numbers are multiplied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Within the block true float32, or for any other precision ("tf32", "bfloat16") TF32 on GPUs
+    that have it.
+
+    PyTorch leaves TF32 on for convolutions by default: 10 bits of mantissa instead of 23, a floor
+    of 2e-8 in NC1.
+    """
+    from torch import backends
+
+    # These switches can be read whichever way they were set. Reading allow_tf32, the older name,
+    # raises an error after somebody has set the newer one.
+    on_gpu = "ieee" if precision == "float32" else "tf32"
+    switches = {
+        backends.cuda.matmul: on_gpu,
+        backends.cudnn.conv: on_gpu,
+        backends.mkldnn.matmul: "ieee",
+        backends.mkldnn.conv: "ieee",
+    }
+    before = {switch: switch.fp32_precision for switch in switches}
+    try:
+        for switch, value in switches.items():
+            switch.fp32_precision = value
+        yield
+    finally:
+        for switch, value in before.items():
+            switch.fp32_precision = value
