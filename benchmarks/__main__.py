@@ -23,6 +23,8 @@ FORMS = {
     "full": "every size on the CPU",
     "gpu": "one GPU against the same loops on it",
 }
+MOST_CORES = 8
+"""Each holds one job of every variant in memory, all of a case at once."""
 
 
 def main() -> int:
@@ -71,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         device = torch.device("cuda")
         # As in the pipeline's jobs, before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    else:
+        harness.limit_cores(MOST_CORES)
     keep_freed_memory()  # as the pipeline's jobs do; of what is timed here, references gain as well
     rounds = arguments.rounds or (2 if arguments.form == "short" else 3)
     settings = harness.Settings(arguments.form, arguments.mirror, rounds)

@@ -8,6 +8,7 @@ A variant's time is its best round's; the spread is that of the ratios of single
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -263,10 +264,21 @@ def write(frame: pd.DataFrame, facts: Mapping[str, Any], folder: Path, form: str
     (folder / f"{form}.md").write_text(markdown(frame, facts), encoding="utf-8")
 
 
+def cores() -> int:
+    """Of those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def limit_cores(most: int) -> None:
+    """Use no more cores, nor do processes started from now on, where the system can be told."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:most])
+
+
 def environment(device: Any = None) -> dict[str, Any]:
     """Machine, versions and commit."""
-    import os
-
     import torch
 
     from neural_collapse.provenance import commit, machine
@@ -274,7 +286,7 @@ def environment(device: Any = None) -> dict[str, Any]:
     facts = machine(device)
     return {
         "processor": facts["processor"],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         **({"gpu": facts["gpu"]} if "gpu" in facts else {}),
         "torch": torch.__version__,
         "threads_by_default": torch.get_num_threads(),

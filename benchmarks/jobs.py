@@ -19,7 +19,8 @@ from neural_collapse.collapse import statistics_of
 from neural_collapse.images import Normalisation
 
 from . import data
-from .networks import OURS, cores, measurement_of, notebook_epochs, our_epochs, sized, trainer
+from .harness import cores
+from .networks import OURS, measurement_of, notebook_epochs, our_epochs, sized, trainer
 from .references import deepfool
 from .references.accumulators import accumulated_statistics
 from .references.statistics import batches_of, notebook_statistics, per_class_nc1

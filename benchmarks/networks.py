@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -149,7 +148,3 @@ def measurement_of(
         return compute_statistics(train), compute_statistics(test)
 
     return measure
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))

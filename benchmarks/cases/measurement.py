@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import jobs as pieces
-from ..harness import Goal, Results, Settings, Times, Variant, case, interleave
+from ..harness import Goal, Results, Settings, Times, Variant, case, cores, interleave
 from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
-from ..networks import OURS, cores
+from ..networks import OURS
 from ..worker import take_turns
 
 CPU_GOAL, GPU_GOAL = Goal(3), Goal(20)

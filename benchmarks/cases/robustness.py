@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..harness import Goal, Results, Settings, Times, Variant, case, interleave
+from ..harness import Goal, Results, Settings, Times, Variant, case, cores, interleave
 from ..jobs import ONE_BY_ONE, attacks, whole_machine
-from ..networks import OURS, cores
+from ..networks import OURS
 from ..worker import take_turns
 
 CPU_GOAL, GPU_GOAL = Goal(8), Goal(100)

@@ -14,7 +14,7 @@ from neural_collapse.collapse import compute_moments, compute_statistics, statis
 from neural_collapse.collapse.features import extract_rows
 
 from .. import data
-from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
+from ..harness import Goal, Results, Settings, Variant, case, cores, interleave, torch_threads
 from ..jobs import (
     ACCUMULATORS,
     BY_CLASS,
@@ -24,7 +24,7 @@ from ..jobs import (
     last_layer,
     whole_machine,
 )
-from ..networks import OURS, cores, fresh_network
+from ..networks import OURS, fresh_network
 from ..references import oracle
 from ..references.accumulators import accumulated_statistics
 from ..references.statistics import batches_of, notebook_statistics, per_class_nc1

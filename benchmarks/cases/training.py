@@ -8,9 +8,9 @@ from collections.abc import Callable
 from neural_collapse.training.state import BackgroundWriter, StateFolder
 
 from .. import data
-from ..harness import Goal, Results, Settings, Variant, case, interleave, torch_threads
+from ..harness import Goal, Results, Settings, Variant, case, cores, interleave, torch_threads
 from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
-from ..networks import BATCH, NETWORKS, cores, notebook_epochs, our_epochs, trainer
+from ..networks import BATCH, NETWORKS, notebook_epochs, our_epochs, trainer
 from ..worker import take_turns
 
 FLOAT32_NARROW, FLOAT32_FULL, BFLOAT16 = Goal(1.4), Goal(1.25), Goal(2.5)

@@ -1,5 +1,10 @@
 """The benchmarks' arithmetic, on a clock that only moves when a variant runs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from benchmarks import cases, harness
@@ -78,6 +83,27 @@ def test_files_hold_the_table_and_the_machine(tmp_path):
     assert "- processor: a processor" in text
     assert "| case | ours/best | theirs | 3 s | 1 s | 3x | 3..3 | >= 4x | no |" in text
     assert "0 of 1 goals reached." in text
+
+
+def test_cores_are_limited_for_this_process_and_those_it_starts():
+    code = """
+import subprocess, sys
+from benchmarks import harness
+harness.limit_cores(1)
+print(harness.cores())
+print(subprocess.check_output([sys.executable, "-c", "import os;print(os.sched_getaffinity(0))"]))
+"""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system does not bind processes to cores")
+    own = {min(os.sched_getaffinity(0))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout.split("\n")[:2] == ["1", f"b'{own}\\n'"]
 
 
 def test_every_case_belongs_to_a_form():
