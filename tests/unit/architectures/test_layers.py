@@ -49,7 +49,9 @@ def assert_near(found: dict, true: dict, tolerance: float) -> None:
 
 
 # Maps of few channels; 14 x 14 and 7 x 28 px leave few pixels to take together.
-@pytest.mark.parametrize("shape", [(8, 8, 32, 32), (5, 12, 14, 14), (1, 14, 7, 28), (9, 3, 4, 4)])
+@pytest.mark.parametrize(
+    "shape", [(8, 8, 32, 32), (8, 16, 32, 32), (5, 12, 14, 14), (1, 14, 7, 28), (9, 3, 4, 4)]
+)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 6e-3)])
 def test_few_channels_are_normalised_as_many_are(monkeypatch, shape, dtype, tolerance):
     monkeypatch.setattr(norms, "PAYS_FROM", 0)
@@ -134,10 +136,13 @@ def wide_vectors(monkeypatch):
 @pytest.mark.parametrize(("layer", "px", "at_once"), OTHER_WAYS)
 def test_another_way_is_the_same_function(wide_vectors, layer, px, at_once, bias):
     inputs, outputs = layer[:2]
-    x = maps(3, inputs, *px).double().contiguous(memory_format=torch.channels_last)
+    x = maps(3, inputs, *px)
+    single = outcome(random_like(Conv2d(*layer, bias=bias)), x)
+    x = x.double().contiguous(memory_format=torch.channels_last)
     convolution = random_like(Conv2d(*layer, bias=bias).double())
-    found = outcome(convolution, x)
-    assert_near(found, outcome(random_like(nn.Conv2d(*layer, bias=bias).double()), x), 1e-13)
+    true = outcome(random_like(nn.Conv2d(*layer, bias=bias).double()), x)
+    assert_near(outcome(convolution, x), true, 1e-13)
+    assert_near(single, true, 1e-5)
     taken = convolution(x.requires_grad_(True)).grad_fn.name()
     assert taken == "_ConvolutionBackward"
     if layer[2:] == (3, 1, 1):
@@ -152,6 +157,19 @@ def test_another_way_under_autocast_is_as_near_as_torchs(wide_vectors, layer, px
     found = outcome(convolution, x, autocast=True)
     assert_near(found, true, 1e-2)
     assert convolution.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("layer", "px"), [((17, 34, 3, 2, 1), 8), ((8, 20, 3, 1, 1), 24), ((6, 9, 1, 2, 0), 8)]
+)
+def test_no_way_round_for_a_gradient_that_nobody_wants(wide_vectors, layer, px):
+    found = Conv2d(*layer)(maps(2, layer[0], px, px))
+    assert found.grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_a_stride_of_2_from_many_channels_goes_torchs_way(wide_vectors):
+    found = Conv2d(17, 34, 3, 2, 1)(maps(2, 17, 8, 8).requires_grad_(True))
+    assert found.grad_fn.name() == "ConvolutionBackward0"
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "both"])
@@ -174,30 +192,30 @@ def test_only_the_gradients_that_are_wanted_are_made(wide_vectors, frozen):
 
 
 def test_narrow_vectors_hold_fewer_pixels(monkeypatch):
-    capability = {}
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability["name"])
-    found = {}
-    for capability["name"] in ("AVX512", "AVX2", "DEFAULT"):
-        found[capability["name"]] = [_pixels_at_once(32, n) for n in (1, 2, 4, 8, 12, 16, 64)]
-    assert found == {
+    channels = (1, 2, 4, 8, 12, 16, 64)
+    for capability, pixels in {
         "AVX512": [1, 1, 4, 2, 1, 1, 1],
         "AVX2": [1, 1, 2, 1, 1, 1, 1],
         "DEFAULT": [1] * 7,
-    }
+    }.items():
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        assert [_pixels_at_once(32, n) for n in channels] == pixels
 
 
 @pytest.mark.parametrize(
     ("options", "x"),
     [
+        ({"stride": 2}, maps(2, 8, 7, 8)),  # an odd number of rows
         ({"padding_mode": "circular"}, maps(2, 8, 32, 32)),
         ({"groups": 2}, maps(2, 8, 32, 32)),
         ({"dilation": 2}, maps(2, 8, 32, 32)),
         ({}, maps(2, 8, 32, 32).contiguous()),
-        ({}, maps(2, 8, 16, 16)),  # too small to pay
+        ({}, maps(2, 8, 20, 20)),  # too small to pay
+        ({}, maps(2, 8, 32, 31)),  # no even number of pixels in a row
         ({"padding": "same"}, maps(2, 8, 32, 32)),
     ],
 )
-def test_a_convolution_of_other_options_goes_torchs_way(wide_vectors, options, x):
+def test_where_nothing_else_pays_or_fits_it_is_torchs_convolution(wide_vectors, options, x):
     options = {"padding": 1} | options
     x = x.clone(memory_format=torch.preserve_format).requires_grad_(True)
     found = random_like(Conv2d(8, 8, 3, **options))(x)
@@ -224,12 +242,104 @@ def test_a_norm_of_other_options_goes_torchs_way(options):
     torch.testing.assert_close(BatchNorm2d(8, **options)(x), nn.BatchNorm2d(8, **options)(x))
 
 
-@pytest.mark.parametrize("layer", [BatchNorm2d(8), Conv2d(8, 8, 3, padding=1)])
-def test_second_derivatives_are_refused_not_wrong(wide_vectors, layer):
-    x = maps(128, 8, 32, 32).requires_grad_(True)
-    (first,) = torch.autograd.grad(layer(x).pow(3).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.square().sum().backward()
+# Layers that take another way with maps(64, 16, 32, 32), and torch's.
+LAYERS = [
+    pytest.param(BatchNorm2d, nn.BatchNorm2d, (16,), id="norm"),
+    pytest.param(Conv2d, nn.Conv2d, (16, 4, 3, 1, 1), id="few channels"),
+    pytest.param(Conv2d, nn.Conv2d, (16, 5, 3, 2, 1), id="stride of 2"),
+    pytest.param(Conv2d, nn.Conv2d, (16, 5, 1, 2), id="pixels"),
+]
+
+
+def both(own, torchs, options) -> tuple[nn.Module, nn.Module]:
+    return random_like(own(*options).double()), random_like(torchs(*options).double())
+
+
+def penalty(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of a loss that holds a gradient's norm."""
+    x = x.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(layer(x).pow(2).sum(), x, create_graph=True)
+    (slope.square().sum() + layer(x).mean()).backward()
+    return [x.grad, *(parameter.grad for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize(("own", "torchs", "options"), LAYERS)
+def test_second_derivatives_are_torchs(wide_vectors, own, torchs, options):
+    ours, theirs = both(own, torchs, options)
+    x = maps(64, 16, 32, 32).double().contiguous(memory_format=torch.channels_last)
+    for found, true in zip(penalty(ours, x), penalty(theirs, x), strict=True):
+        torch.testing.assert_close(found, true, rtol=1e-8, atol=1e-8 * float(true.abs().max()))
+    v = torch.ones_like(x)
+    found, true = (
+        torch.autograd.functional.vhp(lambda z, layer=layer: layer(z).pow(3).sum(), x, v)[1]
+        for layer in (ours, theirs)
+    )
+    torch.testing.assert_close(found, true, rtol=1e-8, atol=1e-8 * float(true.abs().max()))
+
+
+@pytest.mark.parametrize(("own", "torchs", "options"), LAYERS)
+def test_transforms_of_torch_find_torchs_layer(wide_vectors, own, torchs, options):
+    x = maps(64, 16, 32, 32).double().contiguous(memory_format=torch.channels_last)
+
+    def found(layer: nn.Module) -> list[torch.Tensor]:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()  # its running statistics change in place, which torch.func refuses
+        by_func = torch.func.grad(lambda z: layer(z).pow(3).sum())(x)
+        forwards = torch.func.jvp(layer, (x,), (x,))[1]
+        z = x.clone().requires_grad_(True)
+        out = layer.train()(z)
+        several = torch.stack([cotangent(out), torch.ones_like(out)])
+        (batched,) = torch.autograd.grad(out, z, several, is_grads_batched=True)
+        return [by_func, forwards, batched]
+
+    ours, theirs = (found(layer) for layer in both(own, torchs, options))
+    for own_value, true in zip(ours, theirs, strict=True):
+        tolerance = 1e-10 * float(true.abs().max())
+        torch.testing.assert_close(own_value, true, rtol=1e-10, atol=tolerance)
+
+
+def test_without_onednn_the_ways_are_the_same_functions(wide_vectors):
+    x = maps(16, 8, 32, 32)
+    true = outcome(random_like(nn.Conv2d(8, 8, 3, padding=1).double()), x.double())
+    with torch.backends.mkldnn.flags(enabled=False):
+        found = outcome(random_like(Conv2d(8, 8, 3, padding=1)), x)
+    assert_near(found, true, 1e-5)
+
+
+@pytest.mark.parametrize("px", [1, 32])
+def test_maps_of_another_dtype_than_the_weights_are_refused_as_by_torch(wide_vectors, px):
+    convolution = Conv2d(8, 8, 3, padding=1)
+    for dtype in (torch.uint8, torch.float64):
+        with pytest.raises(RuntimeError):
+            convolution(maps(2, 8, px, px).to(dtype))
+
+
+@pytest.mark.parametrize("px", [1, 32])
+def test_half_precision_maps_follow_autocast(wide_vectors, px):
+    convolution = random_like(Conv2d(8, 8, 3, padding=1))
+    x = maps(2, 8, px, px, dtype=torch.float16).requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = convolution(x)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16 and x.grad.dtype == torch.float16
+    assert convolution.weight.grad.dtype == torch.float32
+
+
+def test_a_backward_pass_keeps_the_forward_passs_precision(wide_vectors):
+    x = maps(2, 8, 32, 32).requires_grad_(True)
+    out = random_like(Conv2d(8, 8, 3, padding=1))(x)
+    (true,) = torch.autograd.grad(out, x, cotangent(out), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(out, x, cotangent(out))
+    assert torch.equal(found, true)
+
+
+def test_the_kernel_is_the_weights(wide_vectors):
+    convolution = Conv2d(8, 8, 3, padding=1)
+    convolution.weight = nn.Parameter(torch.randn(8, 8, 5, 5))
+    x = maps(2, 8, 32, 32)
+    true = torch.nn.functional.conv2d(x, convolution.weight, convolution.bias, padding=1)
+    assert torch.equal(convolution(x), true)
 
 
 def test_a_seed_gives_the_weights_of_torchs_convolution():

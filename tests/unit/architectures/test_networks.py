@@ -147,7 +147,7 @@ def test_imagenet_form_is_torchvisions_weights_and_outputs(name):
 def test_densenet201_takes_torchvisions_weights():
     with torch.device("meta"):
         theirs = torchvision.models.densenet201(num_classes=3)
-    # At 32 px its last maps were of 1 px, where convolutions go another way.
+    # At 32 px its last maps would be of 1 px, where convolutions go another way.
     ours = build({"name": "densenet201", "stem": "imagenet"}, num_classes=3, image_size_px=64)
     state = {key.replace("body.", "features."): v for key, v in ours.state_dict().items()}
     theirs.load_state_dict(state, assign=True)

@@ -142,6 +142,32 @@ def test_ties_go_to_the_lowest_class():
     assert set(zero.decisions_network.tolist()) == {0}
 
 
+def test_ties_of_the_network_that_rounding_breaks_go_to_the_lowest_class():
+    rng = np.random.default_rng(6)
+    half = rng.standard_normal((200, 17)) + 3
+    features = np.concatenate([half, half[:, ::-1]], axis=1)  # the same from either end
+    weight = rng.standard_normal((4, 34)) * 0.01
+    weight[1] = rng.random(34)
+    weight[3] = weight[1, ::-1]
+    scores = features @ weight.T
+    assert 0 < (scores[:, 3] > scores[:, 1]).sum() < 200
+    m = compute_moments(features, np.arange(200) % 4, 4, weight, None)
+    assert set(m.decisions_network.tolist()) == {1}
+
+
+def test_the_scatter_is_projected_on_its_own_means_whatever_the_centres():
+    rng = np.random.default_rng(8)
+    features, labels = features_near_collapse(rng, [9, 14, 5], 11, 0.1)
+    layer = last_layer(rng, 3, 11)
+    centres = rng.standard_normal((3, 11))
+    m = compute_moments(features, labels, 3, *layer, reference_means=centres)
+    _, _, scatter = plain_moments(features, labels, 3)
+    assert_allclose(m.scatter_projected, scatter.astype(float), atol=1e-12 * scatter.max())
+    assert_array_equal(m.decisions_network, (features @ layer[0].T + layer[1]).argmax(1))
+    distances = np.linalg.norm(features[:, None] - centres, axis=2)
+    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+
+
 def test_many_classes():
     rng = np.random.default_rng(5)
     features, labels = features_near_collapse(rng, [3] * 700, 710, 0.1, np.float32)

@@ -54,8 +54,8 @@ class DenseLayer(nn.Module):
             x = self._first(*maps)
             return self._second(x) if self.bottleneck else x
         # The concatenation and its norm make a block's memory quadratic in its depth. Cut before
-        # each norm: recomputation then stops short of the convolutions, whose inputs are all that
-        # the backward pass wants, and costs no more than norms and copies.
+        # each norm: recomputation then stops short of torch's convolutions, whose inputs are all
+        # that the backward pass wants, and costs no more than norms and copies.
         x = _recomputed(self._first, self.norm1, *maps)
         return _recomputed(self._second, self.norm2, x) if self.bottleneck else x
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
+
+from .transforms import within_transform
 
 NARROW = 16  # channels up to which it pays, those of one vector
 WIDE = 128  # channels of the pixels taken together
@@ -19,8 +20,7 @@ PAYS_FROM = 2**18  # elements: below, what is saved is less than a Python functi
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` in all but the last bits of the CPU's training steps, and second
-    derivatives, which are refused there."""
+    """``nn.BatchNorm2d`` in all but the last bits of the CPU's training steps."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, P, P), same shape and dtype out."""
@@ -49,6 +49,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             and x.numel() >= PAYS_FROM
             and x.is_contiguous(memory_format=torch.channels_last)
             and not torch.compiler.is_compiling()
+            and not within_transform(x)
         ):
             return 1
         channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
@@ -116,11 +117,15 @@ class _Widened(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor):
         x, weight, mean, variance = ctx.saved_tensors
         k, eps = ctx.k, ctx.eps
         inverse = (variance + eps).rsqrt()
+        if torch.is_grad_enabled() or within_transform(gradient):  # torch's can be derived again
+            found = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, None, None, mean, inverse, True, eps, ctx.needs_input_grad[:3]
+            )
+            return *found, *(None,) * 5
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         wide, wide_gradient = _widened(x, k), _widened(gradient, k)
         in_one_pass = x.dtype == weight.dtype

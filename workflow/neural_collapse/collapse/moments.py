@@ -148,9 +148,9 @@ def compute_moments(
     towards_CD = centres_CD - origin_D
     own_centres = torch.equal(centres_CD, means_CD)  # then M^T is both
     products_PD = torch.cat([*([] if own_centres else [centred_CD]), towards_CD, weight_CD])
-    # Half of what |h - centre|^2 leaves of itself when compared: <centre, h> - |centre|^2 / 2.
-    halves_C = towards_CD.square().sum(1) / 2
     offset_CD = means_CD - origin_D
+    # Of the centres c the nearest has the largest <c, h> - |c|^2 / 2: -|h - c|^2 / 2 but for |h|^2.
+    halves_C = towards_CD.square().sum(1) / 2
     scores_2CC = torch.stack(
         [
             torch.addmm(-halves_C[:, None], towards_CD, offset_CD.T),
@@ -220,20 +220,20 @@ class _Rounding:
         return self.per_length * norms_B + self.constant_C[c]
 
 
-def _first_best(scores_xCB: Tensor, tolerance_xB: Tensor, countdown_C: Tensor) -> Tensor:
-    """The lowest class whose score ties with the best, to within float64 rounding.
+def _first_best(scores_2CB: Tensor, tolerance_2B: Tensor, countdown_C: Tensor) -> Tensor:
+    """(2, B), the lowest class whose score ties with the best, to within float64 rounding.
 
     countdown_C: C, C - 1, ... 1, of the decisions' dtype.
 
     A matrix product's last bit depends on the block, the machine and its threads; a tie must not.
     The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8.
     """
-    enough_xB = scores_xCB.amax(dim=-2) - tolerance_xB
+    enough_2B = scores_2CB.amax(dim=-2) - tolerance_2B
     # The largest number that counts down from C, many times faster than argmax along this axis;
     # scores that are no numbers give class 0, as they would there.
-    ties_xCB = scores_xCB >= enough_xB.unsqueeze(-2)
-    first_xB = ties_xCB.mul(countdown_C[:, None]).amax(dim=-2)
-    return (len(countdown_C) - first_xB).remainder(len(countdown_C))
+    ties_2CB = scores_2CB >= enough_2B.unsqueeze(-2)
+    first_2B = ties_2CB.mul(countdown_C[:, None]).amax(dim=-2)
+    return (len(countdown_C) - first_2B).remainder(len(countdown_C))
 
 
 def _class_means(
