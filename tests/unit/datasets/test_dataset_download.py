@@ -196,10 +196,10 @@ def test_a_missing_file_is_not_asked_for_twice(mnist, server, settings, slept, t
 @pytest.mark.parametrize(
     "wrong",
     [
-        b"<html>not found</html>",
-        gzip.compress(b"another file"),
-        b"",
-        gzip.compress(b"x" * 100)[:-9],
+        pytest.param(b"<html>not found</html>", id="a page"),
+        pytest.param(gzip.compress(b"another file"), id="another file"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(gzip.compress(b"x" * 100)[:-9], id="cut short"),
     ],
 )
 def test_wrong_bytes_are_refused_and_the_next_source_is_tried(
