@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm
 
 from .transforms import within_transform
 
@@ -154,6 +153,8 @@ class _Widened(torch.autograd.Function):
         else:
             # The normalisation's own kernel multiplies bfloat16 by float32.
             zeros, ones = torch.zeros_like(sums[0]), torch.ones_like(sums[0])
-            found = batch_norm(wide, zeros, ones, slope.repeat(k), offset.repeat(k), eps=0.0)
+            found, _, _ = torch.native_batch_norm(
+                wide, slope.repeat(k), offset.repeat(k), zeros, ones, False, 0.0, 0.0
+            )
             found.add_(scaled)
         return found.as_strided(x.shape, x.stride()), to_weight, to_bias, *(None,) * 5
