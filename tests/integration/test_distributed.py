@@ -269,6 +269,7 @@ def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
     ],
 )
 def test_a_failure_ends_all_and_says_why(how, kind, words):
+    before = children(os.getpid())  # as of multiprocessing's resource tracker, from other tests
     with pytest.raises(kind) as caught:
         launch(2, CPU, fail, how)
     assert type(caught.value) is kind
@@ -276,7 +277,7 @@ def test_a_failure_ends_all_and_says_why(how, kind, words):
     assert "\n" not in str(caught.value)
     if how == "raise":
         assert "in trouble" in caught.value.__notes__[0]
-    assert children(os.getpid()) == []
+    assert set(children(os.getpid())) <= set(before)
 
 
 def test_parts_of_a_batch_are_the_batch():
