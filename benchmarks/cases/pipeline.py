@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ..harness import Goal, Results, Settings, Variant, case, interleave
+from ..harness import Goal, Results, Settings, Variant, case, cores, interleave
 from ..worker import environment
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ MTIME = 1_600_000_000.0
 def snakemake(folder: Path, *arguments: str, config: str = "config.yaml") -> str:
     """Run this checkout's workflow in a folder of its own; what it printed."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    command += ["--cores", str(len(os.sched_getaffinity(0))), "--configfile", str(ROOT / config)]
+    command += ["--cores", str(cores()), "--configfile", str(ROOT / config)]
     done = subprocess.run(
         [*command, *arguments], cwd=folder, env=environment(), capture_output=True, text=True
     )
