@@ -157,10 +157,11 @@ def compute_moments(
             torch.addmm(bias_C[:, None], weight_CD, means_CD.T),
         ]
     )
-    rounding = (
-        _Rounding(towards_CD, offset_CD, halves_C, origin_D),
-        _Rounding(weight_CD, means_CD, bias_C),
+    bounds = (
+        _rounding(towards_CD, offset_CD, halves_C, origin_D),
+        _rounding(weight_CD, means_CD, bias_C),
     )
+    per_length_2, constant_2C = map(torch.stack, zip(*bounds, strict=True))
 
     scatter_CC = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
     index_dtype = _index_dtype(num_classes)
@@ -178,7 +179,7 @@ def compute_moments(
             norms_B = deviation_BD.norm(dim=1)
             squares.append(norms_B.square())
             found_2CB = found_2CB.unflatten(0, (2, num_classes)) + scores_2C
-            tolerance_2B = torch.stack([bound.tolerance(norms_B, c) for bound in rounding])
+            tolerance_2B = per_length_2[:, None] * norms_B + constant_2C[:, c, None]
             decisions.append(_first_best(found_2CB, tolerance_2B, countdown_C))
     order_N = torch.from_numpy(np.concatenate(rows_of_class))
     decisions_2N = torch.empty(2, examples, dtype=index_dtype)
@@ -200,24 +201,19 @@ def compute_moments(
     )
 
 
-class _Rounding:
-    """A bound on the rounding of scores <a_k, y + m_c> + b_k, which are taken for equal within it.
+def _rounding(
+    rows_CD: Tensor, offsets_CD: Tensor, b_C: Tensor, origin_D: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A bound on the rounding of scores <a_k, y + m_c> + b_k, which are taken for equal within it:
+    (a scalar for each unit of |y|, and (C,), a constant for each class c).
 
     a_k: rows (C, d); m_c: a constant a class (C, d); b_k: (C,). origin: of which m_c was taken.
     """
-
-    def __init__(
-        self, rows_CD: Tensor, offsets_CD: Tensor, b_C: Tensor, origin_D: Tensor | None = None
-    ) -> None:
-        dim = rows_CD.shape[1]
-        self.per_length = _EPS * dim * rows_CD.norm(dim=1).max()
-        taken = 0 if origin_D is None else 4 * origin_D.norm() * rows_CD.norm(dim=1).max()
-        constant = _EPS * (dim * b_C.abs().max() + taken)
-        self.constant_C = self.per_length * offsets_CD.norm(dim=1) + constant
-
-    def tolerance(self, norms_B: Tensor, c: int) -> Tensor:
-        """(B,) for deviations of these lengths, all of class c."""
-        return self.per_length * norms_B + self.constant_C[c]
+    dim = rows_CD.shape[1]
+    per_length = _EPS * dim * rows_CD.norm(dim=1).max()
+    taken = 0 if origin_D is None else 4 * origin_D.norm() * rows_CD.norm(dim=1).max()
+    constant = _EPS * (dim * b_C.abs().max() + taken)
+    return per_length, per_length * offsets_CD.norm(dim=1) + constant
 
 
 def _first_best(scores_2CB: Tensor, tolerance_2B: Tensor, countdown_C: Tensor) -> Tensor:
