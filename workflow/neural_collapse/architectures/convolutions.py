@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import conv2d, linear, pad
 
-from .transforms import within_transform
+from .eager import derived_again, eager_on_cpu
 
 VECTOR = {"AVX512": 16, "AVX2": 8}
 """Numbers of float32 in a vector, by torch's name for what the CPU can do."""
@@ -30,6 +30,7 @@ MANY_IMAGES = 32  # from which a map of 2 px as one product pays: its matrix is 
 _SAME_SIZE = (3, 3), (1, 1), (1, 1)
 _HALVING = (3, 3), (2, 2), (1, 1)
 _PICKING = (1, 1), (2, 2), (0, 0)
+_Stride = tuple[int, int]
 
 
 class Conv2d(nn.Conv2d):
@@ -37,7 +38,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, P, P) -> (B, outputs, Q, Q)."""
-        if not self._plain_on_cpu(x):
+        if not self._plain(x):
             return super().forward(x)
         weight, bias = self.weight, self.bias
         if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:
@@ -45,41 +46,37 @@ class Conv2d(nn.Conv2d):
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         if x.dtype == weight.dtype:
-            if self._kind() == _SAME_SIZE and _tiny(x):
+            kind = tuple(weight.shape[2:]), self.stride, self.padding
+            if kind == _SAME_SIZE and _tiny(x):
                 return _tiny_map(x, weight, bias)
-            if self._another_way(x):
-                return _Convolution.apply(x, weight, bias, self.stride[0])
+            if self._another_way(x, kind):
+                return _Convolution.apply(x, weight, bias, self.stride)
         return self._conv_forward(x, weight, bias)
 
-    def _plain_on_cpu(self, x: Tensor) -> bool:
+    def _plain(self, x: Tensor) -> bool:
         return (
-            x.device.type == "cpu"
+            eager_on_cpu(x)
             and x.dim() == 4
             and len(x) > 0
             and x.is_floating_point()
             and self.groups == 1
             and self.dilation == (1, 1)
             and self.padding_mode == "zeros"
-            and not torch.compiler.is_compiling()
-            and not within_transform(x)
         )
 
-    def _kind(self) -> tuple:
-        return tuple(self.weight.shape[2:]), self.stride, self.padding
-
-    def _another_way(self, x: Tensor) -> bool:
+    def _another_way(self, x: Tensor, kind: tuple) -> bool:
         if not (x.is_contiguous(memory_format=torch.channels_last) and self.in_channels > 1):
             return False  # of one channel, the memory format would be unclear
-        if self._kind() == _SAME_SIZE:
+        if kind == _SAME_SIZE:
             towards_x, forward = (
                 _pixels_at_once(x.shape[3], channels) > 1
                 for channels in (self.in_channels, self.out_channels)
             )
             return forward or (towards_x and x.requires_grad)
-        if self._kind() == _HALVING:
+        if kind == _HALVING:
             even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
             return x.requires_grad and even and self.in_channels <= FEW_CHANNELS
-        return x.requires_grad and self._kind() == _PICKING
+        return x.requires_grad and kind == _PICKING
 
 
 def _tiny(x: Tensor) -> bool:
@@ -115,10 +112,10 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @custom_fwd(device_type="cpu")
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Stride) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.biases = stride, None if bias is None else list(bias.shape)
-        if weight.shape[-1] == 1 or stride > 1:
+        if weight.shape[-1] == 1 or stride != (1, 1):
             return conv2d(x, weight, bias, stride, weight.shape[-1] // 2)
         out = _same_size(x, weight, bias)
         # A view made in here could not be changed in place, as by a ReLU.
@@ -129,7 +126,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled() or within_transform(gradient):  # torch's can be derived again
+        if derived_again(gradient):
             return *_torchs_gradients(gradient, x, weight, ctx.stride, ctx.biases, wanted), None
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         return (
@@ -163,14 +160,14 @@ def _refolded(x: Tensor, channels: int, width: int) -> Tensor:
     return x.as_strided((images, channels, height, width), strides)
 
 
-def _gradient_of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _gradient_of_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: _Stride) -> Tensor:
     towards = weight.transpose(0, 1)  # (inputs, outputs, taps, taps)
     inputs = len(towards)
     if weight.shape[-1] == 1:
         found = torch.zeros_like(x)
-        found[..., ::stride, ::stride] = conv2d(gradient, towards)
+        found[..., :: stride[0], :: stride[1]] = conv2d(gradient, towards)
         return found
-    if stride == 2:
+    if stride == (2, 2):
         blocks = conv2d(pad(gradient, (0, 1, 0, 1)), _towards_blocks(towards))
         pixels = blocks.permute(0, 2, 3, 1).unflatten(3, (2, 2 * inputs)).transpose(2, 3)
         return pixels.reshape(len(x), *x.shape[2:], inputs).permute(0, 3, 1, 2)
@@ -196,10 +193,10 @@ def _towards_blocks(towards: Tensor) -> Tensor:
     return blocks.flatten(0, 2)
 
 
-def _gradient_of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+def _gradient_of_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: _Stride) -> Tensor:
     outputs, inputs, taps = weight.shape[:3]
     width = x.shape[3]
-    k = _pixels_at_once(width, outputs) if (taps, stride) == (3, 1) else 1
+    k = _pixels_at_once(width, outputs) if (taps, stride) == (3, (1, 1)) else 1
     if k == 1:
         return _torchs_gradients(gradient, x, weight, stride, None, (False, True, False))[1]
     wide = _refolded(gradient, k * outputs, width // k)
@@ -214,19 +211,18 @@ def _torchs_gradients(
     gradient: Tensor,
     x: Tensor,
     weight: Tensor,
-    stride: int | tuple[int, int],
+    stride: _Stride,
     biases: list[int] | None,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of input, weight and bias (its shape: biases), by torch."""
-    strides = (stride, stride) if isinstance(stride, int) else stride
     padding = weight.shape[2] // 2
     return torch.ops.aten.convolution_backward(
         gradient,
         x,
         weight,
         biases,
-        strides,
+        stride,
         (padding, padding),
         (1, 1),
         False,

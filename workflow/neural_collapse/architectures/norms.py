@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .transforms import within_transform
+from .eager import derived_again, eager_on_cpu
 
 NARROW = 16  # channels up to which it pays, those of one vector
 WIDE = 128  # channels of the pixels taken together
@@ -40,15 +40,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _pixels_at_once(self, x: Tensor) -> int:
         if not (
-            self.training
+            eager_on_cpu(x)
+            and self.training
             and self.affine
             and self.track_running_stats
             and self.momentum is not None
-            and x.device.type == "cpu"
             and x.numel() >= PAYS_FROM
             and x.is_contiguous(memory_format=torch.channels_last)
-            and not torch.compiler.is_compiling()
-            and not within_transform(x)
         ):
             return 1
         channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
@@ -120,7 +118,7 @@ class _Widened(torch.autograd.Function):
         x, weight, mean, variance = ctx.saved_tensors
         k, eps = ctx.k, ctx.eps
         inverse = (variance + eps).rsqrt()
-        if torch.is_grad_enabled() or within_transform(gradient):  # torch's can be derived again
+        if derived_again(gradient):
             found = torch.ops.aten.native_batch_norm_backward(
                 gradient, x, weight, None, None, mean, inverse, True, eps, ctx.needs_input_grad[:3]
             )
