@@ -7,6 +7,7 @@ before the kernel carries it out, so the log's order is the order of events.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -22,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from neural_collapse.errors import UserError
+from neural_collapse.training import devices
 from neural_collapse.training.devices import device_for, lease, lease_folder, visible_gpus
 
 # argv: log, job, GPUs, how many blocks it hashes while it holds them.
@@ -299,6 +301,23 @@ def test_slots_share_a_card_on_purpose_and_only_among_themselves(machine, jobs):
     assert len(alone.holds()) == 1
     sharing[3].finish()
     assert len(fifth.holds()) == 1
+
+
+def test_a_job_that_has_its_cards_waits_for_none(machine, jobs, monkeypatch):
+    """Another that looks while the first has just taken its card finds it served."""
+    environment = machine(2)
+    alone = devices._alone
+    others = []
+
+    @contextlib.contextmanager
+    def interrupted(folder):
+        with alone(folder):
+            yield
+        others.append(jobs(environment).holds())
+
+    monkeypatch.setattr(devices, "_alone", interrupted)
+    with lease(1) as cards:
+        assert (cards, others) == ([UUIDS[0]], [[UUIDS[1]]])
 
 
 def test_jobs_of_other_widths_do_not_share_a_card(machine, jobs):

@@ -211,6 +211,8 @@ def _wait(folder: Path, request: _Request, poll_seconds: float) -> dict[str, int
                     ticket = _Ticket(folder, request)
                 held = _take(folder, request, ticket.number)
                 if held is not None:
+                    # Before anybody else looks, who would count this job as served and waiting.
+                    ticket.give_up()
                     return held
             if not told:
                 say(
@@ -263,14 +265,17 @@ class _Ticket:
         descriptor = _try_lock(self.path)
         if descriptor is None:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        self.descriptor = descriptor
+        self.descriptor: int | None = descriptor
         os.write(descriptor, json.dumps(request).encode())
 
     def give_up(self) -> None:
-        """Leave the queue."""
+        """Leave the queue, if still in it."""
+        if self.descriptor is None:
+            return
         with contextlib.suppress(OSError):
             self.path.unlink()
         os.close(self.descriptor)
+        self.descriptor = None
 
 
 def _tickets(folder: Path) -> list[Path]:
