@@ -92,6 +92,8 @@ def statistics(variant: str, shape: str, examples: int, mirror: str | None) -> P
     if variant == BY_CLASS:
         return lambda: per_class_nc1(features, labels, classes), examples
     if variant == OURS:
+        order = np.argsort(labels, kind="stable")  # as the extraction writes them
+        features, labels = features[order], labels[order]
         return lambda: statistics_of(features, labels, weight, bias)[NC1], examples
     batches = batches_of(torch.from_numpy(features), torch.from_numpy(labels), weight, bias)
     if variant == ACCUMULATORS:

@@ -57,6 +57,76 @@ def test_moments_equal_their_definitions(within, dtype):
     assert m.labels.dtype == torch.int16
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e18, 1e30])
+def test_float32_features_of_any_size(scale):
+    """Their squares leave float32's range."""
+    rng = np.random.default_rng(9)
+    features, labels = features_near_collapse(rng, [20, 30, 25], 6, 0.5)
+    features = (features * scale).astype(np.float32)
+    m = compute_moments(features, labels, 3, *last_layer(rng, 3, 6))
+    means, variances, scatter = plain_moments(features, labels, 3)
+    assert_allclose(m.class_variances, variances.astype(float), rtol=1e-12)
+    assert_allclose(m.scatter_projected, scatter.astype(float), atol=1e-12 * scatter.max())
+    distances = np.linalg.norm(features[:, None].astype(float) - means.astype(float), axis=2)
+    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+
+
+def test_decisions_that_float32_cannot_make():
+    """Two classes lead by a hair's breadth, of which only float64 can tell which is ahead."""
+    rng = np.random.default_rng(10)
+    features = rng.standard_normal((400, 64)).astype(np.float32)
+    labels = np.arange(400) % 4
+    weight = 0.01 * rng.standard_normal((4, 64))
+    weight[2] = 1 + rng.random(64)
+    weight[1] = weight[2] + 1e-9 * rng.standard_normal(64)
+    bias = np.array([0.0, 90, 90, 0])
+    exact = (features.astype(np.longdouble) @ weight.T.astype(np.longdouble) + bias).argmax(1)
+    coarse = (features @ weight.T.astype(np.float32) + bias.astype(np.float32)).argmax(1)
+    assert (coarse != exact).sum() > 100
+    assert set(exact) == {1, 2}
+    m = compute_moments(features, labels, 4, weight, bias, reference_means=weight)
+    assert_array_equal(m.decisions_network, exact)
+    distances = ((features.astype(np.longdouble)[:, None] - weight) ** 2).sum(2)
+    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+
+
+def test_decisions_far_from_the_origin():
+    """The means' own rounding to float32 is a hundredth of the deviations."""
+    rng = np.random.default_rng(15)
+    features = (1e4 + 0.05 * rng.standard_normal((2000, 64))).astype(np.float32)
+    weight = rng.standard_normal((2, 64))
+    weight -= weight.mean(1, keepdims=True)  # so that the scores are small
+    exact = (features.astype(np.longdouble) @ weight.T.astype(np.longdouble)).argmax(1)
+    m = compute_moments(features, np.arange(2000) % 2, 2, weight, None)
+    assert_array_equal(m.decisions_network, exact)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_may_lie_anywhere(dtype):
+    rng = np.random.default_rng(14)
+    features, labels = features_near_collapse(rng, [40, 7, 30], 5, 0.5, dtype)
+    layer = last_layer(rng, 3, 5)
+    expected = compute_moments(features, labels, 3, *layer)
+    for rows in (np.argsort(np.argsort(labels, kind="stable")), rng.permutation(len(labels))):
+        moved = np.empty_like(features)
+        moved[rows] = features
+        got = compute_moments(moved, labels, 3, *layer, rows_N=rows)
+        for name, tensor in vars(expected).items():
+            assert torch.equal(getattr(got, name), tensor), name
+
+
+@pytest.mark.parametrize("to_bias, to_weight", [(-1e4, 0), (-1e12, 0), (-1e30, 0), (0, -1e16)])
+def test_a_class_out_of_reach_leaves_the_others_their_ranks(to_bias, to_weight):
+    rng = np.random.default_rng(17)
+    features, labels = rng.standard_normal((200, 64)), np.arange(200) % 4
+    features[:, 0] = 1
+    weight, bias = last_layer(rng, 4, 64)
+    bias[3] += to_bias
+    weight[3, 0] += to_weight
+    m = compute_moments(features, labels, 4, weight, bias)
+    assert_array_equal(m.decisions_network, (features @ weight.T + bias)[:, :3].argmax(1))
+
+
 def test_means_of_a_large_collapsed_class_are_right_to_the_last_bits():
     rng = np.random.default_rng(7)
     features = 10 + 1e-9 * rng.standard_normal((20_000, 3))
@@ -87,10 +157,22 @@ def test_batches_blocks_and_order_change_nothing(monkeypatch, within):
         assert_allclose(list(cut.values()), list(whole.values()), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("wrap", [torch.from_numpy, lambda a: a.astype(">f4"), lambda a: a[::1]])
-def test_tensor_and_foreign_byte_order_give_the_same_bits(wrap):
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        torch.from_numpy,
+        lambda a: a.astype(">f4"),
+        lambda a: a[::-1].copy()[::-1],
+        lambda a: a[:, ::-1].copy()[:, ::-1],
+        np.asfortranarray,
+        lambda a: np.rec.fromarrays([np.zeros(18, "u1"), a], dtype=[("", "u1"), ("h", "f4", 4)]).h,
+    ],
+)
+def test_any_layout_gives_the_same_bits(wrap, in_order):
     rng = np.random.default_rng(2)
     features, labels = features_near_collapse(rng, [5, 6, 7], 4, 0.1, np.float32)
+    labels = np.sort(labels) if in_order else labels
     weight, bias = last_layer(rng, 3, 4)
     expected = compute_moments(features, labels, 3, weight, bias)
     got = compute_moments(wrap(features), torch.from_numpy(labels), 3, torch.tensor(weight), bias)
@@ -98,9 +180,12 @@ def test_tensor_and_foreign_byte_order_give_the_same_bits(wrap):
     assert torch.equal(got.class_means, expected.class_means)
 
 
-def test_read_only_memory_map_gives_the_same_bits(tmp_path):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("in_order", [False, True])
+def test_read_only_memory_map_gives_the_same_bits(tmp_path, in_order):
     rng = np.random.default_rng(3)
     features, labels = features_near_collapse(rng, [5, 6, 7], 4, 0.1, np.float32)
+    labels = np.sort(labels) if in_order else labels
     weight, bias = last_layer(rng, 3, 4)
     np.save(tmp_path / "h.npy", features)
     mapped = np.load(tmp_path / "h.npy", mmap_mode="r")

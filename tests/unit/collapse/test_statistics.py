@@ -159,6 +159,19 @@ def test_nc1_with_nearly_collinear_means_against_mpmath():
     assert_allclose(got, mp_nc1(features, labels, 4), rtol=1e-6)
 
 
+@pytest.mark.parametrize("tilt", [1e-1, 1e-3])
+def test_nc1_of_noise_that_is_nearly_orthogonal_to_the_means_against_mpmath(tilt):
+    """What products in float32 get wrong in the sixth digit, and those in float64 do not."""
+    rng = np.random.default_rng(16)
+    frame = np.linalg.qr(rng.standard_normal((16, 3)))[0].T
+    means = frame[:2].T @ np.array([[1, -1, 0], [1, 1, -2]]) + 1
+    labels = np.repeat(np.arange(3), 20)
+    noise = np.outer(rng.standard_normal(60), frame[2] + tilt * frame[0])
+    features = (means.T[labels] + 0.05 * noise).astype(np.float32)
+    got = statistics_of(features, labels, rng.standard_normal((3, 16)), None)[NC1]
+    assert_allclose(got, mp_nc1(features, labels, 3), rtol=1e-11)
+
+
 @pytest.mark.parametrize("classes, d", [(2, 5), (5, 5), (10, 30), (30, 12)])
 def test_against_dense_numpy(classes, d):
     rng = np.random.default_rng(9)

@@ -74,8 +74,11 @@ def extract(
         )
     device = torch.device(device)
     shape = (len(images), classifier.in_features)
+    # Each class's features lie together, as the moments read them.
+    places_N = np.empty(len(labels), dtype=np.int64)
+    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
     with _host_buffer(shape, memory_limit_bytes, scratch_directory) as features_ND:
-        _stream(network, images, None, mean, std, batch_size, device, features_ND)
+        _stream(network, images, None, mean, std, batch_size, device, features_ND, places_N)
         bias = classifier.bias
         moments = compute_moments(
             features_ND,
@@ -83,11 +86,14 @@ def extract(
             num_classes,
             classifier.weight,
             bias,
+            rows_N=places_N,
             reference_means=reference_means,
             split=split,
             device=device if device.type == "cuda" else "cpu",  # mps has no float64
         )
-        kept = None if keep_rows is None else np.array(features_ND[_row_index(keep_rows, images)])
+        kept = None
+        if keep_rows is not None:
+            kept = np.array(features_ND[places_N[_row_index(keep_rows, images)]])
     return moments, kept
 
 
@@ -105,7 +111,9 @@ def extract_rows(
     check_images(images, mean, std, "given")
     rows = _row_index(rows, images)
     features_ND = np.empty((len(rows), network.classifier.in_features), dtype=np.float32)
-    _stream(network, images, rows, mean, std, batch_size, torch.device(device), features_ND)
+    places_N = np.arange(len(rows))
+    device = torch.device(device)
+    _stream(network, images, rows, mean, std, batch_size, device, features_ND, places_N)
     return features_ND
 
 
@@ -168,15 +176,17 @@ def _stream(
     batch_size: int,
     device: torch.device,
     features_ND: np.ndarray,
+    places_N: np.ndarray,
 ) -> None:
-    """Fill features_ND (float32) with the features of images[rows], or of all images in order."""
+    """Fill features_ND (float32) with the features of images[rows], or of all images; places_N is
+    the row that each goes to."""
     network.to(device)
     on_cuda = device.type == "cuda"
     if device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
     normalise = Normalisation(mean, std, device)
     # On a GPU a batch's features are awaited only when the next batch is already under way.
-    pending: list[tuple[slice, Tensor, torch.cuda.Event]] = []
+    pending: list[tuple[np.ndarray, Tensor, torch.cuda.Event]] = []
 
     def collect() -> None:
         while pending:
@@ -201,9 +211,9 @@ def _stream(
             arrived = torch.cuda.Event()
             arrived.record()
             collect()
-            pending.append((slice(start, stop), host_BD, arrived))
+            pending.append((places_N[start:stop], host_BD, arrived))
         else:
-            features_ND[start:stop] = batch_BD.cpu().numpy()
+            features_ND[places_N[start:stop]] = batch_BD.cpu().numpy()
 
     with measurement_mode(network), torch.inference_mode(), ExitStack() as stack:
         if on_cuda:

@@ -22,9 +22,8 @@ from ..errors import UserError
 from ..tensors import read_tensors, write_tensors
 
 FORMAT = "neural_collapse.moments/1"
-BLOCK_ROWS = {"cpu": 512, "cuda": 8192}
-"""Rows held in float64 at a time: on the CPU so few that they stay in its cache. Memory is
-O(rows (d + C) + C (C + d))."""
+BLOCK_ROWS = {"cpu": 1024, "cuda": 8192}
+"""Rows held in float64 at a time; memory is O(rows (d + C) + C (C + d))."""
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -103,6 +102,7 @@ def compute_moments(
     weight: np.ndarray | Tensor,
     bias: np.ndarray | Tensor | None,
     *,
+    rows_N: np.ndarray | None = None,
     reference_means: np.ndarray | Tensor | None = None,
     split: str = "given",
     device: str | torch.device = "cpu",
@@ -110,9 +110,11 @@ def compute_moments(
     """Moments of features in memory or in a memory map.
 
     Args:
-        features_ND: (N, d) float array or tensor; never held in float64 as a whole.
-        labels_N: (N,) whole numbers in [0, num_classes).
+        features_ND: (N, d) float array or tensor; never held in float64 as a whole. Fastest where
+            each class's rows lie together.
+        labels_N: (N,) whole numbers in [0, num_classes), in the order of the examples.
         weight: (C, d) last-layer weight; bias: (C,), or None for a layer without one.
+        rows_N: the row of each example's features; None: they lie in the order of the examples.
         reference_means: (C, d) class means that the nearest-class-centre decision uses; the train
             split's when these features are the test split's. None: this split's own.
         split: the split's name, for error messages.
@@ -134,8 +136,11 @@ def compute_moments(
         else _parameter(bias, (num_classes,), "bias")
     ).to(device)
 
-    rows_of_class = _rows_of_class(labels, num_classes, split)
-    means_CD = _class_means(features_ND, rows_of_class, split, device)
+    source = _Source(features_ND, device)
+    order_N, counts_C = _class_order(labels, num_classes, split)
+    in_class_order_N = order_N if rows_N is None else rows_N[order_N]
+    rows_of_class = np.split(in_class_order_N, np.cumsum(counts_C)[:-1])
+    means_CD = _class_means(source, rows_of_class, split)
     centres_CD = (
         means_CD
         if reference_means is None
@@ -161,35 +166,32 @@ def compute_moments(
         _rounding(towards_CD, offset_CD, halves_C, origin_D),
         _rounding(weight_CD, means_CD, bias_C),
     )
-    per_length_2, constant_2C = map(torch.stack, zip(*bounds, strict=True))
+    per_length_2C, constant_2CC = map(torch.stack, zip(*bounds, strict=True))
 
     scatter_CC = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=device)
     index_dtype = _index_dtype(num_classes)
     countdown_C = torch.arange(num_classes, 0, -1, dtype=index_dtype, device=device)
     squares, decisions = [], []  # in class order
     for c, rows in enumerate(rows_of_class):
-        scores_2C = scores_2CC[:, :, c, None]
-        for _, h_BD in _blocks(features_ND, rows, device):
-            # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
-            deviation_BD = h_BD.sub_(means_CD[c])
+        scores_2C1, constant_2C1 = scores_2CC[..., c, None], constant_2CC[..., c, None]
+        # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
+        for deviation_BD in source.blocks(rows, less_D=means_CD[c]):
             # With the examples last, which is the faster way round for few classes.
             products_PB = products_PD @ deviation_BD.T
             y_CB, found_2CB = products_PB[:num_classes], products_PB[-2 * num_classes :]
             scatter_CC += y_CB @ y_CB.T
-            norms_B = deviation_BD.norm(dim=1)
+            norms_B = torch.linalg.vector_norm(deviation_BD, dim=1)
             squares.append(norms_B.square())
-            found_2CB = found_2CB.unflatten(0, (2, num_classes)) + scores_2C
-            tolerance_2B = per_length_2[:, None] * norms_B + constant_2C[:, c, None]
-            decisions.append(_first_best(found_2CB, tolerance_2B, countdown_C))
-    order_N = torch.from_numpy(np.concatenate(rows_of_class))
+            found_2CB = found_2CB.unflatten(0, (2, num_classes)) + scores_2C1
+            tolerance_2CB = torch.addcmul(constant_2C1, per_length_2C[..., None], norms_B)
+            decisions.append(_first_best(found_2CB, tolerance_2CB, countdown_C))
     decisions_2N = torch.empty(2, examples, dtype=index_dtype)
-    decisions_2N.index_copy_(1, order_N, torch.cat(decisions, dim=1).cpu())
+    decisions_2N.index_copy_(1, torch.from_numpy(order_N), torch.cat(decisions, dim=1).cpu())
     decisions_ncc, decisions_network = decisions_2N.unbind()
-    counts = torch.tensor([len(rows) for rows in rows_of_class], dtype=torch.int64)
-    squares_of_class = torch.cat(squares).cpu().split(counts.tolist())
+    squares_of_class = torch.cat(squares).cpu().split(counts_C.tolist())
     scatter_CC = (scatter_CC + scatter_CC.T) / (2 * examples)
     return Moments(
-        counts=counts,
+        counts=torch.from_numpy(counts_C),
         class_means=means_CD.cpu(),
         class_variances=torch.stack([squares.mean() for squares in squares_of_class]),
         scatter_projected=scatter_CC.cpu(),
@@ -204,86 +206,105 @@ def compute_moments(
 def _rounding(
     rows_CD: Tensor, offsets_CD: Tensor, b_C: Tensor, origin_D: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A bound on the rounding of scores <a_k, y + m_c> + b_k, which are taken for equal within it:
-    (a scalar for each unit of |y|, and (C,), a constant for each class c).
+    """A bound on the rounding of the scores <a_k, y + m_c> + b_k: (C,), for each unit of |y|, and
+    (C, C), a constant for each k and class c of the example.
 
     a_k: rows (C, d); m_c: a constant a class (C, d); b_k: (C,). origin: of which m_c was taken.
     """
     dim = rows_CD.shape[1]
-    per_length = _EPS * dim * rows_CD.norm(dim=1).max()
-    taken = 0 if origin_D is None else 4 * origin_D.norm() * rows_CD.norm(dim=1).max()
-    constant = _EPS * (dim * b_C.abs().max() + taken)
-    return per_length, per_length * offsets_CD.norm(dim=1) + constant
+    lengths_C = rows_CD.norm(dim=1)
+    per_length_C = _EPS * dim / 2 * lengths_C
+    taken = 0 if origin_D is None else 2 * origin_D.norm() * lengths_C
+    constant_C = _EPS * (dim / 2 * b_C.abs() + taken)
+    return per_length_C, torch.outer(per_length_C, offsets_CD.norm(dim=1)) + constant_C[:, None]
 
 
-def _first_best(scores_2CB: Tensor, tolerance_2B: Tensor, countdown_C: Tensor) -> Tensor:
-    """(2, B), the lowest class whose score ties with the best, to within float64 rounding.
+def _first_best(scores_2CB: Tensor, tolerance_2CB: Tensor, countdown_C: Tensor) -> Tensor:
+    """(2, B), the lowest class whose score may be the best, to within float64 rounding.
 
     countdown_C: C, C - 1, ... 1, of the decisions' dtype.
 
     A matrix product's last bit depends on the block, the machine and its threads; a tie must not.
-    The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8.
+    The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8. It
+    is each class's own, so that one of a huge bias leaves the others theirs.
     """
-    enough_2B = scores_2CB.amax(dim=-2) - tolerance_2B
+    enough_2B = (scores_2CB - tolerance_2CB).amax(dim=-2)
     # The largest number that counts down from C, many times faster than argmax along this axis;
     # scores that are no numbers give class 0, as they would there.
-    ties_2CB = scores_2CB >= enough_2B.unsqueeze(-2)
+    ties_2CB = scores_2CB + tolerance_2CB >= enough_2B.unsqueeze(-2)
     first_2B = ties_2CB.mul(countdown_C[:, None]).amax(dim=-2)
     return (len(countdown_C) - first_2B).remainder(len(countdown_C))
 
 
-def _class_means(
-    features_ND: np.ndarray | Tensor, rows_of_class: list[np.ndarray], split: str, device
-) -> Tensor:
+def _class_means(source: _Source, rows_of_class: list[np.ndarray], split: str) -> Tensor:
     """(C, d) float64 means.
 
     Float64 features are summed relative to the class's first example: near collapse all of a class
     lies within a hair of it, and so do the rounding errors. Float32 leaves 29 bits for the sum.
     """
-    shifted = features_ND.dtype.itemsize >= 8
     means = []
     for rows in rows_of_class:
-        anchor_D = total_D = None
-        for _, h_BD in _blocks(features_ND, rows, device):
-            if total_D is None:
-                anchor_D = h_BD[0].clone() if shifted else 0
-                total_D = torch.zeros_like(h_BD[0])
-            if shifted:
-                h_BD.sub_(anchor_D)
-            total_D += h_BD.new_ones(len(h_BD)) @ h_BD  # faster than sum(0) on the CPU
-        means.append(anchor_D + total_D / len(rows))
+        anchor_D = source.first(rows) if source.double else None
+        total_D = 0
+        for h_BD in source.blocks(rows, anchor_D):
+            total_D = total_D + h_BD.new_ones(len(h_BD)) @ h_BD  # faster than sum(0) on the CPU
+        mean_D = total_D / len(rows)
+        means.append(mean_D if anchor_D is None else mean_D + anchor_D)
     means_CD = torch.stack(means)
     if not torch.isfinite(means_CD).all():
-        _refuse(features_ND, rows_of_class, split, device)
+        _refuse(source, rows_of_class, split)
     return means_CD
 
 
-def _refuse(features_ND, rows_of_class: list[np.ndarray], split: str, device) -> None:
-    rows = np.concatenate(rows_of_class)
-    finite = [torch.isfinite(h_BD).all(dim=1) for _, h_BD in _blocks(features_ND, rows, device)]
+def _refuse(source: _Source, rows_of_class: list[np.ndarray], split: str) -> None:
+    finite = [
+        torch.isfinite(h_BD).all(dim=1) for rows in rows_of_class for h_BD in source.blocks(rows)
+    ]
     spoiled = int((~torch.cat(finite)).sum())
     raise UserError(
-        f"{spoiled} of the {features_ND.shape[0]} examples of the {split} split have NaN "
+        f"{spoiled} of the {len(source.features_ND)} examples of the {split} split have NaN "
         "or infinite features; the training has probably diverged: lower its learning rate."
     )
 
 
-def _blocks(
-    features_ND: np.ndarray | Tensor, rows: np.ndarray, device
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(rows, their features in float64, a copy of its own) in blocks."""
-    size = BLOCK_ROWS.get(torch.device(device).type, BLOCK_ROWS["cpu"])
-    for start in range(0, len(rows), size):
-        block = rows[start : start + size]
+class _Source:
+    """Features, read in blocks of rows by the device that computes."""
+
+    def __init__(self, features_ND: np.ndarray | Tensor, device: str | torch.device):
+        self.features_ND, self.device = features_ND, torch.device(device)
+        self.block_rows = BLOCK_ROWS.get(self.device.type, BLOCK_ROWS["cpu"])
+        self.double = features_ND.dtype.itemsize >= 8
+
+    def first(self, rows: np.ndarray) -> Tensor:
+        """(d,) float64, the first row's features."""
+        return self._take(rows[:1])[0].to(self.device, torch.float64)
+
+    def blocks(self, rows: np.ndarray, less_D: Tensor | None = None) -> Iterator[Tensor]:
+        """(B, d) float64: the rows' features, less a vector. Each block takes the place of the one
+        before."""
+        together = bool((np.diff(rows) == 1).all())
+        shape = min(len(rows), self.block_rows), self.features_ND.shape[1]
+        buffer_BD = torch.empty(shape, dtype=torch.float64, device=self.device)
+        for start in range(0, len(rows), self.block_rows):
+            block = rows[start : start + self.block_rows]
+            h_BD = self._take(slice(block[0], block[-1] + 1) if together else block)
+            h_BD = buffer_BD[: len(block)].copy_(h_BD)
+            yield h_BD if less_D is None else h_BD.sub_(less_D)
+
+    def _take(self, rows: np.ndarray | slice) -> Tensor:
+        """Rows as they are, a view where possible."""
+        features_ND = self.features_ND
         if isinstance(features_ND, Tensor):
-            h_BD = features_ND.index_select(0, torch.from_numpy(block).to(features_ND.device))
-        else:
-            native = features_ND.dtype.newbyteorder("=")
-            h_BD = torch.from_numpy(features_ND[block].astype(native, copy=False))
-        yield block, h_BD.to(device).to(torch.float64)
+            if isinstance(rows, slice):
+                return features_ND[rows]
+            return features_ND.index_select(0, torch.from_numpy(rows).to(features_ND.device))
+        # torch takes neither foreign byte orders nor strides that go back.
+        h = np.require(features_ND[rows], features_ND.dtype.newbyteorder("="), ["C", "W"])
+        return torch.from_numpy(h)
 
 
-def _rows_of_class(labels: np.ndarray, num_classes: int, split: str) -> list[np.ndarray]:
+def _class_order(labels: np.ndarray, num_classes: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The examples class by class, and how many each class has."""
     counts = np.bincount(labels, minlength=num_classes)
     empty = np.flatnonzero(counts == 0)
     if len(empty):
@@ -292,7 +313,7 @@ def _rows_of_class(labels: np.ndarray, num_classes: int, split: str) -> list[np.
             f"The {split} split has no example of class {named}; "
             "every class needs at least one to have a mean."
         )
-    return np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    return np.argsort(labels, kind="stable"), counts
 
 
 def _checked(features_ND, labels_N, num_classes: int, split: str):
