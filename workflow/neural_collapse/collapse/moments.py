@@ -179,7 +179,7 @@ def compute_moments(
             # With the examples last, which is the faster way round for few classes.
             products_PB = products_PD @ deviation_BD.T
             y_CB, found_2CB = products_PB[:num_classes], products_PB[-2 * num_classes :]
-            scatter_CC += y_CB @ y_CB.T
+            scatter_CC.addmm_(y_CB, y_CB.T)
             norms_B = torch.linalg.vector_norm(deviation_BD, dim=1)
             squares.append(norms_B.square())
             found_2CB = found_2CB.unflatten(0, (2, num_classes)) + scores_2C1
