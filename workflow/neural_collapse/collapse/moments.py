@@ -244,11 +244,10 @@ def _class_means(source: _Source, rows_of_class: list[np.ndarray], split: str) -
     """
     means = []
     for rows in rows_of_class:
-        anchor_D = source.first(rows) if source.double else None
-        total_D = 0
-        for h_BD in source.blocks(rows, anchor_D):
-            total_D = total_D + h_BD.new_ones(len(h_BD)) @ h_BD  # faster than sum(0) on the CPU
-        mean_D = total_D / len(rows)
+        anchor_D = next(source.blocks(rows[:1]))[0] if source.double else None
+        blocks = source.blocks(rows, anchor_D)
+        # A product with ones is faster than sum(0) on the CPU.
+        mean_D = sum(h_BD.new_ones(len(h_BD)) @ h_BD for h_BD in blocks) / len(rows)
         means.append(mean_D if anchor_D is None else mean_D + anchor_D)
     means_CD = torch.stack(means)
     if not torch.isfinite(means_CD).all():
@@ -274,10 +273,6 @@ class _Source:
         self.features_ND, self.device = features_ND, torch.device(device)
         self.block_rows = BLOCK_ROWS.get(self.device.type, BLOCK_ROWS["cpu"])
         self.double = features_ND.dtype.itemsize >= 8
-
-    def first(self, rows: np.ndarray) -> Tensor:
-        """(d,) float64, the first row's features."""
-        return self._take(rows[:1])[0].to(self.device, torch.float64)
 
     def blocks(self, rows: np.ndarray, less_D: Tensor | None = None) -> Iterator[Tensor]:
         """(B, d) float64: the rows' features, less a vector. Each block takes the place of the one

@@ -213,6 +213,7 @@ def _wait(folder: Path, request: _Request, poll_seconds: float) -> dict[str, int
                 if held is not None:
                     # Before anybody else looks, who would count this job as served and waiting.
                     ticket.give_up()
+                    ticket = None
                     return held
             if not told:
                 say(
@@ -265,17 +266,14 @@ class _Ticket:
         descriptor = _try_lock(self.path)
         if descriptor is None:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        self.descriptor: int | None = descriptor
+        self.descriptor = descriptor
         os.write(descriptor, json.dumps(request).encode())
 
     def give_up(self) -> None:
-        """Leave the queue, if still in it."""
-        if self.descriptor is None:
-            return
+        """Leave the queue."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         os.close(self.descriptor)
-        self.descriptor = None
 
 
 def _tickets(folder: Path) -> list[Path]:
