@@ -12,6 +12,7 @@ from neural_collapse.architectures import (
     describe,
     resolve_network,
 )
+from neural_collapse.architectures.network import mean_over_image
 from neural_collapse.errors import UserError
 
 SMALL = {
@@ -294,6 +295,38 @@ def test_weights_come_from_the_cpu_whatever_the_default_device():
     with torch.device("meta"):
         found = build(SMALL["resnet"]).classifier.weight
     assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("pixels", [1, 4])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_mean_over_the_image_is_poolings(pixels, memory_format):
+    x = torch.randn(5, 7, pixels, pixels).contiguous(memory_format=memory_format)
+    found, expected = (x.clone().requires_grad_() for _ in range(2))
+    weights = torch.randn(5, 7)
+    means = mean_over_image(found), nn.functional.adaptive_avg_pool2d(expected, 1).flatten(1)
+    assert torch.equal(*means)
+    for mean in means:
+        (mean * weights).sum().backward()
+    assert torch.equal(found.grad, expected.grad)
+
+
+def test_the_gradient_of_every_stage_is_channels_last():
+    """What mixes memory formats is many times slower."""
+    network = build(SMALL["resnet"]).to(memory_format=torch.channels_last)
+    formats = []
+
+    def watch(module, inputs, outputs):
+        outputs.register_hook(
+            lambda gradient: formats.append(
+                gradient.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+
+    for number in range(1, 5):
+        getattr(network, f"layer{number}").register_forward_hook(watch)
+    x = torch.randn(6, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    network(x).sum().backward()
+    assert formats == [True] * 4
 
 
 @pytest.mark.parametrize("name", SMALL)

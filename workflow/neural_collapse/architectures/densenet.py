@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .convolutions import Conv2d
-from .network import Network
+from .network import Network, mean_over_image
 from .norms import BatchNorm2d
 from .recipes import DenseNetRecipe
 
@@ -176,7 +176,7 @@ class DenseNet(Network):
     def features(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, d): the last block's normalised channels, averaged over the image."""
         x = F.relu(self.body(x), inplace=True)
-        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return mean_over_image(x)
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
         """A bottleneck's first convolution and ImageNet's stem: the others' outputs are kept."""

@@ -27,3 +27,12 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images ``x``, (B, C, P, P) -> (B, K)."""
         return self.classifier(self.features(x))
+
+
+def mean_over_image(x: Tensor) -> Tensor:
+    """(B, C, P, P) -> (B, C), pooled over the image as adaptive average pooling to 1 px.
+
+    By way of the pixels' own axis, so that the gradient is channels-last, as this project's maps
+    are. Pooling's is not, and what mixes the two is many times slower.
+    """
+    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)

@@ -66,6 +66,12 @@ def _widened(x: Tensor, k: int) -> Tensor:
     return x.as_strided((images, wide, pixels, 1), (pixels * wide, 1, wide, wide))
 
 
+def _repeated(k: int, *values_C: Tensor) -> tuple[Tensor, ...]:
+    """Each (C,) as (k * C,), with fewer and faster calls than its repeat(k)."""
+    stacked = torch.stack(values_C).unsqueeze(1)
+    return stacked.expand(-1, k, -1).reshape(len(values_C), -1).unbind()
+
+
 class _Widened(torch.autograd.Function):
     """Batch normalisation with the batch's own statistics, k pixels at once."""
 
@@ -100,10 +106,7 @@ class _Widened(torch.autograd.Function):
         out = torch.empty_like(x)
         torch.ops.aten.native_batch_norm.out(
             wide,
-            weight.repeat(k),
-            bias.repeat(k),
-            mean.repeat(k),
-            variance.repeat(k),
+            *_repeated(k, weight, bias, mean, variance),
             False,
             0.0,
             eps,
@@ -129,9 +132,7 @@ class _Widened(torch.autograd.Function):
         scaled, *sums = torch.ops.aten.native_batch_norm_backward(
             wide_gradient,
             wide,
-            weight.repeat(k),
-            mean.repeat(k),
-            variance.repeat(k),
+            *_repeated(k, weight, mean, variance),
             None,
             None,
             False,
@@ -146,13 +147,13 @@ class _Widened(torch.autograd.Function):
         offset = -scale * to_bias / examples - slope * mean
         if in_one_pass:
             shape = (1, -1, 1, 1)
-            slope, offset, scale = (part.repeat(k).view(shape) for part in (slope, offset, scale))
+            slope, offset, scale = (p.view(shape) for p in _repeated(k, slope, offset, scale))
             found = torch.addcmul(offset, wide, slope).addcmul_(wide_gradient, scale)
         else:
             # The normalisation's own kernel multiplies bfloat16 by float32.
             zeros, ones = torch.zeros_like(sums[0]), torch.ones_like(sums[0])
             found, _, _ = torch.native_batch_norm(
-                wide, slope.repeat(k), offset.repeat(k), zeros, ones, False, 0.0, 0.0
+                wide, *_repeated(k, slope, offset), zeros, ones, False, 0.0, 0.0
             )
             found.add_(scaled)
         return found.as_strided(x.shape, x.stride()), to_weight, to_bias, *(None,) * 5

@@ -6,7 +6,7 @@ Not torchvision's blocks: importing torchvision loads torch's compiler, seconds 
 from torch import Tensor, nn
 
 from .convolutions import Conv2d
-from .network import Network
+from .network import Network, mean_over_image
 from .norms import BatchNorm2d
 from .recipes import ResNetRecipe
 
@@ -100,7 +100,6 @@ class ResNet(Network):
             planes = width * 2**stage
             self.add_module(name, _stage(block, inputs, planes, count, 1 if stage == 0 else 2))
             inputs = planes * block.expansion
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(inputs, num_classes)
         # Norms start at 1 and 0 and the classifier at nn.Linear's default, in torchvision as here.
         for module in self.modules():
@@ -112,7 +111,7 @@ class ResNet(Network):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for name in self._stages:
             x = getattr(self, name)(x)
-        return self.avgpool(x).flatten(1)
+        return mean_over_image(x)
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
         """Every convolution: convN has bnN; a shortcut's has the layer after it."""
