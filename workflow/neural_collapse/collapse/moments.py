@@ -182,7 +182,7 @@ def compute_moments(
             scatter_CC.addmm_(y_CB, y_CB.T)
             norms_B = torch.linalg.vector_norm(deviation_BD, dim=1)
             squares.append(norms_B.square())
-            found_2CB = found_2CB.unflatten(0, (2, num_classes)) + scores_2C1
+            found_2CB = found_2CB.unflatten(0, (2, num_classes)).add_(scores_2C1)
             tolerance_2CB = torch.addcmul(constant_2C1, per_length_2C[..., None], norms_B)
             decisions.append(_first_best(found_2CB, tolerance_2CB, countdown_C))
     decisions_2N = torch.empty(2, examples, dtype=index_dtype)
@@ -244,7 +244,7 @@ def _class_means(source: _Source, rows_of_class: list[np.ndarray], split: str) -
     """
     means = []
     for rows in rows_of_class:
-        anchor_D = next(source.blocks(rows[:1]))[0] if source.double else None
+        anchor_D = next(source.blocks(rows[:1]))[0].clone() if source.double else None
         blocks = source.blocks(rows, anchor_D)
         # A product with ones is faster than sum(0) on the CPU.
         mean_D = sum(h_BD.new_ones(len(h_BD)) @ h_BD for h_BD in blocks) / len(rows)
@@ -273,17 +273,19 @@ class _Source:
         self.features_ND, self.device = features_ND, torch.device(device)
         self.block_rows = BLOCK_ROWS.get(self.device.type, BLOCK_ROWS["cpu"])
         self.double = features_ND.dtype.itemsize >= 8
+        rows = min(self.block_rows, len(features_ND))
+        self._buffer_BD = torch.empty(
+            rows, features_ND.shape[1], dtype=torch.float64, device=self.device
+        )
 
     def blocks(self, rows: np.ndarray, less_D: Tensor | None = None) -> Iterator[Tensor]:
-        """(B, d) float64: the rows' features, less a vector. Each block takes the place of the one
-        before."""
+        """(B, d) float64: the rows' features, less a vector. Each block takes the place of any
+        before it."""
         together = bool((np.diff(rows) == 1).all())
-        shape = min(len(rows), self.block_rows), self.features_ND.shape[1]
-        buffer_BD = torch.empty(shape, dtype=torch.float64, device=self.device)
         for start in range(0, len(rows), self.block_rows):
             block = rows[start : start + self.block_rows]
             h_BD = self._take(slice(block[0], block[-1] + 1) if together else block)
-            h_BD = buffer_BD[: len(block)].copy_(h_BD)
+            h_BD = self._buffer_BD[: len(block)].copy_(h_BD)
             yield h_BD if less_D is None else h_BD.sub_(less_D)
 
     def _take(self, rows: np.ndarray | slice) -> Tensor:
