@@ -121,7 +121,8 @@ def compute_moments(
         device: where the float64 arithmetic runs (a device that has float64).
 
     Raises:
-        UserError: shapes that do not fit, a class without examples, NaN or infinite features.
+        UserError: shapes or rows that do not fit, a class without examples, NaN or infinite
+            features.
 
     Features are visited class by class, in class order and fixed blocks, so the batches in which
     they were made leave no trace. Deviations are taken from float64 means before anything is
@@ -138,7 +139,7 @@ def compute_moments(
 
     source = _Source(features_ND, device)
     order_N, counts_C = _class_order(labels, num_classes, split)
-    in_class_order_N = order_N if rows_N is None else rows_N[order_N]
+    in_class_order_N = order_N if rows_N is None else _checked_rows(rows_N, examples)[order_N]
     rows_of_class = np.split(in_class_order_N, np.cumsum(counts_C)[:-1])
     means_CD = _class_means(source, rows_of_class, split)
     centres_CD = (
@@ -346,6 +347,13 @@ def checked_labels(labels, examples: int, num_classes: int, split: str) -> np.nd
             f"{num_classes} classes they must lie in 0..{num_classes - 1}."
         )
     return labels.astype(np.int64)
+
+
+def _checked_rows(rows_N, examples: int) -> np.ndarray:
+    rows_N = np.asarray(rows_N)
+    if rows_N.dtype.kind not in "iu" or not np.array_equal(np.sort(rows_N), np.arange(examples)):
+        raise UserError(f"rows_N must name each of the {examples} rows of features once.")
+    return rows_N
 
 
 def _parameter(values, shape: tuple[int, ...], name: str) -> Tensor:
