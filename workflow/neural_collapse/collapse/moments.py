@@ -9,6 +9,7 @@ d x d matrix is ever formed. A checkpoint is stored in about 1 MB for ten classe
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -124,9 +125,9 @@ def compute_moments(
         UserError: shapes or rows that do not fit, a class without examples, NaN or infinite
             features.
 
-    Features are visited class by class, in class order and fixed blocks, so the batches in which
-    they were made leave no trace. Deviations are taken from float64 means before anything is
-    squared: raw second moments lose every digit near collapse.
+    Features are visited in class order and fixed blocks, so the batches in which they were made
+    leave no trace. Deviations are taken from float64 means before anything is squared: raw second
+    moments lose every digit near collapse.
     """
     features_ND, labels = _checked(features_ND, labels_N, num_classes, split)
     examples, dim = features_ND.shape
@@ -140,7 +141,7 @@ def compute_moments(
     source = _Source(features_ND, device)
     order_N, counts_C = _class_order(labels, num_classes, split)
     in_class_order_N = order_N if rows_N is None else _checked_rows(rows_N, examples)[order_N]
-    rows_of_class = np.split(in_class_order_N, np.cumsum(counts_C)[:-1])
+    classes_N, rows_of_class = labels[order_N], np.split(in_class_order_N, np.cumsum(counts_C)[:-1])
     means_CD = _class_means(source, rows_of_class, split)
     centres_CD = (
         means_CD
@@ -173,19 +174,24 @@ def compute_moments(
     index_dtype = _index_dtype(num_classes)
     countdown_C = torch.arange(num_classes, 0, -1, dtype=index_dtype, device=device)
     squares, decisions = [], []  # in class order
-    for c, rows in enumerate(rows_of_class):
-        scores_2C1, constant_2C1 = scores_2CC[..., c, None], constant_2CC[..., c, None]
+    for block in source.blocks(examples):
+        runs = list(_runs(classes_N[block]))
+        deviation_BD = source.read(in_class_order_N[block])
         # A mean's own rounding error, about 1e-16 |mu|, enters these sums only squared.
-        for deviation_BD in source.blocks(rows, less_D=means_CD[c]):
-            # With the examples last, which is the faster way round for few classes.
-            products_PB = products_PD @ deviation_BD.T
-            y_CB, found_2CB = products_PB[:num_classes], products_PB[-2 * num_classes :]
-            scatter_CC.addmm_(y_CB, y_CB.T)
-            norms_B = torch.linalg.vector_norm(deviation_BD, dim=1)
-            squares.append(norms_B.square())
-            found_2CB = found_2CB.unflatten(0, (2, num_classes)).add_(scores_2C1)
-            tolerance_2CB = torch.addcmul(constant_2C1, per_length_2C[..., None], norms_B)
-            decisions.append(_first_best(found_2CB, tolerance_2CB, countdown_C))
+        for c, of_class in runs:
+            deviation_BD[of_class].sub_(means_CD[c])
+        # With the examples last, which is the faster way round for few classes.
+        products_PB = products_PD @ deviation_BD.T
+        y_CB, found_2CB = products_PB[:num_classes], products_PB[-2 * num_classes :]
+        scatter_CC.addmm_(y_CB, y_CB.T)
+        norms_B = torch.linalg.vector_norm(deviation_BD, dim=1)
+        squares.append(norms_B.square())
+        found_2CB = found_2CB.unflatten(0, (2, num_classes))
+        tolerance_2CB = per_length_2C[..., None] * norms_B
+        for c, of_class in runs:
+            found_2CB[..., of_class].add_(scores_2CC[..., c, None])
+            tolerance_2CB[..., of_class].add_(constant_2CC[..., c, None])
+        decisions.append(_first_best(found_2CB, tolerance_2CB, countdown_C))
     decisions_2N = torch.empty(2, examples, dtype=index_dtype)
     decisions_2N.index_copy_(1, torch.from_numpy(order_N), torch.cat(decisions, dim=1).cpu())
     decisions_ncc, decisions_network = decisions_2N.unbind()
@@ -245,24 +251,30 @@ def _class_means(source: _Source, rows_of_class: list[np.ndarray], split: str) -
     """
     means = []
     for rows in rows_of_class:
-        anchor_D = next(source.blocks(rows[:1]))[0].clone() if source.double else None
-        blocks = source.blocks(rows, anchor_D)
-        # A product with ones is faster than sum(0) on the CPU.
-        mean_D = sum(h_BD.new_ones(len(h_BD)) @ h_BD for h_BD in blocks) / len(rows)
+        anchor_D = source.read(rows[:1])[0].clone() if source.double else None
+        mean_D = 0
+        for block in source.blocks(len(rows)):
+            h_BD = source.read(rows[block])
+            if anchor_D is not None:
+                h_BD.sub_(anchor_D)
+            # A product with ones is faster than sum(0) on the CPU.
+            mean_D = mean_D + h_BD.new_ones(len(h_BD)) @ h_BD
+        mean_D /= len(rows)
         means.append(mean_D if anchor_D is None else mean_D + anchor_D)
     means_CD = torch.stack(means)
     if not torch.isfinite(means_CD).all():
-        _refuse(source, rows_of_class, split)
+        _refuse(source, split)
     return means_CD
 
 
-def _refuse(source: _Source, rows_of_class: list[np.ndarray], split: str) -> None:
-    finite = [
-        torch.isfinite(h_BD).all(dim=1) for rows in rows_of_class for h_BD in source.blocks(rows)
-    ]
-    spoiled = int((~torch.cat(finite)).sum())
+def _refuse(source: _Source, split: str) -> None:
+    rows_N = np.arange(len(source.features_ND))
+    spoiled = sum(
+        int((~torch.isfinite(source.read(rows_N[block])).all(dim=1)).sum())
+        for block in source.blocks(len(rows_N))
+    )
     raise UserError(
-        f"{spoiled} of the {len(source.features_ND)} examples of the {split} split have NaN "
+        f"{spoiled} of the {len(rows_N)} examples of the {split} split have NaN "
         "or infinite features; the training has probably diverged: lower its learning rate."
     )
 
@@ -279,15 +291,16 @@ class _Source:
             rows, features_ND.shape[1], dtype=torch.float64, device=self.device
         )
 
-    def blocks(self, rows: np.ndarray, less_D: Tensor | None = None) -> Iterator[Tensor]:
-        """(B, d) float64: the rows' features, less a vector. Each block takes the place of any
-        before it."""
+    def blocks(self, examples: int) -> Iterator[slice]:
+        """So many examples, block by block."""
+        for start in range(0, examples, self.block_rows):
+            yield slice(start, start + self.block_rows)
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """(B, d) float64, the features of a block's rows, in the place of those read before."""
         together = bool((np.diff(rows) == 1).all())
-        for start in range(0, len(rows), self.block_rows):
-            block = rows[start : start + self.block_rows]
-            h_BD = self._take(slice(block[0], block[-1] + 1) if together else block)
-            h_BD = self._buffer_BD[: len(block)].copy_(h_BD)
-            yield h_BD if less_D is None else h_BD.sub_(less_D)
+        h_BD = self._take(slice(rows[0], rows[-1] + 1) if together else rows)
+        return self._buffer_BD[: len(rows)].copy_(h_BD)
 
     def _take(self, rows: np.ndarray | slice) -> Tensor:
         """Rows as they are, a view where possible."""
@@ -299,6 +312,13 @@ class _Source:
         # torch takes neither foreign byte orders nor strides that go back.
         h = np.require(features_ND[rows], features_ND.dtype.newbyteorder("="), ["C", "W"])
         return torch.from_numpy(h)
+
+
+def _runs(classes_B: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """Each class of a block in class order, and where in the block it lies."""
+    starts = [0, *(np.flatnonzero(np.diff(classes_B)) + 1), len(classes_B)]
+    for start, stop in itertools.pairwise(starts):
+        yield int(classes_B[start]), slice(start, stop)
 
 
 def _class_order(labels: np.ndarray, num_classes: int, split: str) -> tuple[np.ndarray, np.ndarray]:
