@@ -300,7 +300,8 @@ class _Source:
         """(B, d) float64, the features of a block's rows, in the place of those read before."""
         together = bool((np.diff(rows) == 1).all())
         h_BD = self._take(slice(rows[0], rows[-1] + 1) if together else rows)
-        return self._buffer_BD[: len(rows)].copy_(h_BD)
+        # Widened where it is computed with: float32 is half to copy to a GPU.
+        return self._buffer_BD[: len(rows)].copy_(h_BD.to(self.device))
 
     def _take(self, rows: np.ndarray | slice) -> Tensor:
         """Rows as they are, a view where possible."""
