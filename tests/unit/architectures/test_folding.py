@@ -22,6 +22,10 @@ NETWORKS = {
     ),
     "densenet": ({"name": "densenet40", "blocks": [2, 2], "growth": 3}, 6),
     "densenet_bc": ({"name": "densenet250", "blocks": [2, 2], "growth": 3}, 6),
+    "memory-efficient": (
+        {"name": "densenet250", "blocks": [2, 2], "growth": 3, "memory_efficient": True},
+        6,
+    ),
     "imagenet": (
         {"name": "densenet201", "blocks": [2], "growth": 4, "stem": "imagenet"},
         3,
@@ -68,6 +72,19 @@ def test_folding_changes_no_feature(networks, images):
     assert sum(isinstance(module, _BatchNorm) for module in folded.modules()) == left
     after = network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_folding_changes_no_gradient_of_an_image(networks, images):
+    """As DeepFool takes it."""
+    (network, *_), _ = networks
+    gradients = []
+    for way in (fold_batch_norms(network.double()), network.eval()):
+        x = images.double().requires_grad_()
+        logits = way(x)
+        gradients.append(
+            [torch.autograd.grad(logits[:, c].sum(), x, retain_graph=True)[0] for c in range(2)]
+        )
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
 def test_a_network_of_unknown_layers_is_not_folded(images):

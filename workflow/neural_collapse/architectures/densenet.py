@@ -57,7 +57,12 @@ class DenseLayer(nn.Module):
         # each norm: recomputation then stops short of torch's convolutions, whose inputs are all
         # that the backward pass wants, and costs no more than norms and copies.
         x = _recomputed(self._first, self.norm1, *maps)
-        return _recomputed(self._second, self.norm2, x) if self.bottleneck else x
+        if not self.bottleneck:
+            return x
+        if isinstance(self.norm2, nn.Identity):
+            # Folded: nothing is left to recompute, and the ReLU would spoil what is kept for it.
+            return self._second(x)
+        return _recomputed(self._second, self.norm2, x)
 
 
 def _recomputed(function: Callable[..., Tensor], norm: BatchNorm2d, *inputs: Tensor) -> Tensor:
