@@ -4,7 +4,7 @@ Snakemake and the resume states compare them; a change of code that leaves the b
 them alone, so that no week of training is ever repeated for the sake of a comment.
 """
 
-TRAINING = 4
+TRAINING = 5
 """Of a training's weights and history."""
 MEASUREMENT = 7
 """Of the features' moments and of the attack, given a checkpoint."""

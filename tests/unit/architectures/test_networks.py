@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from neural_collapse.architectures import (
     NAMED,
@@ -13,6 +14,7 @@ from neural_collapse.architectures import (
     resolve_network,
 )
 from neural_collapse.architectures.network import mean_over_image
+from neural_collapse.architectures.vgg import pooled
 from neural_collapse.errors import UserError
 
 SMALL = {
@@ -342,6 +344,77 @@ def test_memory_formats_agree(name):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         network.to(memory_format=torch.contiguous_format)
         assert torch.equal(network(x), expected)
+
+
+# What GPUs can do
+
+# Of torch.use_deterministic_algorithms' list, those that a network of images might meet.
+NOT_DETERMINISTIC_ON_GPUS = {
+    "_adaptive_avg_pool2d_backward",
+    "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward",
+    "fractional_max_pool2d_backward",
+    "max_pool3d_with_indices_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward",
+    "reflection_pad2d_backward",
+    "replication_pad2d_backward",
+    "grid_sampler_2d_backward",
+    "cumsum",
+    "kthvalue",
+    "median",
+    "put_",
+}
+
+
+class Watched(TorchDispatchMode):
+    """Names of the operators that are called within the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **kwargs or {})
+
+
+PAPERS_FORMS = {
+    **{name: (spec, 32) for name, spec in SMALL.items()},
+    "vgg of ImageNet": (SMALL["vgg"] | {"pooled_size_px": 7}, 112),
+    "vgg, cells side by side": (SMALL["vgg"] | {"pooled_size_px": 2}, 64),
+    "vgg, cells that overlap": (SMALL["vgg"] | {"pooled_size_px": 2}, 48),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS_FORMS)
+def test_every_gradient_has_a_deterministic_kernel_on_gpus(name):
+    spec, image_size_px = PAPERS_FORMS[name]
+    network = build(spec, image_size_px=image_size_px)
+    x = torch.randn(4, 3, image_size_px, image_size_px, requires_grad=True)
+    with Watched() as watched:
+        nn.functional.cross_entropy(network(x).double(), torch.arange(4)).backward()
+    assert "convolution_backward" in watched.names
+    assert not watched.names & NOT_DETERMINISTIC_ON_GPUS
+
+
+def test_torchs_own_pooling_would_be_found():
+    x = torch.randn(2, 3, 7, 7, requires_grad=True)
+    with Watched() as watched:
+        nn.AdaptiveAvgPool2d(7)(x).sum().backward()
+    assert watched.names & NOT_DETERMINISTIC_ON_GPUS
+
+
+@pytest.mark.parametrize(
+    ("px", "size"), [(1, 1), (7, 7), (4, 1), (4, 2), (12, 3), (3, 2), (7, 3), (7, 5), (9, 8)]
+)
+def test_pooling_is_torchs(px, size):
+    x = torch.randn(2, 5, px, px, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 5, size, size, dtype=torch.float64)
+    found, expected = pooled(x, size), nn.AdaptiveAvgPool2d(size)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-14, atol=1e-14)
 
 
 # Checkpointed dense blocks

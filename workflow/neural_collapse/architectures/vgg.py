@@ -1,6 +1,8 @@
 """VGG (Simonyan and Zisserman 2015) with batch normalisation in the place of dropout."""
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from .convolutions import Conv2d
 from .network import Network
@@ -43,7 +45,7 @@ class VGG(Network):
             # pool is of even size, and the mode changes nothing.
             layers.append(nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True))
         self.convolutions = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d(recipe.pooled_size_px)
+        self.pooled_size_px = recipe.pooled_size_px
         self.hidden = nn.Sequential(
             nn.Linear(channels * recipe.pooled_size_px**2, recipe.hidden_width),
             nn.ReLU(inplace=True),
@@ -63,13 +65,31 @@ class VGG(Network):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, hidden_width): the output of the second hidden layer's norm."""
-        return self.hidden(self.avgpool(self.convolutions(x)).flatten(1))
+        return self.hidden(pooled(self.convolutions(x), self.pooled_size_px).flatten(1))
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
         """Every convolution; its norm is the layer after it."""
         layers = enumerate(self.convolutions)
         convolutions = [index for index, layer in layers if isinstance(layer, nn.Conv2d)]
         return [(f"convolutions.{i}", f"convolutions.{i + 1}") for i in convolutions]
+
+
+def pooled(x: Tensor, size: int) -> Tensor:
+    """``nn.AdaptiveAvgPool2d(size)``, (B, C, P, P) -> (B, C, size, size).
+
+    By ways whose gradients GPUs have deterministic kernels for; that of torch's layer has none.
+    """
+    px = x.shape[-1]
+    if px == size:
+        return x
+    if px % size == 0:
+        return avg_pool2d(x, px // size)
+    # Cells of unequal width, which overlap.
+    cells = x.new_zeros(size, px)
+    for i in range(size):
+        start, stop = i * px // size, -(-(i + 1) * px // size)
+        cells[i, start:stop] = 1 / (stop - start)
+    return torch.einsum("iy,bcyx,jx->bcij", cells, x, cells)
 
 
 def final_map_px(recipe: VGGRecipe, image_size_px: int) -> int:
