@@ -21,6 +21,8 @@ import pandas as pd
 MINIMUM_SECONDS = 0.2
 """A timed piece lasts at least about as long: shorter calls are repeated within a round."""
 
+AS_IT_COMES = "reference as PyTorch comes: float32, but for convolutions, which are TF32 on a GPU"
+
 COLUMNS = {
     "case": "string",
     "variant": "string",  # ours, or what was measured

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 
 from neural_collapse.arithmetic import arithmetic
+from neural_collapse.training.devices import set_determinism
 
 from .. import data
-from ..harness import Goal, Results, Settings, Variant, case, interleave
+from ..harness import AS_IT_COMES, Goal, Results, Settings, Variant, case, interleave
 from ..networks import BATCH, fresh_network, notebook_epochs, our_epochs, trainer
 
 NOTEBOOK_GOALS = {"ResNet18": Goal(4), "VGG11": Goal(8)}
@@ -45,7 +46,7 @@ def forward_flops(network: str, batch: int = BATCH) -> float:
 def switches(*, deterministic: bool, benchmark: bool) -> Iterator[None]:
     """As the pipeline sets them for a job; PyTorch's defaults are both False."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(deterministic)
+    set_determinism(deterministic)
     torch.backends.cudnn.benchmark = benchmark
     try:
         yield
@@ -141,6 +142,7 @@ def training(settings: Settings, results: Results) -> None:
                     times[reference],
                     unit="images",
                     goal=goal,
+                    note=AS_IT_COMES,
                 )
             achieved = flops / times[variant].best
             results.value(

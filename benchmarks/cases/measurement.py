@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import jobs as pieces
-from ..harness import Goal, Results, Settings, Times, Variant, case, cores, interleave
+from ..harness import AS_IT_COMES, Goal, Results, Settings, Times, Variant, case, cores, interleave
 from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
 from ..networks import OURS
 from ..worker import take_turns
@@ -23,7 +23,8 @@ def measurement(settings: Settings, results: Results) -> None:
         return
     for name in ("ResNet18", "VGG11"):
         train = 10_000
-        report(name, train, on_gpu(name, train, settings), results, REFERENCE, GPU_GOAL)
+        times = on_gpu(name, train, settings)
+        report(name, train, times, results, REFERENCE, GPU_GOAL, f"; {AS_IT_COMES}")
 
 
 @case("measurement of a checkpoint, one thread", forms=("full",))
@@ -64,6 +65,7 @@ def report(
     results: Results,
     reference: str,
     goal: Goal | None = None,
+    more: str = "",
 ) -> None:
     results.compare(
         title,
@@ -72,7 +74,7 @@ def report(
         times[NOTEBOOK],
         unit="images",
         goal=goal,
-        note=f"{train} train and {train // 4} test images, float32",
+        note=f"{train} train and {train // 4} test images, float32{more}",
     )
 
 

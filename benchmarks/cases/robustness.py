@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..harness import Goal, Results, Settings, Times, Variant, case, cores, interleave
+from ..harness import AS_IT_COMES, Goal, Results, Settings, Times, Variant, case, cores, interleave
 from ..jobs import ONE_BY_ONE, attacks, whole_machine
 from ..networks import OURS
 from ..worker import take_turns
@@ -33,6 +33,7 @@ def deepfool(settings: Settings, results: Results) -> None:
             times[ONE_BY_ONE],
             unit="images",
             goal=GPU_GOAL if settings.device == "cuda" else CPU_GOAL,
+            note=AS_IT_COMES if settings.device == "cuda" else "",
         )
         results.value(
             f"{network}: relative difference of the mean robustness",

@@ -517,6 +517,23 @@ def test_a_device_that_cannot_be_had_is_said_in_one_sentence(
         pass
 
 
+def test_a_layer_without_deterministic_kernel_is_said_in_one_sentence():
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        with (
+            pytest.raises(UserError, match=r"training\.deterministic: .*\(put_ .*\)") as error,
+            device_for("cpu", 0, torch.get_num_threads(), True),
+        ):
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))  # has none on the CPU either
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError, match="shape"), device_for("cpu", 0, 1, True):
+        torch.zeros(2) @ torch.zeros(3, 3)
+
+
 @pytest.mark.parametrize(
     ("choice", "gpus", "cards"), [("cpu", 1, 2), ("auto", 0, 2), ("auto", 1, 0)]
 )

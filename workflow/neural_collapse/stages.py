@@ -398,7 +398,10 @@ def _measure_checkpoints(
     )
     label = f"{recipe.dataset} x {recipe.architecture}  {what}"
     threads = recipe.training.threads
-    with StateFolder(state_root, key) as folder, device_for(device, gpus, threads, True) as where:
+    with (
+        StateFolder(state_root, key) as folder,
+        device_for(device, gpus, threads, recipe.training.deterministic) as where,
+    ):
         results, progress = {}, None
         network = build_network(
             recipe.network,

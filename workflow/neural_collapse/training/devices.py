@@ -354,6 +354,16 @@ def keep_freed_memory() -> None:
             mallopt(trim_threshold, 2**31 - 1)
 
 
+def set_determinism(deterministic: bool) -> None:
+    """Ask a GPU for deterministic kernels, or for the fastest it finds."""
+    import torch
+
+    torch.use_deterministic_algorithms(deterministic)
+    # It would fill every new tensor with NaN, so that an error in a kernel shows.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 @contextlib.contextmanager
 def device_for(
     choice: str, gpus: int, threads: int, deterministic: bool, slots: int | None = None
@@ -388,6 +398,13 @@ def device_for(
         if wanted:
             # Nothing here is nondeterministic on the CPU, where this call would load torch's
             # compiler: four seconds a job.
-            torch.use_deterministic_algorithms(deterministic)
-            torch.backends.cudnn.benchmark = not deterministic
-        yield torch.device("cuda" if wanted else "cpu")
+            set_determinism(deterministic)
+        try:
+            yield torch.device("cuda" if wanted else "cpu")
+        except RuntimeError as error:
+            if "use_deterministic_algorithms" not in str(error):
+                raise
+            raise UserError(
+                f"training.deterministic: the network has a layer without a deterministic GPU "
+                f"kernel ({str(error).split(', ')[0]}); take another layer, or set it to false"
+            ) from None

@@ -89,7 +89,6 @@ def launch(processes: int, device: Any, function: Callable[..., Any], *args: Any
         "port": store.port,
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "benchmark": torch.backends.cudnn.benchmark,
     }
     task = _dumps((settings, function, args, kwargs))
     environment = dict(os.environ)
@@ -272,7 +271,7 @@ def _call(rank: int, payload: bytes) -> Any:
     import torch
     from torch import distributed
 
-    from .devices import keep_freed_memory
+    from .devices import keep_freed_memory, set_determinism
     from .ranks import Ranks
 
     settings, function, args, kwargs = pickle.loads(payload)
@@ -283,8 +282,7 @@ def _call(rank: int, payload: bytes) -> Any:
     if device.type == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-        torch.use_deterministic_algorithms(settings["deterministic"])
-        torch.backends.cudnn.benchmark = settings["benchmark"]
+        set_determinism(settings["deterministic"])
         backend, more = "nccl", {"device_id": device}
     distributed.init_process_group(
         backend,
