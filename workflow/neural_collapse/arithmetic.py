@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Within the block true float32, or for any other precision ("tf32", "bfloat16") TF32 on GPUs
-    that have it.
+    """Within the block true float32, or for "tf32" TF32 on GPUs that have it.
+
+    In bfloat16 what autocast leaves in float32, such as the last layer, is true float32.
 
     PyTorch leaves TF32 on for convolutions by default: 10 bits of mantissa instead of 23, a floor
     of 2e-8 in NC1.
@@ -18,7 +19,7 @@ def arithmetic(precision: str) -> Iterator[None]:
 
     # These switches can be read whichever way they were set. Reading allow_tf32, the older name,
     # raises an error after somebody has set the newer one.
-    on_gpu = "ieee" if precision == "float32" else "tf32"
+    on_gpu = "tf32" if precision == "tf32" else "ieee"
     switches = {
         backends.cuda.matmul: on_gpu,
         backends.cudnn.conv: on_gpu,
