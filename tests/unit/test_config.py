@@ -327,6 +327,10 @@ BAD_VALUES = [
     ({"recipe.measurement.epoch": 2}, ["did you mean 'epochs'"]),
     ({"recipe.robustness.image": 2}, ["did you mean 'images'"]),
     ({"recipe.resources.gpus": 2}, ["did you mean 'gpu'"]),
+    (
+        {"recipe.training.cuda_graphs": True, "recipe.sweep.together": 33},
+        ["sweep.together", "at most 32", "cuda_graphs", "not 33"],
+    ),
     ({"recipe.network.widht": 2}, ["digits x resnet", "widht", "did you mean 'width'"]),
     ({"figures": {"format": ["png"]}}, ["'figures.format'", "did you mean 'formats'"]),
     ({"überschrift": 1}, ["unknown key 'überschrift'"]),

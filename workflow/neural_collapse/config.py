@@ -38,6 +38,9 @@ from .errors import UserError
 from .files import write_text_atomically
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
+MOST_GRAPHS = 32
+"""CUDA graphs that replay at once: torch's pool has so many streams, and graphs recorded on one
+stream share its workspace."""
 EXPERIMENT = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -147,7 +150,8 @@ class TrainingRecipe(Model):
     """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
     measured on a GPU by this project."""
     deterministic: bool = True
-    """Ask the GPU for deterministic kernels: the same recipe gives the same bits there too."""
+    """Ask the GPU for deterministic kernels: the same recipe gives the same bits there too. A
+    custom network's layer may have none (torch's adaptive pooling to more than 1 px)."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a training; part of the recipe, because another count gives other bits."""
     evaluation_batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
@@ -205,8 +209,8 @@ class SweepRecipe(Model):
     """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
     together: Annotated[int, Field(ge=1, le=1000)] = 1
     """Learning rates trained in one process and on one GPU, which is faster for small networks;
-    `memory_mb` and `runtime_minutes` are then of all of them. The model that is kept is trained by
-    itself."""
+    `memory_mb` and `runtime_minutes` are then of all of them, and so is the GPU's memory: side by
+    side, each holds its own activations. The model that is kept is trained by itself."""
     together_as: Literal["fastest", "side_by_side", "one_network"] = "fastest"
     """How: side by side, each with the bits of a training by itself; as one network with grouped
     convolutions, whose numbers differ in their last digits and then drift apart as those of another
@@ -363,6 +367,11 @@ class Recipe(_RecipeParts):
             raise ValueError(
                 "sweep.together: learning rates that are trained together share one GPU, but "
                 f"resources.gpu is {self.resources.gpu}; set one of the two to 1"
+            )
+        if self.training.cuda_graphs and self.sweep.together > MOST_GRAPHS:
+            raise ValueError(
+                f"sweep.together: at most {MOST_GRAPHS} learning rates can be trained together "
+                f"with training.cuda_graphs, not {self.sweep.together}; set one of the two lower"
             )
         if any(epoch >= last for epoch in self.sweep.halving_epochs):
             raise ValueError(

@@ -105,6 +105,9 @@ class StreamedImages:
 
         def read() -> None:
             try:
+                if self._copies is not None:
+                    # A new thread has the first GPU, whichever this process computes on.
+                    torch.cuda.set_device(self._copies.device)
                 with ExitStack() as stack:
                     pool = None
                     if self.readers > 1:

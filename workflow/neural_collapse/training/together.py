@@ -362,6 +362,8 @@ def _resume(
             History(rate, [EpochRecord(**record) for record in records], diverged, epoch)
             for rate, (records, diverged) in zip(rates, curves, strict=True)
         ]
+    except torch.OutOfMemoryError:  # of the card, not of the state
+        raise
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError):
         say(f"{label}  the state of epoch {epoch} is not whole; begins anew")
         return None
@@ -379,13 +381,14 @@ class _Clock:
     device: torch.device
 
     def seconds(self, work: Callable[[], None]) -> float:
-        self._wait()
+        self.wait()
         begin = time.perf_counter()
         work()
-        self._wait()
+        self.wait()
         return time.perf_counter() - begin
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the device has done all that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -419,5 +422,7 @@ def choose_method(
                     seconds = _Clock(data.device).seconds(work)
                     best[kind] = min(seconds, best.get(kind, seconds))
     except (torch.OutOfMemoryError, StepTooLarge):
+        # The trials' streams may still write where the next networks will lie.
+        _Clock(data.device).wait()
         return SideBySide  # which may fit: there was room for both ways at once
     return Grouped if best[Grouped] < 0.9 * best[SideBySide] else SideBySide

@@ -267,7 +267,8 @@ class Trainer:
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError as error:
-                    reason = str(error).splitlines()[0]
+                    # To end the recording fails as well, and hides why.
+                    reason = str(error.__context__ or error).splitlines()[0]
                     raise UserError(
                         f"training.cuda_graphs: this network's step cannot be recorded ({reason}); "
                         "set it to false"
