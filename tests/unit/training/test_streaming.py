@@ -21,6 +21,7 @@ from neural_collapse.images import (
     room_bytes,
     to_device,
 )
+from neural_collapse.training.devices import set_determinism
 from neural_collapse.training.loop import train
 from neural_collapse.training.trainer import Trainer, evaluate
 
@@ -132,10 +133,20 @@ def test_room_is_at_most_half_of_the_main_memory():
     assert 0 < room_bytes(CPU) <= total // 2
 
 
+@pytest.fixture
+def deterministic(monkeypatch):
+    """GPUs' kernels, as in a job."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_determinism(True)
+    yield
+    set_determinism(False)
+    torch.backends.cudnn.benchmark = False
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_streamed_training_has_the_same_bits(
-    on_disk, make_data, make_recipe, tmp_path, device, precision
+    on_disk, make_data, make_recipe, tmp_path, device, precision, deterministic
 ):
     recipe = make_recipe(precision=precision, keep_incomplete_batch=True)
 
