@@ -155,6 +155,7 @@ class World:
                         *("--robustness", i / "robustness.parquet"),
                         *("--activations", i / "activations.parquet"),
                         *("--sweeps", i / "sweep.parquet", "--output-folder", o / "tables"),
+                        *("--recipes", i / "recipe.json"),
                         *("--labels", '{"digits": "Digits", "densenet": "DenseNet"}'),
                     ],
                     "plot-figure": [
@@ -696,8 +697,8 @@ RUN_CASES = [
     case("export-reference", "a data card is a list", "card.json",
         lambda w: w.write("resources/digits/prepared/all/card.json", [1])),
     case("export-reference", "the card is missing", "resources", lambda w: w.remove("resources")),
-    case("show", "run.json is a list", "run.json", lambda w: (w.remove("results/tables"),
-        w.write("results/digits/densenet/seed-3/run.json", [1]))),
+    case("show", "the recipe is a list", "recipe.json", lambda w: (w.remove("results/tables"),
+        w.write("results/digits/densenet/recipe.json", [1]))),
     case("show", "there is no such run", "there: ", options("--seed", "99")),
     case("show", "there is nothing", "results: holds no", lambda w: w.remove("results")),
     case("status", "there are no results", "results", lambda w: w.remove("results")),

@@ -89,6 +89,37 @@ def test_the_command_and_the_three_lines_agree(followed):
     assert printed == table["nc1_within_class_variability"] > 0
 
 
+def test_a_title_trains_nothing_and_a_new_image_everything_of_it(followed):
+    folder, _ = followed
+
+    def planned(change):
+        config = folder / "changed.yaml"
+        config.write_text((folder / "own.yaml").read_text().replace(*change))
+        done = subprocess.run(
+            [BIN / "snakemake", "-n", "tables", "--cores", "1", "--configfile", config.name],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        stats = (done.stdout + done.stderr).split("Job stats:")
+        found = re.findall(r"^(\w+) +(\d+)$", stats[1], re.M) if len(stats) > 1 else []
+        return {rule: int(count) for rule, count in found}
+
+    assert not planned(("label: Shapes", "label: Shapes"))
+    titled = planned(("label: Shapes", "label: Forms"))
+    assert set(titled) == {"collect_tables", "write_table", "check_claims", "tables", "total"}
+    image = folder / "photos" / "train" / "dark" / "0.png"
+    before = image.read_bytes()
+    try:
+        image.write_bytes((image.parent / "1.png").read_bytes())
+        found = planned(("label: Shapes", "label: Shapes"))
+    finally:
+        image.write_bytes(before)
+    assert found["prepare_dataset"] == found["train_model"] == 1
+
+
 def test_reference_runs_are_shown_without_training(followed):
     folder, _ = followed
     own, shown = tables(folder, "own"), tables(folder, "shown")

@@ -160,6 +160,24 @@ def test_a_figures_look_trains_nothing(experiment, tmp_path):
     assert set(rules_run(again.run("figures"))) == {"plot_figure", "figures"}
 
 
+def test_where_the_terminal_phase_starts_is_read_from_curves_that_are_there(experiment, tmp_path):
+    again = copy_of(experiment, tmp_path / "copy")
+    recipe = again.values["recipe"]
+    measurement = recipe["measurement"] | {"terminal_phase_accuracy": 0.2}
+    training = recipe["training"] | {"evaluation_batch_size": 17}  # changes no result either
+    again.values["recipe"] = recipe | {"measurement": measurement, "training": training}
+    ran = set(rules_run(again.run("tables")))
+    assert ran == {"collect_tables", "write_table", "check_claims", "tables"}
+    runs = read_table(again.results / "tables" / "runs.parquet", "runs")
+    assert set(runs["terminal_phase_accuracy"]) == {0.2}
+    curves = read_table(again.results / "tables" / "measurements.parquet", "measurements")
+    curves = curves[(curves["split"] == "train") & (curves["statistic"] == "error")]
+    for run in runs.itertuples():
+        own = curves[(curves["architecture"] == run.architecture) & (curves["seed"] == run.seed)]
+        first = own[own["value"] <= 0.8]["epoch"].min()
+        assert run.terminal_phase_epoch == first
+
+
 def test_a_longer_training_makes_everything_of_it_again(experiment, tmp_path):
     again = copy_of(experiment, tmp_path / "copy")
     again.values["overrides"] = [

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from neural_collapse.config import Recipe, write_recipe
+from neural_collapse.training.locks import clear_finished
 
 EPOCHS = 60
 MEASURED = [1, 2, 3, 5, 8, 13, 21, 30, 45, 60]
@@ -220,6 +221,7 @@ def check(launcher, place: Path, out: Path, job: str, kills: int, how: int, seed
             continue
         assert status == 0, errors.read_text()
         assert contents(out, delivered) == contents(place / "whole", delivered)
+        clear_finished(state)
         assert not state.exists()
         if killed == kills:
             break
@@ -231,6 +233,35 @@ def check(launcher, place: Path, out: Path, job: str, kills: int, how: int, seed
     assert "Traceback" not in said
     if job.startswith("train"):
         assert "continues after epoch" in said
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_results_that_are_deleted_at_the_last_moment_are_made_again_at_once(
+    place, nursery, tmp_path, job
+):
+    """Snakemake deletes the results of a job that is killed after its last line, or whose end it
+    did not live to see."""
+    arguments, state, errors = (
+        command(job, place, tmp_path),
+        tmp_path / "state" / job,
+        tmp_path / "e",
+    )
+    assert nursery.start(arguments, errors)[1]() == 0
+    worked = steps_done(state)
+    assert worked
+    for name in JOBS[job]:
+        top = tmp_path / name
+        shutil.rmtree(top) if top.is_dir() else top.unlink()
+    errors.unlink()
+    assert nursery.start(arguments, errors)[1]() == 0
+    assert steps_done(state) == worked
+    said = errors.read_text()
+    assert "epoch 1/" not in said and "checkpoint 1/" not in said
+    if job.startswith("train"):
+        assert f"continues after epoch {EPOCHS}" in said
+    assert contents(tmp_path, JOBS[job]) == contents(place / "whole", JOBS[job])
+    clear_finished(state)
+    assert not state.exists()
 
 
 def test_a_second_job_in_the_same_place_says_who_is_there(place, nursery, tmp_path):

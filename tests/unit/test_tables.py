@@ -16,6 +16,7 @@ from neural_collapse.tables import (
     empty_table,
     read_table,
     schema_of,
+    terminal_phase_epoch,
     write_table,
 )
 
@@ -201,3 +202,18 @@ def test_joined_tables_are_in_the_order_of_their_key(tmp_path):
 def test_an_unknown_table_is_a_mistake_of_the_program():
     with pytest.raises(KeyError, match="known: measurements"):
         schema_of("measurement")
+
+
+def test_the_terminal_phase_starts_at_the_first_epoch_that_is_accurate_enough():
+    def curve(*errors):
+        rows = [(i, "train", "error", error) for i, error in enumerate(errors)]
+        others = [(0, "train", "loss", 0.0), (0, "test", "error", 0.0)]
+        frame = pd.DataFrame(rows + others, columns=["epoch", "split", "statistic", "value"])
+        return frame.iloc[::-1]
+
+    assert terminal_phase_epoch(curve(0.9, 0.002, 0.001, 0.002), 0.999) == 2
+    assert terminal_phase_epoch(curve(0.9, 0.002), 0.999) is None
+    assert terminal_phase_epoch(curve(0.9, 0.5, 0.0), 1.0) == 2
+    assert terminal_phase_epoch(curve(), 0.5) is None
+    several = curve(0.9, 0.002, 0.001)
+    assert terminal_phase_epoch(several, pd.Series(0.99, index=several.index)) == 1

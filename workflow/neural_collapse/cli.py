@@ -133,6 +133,8 @@ PATHS = {
     "runs": "the run.json of every run",
     "sweeps": "the tables of the sweeps",
     "cards": "the data cards",
+    "recipes": "the recipe.json of every cell",
+    "done-states": "what jobs that are done kept for a kill at their end; is deleted",
 }
 """What a file or folder is, where no subcommand says more."""
 
@@ -290,7 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = cli.command("select-learning-rate", "choose the sweep's winner", _select)
     _path(parser, "recipe", "table", "selection")
-    _paths(parser, "curves")
+    _paths(parser, "curves", "done-states")
 
     parser = cli.command("train-model", "train the chosen rate and keep checkpoints", _train)
     _path(parser, "recipe", "data-folder", "checkpoint-folder", "history", "run-facts")
@@ -300,10 +302,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = cli.command("extract-features", "moments of every checkpoint's features", _features)
     _path(parser, "recipe", "data-folder", "checkpoint-folder", "output-folder")
+    _paths(parser, "done-states")
     _device(parser)
 
     parser = cli.command("compute-statistics", "NC1 to NC4 of every measured epoch", _statistics)
     _path(parser, "recipe", "features-folder", "statistics", "activations")
+    _paths(parser, "done-states")
     _seed(parser)
 
     parser = cli.command("measure-robustness", "DeepFool at every checkpoint", _robustness)
@@ -313,6 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = cli.command("collect-tables", "put the tables of all runs together", _collect)
     _paths(parser, "histories", "statistics", "robustness", "activations", "runs", "sweeps")
+    _paths(parser, "recipes", "done-states")
     parser.add_argument("--labels", type=_titles, default={}, help="titles, as JSON")
     _path(parser, "output-folder")
     _path(parser, "reference-folder", required=False, help="reference runs to show as well")
@@ -495,6 +500,7 @@ def _collect(options: argparse.Namespace) -> None:
         options.activations,
         options.runs,
         options.sweeps,
+        options.recipes,
         options.labels,
         options.output_folder,
         options.reference_folder,
@@ -692,6 +698,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _logged(options.log):
             try:
                 options.run(options)
+                if done := getattr(options, "done_states", ()):
+                    from .training.locks import clear_finished
+
+                    for root in done:
+                        clear_finished(root)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return USER_ERROR

@@ -38,6 +38,11 @@ from .errors import UserError
 from .files import write_text_atomically
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
+READ_ELSEWHERE = {
+    "training": {"evaluation_batch_size"},  # changes no result
+    "measurement": {"terminal_phase_accuracy"},  # read where tables are collected
+}
+"""Keys of a recipe's parts whose change runs no training and no measurement again."""
 MOST_GRAPHS = 32
 """CUDA graphs that replay at once: torch's pool has so many streams, and graphs recorded on one
 stream share its workspace."""

@@ -175,3 +175,17 @@ def one_at_a_time(lock: str | Path) -> Iterator[None]:
             if same:  # otherwise the one before deleted it, and the next locks a new file
                 yield
                 return
+
+
+def tree_digest(folder: str | Path) -> str:
+    """A short hash of the names, sizes and times of all files below a folder; none is read."""
+    digest = hashlib.blake2b(digest_size=8)
+    for parent, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(parent, name)
+            with contextlib.suppress(OSError):  # deleted meanwhile
+                found = os.stat(path)
+                own = os.path.relpath(path, folder), found.st_size, found.st_mtime_ns
+                digest.update(repr(own).encode(errors="surrogateescape"))
+    return digest.hexdigest()

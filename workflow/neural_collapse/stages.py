@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import versions
-from .config import SWEEP_EVALUATIONS, Recipe, read_recipe, spaced_epochs
+from .config import READ_ELSEWHERE, SWEEP_EVALUATIONS, Recipe, read_recipe, spaced_epochs
 from .errors import UserError
 from .files import deliver, require_writable, write_text_atomically
 from .progress import Progress
@@ -35,6 +35,18 @@ def read_json(path: str | Path, kind: str, of: type = dict) -> Any:
     return values
 
 
+ADDED_TO_RUNS = (
+    "origin",
+    "architecture_label",
+    "terminal_phase_accuracy",
+    "terminal_phase_epoch",
+)
+"""Columns that a run does not know of itself: they come where tables are put together."""
+
+DECIDES_TRAINING = {"dataset", "architecture", "network", "data", "training"}
+"""The parts of a recipe that run.json keeps; others may change after the training."""
+
+
 def read_run(path: str | Path) -> dict[str, Any]:
     """What a run said of itself; raises UserError where a key that tables need is not right."""
     from .tables import schema_of
@@ -42,8 +54,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
     run = read_json(path, "run.json")
     types = {"string": str, "int64": int, "float64": (int, float), "bool": bool}
     for column in schema_of("runs").columns:
-        if column.name in ("origin", "architecture_label"):
-            continue  # added where tables are put together
+        if column.name in ADDED_TO_RUNS:
+            continue
         value = run.get(column.name)
         right = isinstance(value, types[column.type]) and (
             column.type == "bool" or not isinstance(value, bool)
@@ -103,6 +115,7 @@ def train_candidate(
             device=where,
             state_root=state_root,
             evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
+            keep_state=True,
             processes=process_count(where, gpus, processes),
         )
     write_table(candidate_frame(recipe, history), output, "history")
@@ -143,6 +156,7 @@ def train_candidates(
             device=where,
             state_root=state_root,
             evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
+            keep_state=True,
         )
     for name, history in zip(rates, histories, strict=True):
         output = output_folder / f"learning-rate-{name}.parquet"
@@ -308,6 +322,7 @@ def train_model(
             checkpoint_folder=checkpoint_folder,
             checkpoint_epochs=recipe.measured_epochs,
             processes=shared_by,
+            keep_state=True,
         )
         if history.diverged:
             raise UserError(
@@ -327,10 +342,6 @@ def train_model(
         "learning_rate": learning_rate,
         "learning_rate_origin": "pinned" if winner is None else "sweep",
         "epochs": training.epochs,
-        "terminal_phase_accuracy": recipe.measurement.terminal_phase_accuracy,
-        "terminal_phase_epoch": history.terminal_phase_epoch(
-            recipe.measurement.terminal_phase_accuracy
-        ),
         "diverged": False,
         "resumed_after": history.resumed_after,
         "processes": shared_by,
@@ -341,7 +352,7 @@ def train_model(
         "test_examples": len(data.test_labels),
         "data_hash": data.data_hash,
         "training_version": versions.TRAINING,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
@@ -421,7 +432,7 @@ def _measure_checkpoints(
                 measure(network, where, epoch, results[epoch])
                 progress.step(count, epoch=str(epoch))
         deliver(results)
-        folder.clear()
+        folder.finish()
 
 
 def extract_features(
@@ -502,7 +513,10 @@ def extract_features(
         checkpoint_folder,
         state_root,
         what="features",
-        depends_on={"measurement": measurement.model_dump(), "epochs": recipe.training.epochs},
+        depends_on={
+            "measurement": measurement.model_dump(exclude=READ_ELSEWHERE["measurement"]),
+            "epochs": recipe.training.epochs,
+        },
         measure=measure,
         deliver=hand_over,
         device=device,
@@ -649,30 +663,51 @@ def collect_tables(
     activations: Sequence[Path],
     runs: Sequence[Path],
     sweeps: Sequence[Path],
+    recipes: Sequence[Path],
     labels: dict[str, str],
     output_folder: Path,
     reference_folder: Path | None = None,
 ) -> None:
     """Put the tables of all runs together: everything that a figure reads.
 
+    recipes: of the runs' cells; they say at which accuracy the terminal phase starts.
     labels: how each dataset's column and each architecture's row is titled.
     reference_folder: a set of reference results whose runs of these datasets and architectures
         are put beside them; their origin is `reference`.
     """
     import pandas as pd
 
-    from .tables import OWN, concat_files, concat_tables, read_table, schema_of, write_table
+    from .tables import (
+        OWN,
+        RUN_KEY,
+        concat_files,
+        concat_tables,
+        read_table,
+        schema_of,
+        terminal_phase_epoch,
+        write_table,
+    )
 
     curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
     measured = concat_files([*statistics, *robustness], "measurements")
-    facts = [read_run(path) for path in runs]
-    rows = [
-        {
-            **run,
-            "architecture_label": labels.get(run["architecture"], run["architecture"]),
-        }
-        for run in facts
-    ]
+    cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
+    rows = []
+    for path in runs:
+        run = read_run(path)
+        dataset, architecture = run["dataset"], run["architecture"]
+        if (dataset, architecture) not in cells:
+            raise UserError(f"--recipes: none is of {dataset} x {architecture}, as {path} is")
+        accuracy = cells[dataset, architecture].measurement.terminal_phase_accuracy
+        own = curves[(curves[RUN_KEY] == [dataset, architecture, run["seed"]]).all(axis=1)]
+        rows.append(
+            {
+                **run,
+                "dataset_label": labels.get(dataset, run["dataset_label"]),
+                "architecture_label": labels.get(architecture, architecture),
+                "terminal_phase_accuracy": accuracy,
+                "terminal_phase_epoch": terminal_phase_epoch(own, accuracy),
+            }
+        )
     frame = pd.DataFrame(
         [{"origin": OWN, **row} for row in rows], columns=schema_of("runs").names
     ).astype({"terminal_phase_epoch": "Int64"})

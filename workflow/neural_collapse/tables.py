@@ -85,6 +85,7 @@ class TableSchema:
 
 SPLITS = ("train", "test")
 OWN, REFERENCE = ORIGINS = ("own", "reference")
+RUN_KEY = ["dataset", "architecture", "seed"]
 VERDICTS = ("holds", "does not", "cannot say")
 
 _CELL = (
@@ -441,3 +442,15 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
 
 def _describe(row: pd.Series, key: Sequence[str]) -> str:
     return ", ".join(f"{name} {row[name]}" for name in key)
+
+
+def terminal_phase_epoch(curve: pd.DataFrame, accuracy: float | pd.Series) -> int | None:
+    """The start of the terminal phase of training in one run's learning curve.
+
+    curve: rows of epoch, split, statistic and value. Returns the first epoch whose accuracy on the
+    train set, 1 - error, is at least `accuracy` (0 to 1; one for all rows, or a column of theirs);
+    None where none is.
+    """
+    judged = (curve["split"] == "train") & (curve["statistic"] == "error")
+    reached = curve.loc[judged & (1 - curve["value"] >= accuracy), "epoch"]
+    return int(reached.min()) if len(reached) else None

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import UserError
-from .tables import OWN, read_table
+from .tables import OWN, RUN_KEY, read_table, terminal_phase_epoch
 
 MARKS = "ox"
 BOTH = "*"
@@ -49,7 +49,6 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], bool], ...] = (
     ("NC4 mismatch, test set", (("nc4_ncc_mismatch", "test", ""),), False),
     ("robustness", (("robustness", "test", ""),), False),
 )
-RUN_KEY = ["dataset", "architecture", "seed"]
 
 
 def text_plot(
@@ -199,11 +198,12 @@ def load_measurements(
         file = folder / f"{name}.parquet"
         if file.is_file():
             frame = pd.concat([frame, read_table(file, "measurements")], ignore_index=True)
-    start = None
-    if (folder / "run.json").is_file():
-        from .stages import read_run
+    start, recipe = None, folder.parent / "recipe.json"
+    if recipe.is_file():
+        from .config import read_recipe
 
-        start = read_run(folder / "run.json")["terminal_phase_epoch"]
+        accuracy = read_recipe(recipe).measurement.terminal_phase_accuracy
+        start = terminal_phase_epoch(frame, accuracy)
     return frame, start
 
 
@@ -211,11 +211,9 @@ def _is_unfinished(frame: pd.DataFrame) -> bool:
     return "epochs" in frame and bool(frame["epochs"].notna().all())
 
 
-def _start_so_far(frame: pd.DataFrame) -> float | None:
+def _start_so_far(frame: pd.DataFrame) -> int | None:
     """The start of the terminal phase in an unfinished training, where it was reached."""
-    errors = frame[(frame["statistic"] == "error") & (frame["split"] == "train")]
-    reached = errors.loc[1 - errors["value"] >= errors["terminal_phase_accuracy"], "epoch"]
-    return float(reached.min()) if len(reached) else None
+    return terminal_phase_epoch(frame, frame["terminal_phase_accuracy"])
 
 
 def _key(frame: pd.DataFrame) -> tuple:

@@ -11,12 +11,14 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from neural_collapse import versions
 from neural_collapse.config import (
+    READ_ELSEWHERE,
     check_config,
     learning_rate_name,
     resolve_recipe,
     write_recipe,
 )
 from neural_collapse.errors import UserError
+from neural_collapse.files import tree_digest
 from neural_collapse.provenance import code_hash
 from neural_collapse.training.devices import physical_gpus
 
@@ -113,7 +115,10 @@ def recipe_slice(*parts):
 
     def of(wildcards):
         recipe = recipe_of(wildcards)
-        return {part: getattr(recipe, part).model_dump(mode="json") for part in parts}
+        return {
+            part: getattr(recipe, part).model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
+            for part in parts
+        }
 
     return of
 
@@ -162,6 +167,14 @@ def state(name):
     return of
 
 
+def sweep_states(wildcards):
+    """A params function: where the candidates of a sweep keep theirs."""
+    sweep = recipe_of(wildcards).sweep
+    together = [f"together-{number}" for number, _ in enumerate(sweep.packs, 1)]
+    names = sweep.named() if sweep.together == 1 else together
+    return [state(f"{{dataset}}-{{architecture}}-{name}")(wildcards) for name in names]
+
+
 def swept(dataset, architecture):
     return RECIPES[dataset, architecture].sweep.learning_rate is None
 
@@ -208,12 +221,21 @@ def winner(wildcards):
 def custom_of(wildcards):
     """A person's own dataset as JSON for the command line; nothing for a built-in one."""
     custom = CONFIG.custom_datasets.get(wildcards.dataset)
-    return [] if custom is None else ["--custom", custom.model_dump_json()]
+    if custom is None:
+        return []
+    # How its column is titled is read where tables are collected.
+    return ["--custom", custom.model_copy(update={"label": wildcards.dataset}).model_dump_json()]
 
 
 def custom_files(wildcards):
     custom = CONFIG.custom_datasets.get(wildcards.dataset)
     return [] if custom is None else custom.path
+
+
+def custom_contents(wildcards):
+    """A params function: the images of a person's folder, of which its own time says nothing."""
+    custom = CONFIG.custom_datasets.get(wildcards.dataset)
+    return tree_digest(custom.path) if custom and os.path.isdir(custom.path) else None
 
 
 def cards():
@@ -224,6 +246,28 @@ def of_runs(name):
     """A file of every run."""
     return [
         f"{FOLDER}/{dataset}/{architecture}/seed-{seed}/{name}"
+        for dataset, architecture in RECIPES
+        for seed in CONFIG.seeds
+    ]
+
+
+def recipe_files():
+    """The recipe of every cell."""
+    return [f"{FOLDER}/{dataset}/{architecture}/recipe.json" for dataset, architecture in RECIPES]
+
+
+def terminal_phase_accuracies():
+    """At which train accuracy each cell's terminal phase starts."""
+    return {
+        f"{dataset} x {architecture}": recipe.measurement.terminal_phase_accuracy
+        for (dataset, architecture), recipe in RECIPES.items()
+    }
+
+
+def robustness_states():
+    """Where the attacks of all runs keep what they have."""
+    return [
+        f"{FOLDER}/.state/{dataset}-{architecture}-seed-{seed}-robustness"
         for dataset, architecture in RECIPES
         for seed in CONFIG.seeds
     ]

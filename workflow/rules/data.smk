@@ -49,6 +49,7 @@ rule prepare_dataset:
             wildcards.dataset, wildcards.preparation
         ].data.model_dump_json(),
         custom=custom_of,
+        contents=custom_contents,
         version=versions.PREPARATION,
     message:
         "Prepare {wildcards.dataset} ({wildcards.preparation})"

@@ -32,15 +32,18 @@ rule collect_tables:
     params:
         folder=subpath(output.measurements, parent=True),
         labels=lambda wildcards: titles(),
+        recipes=recipe_files(),
+        depends_on=terminal_phase_accuracies(),
         reference=reference_options(),
+        done=robustness_states(),
     message:
         "Collect the tables of all runs"
     shell:
         "python -m neural_collapse collect-tables --histories {input.histories:q}"
         " --statistics {input.statistics:q} --robustness {input.robustness:q}"
         " --activations {input.activations:q} --runs {input.runs:q} --sweeps {input.sweeps:q}"
-        " {params.reference:q} --labels {params.labels:q} --output-folder {params.folder:q}"
-        " --log {log:q}"
+        " --recipes {params.recipes:q} {params.reference:q} --labels {params.labels:q}"
+        " --output-folder {params.folder:q} --done-states {params.done:q} --log {log:q}"
 
 
 rule plot_figure:

@@ -26,13 +26,15 @@ rule extract_features:
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=state("{dataset}-{architecture}-seed-{seed}-features"),
+        done=state("{dataset}-{architecture}-seed-{seed}"),
     message:
         "Extract features of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
         "python -m neural_collapse extract-features --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --output-folder {output.features:q} --state-root {params.state:q}"
-        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
+        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --done-states {params.done:q}"
+        " --log {log:q}"
 
 
 rule compute_statistics:
@@ -56,12 +58,14 @@ rule compute_statistics:
         recipe=recipe_file,
         depends_on=recipe_slice("measurement"),
         code=code_hash("collapse/statistics.py", "figures/projection.py"),
+        done=state("{dataset}-{architecture}-seed-{seed}-features"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
         "python -m neural_collapse compute-statistics --recipe {params.recipe:q}"
         " --features-folder {input.features:q} --seed {wildcards.seed}"
-        " --statistics {output.statistics:q} --activations {output.activations:q} --log {log:q}"
+        " --statistics {output.statistics:q} --activations {output.activations:q}"
+        " --done-states {params.done:q} --log {log:q}"
 
 
 rule measure_robustness:

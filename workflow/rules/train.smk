@@ -116,12 +116,13 @@ checkpoint select_learning_rate:
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("sweep"),
+        done=sweep_states,
     message:
         "Select the learning rate of {wildcards.dataset} x {wildcards.architecture}"
     shell:
         "python -m neural_collapse select-learning-rate --recipe {params.recipe:q}"
         " --curves {input.curves:q} --table {output.table:q} --selection {output.selection:q}"
-        " --log {log:q}"
+        " --done-states {params.done:q} --log {log:q}"
 
 
 rule train_model:

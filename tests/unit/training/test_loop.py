@@ -15,8 +15,8 @@ from neural_collapse.errors import UserError
 from neural_collapse.images import Normalisation
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
-from neural_collapse.training.loop import History, train
-from neural_collapse.training.trainer import EpochRecord, Trainer, evaluate
+from neural_collapse.training.loop import train
+from neural_collapse.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
 
@@ -307,17 +307,3 @@ def test_training_that_runs_out_of_memory_names_the_key(monkeypatch, make_data, 
     trainer = Trainer(make_recipe(batch_size=16), make_data(), 0.05, 0, CPU)
     with pytest.raises(UserError, match=r"training\.batch_size: 16 examples"):
         trainer.train_epoch(1)
-
-
-# --------------------------------------------------------------------------- history
-
-
-def test_the_terminal_phase_starts_at_the_first_epoch_that_is_accurate_enough():
-    def history(*errors):
-        records = [EpochRecord(i, 1.0, error, 1.0, 0.5) for i, error in enumerate(errors)]
-        return History(0.1, records)
-
-    assert history(0.9, 0.002, 0.001, 0.002).terminal_phase_epoch(0.999) == 2
-    assert history(0.9, 0.002).terminal_phase_epoch(0.999) is None
-    assert history(0.9, 0.5, 0.0).terminal_phase_epoch(1.0) == 2
-    assert history().terminal_phase_epoch(0.5) is None

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .. import versions
-from ..config import Recipe, learning_rate_name
+from ..config import READ_ELSEWHERE, Recipe, learning_rate_name
 from ..datasets.prepared import PreparedDataset
 from ..files import deliver
 from ..progress import Progress, say
@@ -41,11 +41,6 @@ class History:
     resumed_after: int = 0
     """The epoch after which this process took up the training; 0 where it began it."""
 
-    def terminal_phase_epoch(self, accuracy: float) -> int | None:
-        """The first epoch whose train accuracy is at least `accuracy`; None where none is."""
-        reached = (r.epoch for r in self.records if 1 - r.train_error >= accuracy)
-        return next(reached, None)
-
     def add(self, record: EpochRecord) -> None:
         """One more record; a loss that is not finite ends the curve, with all decisions wrong."""
         self.diverged = not math.isfinite(record.train_loss)
@@ -67,7 +62,7 @@ def training_fingerprint(
     return fingerprint(
         version=versions.TRAINING,
         network=recipe.network.model_dump(),
-        training=recipe.training.model_dump(exclude={"evaluation_batch_size"}),
+        training=recipe.training.model_dump(exclude=READ_ELSEWHERE["training"]),
         data=data_hash,
         learning_rate=learning_rate,
         seed=seed,
@@ -90,6 +85,7 @@ def train(
     label: str | None = None,
     processes: int = 1,
     stream: bool | None = None,
+    keep_state: bool = False,
 ) -> tuple[History, nn.Module]:
     """Train to the last epoch, continuing where an earlier try of the same run stopped.
 
@@ -101,6 +97,8 @@ def train(
     after each.
     processes: how many share the training, each a part of every batch; on "cuda" each has a GPU.
     stream: whether images are streamed from the memory map; by default where they do not fit.
+    keep_state: leave the last state, from which the run's results can be made again at once, to
+    ``locks.clear_finished``.
     Raises UserError where another process works on the same run.
     """
     more = {
@@ -114,6 +112,7 @@ def train(
         ),
         "label": label,
         "stream": stream,
+        "keep_state": keep_state,
     }
     if processes == 1:
         return _train(ALONE, device, recipe, data, **more)
@@ -142,6 +141,7 @@ def _train(
     evaluated_epochs: Collection[int] | None,
     label: str | None,
     stream: bool | None,
+    keep_state: bool,
 ) -> tuple[History, nn.Module]:
     """What :func:`train` does, in one of its processes. Only the first one touches files."""
     label = label or (
@@ -181,7 +181,7 @@ def _train(
         elif checkpoint_folder is not None:
             names = map(checkpoint_name, checkpoint_epochs)
             deliver({name: folder.folder / KEPT / name for name in names}, checkpoint_folder)
-        folder.clear()
+        folder.finish() if keep_state else folder.clear()
     return history, trainer.network
 
 

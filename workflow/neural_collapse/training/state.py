@@ -9,14 +9,8 @@ keeps two jobs out of one place.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import itertools
 import json
-import os
-import shutil
-import socket
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +22,7 @@ from ..errors import UserError
 from ..files import atomic_path, remove_temporaries, written
 from ..progress import say
 from ..tensors import from_bytes, to_bytes
+from .locks import FINISHED, delete, lock
 
 KEPT = 2  # the newest state, and the one before it should the newest be torn
 
@@ -41,8 +36,10 @@ def fingerprint(**parts: Any) -> str:
 class StateFolder:
     """A job's own folder of resume states, locked while the job lives.
 
-    Use it as a context manager. `clear` deletes it when the job has succeeded; leaving the
-    block without that keeps everything for the next try.
+    Use it as a context manager. Leaving the block keeps everything for the next try. `finish` says
+    that the job has succeeded, and keeps its last state until another job has read its results
+    (``locks.clear_finished``): a job may be killed, or its outputs taken for broken ones, after its
+    last line. `clear` deletes everything.
     """
 
     def __init__(self, root: str | Path, fingerprint: str):
@@ -52,7 +49,7 @@ class StateFolder:
     def __enter__(self) -> StateFolder:
         try:
             with written(self.folder):
-                self._lock = _lock(Path(f"{self.folder}.lock"))
+                self._lock = lock(Path(f"{self.folder}.lock"))
                 self.folder.mkdir(parents=True, exist_ok=True)
         except BlockingIOError as error:
             raise UserError(
@@ -72,10 +69,14 @@ class StateFolder:
 
     def clear(self) -> None:
         """Delete the states: the job is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            Path(f"{self.folder}.lock").unlink()
-            self.folder.parent.rmdir()  # only when no other state lies there
+        delete(self.folder)
+
+    def finish(self) -> None:
+        """Say that the job is done; its last state alone is kept."""
+        with atomic_path(self.folder / FINISHED) as marker:
+            marker.touch()
+        for old in self._files()[1:]:
+            old.unlink(missing_ok=True)
 
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
         """Keep the state after `epoch`: tensors, and `facts` that JSON can hold."""
@@ -147,32 +148,3 @@ class BackgroundWriter:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(wait=True)
-
-
-def _lock(path: Path):
-    """An open file with an exclusive lock; BlockingIOError says who holds it."""
-    for attempt in itertools.count():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-        except FileNotFoundError:
-            if attempt < 100:
-                continue  # another job finished and took the empty folder away
-            raise
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise BlockingIOError(error.errno, holder) from None
-        except OSError:
-            file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                return file
-        file.close()  # its holder finished and deleted it meanwhile: lock the new one

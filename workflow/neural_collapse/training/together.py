@@ -236,12 +236,14 @@ def train_together(
     state_root: str | Path,
     evaluated_epochs: Collection[int] | None = None,
     method: str | None = None,
+    keep_state: bool = False,
 ) -> tuple[list[History], str]:
     """The learning curves of several rates, trained to the last epoch in this process.
 
     Continues where an earlier try stopped. evaluated_epochs: as of ``loop.train``. method:
     "side_by_side" or "one_network"; by default the recipe's, or what a probe finds faster. At each
     of the recipe's `sweep.halving_epochs` the worse half, by its error on the test split, stops.
+    keep_state: as of ``loop.train``.
     Returns the curves in the order of the rates, and the method.
     Raises UserError where another process works on the same rates.
     """
@@ -295,7 +297,7 @@ def train_together(
             best = min(lasts, key=lambda record: record.test_error, default=None)
             progress.step(epoch, **(said(best, epoch) if best else {}))
         writer.finish()
-        folder.clear()
+        folder.finish() if keep_state else folder.clear()
     for history in histories:
         if history.diverged:
             name = learning_rate_name(history.learning_rate)
