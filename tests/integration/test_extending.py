@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -80,6 +81,25 @@ def test_status_and_show_say_it(followed):
     assert "8 jobs, 8 done" in status
     (shown,) = [text for command, text in said.items() if " show " in command]
     assert shown.startswith("shapes x small, seed 0") and "NC1 within-class" in shown
+
+
+@pytest.mark.parametrize("dataset", ["shapes", "digits"])
+def test_the_plan_knows_the_network(followed, dataset):
+    folder, _ = followed
+    config = yaml.safe_load((folder / "own.yaml").read_text()) | {"datasets": [dataset]}
+    (folder / f"plan_{dataset}.yaml").write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [BIN / "neural-collapse", "plan", "--config", f"plan_{dataset}.yaml"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f".{os.pathsep}{ROOT / 'workflow'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    if dataset == "digits":  # whose size is known
+        assert re.search(r"time +about .* as 2 finished runs of this machine reached", done.stdout)
+    else:
+        assert "not counted  shapes" in done.stdout
 
 
 def test_the_command_and_the_three_lines_agree(followed):

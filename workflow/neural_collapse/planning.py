@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
+from pydantic import TypeAdapter
+
+from .architectures.recipes import CustomRecipe, NetworkRecipe
+from .architectures.registry import label
 from .config import SWEEP_EVALUATIONS, Config, Recipe, resolve_recipe
 from .datasets.registry import dataset_entry
 
@@ -17,6 +20,8 @@ from .datasets.registry import dataset_entry
 # project.
 ASSUMED_CPU_FLOPS_PER_SECOND = 2e10
 ASSUMED_GPU_FLOPS_PER_SECOND = {"float32": 2e13, "tf32": 6e13, "bfloat16": 2e14}
+TELLING_SECONDS = 60
+"""A training shorter than this says more of how jobs start than of how fast they are."""
 SIZE_KEYS = ("train_examples", "test_examples", "channels", "image_size_px", "num_classes")
 
 
@@ -41,8 +46,11 @@ class CellPlan:
     """Of all checkpoints together."""
     precision: str
     """Arithmetic of the training step."""
-    flops: float
-    """Floating-point operations of all trainings and measurements."""
+    flops: float | None
+    """Floating-point operations of all trainings and measurements; None where the network's cannot
+    be counted."""
+    kind: str
+    """What networks that compute alike share: see `network_kind`."""
 
     @property
     def trainings(self) -> int:
@@ -82,24 +90,36 @@ def data_size(config: Config, recipe: Recipe) -> DataSize | None:
     return DataSize(train, test, entry.channels, side, entry.num_classes)
 
 
-def _network_size(recipe: Recipe, size: DataSize) -> tuple[str, int, int]:
-    """Label, parameters, and forward operations an image (two a multiply-add)."""
+def network_kind(network: NetworkRecipe) -> str:
+    """The network's family; of a person's own the function, since their code may do anything."""
+    return network.function if isinstance(network, CustomRecipe) else network.family
+
+
+def _network_size(network: NetworkRecipe, size: DataSize) -> tuple[int, int | None]:
+    """Parameters, and forward operations an image (two a multiply-add).
+
+    The operations are None where a person's own code does not run without numbers.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from .architectures.build import construct_without_weights, describe
+    from .architectures.build import construct_without_weights
 
-    numbers = {
-        "channels": size.channels,
-        "num_classes": size.num_classes,
-        "image_size_px": size.side_px,
-    }
-    described = describe(recipe.network, **numbers)
-    network = construct_without_weights(recipe.network, **numbers).eval()
+    built = construct_without_weights(
+        network, channels=size.channels, num_classes=size.num_classes, image_size_px=size.side_px
+    )
+    parameters = sum(parameter.numel() for parameter in built.parameters())
     inputs = torch.empty(1, size.channels, size.side_px, size.side_px, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(inputs)
-    return described.label, described.parameter_count, counter.get_total_flops()
+    try:
+        # A custom network comes with its weights.
+        built.eval().to("meta")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            built(inputs)
+    except Exception:
+        if not isinstance(network, CustomRecipe):
+            raise
+        return parameters, None
+    return parameters, counter.get_total_flops()
 
 
 def candidate_flops(size: DataSize, forward: int, epochs: int) -> float:
@@ -121,22 +141,26 @@ def plan_cells(config: Config) -> list[CellPlan]:
         size = data_size(config, recipe)
         if size is None:
             continue
-        label, parameters, forward = _network_size(recipe, size)
+        parameters, forward = _network_size(recipe.network, size)
         candidates = 0 if recipe.sweep.learning_rate is not None else len(recipe.sweep.named())
         jobs = candidates
         if recipe.sweep.together > 1 and candidates:
             jobs += len(recipe.sweep.packs)
         runs, epochs = len(config.seeds), recipe.training.epochs
         measured = len(recipe.measured_epochs)
-        one_training = epochs * training_flops(size, forward)
-        # A checkpoint is one more pass over both sets and the attack, some steps of a few images.
-        attack = recipe.robustness.images * recipe.robustness.candidate_classes * 3 * 4
-        one_measurement = (size.train + size.test + attack) * forward
+        flops = None
+        if forward is not None:
+            # A checkpoint is one more pass over both sets and the attack, some steps of a few
+            # images.
+            attack = recipe.robustness.images * recipe.robustness.candidate_classes * 3 * 4
+            one_measurement = (size.train + size.test + attack) * forward
+            one_run = epochs * training_flops(size, forward) + measured * one_measurement
+            flops = candidates * candidate_flops(size, forward, epochs) + runs * one_run
         plans.append(
             CellPlan(
                 dataset,
                 architecture,
-                label,
+                label(recipe.network),
                 parameters,
                 candidates,
                 jobs,
@@ -145,18 +169,29 @@ def plan_cells(config: Config) -> list[CellPlan]:
                 runs * measured,
                 runs * measured * parameters * 4,
                 recipe.training.precision,
-                candidates * candidate_flops(size, forward, epochs)
-                + runs * (one_training + measured * one_measurement),
+                flops,
+                network_kind(recipe.network),
             )
         )
     return plans
 
 
-def measured_throughput(run_files: Iterable[Path], device: str) -> float | None:
-    """Operations a second of this machine's finished trainings, their median; None without any."""
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a training of this machine says of its speed."""
+
+    kind: str
+    """As `network_kind` has it."""
+    flops: float
+    """Floating-point operations of its epochs."""
+    seconds: float
+
+
+def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
+    """This machine's finished trainings on `device`; one that cannot be counted is left out."""
     from .provenance import machine
 
-    here, rates = machine()["processor"], []
+    here, runs = machine()["processor"], []
     for path in run_files:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
@@ -165,17 +200,56 @@ def measured_throughput(run_files: Iterable[Path], device: str) -> float | None:
                 continue
             size = DataSize(*(run[key] for key in SIZE_KEYS))
             epochs = run["epochs"] - run["resumed_after"]
-            _, _, forward = _network_size(Recipe.model_validate(run["recipe"]), size)
-            rates.append(epochs * training_flops(size, forward) / run["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+            network = TypeAdapter(NetworkRecipe).validate_python(run["recipe"]["network"])
+            _, forward = _network_size(network, size)
+            if forward is not None and epochs > 0 and run["seconds"] > 0:
+                flops = epochs * training_flops(size, forward)
+                runs.append(FinishedRun(network_kind(network), flops, run["seconds"]))
+        # A person's own network may be gone, or need what this environment lacks (UserError).
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-    return median(rates) if rates else None
+    return runs
+
+
+def telling_runs(runs: Sequence[FinishedRun], kind: str) -> list[FinishedRun]:
+    """The runs that say most of how fast networks of a kind train.
+
+    Of short ones, starting up is the larger part, so any long one says more; among those, of the
+    same kind of network.
+    """
+    chosen = [run for run in runs if run.seconds >= TELLING_SECONDS] or list(runs)
+    return [run for run in chosen if run.kind == kind] or chosen
+
+
+def throughput(runs: Sequence[FinishedRun]) -> float:
+    """Operations a second of all the runs together, so that each counts by its length."""
+    return sum(run.flops for run in runs) / sum(run.seconds for run in runs)
 
 
 def _assumed(device: str, cell: CellPlan) -> float:
     if device == "cpu":
         return ASSUMED_CPU_FLOPS_PER_SECOND
     return ASSUMED_GPU_FLOPS_PER_SECOND[cell.precision]
+
+
+def _origin(telling: Mapping[CellPlan, Sequence[FinishedRun]]) -> str:
+    """What the hours of these cells rest on."""
+    runs = {id(run): run for chosen in telling.values() for run in chosen}.values()
+    if not runs:
+        return "an assumption, since this machine has no run yet"
+    text = f"as {_count(len(runs), 'finished run')} of this machine reached"
+    if max(run.seconds for run in runs) < TELLING_SECONDS:
+        text += f", each under {TELLING_SECONDS} s and mostly starting up, so expect less"
+    strangers = {
+        cell.network: None
+        for cell, chosen in telling.items()
+        if all(run.kind != cell.kind for run in chosen)
+    }
+    return text + (f" (none of them like {', '.join(strangers)})" if strangers else "")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _bytes(number: float) -> str:
@@ -204,13 +278,15 @@ def plan(config: Config, device: str | None = None) -> str:
     if device is None:
         wanted = config.device != "cpu" and (config.device == "cuda" or physical_gpus())
         device = "cuda" if wanted else "cpu"
-    runs = sorted(Path(config.results_folder).glob("*/*/*/seed-*/run.json"))
-    throughput = measured_throughput(runs, device)
-    origin = "the median of this machine's own runs"
-    if throughput is None:
-        origin = "an assumption, since this machine has no run yet"
+    files = sorted(Path(config.results_folder).glob("*/*/*/seed-*/run.json"))
+    runs = finished_runs(files, device)
     cells = plan_cells(config)
-    seconds_of = {cell: cell.flops / (throughput or _assumed(device, cell)) for cell in cells}
+    counted = [cell for cell in cells if cell.flops is not None]
+    telling = {cell: telling_runs(runs, cell.kind) for cell in counted}
+    seconds_of = {
+        cell: cell.flops / (throughput(telling[cell]) if runs else _assumed(device, cell))
+        for cell in counted
+    }
     rows = [
         (
             cell.dataset,
@@ -221,7 +297,7 @@ def plan(config: Config, device: str | None = None) -> str:
             f"{cell.epochs:,}",
             f"{cell.checkpoints}",
             _bytes(cell.checkpoint_bytes),
-            _hours(seconds_of[cell]),
+            _hours(seconds_of[cell]) if cell in seconds_of else "unknown",
         )
         for cell in cells
     ]
@@ -241,7 +317,13 @@ def plan(config: Config, device: str | None = None) -> str:
         for dataset in {dataset for dataset, _ in config.cells()}
     )
     seconds = sum(seconds_of.values())
-    rate = sum(cell.flops for cell in cells) / seconds if seconds else 0.0
+    time = "unknown"
+    if seconds:
+        rate = sum(cell.flops for cell in counted) / seconds
+        time = (
+            f"about {_hours(seconds)} of one {'GPU' if device == 'cuda' else 'CPU core'} at "
+            f"{rate / 1e12:.3g} TFLOP/s, {_origin(telling)}; the start of jobs not counted"
+        )
     # Per cell: sweep and selection; and per run: train, features, statistics, attack.
     jobs = sum(cell.candidate_jobs + bool(cell.candidates) + 4 * cell.runs for cell in cells)
     jobs += 2 * len(prepared)
@@ -255,9 +337,13 @@ def plan(config: Config, device: str | None = None) -> str:
         f"checkpoints  {sum(cell.checkpoints for cell in cells):,}",
         f"disk         {_bytes(weights + images + downloads)} at its peak ({_bytes(weights)} "
         f"checkpoints, {_bytes(images)} prepared images, {_bytes(downloads)} downloads)",
-        f"time         about {_hours(seconds)} of one "
-        f"{'GPU' if device == 'cuda' else 'CPU core'} at {rate / 1e12:.3g} TFLOP/s, {origin}; "
-        "the start of jobs not counted",
+        f"time         {time}",
+    ]
+    lines += [
+        f"not counted  {cell.dataset} x {cell.architecture}: its time is unknown, since the "
+        f"operations of {cell.network} cannot be counted without running it"
+        for cell in cells
+        if cell.flops is None
     ]
     for dataset in config.datasets:
         if config.missing(dataset):
