@@ -281,7 +281,11 @@ def test_a_persons_npz(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "reason"),
-    [([0, 2, 0, 2], "class 1 has no train images"), ([0, 0, 0, -1], "a label is -1")],
+    [
+        ([0, 2, 0, 2], "class 1 has no train images"),
+        ([0, 0, 0, -1], "a label is -1"),
+        ([1, 2, 1, 2], "its labels begin at 1; they must begin at 0"),
+    ],
 )
 def test_labels_must_be_whole(labels, reason, tmp_path):
     images = np.zeros((4, 6, 6), np.uint8)
@@ -294,7 +298,7 @@ def test_labels_must_be_whole(labels, reason, tmp_path):
     )
     custom = CustomDataset(label="Mine", path=str(tmp_path / "mine.npz"))
     download_dataset("mine", tmp_path / "raw", custom=custom)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=f"mine.npz: {reason}"):
         prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
 
 

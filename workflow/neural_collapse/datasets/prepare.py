@@ -211,12 +211,14 @@ def _read(entry: DatasetEntry, raw_folder: Path, source: dict[str, Any]) -> Arra
 
 def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
     """The number of classes, after checking that every class is in train, and no other in test."""
-    lowest = min(int(train.min(initial=0)), int(test.min(initial=0)))
+    lowest = min((int(labels.min()) for labels in (train, test) if len(labels)), default=0)
     highest = max(int(train.max(initial=-1)), int(test.max(initial=-1)))
     num_classes = entry.num_classes or highest + 1
     if lowest < 0 or highest >= num_classes:
         wrong = lowest if lowest < 0 else highest
         raise UserError(f"{where}: a label is {wrong}, outside 0 to {num_classes - 1}")
+    if lowest > 0 and entry.num_classes is None:
+        raise UserError(f"{where}: its labels begin at {lowest}; they must begin at 0")
     if num_classes < 2 or num_classes > len(train):
         raise UserError(f"{where}: holds {len(train)} train images of {num_classes} classes")
     for split, labels in (("train", train), ("test", test)):
@@ -563,6 +565,8 @@ def _prepare(
     name = entry.name
     read = _read(entry, raw_folder, source)
     where = Path(source["folder"]) if source.get("folder") else raw_folder
+    if source["kind"] == "npz":
+        where /= source["files"][0]["name"]
     num_classes = _num_classes(entry, read.train_labels, read.test_labels, where)
     chosen = _choose(read.train_labels, read.test_labels, num_classes, recipe)
     if isinstance(read, Arrays):
