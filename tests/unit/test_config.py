@@ -381,6 +381,8 @@ BAD_VALUES = [
     ({"recipe.training": None}, ["recipe.training", "keys and values"]),
     ({"recipe.training.epochs": 0}, ["recipe.training.epochs", "0"]),
     ({"recipe.training.epochs": -3}, ["recipe.training.epochs", "-3"]),
+    ({"recipe.measurement.epochs": [0, 6]}, ["measurement.epochs.0: must be greater", "(it is 0)"]),
+    ({"recipe.measurement.epochs": [6, "a"]}, ["measurement.epochs.1: must be a whole", "'a'"]),
     ({"recipe.training.epochs": None}, ["recipe.training.epochs", "whole number"]),
     ({"recipe.training.epochs": True}, ["recipe.training.epochs", "true or false"]),
     ({"recipe.training.epochs": "many"}, ["recipe.training.epochs", "whole number", "'many'"]),

@@ -685,7 +685,13 @@ _WORDS = (
 def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> str:
     """The first problem of a pydantic error as one sentence that names the file and the key."""
     # An unknown key comes first: a misspelt one also makes the right one missing.
-    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    problems = error.errors()
+    problem = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+    if isinstance(problem["input"], (list, tuple)):
+        # Where a number or a list may stand, a list is no fault, but what is in it may be one.
+        place = problem["loc"][:-1]
+        inner = [p for p in problems if len(p["loc"]) > len(place) + 1]
+        problem = next((p for p in inner if p["loc"][: len(place)] == place), problem)
     location = problem["loc"]
     parts = [str(part) for part in location if not str(part).startswith(("function-", "tuple["))]
     # A union names its branches in the location; a person's file does not.
