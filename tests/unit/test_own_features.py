@@ -125,3 +125,13 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     assert "must end in .parquet or .csv" in capsys.readouterr().err
     assert whole(model, "--test-features", model) == 2
     assert "belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_is_wrong_names_its_set(split, arrays, tmp_path, capsys):
+    arrays |= {"test_features": arrays["features"], "test_labels": arrays["labels"]}
+    arrays["labels" if split == "train" else "test_labels"] = np.zeros(120, int)
+    np.savez(tmp_path / "m.npz", **arrays)
+    model = tmp_path / "m.npz"
+    assert whole(model, "--test-features", model, "--test-labels", model) == 2
+    assert f"The {split} split has no example of class" in capsys.readouterr().err

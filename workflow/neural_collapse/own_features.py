@@ -82,7 +82,12 @@ def statistics_of_files(
         raise UserError(f"{classifier}: the classifier's shape is {weight.shape}, not (C, d)")
     offset = None if bias is None else read_array(bias, "bias")
     train = compute_moments(
-        read_array(features, "features"), read_array(labels, "labels"), len(weight), weight, offset
+        read_array(features, "features"),
+        read_array(labels, "labels"),
+        len(weight),
+        weight,
+        offset,
+        split="train",
     )
     measured = {"train": train}
     if test_features is not None:
@@ -93,6 +98,7 @@ def statistics_of_files(
             weight,
             offset,
             reference_means=train.class_means,
+            split="test",
         )
     rows = [
         {
