@@ -94,6 +94,17 @@ def test_a_wrong_config_is_one_sentence_before_any_job(change, sentence, folder)
     assert "Traceback" not in output and "Job stats" not in output
 
 
+def test_a_recipe_that_cannot_be_written_is_one_sentence_before_any_job(folder):
+    (folder / "results/tiny").mkdir(parents=True)
+    (folder / "results/tiny/digits").touch()
+    tiny = ("--cores", "1", "--configfile", ROOT / "config/tiny.yaml")
+    done = run("snakemake", "--snakefile", ROOT / "Snakefile", *tiny, cwd=folder)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "results/tiny/digits/resnet/recipe.json: cannot be written" in output
+    assert "UserError" not in output and "files.py" not in output and "rule " not in output
+
+
 def test_plan_prints_jobs_epochs_checkpoints_and_disk():
     done = run("neural-collapse", "plan", "--config", "config/quickstart.yaml")
     assert done.returncode == 0, done.stderr

@@ -354,8 +354,11 @@ def figure_command():
 
 
 onstart:
-    for (dataset, architecture), recipe in RECIPES.items():
-        write_recipe(recipe, f"{FOLDER}/{dataset}/{architecture}/recipe.json")
+    try:
+        for (dataset, architecture), recipe in RECIPES.items():
+            write_recipe(recipe, f"{FOLDER}/{dataset}/{architecture}/recipe.json")
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     for dataset in CONFIG.datasets:
         if CONFIG.missing(dataset):
             logger.info(
