@@ -1,5 +1,6 @@
 """`neural-collapse status`: every state a job can be in, from the traces that it leaves."""
 
+import json
 import os
 import socket
 import time
@@ -7,8 +8,10 @@ import time
 import pytest
 import yaml
 
+from neural_collapse import versions
 from neural_collapse.cli import main
-from neural_collapse.config import check_config, resolve_recipe, write_recipe
+from neural_collapse.config import Recipe, check_config, resolve_recipe, write_recipe
+from neural_collapse.stages import DECIDES_TRAINING
 from neural_collapse.status import SILENT_SECONDS, jobs_of, seconds_left, status_of, status_text
 
 CONFIG = {
@@ -160,6 +163,86 @@ def test_the_whole_is_counted_with_a_config_and_without(config, folder, jobs, tm
     write_recipe(resolve_recipe(config, "digits", "vgg"), folder / "digits/vgg/recipe.json")
     assert main(["status", str(folder)]) == 0
     assert "8 jobs, 1 done, 1 failed, 6 waiting" in capsys.readouterr().out
+
+
+def trained(job, recipe, version=versions.TRAINING):
+    """A finished training, by a recipe."""
+    run = {"recipe": recipe, "training_version": version}
+    if isinstance(recipe, Recipe):
+        pinned = recipe.sweep.learning_rate
+        run |= {
+            "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
+            "learning_rate": pinned or 0.05,
+            "learning_rate_origin": "pinned" if pinned else "sweep",
+        }
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    job.output.write_text(json.dumps(run))
+
+
+def changed(config, **recipe):
+    """The recipe of a cell, with changes of its parts, as `training={"epochs": 8}`."""
+    values = resolve_recipe(config, "digits", "vgg").model_dump()
+    return Recipe.model_validate(values | {k: values[k] | v for k, v in recipe.items()})
+
+
+@pytest.mark.parametrize(
+    ("was", "note"),
+    [
+        ({"training": {"epochs": 6}}, "training.epochs was 6, is 9"),
+        ({"network": {"width": 8}}, "network.width was 8, is 64"),
+        ({"data": {"examples_per_class": 20}}, "data.examples_per_class was 20, is None"),
+        ({"sweep": {"learning_rate": 0.2}}, "sweep.learning_rate was 0.2, is 0.1"),
+        ({"sweep": {"learning_rate": None}}, "sweep.learning_rate was None, is 0.1"),
+        ({"training": {"evaluation_batch_size": 7}}, ""),
+        ({"measurement": {"terminal_phase_accuracy": 0.9}}, ""),
+        ({"robustness": {"images": 7}, "resources": {"memory_mb": 5}}, ""),
+        ({"sweep": {"count": 9, "seed": 3}}, ""),
+    ],
+)
+def test_what_another_recipe_made_is_outdated(was, note, jobs, config):
+    job = jobs["train_model", "seed-0"]
+    trained(job, changed(config, **was))
+    done(jobs["extract_features", "seed-0"])
+    for status in (status_of(job), status_of(jobs["extract_features", "seed-0"])):
+        assert (status.state, status.note) == ("outdated" if note else "done", note)
+    assert status_of(jobs["train_model", "seed-1"]).state == "waiting"
+
+
+def test_another_training_code_is_outdated(jobs, config):
+    job = jobs["train_model", "seed-0"]
+    trained(job, changed(config), 1)
+    assert status_of(job).state == "outdated" and "version 1 of the training" in status_of(job).note
+
+
+@pytest.mark.parametrize("recipe", [{}, {"training": {}}, {"training": None}, [], None])
+def test_a_run_that_does_not_say_its_recipe_is_done(recipe, jobs):
+    job = jobs["train_model", "seed-0"]
+    trained(job, recipe)
+    assert status_of(job).state == "done"
+
+
+def test_a_sweep_is_outdated_with_the_training_that_followed_it(config, folder):
+    recipe = resolve_recipe(config, "digits", "resnet")
+    candidate, *_, training, _, _, _ = jobs_of(folder, recipe, [0])
+    done(candidate)
+    old = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 6})})
+    trained(training, old)
+    os.utime(candidate.output, (1, 1))
+    assert status_of(candidate).state == "outdated"
+    os.utime(training.output, (1, 1))
+    os.utime(candidate.output, (2, 2))
+    assert status_of(candidate).state == "done", "made since"
+
+
+def test_the_text_says_what_was_changed(config, folder, jobs):
+    job = jobs["train_model", "seed-0"]
+    trained(job, changed(config, training={"epochs": 6}))
+    for rule in ("extract_features", "compute_statistics", "measure_robustness"):
+        done(jobs[rule, "seed-0"])
+    text = status_text(folder, config)
+    assert "18 jobs, 4 outdated, 14 waiting" in text
+    assert "digits x vgg, 4 jobs: training.epochs was 6, is 9" in text
+    assert "0/2, 1 outdated" in text and "left:" in text
 
 
 def test_mistakes_are_one_sentence(tmp_path, capsys):

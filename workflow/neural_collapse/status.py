@@ -18,11 +18,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from .config import Config, Recipe, read_recipe, resolve_recipe
+from . import versions
+from .config import READ_ELSEWHERE, Config, Recipe, _shown, read_recipe, resolve_recipe
 from .errors import UserError
 
-State = Literal["done", "running", "failed", "stopped", "waiting"]
-STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "waiting")
+State = Literal["done", "outdated", "running", "failed", "stopped", "waiting"]
+STATES: tuple[State, ...] = ("done", "outdated", "running", "failed", "stopped", "waiting")
 SILENT_SECONDS = 900
 """A job on another machine that has said nothing for so long is taken for stopped."""
 
@@ -49,6 +50,10 @@ class Job:
     output: Path
     log: Path
     benchmark: Path
+    recipe: Recipe
+    """By which it is to be made."""
+    runs: tuple[Path, ...]
+    """The run.json of every training that this job is, follows, or chose the learning rate of."""
     state: Path | None = None
     """Where its resume states lie; None for short jobs."""
 
@@ -60,7 +65,8 @@ class JobStatus:
     job: Job
     state: State
     note: str = ""
-    """The last progress of one that runs or was stopped, or why one failed."""
+    """The last progress of one that runs or was stopped, why one failed, or what was changed since
+    one was done."""
     seconds_left: float | None = None
     seconds_whole: float | None = None
     """What the whole job takes at its pace so far."""
@@ -70,6 +76,8 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
     """Every long job of one cell, in the order in which they run."""
     cell = f"{recipe.dataset}-{recipe.architecture}"
     home = folder / recipe.dataset / recipe.architecture
+
+    runs = {f"seed-{seed}": home / f"seed-{seed}" / "run.json" for seed in seeds}
 
     def job(rule: str, name: str, output: Path, state: str | None, logs: str = "") -> Job:
         log = folder / "logs" / (logs or rule) / f"{cell}-{name}"
@@ -81,6 +89,8 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
             output,
             Path(f"{log}.log"),
             Path(f"{log}.tsv"),
+            recipe,
+            (runs[name],) if name in runs else tuple(runs.values()),
             None if state is None else folder / ".state" / state,
         )
 
@@ -95,12 +105,11 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
                 pack = f"together-{number}"
                 output, state = home / "sweep" / pack, f"{cell}-{pack}"
                 jobs.append(job("train_candidate", pack, output, state, "train_candidates"))
-    for seed in seeds:
-        name = f"seed-{seed}"
+    for name, facts in runs.items():
         run = home / name
         state = f"{cell}-{name}"
         jobs += [
-            job("train_model", name, run / "run.json", state),
+            job("train_model", name, facts, state),
             job("extract_features", name, run / "features", f"{state}-features"),
             job("compute_statistics", name, run / "statistics.parquet", None),
             job("measure_robustness", name, run / "robustness.parquet", f"{state}-robustness"),
@@ -137,7 +146,8 @@ def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
 def status_of(job: Job, now: float | None = None) -> JobStatus:
     """How far one job is."""
     if job.output.exists():
-        return JobStatus(job, "done")
+        changed = _changed(job)
+        return JobStatus(job, "outdated" if changed else "done", changed)
     now = time.time() if now is None else now
     lines = _tail(job.log)
     progress = next((found for line in reversed(lines) if (found := _PROGRESS.search(line))), None)
@@ -155,6 +165,53 @@ def status_of(job: Job, now: float | None = None) -> JobStatus:
     if lines and job.state is not None and job.state.exists():
         return JobStatus(job, "stopped", note, *_pace(progress))
     return JobStatus(job, "waiting")
+
+
+def _changed(job: Job) -> str:
+    """What the recipe says otherwise than when a finished job was done; nothing where it agrees.
+
+    A training says by which recipe it was made. What was measured of an outdated one is outdated
+    as well, and so is the part of the sweep that is older than it.
+    """
+    for path in job.runs:
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if job.rule == "train_candidate" and _is_newer(job.output, path):
+                continue
+            changed = _difference(run, job.recipe, job.rule == "train_candidate")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not there yet, or not one of this project's
+        if changed:
+            return changed
+    return ""
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime > other.stat().st_mtime
+
+
+def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
+    """The first thing that decides a training and is not in its run.json as it is now.
+
+    These are the params of the rules train_model and, where `of_sweep`, train_candidate, but for
+    the measured epochs. A key that run.json does not hold says nothing.
+    """
+    version = run.get("training_version", versions.TRAINING)
+    if version != versions.TRAINING:
+        return f"trained by version {version} of the training, which is {versions.TRAINING} now"
+    made = run["recipe"]
+    for part in ("network", "data", "training"):
+        wanted = getattr(recipe, part).model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
+        for key, now in wanted.items():
+            before = made.get(part, {}).get(key, now)
+            if before != now:
+                return f"{part}.{key} was {_shown(before)}, is {_shown(now)}"
+    if not of_sweep and "learning_rate_origin" in run:
+        before = run["learning_rate"] if run["learning_rate_origin"] == "pinned" else None
+        now = recipe.sweep.learning_rate
+        if before != now:
+            return f"sweep.learning_rate was {_shown(before)}, is {_shown(now)}"
+    return ""
 
 
 def _tail(path: Path, size: int = 20_000) -> list[str]:
@@ -284,7 +341,7 @@ def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
 
 def status_text(folder: Path, config: Config | None = None) -> str:
     """The whole status as text."""
-    from .planning import _aligned, _hours
+    from .planning import _aligned, _count, _hours
 
     statuses = [status_of(job) for job in experiment_jobs(folder, config)]
     if not statuses:
@@ -298,6 +355,15 @@ def status_text(folder: Path, config: Config | None = None) -> str:
         own = [s for s in statuses if (s.job.dataset, s.job.architecture) == cell]
         rows.append((*cell, *(_summary([s for s in own if s.job.rule == r]) for r in STAGES)))
     lines += _aligned(rows)
+    outdated = Counter(
+        (status.job.dataset, status.job.architecture, status.note)
+        for status in statuses
+        if status.state == "outdated"
+    )
+    if outdated:
+        lines += ["", "outdated, which will run again:"]
+    for (dataset, architecture, changed), number in outdated.items():
+        lines.append(f"  {dataset} x {architecture}, {_count(number, 'job')}: {changed}")
     for state in ("running", "failed", "stopped"):
         chosen = [status for status in statuses if status.state == state]
         if chosen:
@@ -326,4 +392,6 @@ def _summary(statuses: list[JobStatus]) -> str:
     if len(statuses) == 1:
         return statuses[0].state
     done = f"{counts['done']}/{len(statuses)}"
-    return ", ".join([done, *(f"{counts[s]} {s}" for s in ("running", "failed") if counts[s])])
+    return ", ".join(
+        [done, *(f"{counts[s]} {s}" for s in ("outdated", "running", "failed") if counts[s])]
+    )
