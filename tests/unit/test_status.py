@@ -94,6 +94,14 @@ def test_a_killed_process_is_stopped_where_its_state_says(jobs):
     assert (status.state, status.note) == ("stopped", "goes on after epoch 3")
 
 
+def test_a_lock_of_another_recipe_hides_no_living_process(jobs):
+    job = jobs["train_model", "seed-0"]
+    log(job, PROGRESS)
+    lock(job, 2**22 + 1, socket.gethostname())
+    (job.state / "zzz.lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    assert status_of(job).state == "running"
+
+
 def test_a_job_on_another_machine_runs_while_its_log_grows(jobs):
     job = jobs["train_model", "seed-0"]
     log(job, PROGRESS)

@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -152,8 +152,8 @@ def status_of(job: Job, now: float | None = None) -> JobStatus:
     lines = _tail(job.log)
     progress = next((found for line in reversed(lines) if (found := _PROGRESS.search(line))), None)
     note = progress[0] if progress else ""
-    holder = _holder(job)
-    if holder and _alive(*holder, job, now):
+    holder = next((holder for holder in _holders(job) if _alive(*holder, job, now)), None)
+    if holder:
         where = "" if holder[1] == socket.gethostname() else f" on {holder[1]}"
         return JobStatus(job, "running", f"{note or 'starting'}{where}", *_pace(progress))
     error = _error(lines)
@@ -235,31 +235,41 @@ def _error(lines: list[str]) -> str:
     return ""
 
 
-def _holder(job: Job) -> tuple[int, str] | None:
-    """(process, host) that wrote itself into the lock of the job's resume states."""
+def _holders(job: Job) -> Iterator[tuple[int, str]]:
+    """(process, host) that wrote themselves into the locks of the job's resume states; a state of
+    another recipe has a lock of its own."""
     for lock in sorted(job.state.glob("*.lock")) if job.state else ():
-        try:
-            found = re.match(r"process (\d+) on (.+)", lock.read_text(encoding="utf-8").strip())
-        except OSError:
-            continue
-        if found:
-            return int(found[1]), found[2]
-    return None
+        if holder := lock_holder(lock):
+            yield holder
+
+
+def lock_holder(lock: Path) -> tuple[int, str] | None:
+    """(process, host) that wrote itself into a lock; None where none did."""
+    try:
+        found = re.match(r"process (\d+) on (.+)", lock.read_text(encoding="utf-8").strip())
+    except OSError:
+        return None
+    return (int(found[1]), found[2]) if found else None
 
 
 def _alive(process: int, host: str, job: Job, now: float) -> bool:
     if host == socket.gethostname():
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        return process_lives(process)
     try:
         return now - job.log.stat().st_mtime < SILENT_SECONDS
     except OSError:
         return False
+
+
+def process_lives(process: int) -> bool:
+    """Whether a process of this machine is still there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _resumes_after(job: Job) -> int | None:
