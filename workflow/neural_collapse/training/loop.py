@@ -57,8 +57,9 @@ def training_fingerprint(
     checkpoint_epochs: Collection[int],
     evaluated_epochs: Collection[int] | None = None,
 ) -> str:
-    """What a resume state must agree on: recipe, data, rate, seed, kept and evaluated epochs, code
-    version."""
+    """What a resume state must agree on: recipe, data, rate, seed, kept and evaluated epochs (the
+    first and the last always are), code version."""
+    always = {0, recipe.training.epochs}
     return fingerprint(
         version=versions.TRAINING,
         network=recipe.network.model_dump(),
@@ -67,7 +68,7 @@ def training_fingerprint(
         learning_rate=learning_rate,
         seed=seed,
         checkpoints=sorted(checkpoint_epochs),
-        evaluated=None if evaluated_epochs is None else sorted(evaluated_epochs),
+        evaluated=None if evaluated_epochs is None else sorted({*evaluated_epochs, *always}),
     )
 
 

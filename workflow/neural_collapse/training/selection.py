@@ -35,8 +35,13 @@ def held_out(data: PreparedDataset, fraction: float, seed: int) -> PreparedDatas
         train_labels=labels[~kept_out],
         test_images=data.train_images[kept_out],
         test_labels=labels[kept_out],
-        data_hash=fingerprint(data=data.data_hash, fraction=fraction, seed=seed),
+        data_hash=held_out_hash(data.data_hash, fraction, seed),
     )
+
+
+def held_out_hash(data_hash: str, fraction: float, seed: int) -> str:
+    """The hash of what :func:`held_out` makes of data with this hash."""
+    return fingerprint(data=data_hash, fraction=fraction, seed=seed)
 
 
 def choose(curves: pd.DataFrame, epochs: int, split: str) -> float:

@@ -226,6 +226,25 @@ class Grouped(_Together):
 Together = SideBySide | Grouped
 
 
+def together_fingerprint(
+    recipe: Recipe,
+    data_hash: str,
+    learning_rates: Sequence[float],
+    seed: int,
+    evaluated_epochs: Collection[int] | None = None,
+    method: str | None = None,
+) -> str:
+    """What a resume state of these trainings must agree on."""
+    halvings = recipe.sweep.halving_epochs
+    evaluated = None if evaluated_epochs is None else {*evaluated_epochs, *halvings}
+    keys = [
+        training_fingerprint(recipe, data_hash, rate, seed, (), evaluated)
+        for rate in learning_rates
+    ]
+    method = method or recipe.sweep.together_as
+    return fingerprint(together=keys, halving=halvings, method=method)
+
+
 def train_together(
     recipe: Recipe,
     data: PreparedDataset,
@@ -250,16 +269,14 @@ def train_together(
     last = recipe.training.epochs
     halvings = recipe.sweep.halving_epochs
     evaluated = None if evaluated_epochs is None else {*evaluated_epochs, 0, last, *halvings}
-    keys = [
-        training_fingerprint(recipe, data.data_hash, rate, seed, (), evaluated)
-        for rate in learning_rates
-    ]
     label = (
         f"{recipe.dataset} x {recipe.architecture}  {len(learning_rates)} learning rates, "
         f"{learning_rate_name(learning_rates[0])} to {learning_rate_name(learning_rates[-1])}"
     )
     method = method or recipe.sweep.together_as
-    key = fingerprint(together=keys, halving=halvings, method=method)
+    key = together_fingerprint(
+        recipe, data.data_hash, learning_rates, seed, evaluated_epochs, method
+    )
     with StateFolder(state_root, key) as folder, BackgroundWriter() as writer:
         placed = DeviceData(recipe, data, device)
         found = _resume(folder, recipe, placed, learning_rates, seed, label)
