@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -143,8 +143,8 @@ def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
     return [job for recipe in recipes for job in jobs_of(folder, recipe, seeds or [0])]
 
 
-def status_of(job: Job, now: float | None = None) -> JobStatus:
-    """How far one job is."""
+def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset()) -> JobStatus:
+    """How far one job is; `useless` are folders of resume states that it will not go on from."""
     if job.output.exists():
         changed = _changed(job)
         return JobStatus(job, "outdated" if changed else "done", changed)
@@ -159,10 +159,10 @@ def status_of(job: Job, now: float | None = None) -> JobStatus:
     error = _error(lines)
     if error:
         return JobStatus(job, "failed", error)
-    epoch = _resumes_after(job)
+    epoch = _resumes_after(job, useless)
     if epoch is not None:
         return JobStatus(job, "stopped", f"goes on after epoch {epoch}", *_pace(progress))
-    if lines and job.state is not None and job.state.exists():
+    if lines and job.state is not None and job.state.exists() and useless.isdisjoint(_states(job)):
         return JobStatus(job, "stopped", note, *_pace(progress))
     return JobStatus(job, "waiting")
 
@@ -272,11 +272,18 @@ def process_lives(process: int) -> bool:
     return True
 
 
-def _resumes_after(job: Job) -> int | None:
-    if job.state is None:
-        return None
-    states = [path.name for path in job.state.glob("*/state-*.safetensors")]
-    return max((int(name.split("-")[1]) for name in states), default=None)
+def _states(job: Job) -> list[Path]:
+    return [path for path in job.state.glob("*") if path.is_dir()] if job.state else []
+
+
+def _resumes_after(job: Job, useless: Set[Path]) -> int | None:
+    files = (
+        path.name
+        for folder in _states(job)
+        if folder not in useless
+        for path in folder.glob("state-*.safetensors")
+    )
+    return max((int(name.split("-")[1]) for name in files), default=None)
 
 
 def facts_so_far(job: Job) -> Any | None:
@@ -351,9 +358,13 @@ def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
 
 def status_text(folder: Path, config: Config | None = None) -> str:
     """The whole status as text."""
-    from .planning import _aligned, _count, _hours
+    from .leftovers import find_leftovers
+    from .planning import _aligned, _bytes, _count, _hours
 
-    statuses = [status_of(job) for job in experiment_jobs(folder, config)]
+    jobs = experiment_jobs(folder, config)
+    leftovers = find_leftovers(folder, config)
+    useless = {state.folder for state in leftovers}
+    statuses = [status_of(job, useless=useless) for job in jobs]
     if not statuses:
         return f"{folder}: nothing is trained here; it shows reference runs"
     counts = Counter(status.state for status in statuses)
@@ -390,6 +401,11 @@ def status_text(folder: Path, config: Config | None = None) -> str:
         if unknown:
             left += f"; {unknown} jobs not counted, since none like them is done"
         lines += ["", f"left: {left}"]
+    if leftovers:
+        lines += ["", "resume states that no job can use any more; each line deletes one:"]
+    for state in leftovers:
+        size, age = _bytes(state.size_bytes), _hours(state.age_seconds)
+        lines.append(f"  {state.command}   # {size}, written {age} ago")
     page = folder / "report.html"
     lines += ["", f"report: {page if page.exists() else 'not built yet'}"]
     return "\n".join(lines)
