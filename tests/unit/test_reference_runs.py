@@ -9,7 +9,7 @@ import pytest
 
 from neural_collapse.claims import summary
 from neural_collapse.cli import main
-from neural_collapse.config import load_config
+from neural_collapse.config import Recipe, load_config, write_recipe
 from neural_collapse.tables import read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parent / "figures"))
@@ -116,6 +116,7 @@ def collect(folder, output, *reference):
         "statistics": [cell / "statistics.parquet" for cell in cells],
         "activations": [cell / "activations.parquet" for cell in cells],
         "runs": [cell / "run.json" for cell in cells],
+        "recipes": [cell.parent / "recipe.json" for cell in cells],
     }
     options = [part for name, files in paths.items() for part in (f"--{name}", *map(str, files))]
     labels = json.dumps({name: LABELS[name] for name in ("digits", "vgg", "resnet")})
@@ -129,6 +130,9 @@ def collect(folder, output, *reference):
 def own_run(tmp_path):
     """A run of the same cell as the reference's, with other values."""
     cell = tmp_path / "mine" / "digits" / "vgg" / "seed-0"
+    network = {"family": "vgg", "convolutions": [1], "width": 4, "hidden_width": 8}
+    recipe = Recipe(dataset="digits", architecture="vgg", network=network)
+    write_recipe(recipe, cell.parent / "recipe.json")
     tables = make_tables(("digits",), ("vgg",), last=5)
     frame = tables["measurements"]
     curves = frame.statistic.isin(["loss", "error"])

@@ -1,7 +1,7 @@
 """Resume states that no job can use any more: of a recipe, or of training code, before a change.
 
-Each job deletes its own when it is done. These lie until a person deletes them, since a recipe
-may be changed back.
+A job's own are deleted when the next job has begun. These lie until a person deletes them, since a
+recipe may be changed back.
 """
 
 from __future__ import annotations
