@@ -16,6 +16,7 @@ import torch
 from neural_collapse import versions
 from neural_collapse.errors import UserError
 from neural_collapse.training import loop
+from neural_collapse.training.locks import clear_finished
 from neural_collapse.training.loop import train, training_fingerprint
 from neural_collapse.training.state import StateFolder, fingerprint
 
@@ -393,3 +394,30 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_room_is_made(
         assert room_kb > 100
     assert found == expected
     assert not (small_disk / "state").exists()
+
+
+def test_a_state_of_another_torch_is_pointed_out(tmp_path, monkeypatch, capsys):
+    with StateFolder(tmp_path, KEY) as folder:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "__version__", "1.2.3")
+            write(folder, 1)
+        assert folder.read()[0] == 1
+        said = capsys.readouterr().err
+        assert "left by torch 1.2.3" in said and torch.__version__ in said
+        write(folder, 2)
+        assert folder.read()[0] == 2 and not capsys.readouterr().err
+
+
+def test_a_finished_jobs_last_state_stays_until_it_is_cleared(tmp_path):
+    with StateFolder(tmp_path / "root", KEY) as folder:
+        write(folder, 1, 2, 3)
+        folder.finish()
+    with StateFolder(tmp_path / "root", KEY[::-1]) as other:  # of a job that was interrupted
+        write(other, 1)
+    with StateFolder(tmp_path / "root", KEY) as folder:
+        assert folder.read()[0] == 3
+        clear_finished(tmp_path / "root")  # in use: stays
+        assert folder.read()[0] == 3
+    clear_finished(tmp_path / "root")
+    assert [path.name for path in (tmp_path / "root").iterdir() if path.is_dir()] == [KEY[::-1]]
+    clear_finished(tmp_path / "nowhere")

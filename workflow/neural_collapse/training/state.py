@@ -80,7 +80,8 @@ class StateFolder:
 
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
         """Keep the state after `epoch`: tensors, and `facts` that JSON can hold."""
-        payload = to_bytes(tensors, {"epoch": str(epoch), "facts": json.dumps(facts)})
+        metadata = {"epoch": str(epoch), "facts": json.dumps(facts), "torch": torch.__version__}
+        payload = to_bytes(tensors, metadata)
         digest = hashlib.blake2b(payload, digest_size=16).hexdigest()
         target = self.folder / f"state-{epoch:06d}-{digest}.safetensors"
         with atomic_path(target) as temporary:
@@ -101,9 +102,16 @@ class StateFolder:
                 continue
             try:
                 tensors, metadata = from_bytes(payload)
-                return int(metadata["epoch"]), tensors, json.loads(metadata["facts"])
+                found = int(metadata["epoch"]), tensors, json.loads(metadata["facts"])
             except (KeyError, TypeError, ValueError):
                 say(f"{path}: is not a state of this project; it is left out")
+                continue
+            if metadata.get("torch") != torch.__version__:
+                say(
+                    f"{path}: was left by torch {metadata.get('torch', '(unknown)')}, and this is "
+                    f"{torch.__version__}; the result may have other bits than one version's alone"
+                )
+            return found
         return None
 
     def _files(self) -> list[Path]:
