@@ -451,6 +451,11 @@ BAD_VALUES = [
     ({"recipe": {}}, ["digits x resnet", "names no network"]),
     ({"custom_datasets": {"digits": {"label": "x", "path": "y"}}}, ["digits", "built-in"]),
     ({"custom_datasets": {"a/b": {"label": "x", "path": "y"}}}, ["custom_datasets.a/b"]),
+    ({"results_folder": "~nobody-here/x"}, ["results_folder: ~nobody-here is no user's home"]),
+    (
+        {"custom_datasets": {"own": {"label": "x", "path": "~nobody-here/x"}}},
+        ["custom_datasets.own.path: ~nobody-here is no user's home"],
+    ),
     ({"custom_datasets": {"own": {"label": "x"}}}, ["custom_datasets.own.path", "missing"]),
     ({"custom_datasets": {"own": {"label": "x", "pth": "y"}}}, ["did you mean 'path'"]),
     ({"custom_architectures": {"../x": {"label": "x"}}}, ["custom_architectures"]),
@@ -459,6 +464,17 @@ BAD_VALUES = [
     ({"figures": {"formats": ["png", "jpg"]}}, ["figures.formats.1", "'jpg'"]),
     ({"figures": {"epoch_axis": "Log"}}, ["figures.epoch_axis", "'log'"]),
 ]  # fmt: skip
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["mirror", "imagenet_folder", "resources_folder", "results_folder", "reference_folder"]
+    own = {"custom_datasets": {"own": {"label": "Own", "path": "~/own.npz"}}}
+    config = check_config(minimal(**dict.fromkeys(keys, "~/there"), **own))
+    assert [getattr(config, key) for key in keys] == ["/home/me/there"] * 5
+    assert config.folder == "/home/me/there/tiny"
+    assert config.custom_datasets["own"].path == "/home/me/own.npz"
+    assert check_config(minimal(mirror="http://a/~b")).mirror == "http://a/~b"
 
 
 def sentence_of(error: UserError) -> str:

@@ -35,7 +35,7 @@ from .architectures.recipes import NetworkRecipe
 from .architectures.registry import resolve_network
 from .datasets.registry import DATASETS, CustomDataset, dataset_entry
 from .errors import UserError
-from .files import write_text_atomically
+from .files import with_home, write_text_atomically
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 READ_ELSEWHERE = {
@@ -53,6 +53,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 def _path_text(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty; leave the key out instead")
+    value = with_home(value)
     if "{" in value or "}" in value:
         raise ValueError("must not hold { or }, which stand for wildcards in Snakemake")
     return value

@@ -51,6 +51,17 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def with_home(path: str) -> str:
+    """`path` with a leading ~ as the home folder; raises ValueError where there is no such user.
+
+    Programs differ in whether they take ~ for it, so none may see it.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"{path.split('/')[0]} is no user's home folder; write out the whole path")
+    return expanded
+
+
 def remove_temporaries(folder: str | Path) -> None:
     """Delete what killed processes left half-written under a folder that nobody else writes to."""
     for path in Path(folder).rglob(f"{PREFIX}*{SUFFIX}"):

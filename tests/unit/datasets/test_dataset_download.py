@@ -279,6 +279,26 @@ def test_a_mirror_folder_comes_first(
     assert source["files"][0]["source"] == str(mirror / below / IMAGES)
 
 
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_a_mirror_may_lie_in_the_home_folder(
+    publish, server, settings, monkeypatch, tmp_path, by_variable
+):
+    made = publish("mnist", f"{server.address}/")
+    write_files(tmp_path / "mirror" / "mnist", made.files)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if by_variable:
+        monkeypatch.setenv("NC_DATA_MIRROR", "~/mirror")
+    mirror = None if by_variable else "~/mirror"
+    source = download_dataset("mnist", tmp_path / "raw", mirror=mirror, settings=settings)
+    assert source["files"][0]["source"] == str(tmp_path / "mirror" / "mnist" / IMAGES)
+
+
+def test_imagenet_may_lie_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"the folder {tmp_path}/imagenet does not exist"):
+        download_dataset("imagenet", tmp_path / "raw", imagenet_folder="~/imagenet")
+
+
 def test_a_mirror_address_comes_first(publish, server, settings, tmp_path):
     made = publish("cifar10", f"{server.address}/public/")
     server.put("/mirror/cifar10", made.files)

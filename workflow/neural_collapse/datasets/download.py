@@ -477,7 +477,7 @@ def _imagenet_folder(given: str | None) -> Path:
             "imagenet cannot be downloaded freely; get ILSVRC-2012 from image-net.org and name "
             "its folder with the key imagenet_folder"
         )
-    folder = Path(given)
+    folder = Path(os.path.expanduser(given))
     if not folder.is_dir():
         raise UserError(f"imagenet_folder: the folder {folder} does not exist")
     return folder
@@ -575,7 +575,7 @@ def download_dataset(
     """
     entry = dataset_entry({name: custom} if custom else {}, name)
     folder = Path(folder)
-    mirror = mirror or os.environ.get(MIRROR_VARIABLE) or None
+    mirror = os.path.expanduser(mirror or os.environ.get(MIRROR_VARIABLE) or "") or None
     settings = settings or DownloadSettings()
     # Before a file is touched: is what a person named there?
     own, imagenet = None, None

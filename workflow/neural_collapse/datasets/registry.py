@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import UserError
+from ..files import with_home
 from . import sources
 from .sources import SourceFile
 
@@ -65,7 +66,7 @@ class CustomDataset(BaseModel):
 
     label: Annotated[str, Field(min_length=1)]
     """How its column of the figures is titled."""
-    path: Annotated[str, Field(min_length=1)]
+    path: Annotated[str, Field(min_length=1), AfterValidator(with_home)]
     """A .npz file with the arrays train_images and test_images (uint8; N x H x W, N x H x W x
     channels or N x channels x H x W) and train_labels and test_labels (integers from 0), or a
     folder with train/ and test/, each holding one folder of image files a class."""
