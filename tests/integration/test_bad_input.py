@@ -471,6 +471,16 @@ RECIPE_CASES += [
     case("extract-features", "the recipe pictures classes that the data lacks",
         "measurement.activation_classes",
         lambda w: w.recipe(measurement={"epochs": [1, 2], "activation_classes": [0, 1, 57]})),
+    *(
+        case(name, f"it is known before {name} that measuring will lack {lacks}", key,
+            lambda w, change=change: w.recipe(**change))
+        for name in ("train-candidate", "train-model")
+        for lacks, key, change in [
+            ("a class", "measurement.activation_classes: digits has the classes 0 to 9",
+                {"measurement": {"epochs": [1, 2], "activation_classes": [0, 1, 57]}}),
+            ("test images", "robustness.images: 51", {"robustness": {"images": 51}}),
+        ]
+    ),
     case("compute-statistics", "the recipe pictures classes that the features lack",
         "features/epoch-0000.safetensors",
         lambda w: w.recipe(measurement={"epochs": [1, 2], "activation_classes": [0, 1, 57]})),

@@ -29,6 +29,7 @@ def make_config(tmp_path):
             "data": {"examples_per_class": 8, "test_examples_per_class": 2},
             "training": {"epochs": epochs, "batch_size": 40},
             "sweep": {"count": 2, "learning_rate_min": 0.01} | (sweep or {}),
+            "robustness": {"images": 20},
             "measurement": {"epochs": 2, "activation_epochs": 1},
         }
         return check_config(

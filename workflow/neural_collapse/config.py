@@ -282,7 +282,7 @@ class MeasurementRecipe(Model):
     terminal_phase_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.999
     """Train accuracy at which the terminal phase of training starts; ImageNet 0.996."""
     activation_classes: tuple[int, int, int] = (0, 1, 2)
-    """The three classes of Figure 1."""
+    """The three classes of Figure 1. A dataset of two classes is left out of it."""
     activation_epochs: (
         Annotated[int, Field(ge=1, le=1000)] | tuple[Annotated[int, Field(ge=0)], ...]
     ) = 4
@@ -409,6 +409,21 @@ class Recipe(_RecipeParts):
                 f"{self.dataset} x {self.architecture}; add it to measurement.epochs"
             )
         return value
+
+    def figure_1_classes(self, num_classes: int) -> tuple[int, ...]:
+        """The classes of Figure 1 in a dataset of `num_classes`; none where those are fewer than 3.
+
+        Raises UserError where the dataset lacks one of them.
+        """
+        if num_classes < 3:
+            return ()
+        classes = self.measurement.activation_classes
+        if max(classes) >= num_classes:
+            raise UserError(
+                f"measurement.activation_classes: {self.dataset} has the classes 0 to "
+                f"{num_classes - 1}, so there is no class {max(classes)}; choose three of them"
+            )
+        return classes
 
 
 class _PartialNetwork(BaseModel):
@@ -866,13 +881,11 @@ def resolve_recipe(
     except ValidationError as error:
         raise UserError(one_sentence(error, place, Recipe)) from None
     entry = dataset_entry(config.custom_datasets, dataset)
-    if entry.num_classes is not None and max(recipe.measurement.activation_classes) >= (
-        entry.num_classes
-    ):
-        raise UserError(
-            f"{place}: measurement.activation_classes: {dataset} has the classes 0 to "
-            f"{entry.num_classes - 1}"
-        )
+    if entry.num_classes is not None:
+        try:
+            recipe.figure_1_classes(entry.num_classes)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
     _ = recipe.activation_epochs  # raises where one is not measured
     return recipe
 

@@ -179,12 +179,30 @@ def _named_rate(recipe_path: Path, recipe: Recipe, name: str) -> float:
     return named[name]
 
 
-def _sweep_data(recipe: Recipe, data_folder: Path):
-    """What the sweep's trainings see: their test set is what selects."""
+def _open_data(recipe: Recipe, data_folder: Path):
+    """The prepared dataset of a recipe.
+
+    Raises UserError where it lacks what measuring will ask of it, which must not be found out
+    only after a training.
+    """
     from .datasets.prepared import PreparedDataset
-    from .training.selection import held_out
 
     data = PreparedDataset.open(data_folder)
+    recipe.figure_1_classes(data.num_classes)
+    asked, examples = recipe.robustness.images, len(data.test_labels)
+    if asked > examples:
+        raise UserError(
+            f"robustness.images: {asked} are asked for, but {recipe.dataset} has {examples} test "
+            "images; lower it"
+        )
+    return data
+
+
+def _sweep_data(recipe: Recipe, data_folder: Path):
+    """What the sweep's trainings see: their test set is what selects."""
+    from .training.selection import held_out
+
+    data = _open_data(recipe, data_folder)
     if recipe.sweep.selection == "held_out_error":
         return held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed)
     return data
@@ -290,7 +308,6 @@ def train_model(
     processes: how many share the training; by default one a GPU, or one on the CPU.
     """
     from .architectures.registry import label
-    from .datasets.prepared import PreparedDataset
     from .provenance import provenance
     from .tables import write_table
     from .training.checkpoints import checkpoint_name
@@ -299,7 +316,7 @@ def train_model(
     from .training.loop import train
 
     recipe = read_recipe(recipe_path)
-    data = PreparedDataset.open(data_folder)
+    data = _open_data(recipe, data_folder)
     if winner is not None:
         learning_rate = float(_read_curve(winner, recipe)["learning_rate"].iloc[0])
     elif recipe.sweep.learning_rate is not None:
@@ -452,25 +469,18 @@ def extract_features(
 
     from .collapse.features import extract
     from .collapse.moments import save_moments
-    from .datasets.prepared import PreparedDataset
     from .training.checkpoints import checkpoint_name
 
     recipe = read_recipe(recipe_path)
-    data = PreparedDataset.open(data_folder)
+    data = _open_data(recipe, data_folder)
     labels = np.asarray(data.train_labels)
     measurement = recipe.measurement
-    if max(measurement.activation_classes) >= data.num_classes:
-        raise UserError(
-            f"{recipe_path}: measurement.activation_classes: {data.name} has the classes 0 to "
-            f"{data.num_classes - 1}"
-        )
+    pictured = recipe.figure_1_classes(data.num_classes)
     require_writable(*(output_folder / checkpoint_name(e) for e in recipe.measured_epochs))
-    rows = np.concatenate(
-        [
-            np.flatnonzero(labels == c)[: measurement.activation_examples_per_class]
-            for c in measurement.activation_classes
-        ]
-    )
+    of_each = [
+        np.flatnonzero(labels == c)[: measurement.activation_examples_per_class] for c in pictured
+    ]
+    rows = np.concatenate(of_each) if pictured else None
     common = {
         "mean": data.mean,
         "std": data.std,
@@ -541,20 +551,14 @@ def measure_robustness(
     import torch
 
     from .collapse.attacks import robustness
-    from .datasets.prepared import PreparedDataset
     from .tables import write_table
     from .tensors import read_tensors, write_tensors
 
     recipe = read_recipe(recipe_path)
-    data = PreparedDataset.open(data_folder)
+    data = _open_data(recipe, data_folder)
     require_writable(output)
     attack = recipe.robustness
     examples = len(data.test_labels)
-    if attack.images > examples:
-        raise UserError(
-            f"robustness.images: {attack.images} are asked for, but {recipe.dataset} has "
-            f"{examples} test images; lower it"
-        )
     chosen = np.sort(np.random.default_rng(attack.seed).permutation(examples)[: attack.images])
     images = np.asarray(data.test_images[chosen])
 
@@ -619,7 +623,7 @@ def compute_statistics(
     from .collapse.moments import load_moments
     from .collapse.statistics import compute_statistics as of
     from .figures.projection import project_three_classes
-    from .tables import write_table
+    from .tables import empty_table, write_table
     from .training.checkpoints import checkpoint_name
 
     recipe = read_recipe(recipe_path)
@@ -637,8 +641,10 @@ def compute_statistics(
                     {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
                 )
         if epoch in recipe.activation_epochs:
-            classes = recipe.measurement.activation_classes
             try:
+                classes = recipe.figure_1_classes(stored.train.num_classes)
+                if not classes:
+                    continue
                 raw, labels = stored.extra["features"], stored.extra["labels"]
                 frame = project_three_classes(
                     [raw[labels == c].numpy() for c in classes],
@@ -648,12 +654,13 @@ def compute_statistics(
                 )
             except KeyError as error:
                 raise UserError(f"{path}: lacks Figure 1's {error}{again}") from None
-            except (ValueError, IndexError) as error:
+            except (ValueError, IndexError, UserError) as error:
                 raise UserError(f"{path}: does not fit the recipe: {error}{again}") from None
             pictures.append(frame.assign(**run, epoch=epoch))
     require_writable(statistics, activations)
     write_table(pd.DataFrame(rows), statistics, "measurements")
-    write_table(pd.concat(pictures, ignore_index=True), activations, "activations")
+    points = pd.concat(pictures, ignore_index=True) if pictures else empty_table("activations")
+    write_table(points, activations, "activations")
 
 
 def collect_tables(
