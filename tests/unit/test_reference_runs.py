@@ -1,6 +1,8 @@
 """Reference results: a set grows, is never overwritten, and is never mixed with own runs."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from neural_collapse.claims import summary
 from neural_collapse.cli import main
 from neural_collapse.config import Recipe, load_config, write_recipe
+from neural_collapse.reference_runs import export_reference
 from neural_collapse.tables import read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parent / "figures"))
@@ -18,9 +21,9 @@ from sample_tables import LABELS, make_tables
 NAMES = ("measurements", "runs", "sweep", "activations")
 
 
-def make_results(folder, datasets, architectures, last=8, commit="0" * 40):
+def make_results(folder, datasets, architectures, last=8, commit="0" * 40, seeds=(0,)):
     """A finished experiment of these cells, as far as an export reads it."""
-    tables = make_tables(datasets, architectures, last=last)
+    tables = make_tables(datasets, architectures, seeds, last=last)
     for name, table in tables.items():
         write_table(table, folder / "tables" / f"{name}.parquet", name)
     for run in tables["runs"].to_dict("records"):
@@ -103,6 +106,63 @@ def test_what_is_missing_is_one_sentence(tmp_path, resources, capsys):
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.parametrize("changed", [{"learning_rate": 0.1}, {"epochs": 9}, {"network": "VGG13"}])
+def test_tables_of_an_earlier_training_are_refused(tmp_path, resources, capsys, changed):
+    make_results(tmp_path / "e", ("digits",), ("vgg",))
+    path = tmp_path / "e" / "digits" / "vgg" / "seed-0" / "run.json"
+    facts = json.loads(path.read_text())
+    del facts["terminal_phase_accuracy"], facts["terminal_phase_epoch"]
+    path.write_text(json.dumps(facts | changed))
+    assert export(tmp_path / "e", tmp_path / "set", resources) == 2
+    said = capsys.readouterr().err
+    assert "run.json" in said and str(*changed) in said
+    assert "of an earlier training" in said and "run snakemake tables first" in said
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize("written", range(6))
+def test_an_interrupted_export_leaves_the_set_and_can_be_repeated(
+    reference, tmp_path, resources, monkeypatch, written
+):
+    make_results(tmp_path / "two", ("digits",), ("resnet", "densenet"))
+    shutil.copytree(reference, tmp_path / "whole")
+    assert export(tmp_path / "two", tmp_path / "whole", resources) == 0
+    assert collect(None, tmp_path / "before", "--reference-folder", reference) == 0
+
+    real, calls = os.replace, []
+
+    def killed(*paths):
+        if len(calls) == written:
+            raise KeyboardInterrupt
+        calls.append(paths)
+        real(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_reference(tmp_path / "two", reference, resources)
+    assert len(calls) == written
+    assert collect(None, tmp_path / "after", "--reference-folder", reference) == 0
+    for name in NAMES:
+        tables = [tmp_path / when / f"{name}.parquet" for when in ("before", "after")]
+        assert tables[0].read_bytes() == tables[1].read_bytes()
+    assert export(tmp_path / "two", reference, resources) == 0
+    for path in (tmp_path / "whole").rglob("*.*"):
+        if path.name != "config.yaml":  # which names its own folder
+            assert (
+                path.read_bytes() == (reference / path.relative_to(tmp_path / "whole")).read_bytes()
+            )
+
+
+def test_another_seed_of_a_cell_brings_no_second_sweep(tmp_path, resources):
+    for seed in (0, 1):
+        make_results(tmp_path / f"{seed}", ("digits",), ("resnet",), seeds=(seed,))
+        assert export(tmp_path / f"{seed}", tmp_path / "set", resources) == 0
+    sweep = read_table(tmp_path / "set" / "tables" / "sweep.parquet", "sweep")
+    assert len(sweep) == len(make_tables(("digits",), ("resnet",), last=8)["sweep"])
+    assert set(read_table(tmp_path / "set" / "tables" / "runs.parquet", "runs").seed) == {0, 1}
+
+
 def test_code_that_was_not_committed_is_pointed_out(tmp_path, resources, capsys):
     make_results(tmp_path / "e", ("digits",), ("vgg",), commit="abc+changes")
     assert export(tmp_path / "e", tmp_path / "set", resources) == 0
@@ -119,7 +179,7 @@ def collect(folder, output, *reference):
         "recipes": [cell.parent / "recipe.json" for cell in cells],
     }
     options = [part for name, files in paths.items() for part in (f"--{name}", *map(str, files))]
-    labels = json.dumps({name: LABELS[name] for name in ("digits", "vgg", "resnet")})
+    labels = json.dumps({name: LABELS[name] for name in ("digits", "vgg", "resnet", "densenet")})
     return main(
         ["collect-tables", *options, "--robustness", "--sweeps", "--labels", labels,
          "--output-folder", str(output), *map(str, reference)]

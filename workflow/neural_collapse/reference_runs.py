@@ -2,8 +2,9 @@
 
 A set is a folder, results/reference/<name>/, with the four tables that figures read, what every
 run said of itself (runs.json) and the cards of their data (cards.json). A set only ever grows:
-nothing in it is overwritten. Its rows have the origin `reference`, so that they stay apart from a
-person's own runs wherever both are shown.
+nothing in it is overwritten. runs.json is written last and says which runs the set holds; rows of
+others in its tables were left by an export that was interrupted, and nobody reads them. Rows have
+the origin `reference`, so that they stay apart from a person's own runs wherever both are shown.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from .errors import UserError
 from .figures.layout import Layout
 from .files import write_text_atomically
 from .progress import say
-from .stages import read_json, read_run
-from .tables import OWN, REFERENCE, concat_tables, read_table, write_table
+from .stages import ADDED_TO_RUNS, REFERENCE_TABLES, read_json, read_run, reference_tables
+from .tables import OWN, REFERENCE, concat_tables, read_table, schema_of, write_table
 
-TABLES = ("measurements", "runs", "sweep", "activations")
-RUN_KEY = ("dataset", "architecture", "seed")
 BYTES_MAX = 5_000_000
 """What all tables of a set should stay below, since git keeps them for good."""
 
@@ -51,10 +50,13 @@ def export_reference(
         resources_folder: where the prepared datasets lie, for their cards.
 
     Raises:
-        UserError: a run that is in the set already, or one whose run.json or data card is missing.
+        UserError: a run that is in the set already, one whose run.json or data card is missing,
+            or tables of another training than run.json's.
     """
     results, output = Path(results_folder), Path(output_folder)
-    new = {name: read_table(results / "tables" / f"{name}.parquet", name) for name in TABLES}
+    new = {
+        name: read_table(results / "tables" / f"{name}.parquet", name) for name in REFERENCE_TABLES
+    }
     new = {name: table[table["origin"] == OWN] for name, table in new.items()}
     if new["runs"].empty:
         raise UserError(f"{results}: its tables hold no run of its own, so there is none to add")
@@ -63,7 +65,7 @@ def export_reference(
     old: dict[str, pd.DataFrame] = {}
     old_facts, old_cards = [], []
     if (output / "runs.json").exists():
-        old = {name: read_table(output / "tables" / f"{name}.parquet", name) for name in TABLES}
+        old = reference_tables(output)
         old_facts = read_json(output / "runs.json", "list of runs", list)
         old_cards = read_cards(output)
     present = {_key(run) for run in old_facts}
@@ -76,15 +78,23 @@ def export_reference(
             )
         if run.get("commit") is None or run["commit"].endswith("+changes"):
             say(f"warning: {' x '.join(map(str, _key(run)))} was not made by committed code")
-    for name, table in new.items():
-        parts = [table.assign(origin=REFERENCE), *([old[name]] if old else [])]
-        write_table(concat_tables(parts, name), output / "tables" / f"{name}.parquet", name)
+    if old:
+        # Another seed of a cell brings the sweep that the set has of it.
+        key = list(schema_of("sweep").key[1:])
+        present_rows = pd.MultiIndex.from_frame(old["sweep"][key])
+        again = pd.MultiIndex.from_frame(new["sweep"][key]).isin(present_rows)
+        new["sweep"] = new["sweep"][~again]
+    grown = {
+        name: concat_tables([table.assign(origin=REFERENCE), *([old[name]] if old else [])], name)
+        for name, table in new.items()
+    }
+    for name, table in grown.items():
+        write_table(table, output / "tables" / f"{name}.parquet", name)
     known = {card["data_hash"] for card in old_cards}
     cards = [*old_cards, *(card for card in cards if card["data_hash"] not in known)]
     _write_json(output / "cards.json", cards)
     everything = sorted([*old_facts, *facts], key=_key)
-    runs = read_table(output / "tables" / "runs.parquet", "runs")
-    write_text_atomically(output / "config.yaml", _config(output, runs))
+    write_text_atomically(output / "config.yaml", _config(output, grown["runs"]))
     # Last, since it is what says that the set is there.
     _write_json(output / "runs.json", everything)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
@@ -136,6 +146,14 @@ def _facts(results: Path, row: Any) -> dict[str, Any]:
     run = read_run(path)
     if not isinstance(run.get("data_hash"), str):
         raise UserError(f"{path}: does not say which data it was trained on; train it again")
+    for column in schema_of("runs").names:
+        if column in ADDED_TO_RUNS or column == "dataset_label" or column not in run:
+            continue
+        if run[column] != getattr(row, column):
+            raise UserError(
+                f"{results / 'tables'}: the tables are of an earlier training than {path}, whose "
+                f"{column} is {run[column]}, not {getattr(row, column)}; run snakemake tables first"
+            )
     return run
 
 

@@ -663,6 +663,31 @@ def compute_statistics(
     write_table(points, activations, "activations")
 
 
+REFERENCE_TABLES = ("measurements", "runs", "sweep", "activations")
+"""The tables of a set of reference results."""
+
+
+def reference_tables(folder: Path) -> dict[str, Any]:
+    """The tables of a set of reference results by name, of the runs that its runs.json lists.
+
+    An export that is under way, or was interrupted, has written rows of others.
+    """
+    import pandas as pd
+
+    from .tables import RUN_KEY, read_table
+
+    listed = read_json(folder / "runs.json", "list of runs", list)
+    tables = {}
+    for name in REFERENCE_TABLES:
+        table = read_table(folder / "tables" / f"{name}.parquet", name)
+        # A sweep's seed is its own; every seed of the cell has its winner.
+        key = RUN_KEY[:2] if name == "sweep" else RUN_KEY
+        known = [tuple(run.get(column) for column in key) for run in listed]
+        rows = pd.MultiIndex.from_frame(table[key])
+        tables[name] = table[rows.isin(known)].reset_index(drop=True)
+    return tables
+
+
 def collect_tables(
     histories: Sequence[Path],
     statistics: Sequence[Path],
@@ -689,7 +714,6 @@ def collect_tables(
         RUN_KEY,
         concat_files,
         concat_tables,
-        read_table,
         schema_of,
         terminal_phase_epoch,
         write_table,
@@ -724,9 +748,10 @@ def collect_tables(
         "sweep": [concat_files(sweeps, "sweep")],
         "activations": [concat_files(activations, "activations")],
     }
+    reference = {} if reference_folder is None else reference_tables(reference_folder)
     for name, parts in tables.items():
-        if reference_folder is not None:
-            shipped = read_table(reference_folder / "tables" / f"{name}.parquet", name)
+        if name in reference:
+            shipped = reference[name]
             known = shipped["dataset"].isin(labels) & shipped["architecture"].isin(labels)
             parts = [*parts, shipped[known]]
         write_table(concat_tables(parts, name), output_folder / f"{name}.parquet", name)
