@@ -1,10 +1,14 @@
 """Verdicts and Table 1 on tables whose answer is known by hand."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from neural_collapse.claims import PHENOMENA, check_claims, render_claims, summary, write_claims
+from neural_collapse.config import load_config
 from neural_collapse.errors import UserError
 from neural_collapse.figures import Layout, build_table_1, paper, render_table_1, write_table_1
 from neural_collapse.figures.table1 import latex_escape
@@ -203,6 +207,74 @@ def test_table_1_names_deviations_and_dashes_what_is_not_there():
     )
     assert lines[4] == "| svhn | ResNet18 | 94.64 | 95.70 | – | – | – | – | not run | – |"
     assert "recalled" in lines[-1]
+
+
+def papers_recipe(**changes):
+    """The paper's recipe of MNIST x ResNet as a runs table holds it, with `changes`: part__key."""
+    recipe = paper.PROTOCOL["mnist", "resnet"].recipe.model_dump(mode="json")
+    for name, value in changes.items():
+        part, key = name.split("__")
+        recipe[part][key] = value
+    return json.dumps(recipe)
+
+
+def test_the_papers_own_recipe_deviates_nowhere():
+    (row,) = build_table_1(
+        measured({"error": {350: 0.01}}), runs({"recipe": papers_recipe()})
+    ).itertuples()
+    assert row.deviations == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training__weight_decay": 0.01}, "weight decay 0.01 for 0.0005"),
+        ({"training__batch_size": 64}, "batch size 64 for 128"),
+        ({"training__momentum": 0.0}, "momentum 0 for 0.9"),
+        ({"training__precision": "bfloat16"}, "bfloat16 for float32"),
+        (
+            {"training__learning_rate_milestones": ["1/2"]},
+            "rate lowered at 1/2 for 1/3, 2/3",
+        ),
+        ({"training__learning_rate_factor": 0.2}, "rate lowered by 0.2 for 0.1"),
+        ({"training__keep_incomplete_batch": True}, "incomplete batches kept"),
+        ({"data__average_pooling": 2, "data__padding_pixels": 0}, "14 for 32 px"),
+        ({"data__test_examples_per_class": 100}, "100 for all test images a class"),
+        ({"sweep__selection": "held_out_error"}, "selection by held out error for test error"),
+        ({"sweep__count": 5}, "5 for 25 learning rates"),
+        ({"measurement__epochs": [1, 350]}, "2 for 50 measured epochs"),
+        ({"robustness__images": 10}, "10 for 100 attacked images"),
+        ({"network__stem": "imagenet"}, "imagenet for small stem"),
+        # These change no result, or only what is drawn at random.
+        ({"training__threads": 4, "sweep__together": 5, "robustness__seed": 3}, ""),
+        ({"training__evaluation_batch_size": 7, "measurement__activation_classes": [2, 3, 4]}, ""),
+    ],
+)
+def test_table_1_sees_the_whole_recipe(changes, said):
+    table = build_table_1(
+        measured({"error": {350: 0.01}}), runs({"recipe": papers_recipe(**changes)})
+    )
+    assert table.deviations.tolist() == [said]
+
+
+def test_a_pinned_rate_is_a_deviation_and_its_sweep_is_none():
+    pinned = {"learning_rate_origin": "pinned", "recipe": papers_recipe(sweep__count=5)}
+    table = build_table_1(measured({"error": {350: 0.01}}), runs(pinned))
+    assert table.deviations.tolist() == ["learning rate pinned"]
+
+
+def test_every_seeds_deviations_are_named_once():
+    changed = {"recipe": papers_recipe(training__weight_decay=0.01)}
+    more = {"recipe": papers_recipe(training__weight_decay=0.01, training__momentum=0.5)}
+    table = build_table_1(
+        measured({"error": {350: 0.01}}), runs(changed, more | {"seed": 1}, changed | {"seed": 2})
+    )
+    assert table.deviations.tolist() == ["weight decay 0.01 for 0.0005; momentum 0.5 for 0.9"]
+
+
+def test_the_papers_recipes_are_those_of_the_shipped_config():
+    shipped = paper.recipes_json(load_config(Path(__file__).parents[2] / "config.yaml"))
+    assert paper.RECIPES_FILE.read_text() == shipped, "run make schema"
 
 
 def test_a_diverged_run_has_no_accuracy():

@@ -163,6 +163,44 @@ def test_another_seed_of_a_cell_brings_no_second_sweep(tmp_path, resources):
     assert set(read_table(tmp_path / "set" / "tables" / "runs.parquet", "runs").seed) == {0, 1}
 
 
+def test_a_part_of_the_recipe_may_tell_an_earlier_training(tmp_path, resources, capsys):
+    tables = make_results(tmp_path / "e", ("digits",), ("vgg",))
+    path = tmp_path / "e" / "digits" / "vgg" / "seed-0" / "run.json"
+    facts = json.loads(path.read_text())
+    then = json.dumps({"training": {"weight_decay": 0.01, "epochs": 8}, "sweep": {"count": 3}})
+    runs = tables["runs"].assign(recipe=then)
+    write_table(runs, tmp_path / "e" / "tables" / "runs.parquet", "runs")
+    for decay in (0.5, 0.01):
+        now = {"training": {"weight_decay": decay}, "sweep": {"count": 25}}
+        path.write_text(json.dumps(facts | {"recipe": now}))
+        assert export(tmp_path / "e", tmp_path / "set", resources) == (2 if decay == 0.5 else 0)
+        if decay == 0.5:
+            assert "training.weight_decay is 0.5, not 0.01" in capsys.readouterr().err
+    shipped = read_table(tmp_path / "set" / "tables" / "runs.parquet", "runs")
+    assert shipped.recipe.tolist() == [then]
+
+
+def test_a_set_from_before_recipes_stood_in_tables_has_them_in_its_runs(reference, tmp_path):
+    file = reference / "runs.json"
+    (run,) = json.loads(file.read_text())
+    file.write_text(json.dumps([run | {"recipe": {"training": {"weight_decay": 0.01}}}]))
+    assert collect(None, tmp_path / "out", "--reference-folder", reference) == 0
+    (text,) = read_table(tmp_path / "out" / "runs.parquet", "runs").recipe
+    assert json.loads(text) == {"training": {"weight_decay": 0.01}}
+
+
+def test_a_collected_run_holds_what_it_was_trained_and_measured_with(own_run, tmp_path):
+    folder, _ = own_run
+    path = folder / "digits" / "vgg" / "seed-0" / "run.json"
+    trained = {"training": {"weight_decay": 0.25}, "measurement": {"epochs": 7}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": trained}))
+    assert collect(folder, tmp_path / "out") == 0
+    (text,) = read_table(tmp_path / "out" / "runs.parquet", "runs").recipe
+    recipe = json.loads(text)
+    assert recipe["training"] == {"weight_decay": 0.25}
+    assert recipe["measurement"]["epochs"] == 50, "a run does not say what is measured later"
+
+
 def test_code_that_was_not_committed_is_pointed_out(tmp_path, resources, capsys):
     make_results(tmp_path / "e", ("digits",), ("vgg",), commit="abc+changes")
     assert export(tmp_path / "e", tmp_path / "set", resources) == 0

@@ -21,8 +21,24 @@ from .errors import UserError
 from .figures.layout import Layout
 from .files import write_text_atomically
 from .progress import say
-from .stages import ADDED_TO_RUNS, REFERENCE_TABLES, read_json, read_run, reference_tables
-from .tables import OWN, REFERENCE, concat_tables, read_table, schema_of, write_table
+from .stages import (
+    ADDED_TO_RUNS,
+    DECIDES_TRAINING,
+    REFERENCE_TABLES,
+    read_json,
+    read_run,
+    recipe_of,
+    reference_tables,
+)
+from .tables import (
+    OWN,
+    REFERENCE,
+    concat_tables,
+    read_table,
+    recipe_values,
+    schema_of,
+    write_table,
+)
 
 BYTES_MAX = 5_000_000
 """What all tables of a set should stay below, since git keeps them for good."""
@@ -146,13 +162,15 @@ def _facts(results: Path, row: Any) -> dict[str, Any]:
     run = read_run(path)
     if not isinstance(run.get("data_hash"), str):
         raise UserError(f"{path}: does not say which data it was trained on; train it again")
-    for column in schema_of("runs").names:
-        if column in ADDED_TO_RUNS or column == "dataset_label" or column not in run:
-            continue
-        if run[column] != getattr(row, column):
+    names = set(schema_of("runs").names) - {*ADDED_TO_RUNS, "dataset_label"}
+    ours = {name: getattr(row, name) for name in names} | recipe_values(json.loads(row.recipe))
+    trained = {part: v for part, v in recipe_of(run).items() if part in DECIDES_TRAINING}
+    theirs = run | recipe_values(trained)
+    for name in sorted(ours.keys() & theirs.keys()):
+        if ours[name] != theirs[name]:
             raise UserError(
                 f"{results / 'tables'}: the tables are of an earlier training than {path}, whose "
-                f"{column} is {run[column]}, not {getattr(row, column)}; run snakemake tables first"
+                f"{name} is {theirs[name]}, not {ours[name]}; run snakemake tables first"
             )
     return run
 

@@ -40,6 +40,7 @@ ADDED_TO_RUNS = (
     "architecture_label",
     "terminal_phase_accuracy",
     "terminal_phase_epoch",
+    "recipe",
 )
 """Columns that a run does not know of itself: they come where tables are put together."""
 
@@ -65,6 +66,12 @@ def read_run(path: str | Path) -> dict[str, Any]:
                 f"{path}: {column.name!r} is missing or no {column.type}; train this run again"
             )
     return run
+
+
+def recipe_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that a run said it was trained with; empty where it says none."""
+    recipe = run.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _read_curve(path: Path, recipe: Recipe):
@@ -685,7 +692,23 @@ def reference_tables(folder: Path) -> dict[str, Any]:
         known = [tuple(run.get(column) for column in key) for run in listed]
         rows = pd.MultiIndex.from_frame(table[key])
         tables[name] = table[rows.isin(known)].reset_index(drop=True)
+    # Sets that were exported before tables held recipes have them in runs.json alone.
+    recipes = {tuple(map(run.get, RUN_KEY)): recipe_of(run) for run in listed}
+    runs = tables["runs"]
+    kept = [
+        json.dumps(recipes[key]) if text == "{}" else text
+        for *key, text in runs[[*RUN_KEY, "recipe"]].itertuples(index=False, name=None)
+        for key in [tuple(key)]
+    ]
+    tables["runs"] = runs.assign(recipe=pd.Series(kept, dtype="str"))
     return tables
+
+
+def _recipe_text(run: dict[str, Any], recipe: Recipe) -> str:
+    """What a run was trained with, as it says itself, and what it was then measured with."""
+    values = recipe.model_dump(mode="json", exclude={"resources"})
+    values |= {part: value for part, value in recipe_of(run).items() if part in DECIDES_TRAINING}
+    return json.dumps(values, sort_keys=True)
 
 
 def collect_tables(
@@ -737,6 +760,7 @@ def collect_tables(
                 "architecture_label": labels.get(architecture, architecture),
                 "terminal_phase_accuracy": accuracy,
                 "terminal_phase_epoch": terminal_phase_epoch(own, accuracy),
+                "recipe": _recipe_text(run, cells[dataset, architecture]),
             }
         )
     frame = pd.DataFrame(

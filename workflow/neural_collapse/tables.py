@@ -8,9 +8,10 @@ one :class:`~neural_collapse.errors.UserError` sentence that names the file and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -170,6 +171,12 @@ SCHEMAS: dict[str, TableSchema] = {
                 Column("num_classes", "int64", "classes"),
                 Column("train_examples", "int64", "images trained on"),
                 Column("test_examples", "int64", "images tested on"),
+                Column(
+                    "recipe",
+                    "string",
+                    "what it was trained and measured with, as JSON",
+                    default="{}",
+                ),
             ),
             ("origin", "dataset", "architecture", "seed"),
         ),
@@ -442,6 +449,12 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
 
 def _describe(row: pd.Series, key: Sequence[str]) -> str:
     return ", ".join(f"{name} {row[name]}" for name in key)
+
+
+def recipe_values(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe, as a runs table's JSON holds it, by their name: training.epochs."""
+    parts = {part: values for part, values in recipe.items() if isinstance(values, Mapping)}
+    return {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
 
 
 def terminal_phase_epoch(curve: pd.DataFrame, accuracy: float | pd.Series) -> int | None:

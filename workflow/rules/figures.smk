@@ -36,6 +36,7 @@ rule collect_tables:
         depends_on=terminal_phase_accuracies(),
         reference=reference_options(),
         done=robustness_states(),
+        code=code_hash("tables.py"),
     message:
         "Collect the tables of all runs"
     shell:

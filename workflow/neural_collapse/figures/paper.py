@@ -7,7 +7,14 @@ out (docs/deviations.md).  Everything a reader sees of it says so.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from ..architectures.registry import label
+from ..config import Config, Recipe, resolve_recipe
+from ..datasets import registry
 
 DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
 """The columns of the paper's figures, in ascending difficulty."""
@@ -49,46 +56,53 @@ TABLE_1: dict[tuple[str, str], tuple[float, float]] = {
 """Test accuracy in %, at the start of the terminal phase and at the last epoch (recall)."""
 
 
+RECIPES_FILE = Path(__file__).with_name("paper_recipes.json")
+
+
 @dataclass(frozen=True)
 class Protocol:
-    """What the paper did in one cell, as far as a runs table can tell."""
+    """What the paper did in one cell, as the shipped config.yaml has it."""
 
-    network: str
-    train_examples: int
-    epochs: int
-    terminal_phase_accuracy: float
+    recipe: Recipe
+
+    @property
+    def network(self) -> str:
+        """How its network is called, e.g. ResNet18."""
+        return label(self.recipe.network)
+
+    @property
+    def train_examples(self) -> int:
+        """Images in the balanced train set."""
+        entry, of_each = registry.DATASETS[self.recipe.dataset], self.recipe.data.examples_per_class
+        return of_each * entry.num_classes if of_each else entry.train_examples
 
 
-_NETWORKS = {
-    "mnist": ("VGG11", "ResNet18", "DenseNet40"),
-    "fashion_mnist": ("VGG11", "ResNet18", "DenseNet250"),
-    "svhn": ("VGG11", "ResNet18", "DenseNet40"),
-    "cifar10": ("VGG13", "ResNet18", "DenseNet40"),
-    "cifar100": ("VGG13", "ResNet50", "DenseNet250"),
-    "stl10": ("VGG13", "ResNet50", "DenseNet250"),
-    "imagenet": ("VGG19", "ResNet152", "DenseNet201"),
-}
-_TRAIN_EXAMPLES = {
-    "mnist": 50_000,
-    "fashion_mnist": 60_000,
-    "svhn": 46_000,
-    "cifar10": 50_000,
-    "cifar100": 50_000,
-    "stl10": 5_000,
-    "imagenet": 600_000,
-}
+def image_size_px(dataset: str, data: Mapping[str, int]) -> int | None:
+    """Side of the images that a network sees, by a recipe's `data`; None for unknown datasets."""
+    entry = registry.DATASETS.get(dataset)
+    if entry is None or not {"average_pooling", "padding_pixels"} <= data.keys():
+        return None
+    return entry.image_size_px // data["average_pooling"] + 2 * data["padding_pixels"]
+
+
+def recipes_json(config: Config) -> str:
+    """The recipes of `config`'s cells, as shipped in paper_recipes.json: a line each.
+
+    They stand apart from config.yaml, which a person may change and an installed package lacks.
+    """
+    lines = [
+        resolve_recipe(config, dataset, architecture).model_dump_json(exclude={"resources"})
+        for dataset in config.datasets
+        for architecture in config.architectures
+    ]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
 
 PROTOCOL: dict[tuple[str, str], Protocol] = {
-    (dataset, architecture): Protocol(
-        network,
-        _TRAIN_EXAMPLES[dataset],
-        300 if dataset == "imagenet" else 350,
-        0.996 if dataset == "imagenet" else 0.999,
-    )
-    for dataset, networks in _NETWORKS.items()
-    for architecture, network in zip(ARCHITECTURES, networks, strict=True)
+    (values["dataset"], values["architecture"]): Protocol(Recipe.model_validate(values))
+    for values in json.loads(RECIPES_FILE.read_text(encoding="utf-8"))
 }
-"""The paper's networks (recall), balanced train sets and schedule."""
+"""The paper's recipe of each cell."""
 
 
 def paper_order(names: list[str], known: tuple[str, ...]) -> list[str]:

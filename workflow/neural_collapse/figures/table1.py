@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..files import write_text_atomically
-from ..tables import REFERENCE, check_frame, write_table
+from ..tables import REFERENCE, check_frame, recipe_values, write_table
 from . import paper
 from .layout import Layout, origins_of, rows_of
 
@@ -42,23 +44,86 @@ def test_accuracy(rows: pd.DataFrame, seed: int, epoch: float | None) -> float:
     return 1 - float(value.iloc[0]) if len(value) else np.nan
 
 
-def deviations(run: pd.Series) -> str:
-    """Where a run's recipe is not the paper's, as far as a runs table tells; empty where it is."""
+# What a recipe may have otherwise, and how that is said: {0} is ours, {1} the paper's. Left out is
+# what changes last digits at most, what is drawn at random, and what columns of the table say.
+_WORDS = {
+    "network.stem": "{0} for {1} stem",
+    "network.pooled_size_px": "maps pooled to {0} for {1} px",
+    "data.test_examples_per_class": "{0} for {1} test images a class",
+    "training.batch_size": "batch size {0} for {1}",
+    "training.keep_incomplete_batch": "incomplete batches kept",
+    "training.loss": "loss {0} for {1}",
+    "training.momentum": "momentum {0} for {1}",
+    "training.weight_decay": "weight decay {0} for {1}",
+    "training.learning_rate_milestones": "rate lowered at {0} for {1}",
+    "training.learning_rate_factor": "rate lowered by {0} for {1}",
+    "training.precision": "{0} for {1}",
+    "sweep.learning_rate_min": "sweep from {0} for {1}",
+    "sweep.learning_rate_max": "sweep to {0} for {1}",
+    "sweep.count": "{0} for {1} learning rates",
+    "sweep.additional_learning_rates": "additional learning rates {0}",
+    "sweep.selection": "selection by {0} for {1}",
+    "sweep.halving_epochs": "worse learning rates stopped after {0}",
+    "measurement.epochs": "{0} for {1} measured epochs",
+    "robustness.images": "{0} for {1} attacked images",
+    "robustness.overshoot": "overshoot {0} for {1}",
+    "robustness.max_steps": "{0} for {1} DeepFool steps",
+    "robustness.candidate_classes": "{0} for {1} DeepFool classes",
+}
+
+
+def deviations(run: pd.Series) -> list[str]:
+    """Where a run's recipe is not the paper's, as far as a runs table tells."""
     protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
     if protocol is None:
-        return ""
+        return []
     found = []
     if run["network"] != protocol.network:
         found.append(f"{run['network']} for {protocol.network}")
-    for column, unit in [("train_examples", "train images"), ("epochs", "epochs")]:
-        if run[column] != getattr(protocol, column):
-            found.append(f"{run[column]:,} for {getattr(protocol, column):,} {unit}")
-    if not np.isclose(run["terminal_phase_accuracy"], protocol.terminal_phase_accuracy):
+    theirs = protocol.recipe
+    for column, unit, expected in [
+        ("train_examples", "train images", protocol.train_examples),
+        ("epochs", "epochs", theirs.training.epochs),
+    ]:
+        if run[column] != expected:
+            found.append(f"{run[column]:,} for {expected:,} {unit}")
+    accuracy = theirs.measurement.terminal_phase_accuracy
+    if not np.isclose(run["terminal_phase_accuracy"], accuracy):
         found.append(
-            f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for "
-            f"{100 * protocol.terminal_phase_accuracy:.4g} %"
+            f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for {100 * accuracy:.4g} %"
         )
-    return "; ".join(found)
+    recipe = json.loads(run.get("recipe", "{}"))
+    sizes = [
+        paper.image_size_px(run["dataset"], data)
+        for data in (recipe.get("data", {}), theirs.data.model_dump())
+    ]
+    if sizes[0] not in (None, sizes[1]):
+        found.append(f"{sizes[0]} for {sizes[1]} px")
+    pinned = run["learning_rate_origin"] == "pinned"
+    if pinned:
+        found.append("learning rate pinned")
+    ours = recipe_values(recipe)
+    expected = recipe_values(theirs.model_dump(mode="json"))
+    for key, words in _WORDS.items():
+        told = (key.startswith("sweep.") and pinned) or (
+            key.startswith("network.") and run["network"] != protocol.network
+        )
+        if key in ours and key in expected and not told:
+            values = [_said(key, values[key]) for values in (ours, expected)]
+            if values[0] != values[1]:
+                found.append(words.format(*values))
+    return found
+
+
+def _said(key: str, value: Any) -> str:
+    """A recipe's value in words."""
+    if key == "measurement.epochs" and isinstance(value, list):
+        return str(len(value))
+    if value is None:
+        return "all"
+    if isinstance(value, list):
+        return ", ".join(_said("", item) for item in value)
+    return f"{value:,.6g}" if isinstance(value, (int, float)) else str(value).replace("_", " ")
 
 
 def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -115,7 +180,11 @@ def build_table_1(
                 "difference_end": ours[1] - theirs[1],
                 "seeds": len(cell_runs),
                 "seeds_terminal": len(starts),
-                "deviations": deviations(cell_runs.iloc[0]) if len(cell_runs) else "",
+                "deviations": "; ".join(
+                    dict.fromkeys(
+                        part for _, run in cell_runs.iterrows() for part in deviations(run)
+                    )
+                ),
             }
         )
     return check_frame(pd.DataFrame(rows), "table_1", "Table 1")
