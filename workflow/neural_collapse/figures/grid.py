@@ -26,6 +26,7 @@ from .layout import (
     rows_of,
     seeds_sentence,
     several_seeds,
+    size_sentence,
     terminal_phase,
     terminal_phase_sentence,
 )
@@ -299,8 +300,8 @@ def draw_grid(
             axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
         _vertical_axes(spec, axes, drawn)
         figure.supylabel(spec.axis_label, fontsize=7)
-        figure.supxlabel("Epoch", fontsize=7)
         _legend(figure, spec, measurements, runs, layout)
+        style.label_below(figure, "Epoch", size_sentence(runs, layout))
     return figure
 
 
@@ -386,6 +387,7 @@ def grid_caption(
         "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
         "network before training.",
         terminal_phase_sentence(runs, layout),
+        size_sentence(runs, layout),
         origin_sentence(runs),
         seeds_sentence(measurements, layout),
         missing_sentence(runs, layout),

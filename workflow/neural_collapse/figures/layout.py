@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -143,6 +144,62 @@ def origin_sentence(runs: pd.DataFrame) -> str:
         "Solid lines and filled triangles: own runs; dashed, paler lines and hollow triangles: "
         "reference runs, shipped with the project in results/reference."
     )
+
+
+def size_sentence(runs: pd.DataFrame, layout: Layout) -> str:
+    """What is smaller or larger than in the paper: images and networks; empty where nothing is."""
+    present = origins_of(runs)
+    sentences = []
+    for origin in present:
+        rows = [
+            run
+            for cell in layout.cells()
+            for _, run in rows_of(runs, *cell, origin).drop_duplicates(_SIZED).iterrows()
+        ]
+        parts = [*_sized_images(rows, layout), *_sized_networks(rows, layout)]
+        whose = f"{origin.capitalize()} runs not" if len(present) > 1 else "Not"
+        if parts:
+            sentences.append(f"{whose} of the paper's size: {'; '.join(parts)}.")
+    return " ".join(sentences)
+
+
+_SIZED = ["network", "train_examples", "num_classes"]
+
+
+def _sized_images(runs: list[pd.Series], layout: Layout) -> list[str]:
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
+        if protocol is None:
+            continue
+        texts = []
+        if run["train_examples"] != protocol.train_examples:
+            texts.append(f"{run['train_examples'] / run['num_classes']:,.0f} images a class")
+        data = json.loads(run.get("recipe", "{}")).get("data", {})
+        side = paper.image_size_px(run["dataset"], data)
+        if side not in (None, protocol.image_size_px):
+            texts.append(f"{side} px")
+        if texts:
+            title = dict(layout.datasets)[run["dataset"]]
+            found.setdefault(", ".join(texts), {})[title] = None
+    return [f"{', '.join(titles)} {text}" for text, titles in found.items()]
+
+
+def _sized_networks(runs: list[pd.Series], layout: Layout) -> list[str]:
+    parts = []
+    for architecture, _ in layout.architectures:
+        own = [run for run in runs if run["architecture"] == architecture]
+        found: dict[str, list[str]] = {}
+        for run in own:
+            protocol = paper.PROTOCOL.get((run["dataset"], architecture))
+            # A published network is called by its name alone; one's own is titled as one likes.
+            published = " (" not in run["network"]
+            if not (published if protocol is None else run["network"] == protocol.network):
+                found.setdefault(run["network"], []).append(dict(layout.datasets)[run["dataset"]])
+        for network, titles in found.items():
+            everywhere = len(titles) == len(own)
+            parts.append(network if everywhere else f"{network} ({', '.join(titles)})")
+    return parts
 
 
 def several_seeds(frame: pd.DataFrame, layout: Layout) -> bool:

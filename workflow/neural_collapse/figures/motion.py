@@ -35,7 +35,7 @@ def write_animation(
     cell: tuple[str, str] | None = None,
 ) -> None:
     """Write Figure 1 as a GIF: each measured epoch in turn, seen by a camera that swings."""
-    chosen = picture.choose_picture(activations, layout or Layout.of(runs), cell)
+    chosen = picture.choose_picture(activations, runs, layout or Layout.of(runs), cell)
     pictures = [_nothing()] if chosen is None else _frames(chosen)
     # One palette for all, so that no colour flickers. Pillow looks colours up roughly and takes
     # any of the lightest for white, so all of those are the paper's white.
@@ -66,12 +66,7 @@ def _frames(chosen: picture.Picture) -> list[Image]:
             ax = figure.add_subplot(projection="3d")
             picture.draw_space(ax, chosen.rows[chosen.rows["epoch"] == epoch])
             figure.suptitle(f"{chosen.title}, epoch {epoch}", fontsize=8)
-            figure.legend(
-                handles=picture.legend_handles(),
-                loc="outside lower center",
-                ncols=4,
-                handletextpad=0.3,
-            )
+            picture.draw_legend(figure, chosen)
             for step in range(share):
                 swing = np.sin(2 * np.pi * step / share)
                 ax.view_init(elev=ax.elev, azim=picture.AZIMUTH + TURN_DEGREES * swing)
@@ -113,7 +108,7 @@ def write_page(
 ) -> None:
     """Write Figure 1 as one HTML file that opens offline: turn it, and slide through epochs."""
     layout = layout or Layout.of(runs)
-    chosen = picture.choose_picture(activations, layout, cell)
+    chosen = picture.choose_picture(activations, runs, layout, cell)
     body = "<p>No features were kept for this figure.</p>" if chosen is None else _plot(chosen)
     text = picture.picture_caption(activations, runs, layout, cell)
     # plotly has no triangles in three dimensions.

@@ -27,6 +27,7 @@ from .layout import (
     origins_of,
     rows_of,
     seeds_sentence,
+    size_sentence,
     terminal_phase_sentence,
 )
 
@@ -101,13 +102,13 @@ def overview(
             )
         for column, (title, *_) in enumerate(PANELS):
             axes[0, column].set_title(title, fontsize=6.5)
-        figure.supxlabel("Epoch", fontsize=7)
         handles = [
             Line2D([], [], label="class means; train error; single curves", **style.MEANS),
             Line2D([], [], label="classifiers; test error", **style.CLASSIFIERS),
             Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE),
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
+        style.label_below(figure, "Epoch", size_sentence(runs, layout))
     return figure
 
 
@@ -179,7 +180,8 @@ def overview_caption(
         "in the corner is the value at the last epoch. NC1 to NC3 on the train set, NC4's mismatch "
         "and robustness on the test set. Blue: class means, train error and single curves; orange: "
         "classifiers, test error. "
-        f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)}"
+        f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)} "
+        f"{size_sentence(runs, layout)}".rstrip()
     ) + (
         " Rows titled (reference): runs shipped in results/reference."
         if REFERENCE in origins_of(runs)

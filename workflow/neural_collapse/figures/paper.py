@@ -76,6 +76,11 @@ class Protocol:
         entry, of_each = registry.DATASETS[self.recipe.dataset], self.recipe.data.examples_per_class
         return of_each * entry.num_classes if of_each else entry.train_examples
 
+    @property
+    def image_size_px(self) -> int:
+        """Side of the images that its network sees."""
+        return image_size_px(self.recipe.dataset, self.recipe.data.model_dump())
+
 
 def image_size_px(dataset: str, data: Mapping[str, int]) -> int | None:
     """Side of the images that a network sees, by a recipe's `data`; None for unknown datasets."""

@@ -12,7 +12,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from ..tables import REFERENCE
 from . import style
-from .layout import Layout, origins_of, rows_of
+from .layout import Layout, origins_of, rows_of, size_sentence
 
 TITLE = "Neural collapse of three classes, in the space that their means span"
 
@@ -39,6 +39,8 @@ class Picture:
     title: str
     rows: pd.DataFrame
     """Its rows of the table `activations`."""
+    size: str
+    """What of its data and network is not of the paper's size, as a sentence; or empty."""
 
     @property
     def epochs(self) -> list[int]:
@@ -52,7 +54,10 @@ class Picture:
 
 
 def choose_picture(
-    activations: pd.DataFrame, layout: Layout, cell: tuple[str, str] | None = None
+    activations: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout,
+    cell: tuple[str, str] | None = None,
 ) -> Picture | None:
     """What Figure 1 shows: `cell`, or the first that has points; one's own before reference."""
     for origin in origins_of(activations):
@@ -64,7 +69,9 @@ def choose_picture(
                 if origin == REFERENCE:
                     title += " (reference run)"
                 rows = rows[rows["seed"] == seed]
-                return Picture(dataset, architecture, seed, origin, title, rows)
+                run = rows_of(runs, dataset, architecture, origin)
+                size = size_sentence(run[run["seed"] == seed], layout)
+                return Picture(dataset, architecture, seed, origin, title, rows, size)
     return None
 
 
@@ -80,7 +87,7 @@ def figure_1(
     classifiers (red), diamonds the simplex ETF's vertices (green); shades tell the classes apart.
     """
     layout = layout or Layout.of(runs)
-    chosen = choose_picture(activations, layout, cell)
+    chosen = choose_picture(activations, runs, layout, cell)
     with style.style():
         if chosen is None:
             figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)
@@ -98,9 +105,7 @@ def figure_1(
             draw_space(ax, rows[rows["epoch"] == epoch])
             ax.set_title(f"Epoch {epoch}", y=1, pad=0)
         figure.suptitle(chosen.title, fontsize=7)
-        figure.legend(
-            handles=legend_handles(), loc="outside lower center", ncols=4, handletextpad=0.3
-        )
+        draw_legend(figure, chosen)
     return figure
 
 
@@ -173,6 +178,18 @@ def draw_space(ax: Axes3D, rows: pd.DataFrame, azimuth: float = AZIMUTH) -> None
         ax.text2D(0.5, 0.0, note, transform=ax.transAxes, ha="center", fontsize=6, color="0.4")
 
 
+def draw_legend(figure: Figure, chosen: Picture) -> None:
+    """What the kinds of points look like, and what is not of the paper's size, at the bottom."""
+    figure.legend(
+        handles=legend_handles(),
+        loc="outside lower center",
+        ncols=4,
+        handletextpad=0.3,
+        title=style.note_lines(figure, chosen.size) or None,
+        title_fontproperties={"size": style.NOTE_SIZE},
+    )
+
+
 def legend_handles() -> list[Line2D]:
     """What the kinds of points look like."""
 
@@ -197,7 +214,7 @@ def picture_caption(
 ) -> str:
     """What Figure 1 shows and how it was projected."""
     layout = layout or Layout.of(runs)
-    chosen = choose_picture(activations, layout, cell)
+    chosen = choose_picture(activations, runs, layout, cell)
     if chosen is None:
         return "No features were kept for this figure."
     rows = chosen.rows
@@ -211,5 +228,5 @@ def picture_caption(
         "span; means and classifiers are divided by their average norm. The view is fixed to the "
         "ETF. While features still scatter widely a panel shows more of the space, so that sticks "
         f"look shorter; features farther out than {REACH_MAX:g} norms of the class means are left "
-        "out."
+        f"out. {chosen.size}".rstrip()
     )

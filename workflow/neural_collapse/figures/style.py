@@ -6,6 +6,7 @@ Fonts are embedded, and the same tables give the same bytes: no dates, no random
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,33 @@ def origin_handles(origins: Sequence[str]) -> list[Line2D]:
         Line2D([], [], label="own runs", **look),
         Line2D([], [], label="reference runs", **{**look, **REFERENCE}),
     ]
+
+
+NOTE_SIZE = 5.5
+
+
+def note_lines(figure: Figure, text: str) -> str:
+    """A note of :data:`NOTE_SIZE` in lines that are as wide as the figure."""
+    return textwrap.fill(text, int(22 * figure.get_figwidth()))
+
+
+def label_below(figure: Figure, label: str, note: str = "") -> None:
+    """The horizontal axes' common label, and a small note under it."""
+    if not note:
+        figure.supxlabel(label, fontsize=7)
+        return
+    # The layout makes room for one legend, and for no text below the label.
+    figure.legend(
+        handles=[Line2D([], [], linestyle="none", label=note_lines(figure, note))],
+        title=label,
+        title_fontsize=7,
+        fontsize=NOTE_SIZE,
+        labelcolor=GREY,
+        handlelength=0,
+        handletextpad=0,
+        borderpad=0,
+        loc="outside lower center",
+    )
 
 
 def darker(colour: str) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 from ..tables import OWN
 from . import style
 from .grid import blank_panel
-from .layout import Layout, origin_sentence, origins_of, rows_of
+from .layout import Layout, origin_sentence, origins_of, rows_of, size_sentence
 
 TITLE = "Test error over learning rate"
 
@@ -93,7 +93,6 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None)
         for row, (_, label) in enumerate(layout.architectures):
             axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
         figure.supylabel("Test error at the last epoch (%)", fontsize=7)
-        figure.supxlabel("Learning rate", fontsize=7)
         handles = [
             Line2D([], [], label="tried", **_TRIED),
             Line2D([], [], label="selected", **_SELECTED),
@@ -104,6 +103,7 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None)
         if len(errors):
             entries = len(handles) if columns > 3 else min(len(handles), 3)
             figure.legend(handles=handles, loc="outside upper center", ncols=entries)
+        style.label_below(figure, "Learning rate", size_sentence(runs, layout))
     return figure
 
 
@@ -192,4 +192,5 @@ def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None
         text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
     if stopped := _stopped_early(sweep):
         text += f" Left out: {stopped} stopped early."
-    return f"{text} {origin_sentence(errors)}".rstrip()
+    sentences = [text, size_sentence(runs, layout), origin_sentence(errors)]
+    return " ".join(sentence for sentence in sentences if sentence)

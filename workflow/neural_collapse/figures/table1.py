@@ -93,12 +93,9 @@ def deviations(run: pd.Series) -> list[str]:
             f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for {100 * accuracy:.4g} %"
         )
     recipe = json.loads(run.get("recipe", "{}"))
-    sizes = [
-        paper.image_size_px(run["dataset"], data)
-        for data in (recipe.get("data", {}), theirs.data.model_dump())
-    ]
-    if sizes[0] not in (None, sizes[1]):
-        found.append(f"{sizes[0]} for {sizes[1]} px")
+    side = paper.image_size_px(run["dataset"], recipe.get("data", {}))
+    if side not in (None, protocol.image_size_px):
+        found.append(f"{side} for {protocol.image_size_px} px")
     pinned = run["learning_rate_origin"] == "pinned"
     if pinned:
         found.append("learning rate pinned")
