@@ -277,6 +277,20 @@ def test_the_papers_recipes_are_those_of_the_shipped_config():
     assert paper.RECIPES_FILE.read_text() == shipped, "run make schema"
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/figures.md"])
+def test_pages_say_what_the_shipped_runs_show(page):
+    root = Path(__file__).parents[2]
+    folder = root / "results" / "reference" / "mnist-small" / "tables"
+    frames = [read_table(folder / f"{name}.parquet", name) for name in ("measurements", "runs")]
+    holds = summary(check_claims(*frames)).set_index("phenomenon")["holds"]
+    text = " ".join((root / page).read_text().split())
+    equinorm = holds["NC2 equinorm: class means (reference)"]
+    assert "equal norms" in text and f"in {equinorm} of 6 cells" in text
+    assert f"test accuracy rises in {holds['test accuracy (reference)']} of 6" in text
+    whole = holds[holds.index.str.contains("NC1|equiangularity|maximal|robustness")]
+    assert (whole == 6).all() and len(whole) == 6
+
+
 def test_a_diverged_run_has_no_accuracy():
     table = build_table_1(
         measured({"error": {0: 0.9, 3: 1.0}}),
