@@ -24,11 +24,13 @@ from .progress import say
 from .stages import (
     ADDED_TO_RUNS,
     DECIDES_TRAINING,
-    REFERENCE_TABLES,
     read_json,
     read_run,
     recipe_of,
     reference_tables,
+)
+from .stages import (
+    REFERENCE_TABLES as TABLES,
 )
 from .tables import (
     OWN,
@@ -70,9 +72,7 @@ def export_reference(
             or tables of another training than run.json's.
     """
     results, output = Path(results_folder), Path(output_folder)
-    new = {
-        name: read_table(results / "tables" / f"{name}.parquet", name) for name in REFERENCE_TABLES
-    }
+    new = {name: read_table(results / "tables" / f"{name}.parquet", name) for name in TABLES}
     new = {name: table[table["origin"] == OWN] for name, table in new.items()}
     if new["runs"].empty:
         raise UserError(f"{results}: its tables hold no run of its own, so there is none to add")
