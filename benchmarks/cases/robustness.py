@@ -20,7 +20,7 @@ def deepfool(settings: Settings, results: Results) -> None:
     ours_threads = their_threads = ""
     if settings.device == "cpu":
         ours_threads, their_threads = f", {cores()} jobs of 1 thread", ", torch's own threads"
-    for network in NETWORKS:
+    for network in NETWORKS[:1] if settings.form == "short" else NETWORKS:
         if settings.device == "cuda":
             times, means = on_gpu(network, settings)
         else:
