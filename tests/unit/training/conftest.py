@@ -8,12 +8,23 @@ import torch
 
 from neural_collapse.config import Recipe
 from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.training.devices import set_determinism
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Another thread count gives other bits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """GPUs' kernels, as in a job."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    set_determinism(True)
+    yield
+    set_determinism(False)
+    torch.backends.cudnn.benchmark = False
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ from neural_collapse.arithmetic import arithmetic
 from neural_collapse.collapse import compute_moments, compute_statistics, extract
 from neural_collapse.collapse.attacks import deepfool
 from neural_collapse.config import Recipe
-from neural_collapse.training.devices import set_determinism
 from neural_collapse.training.loop import train
 from neural_collapse.training.together import Grouped, SideBySide, choose_method, train_together
 from neural_collapse.training.trainer import DeviceData, Trainer
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.usefixtures("deterministic"),
+]
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RATES = (0.01, 0.03, 0.05)
@@ -30,15 +32,6 @@ NETWORKS = {
     | {"pooled_size_px": 2},
     "densenet": {"name": "densenet250", "blocks": [2, 2], "growth": 4, "memory_efficient": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_job(monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    set_determinism(True)
-    yield
-    set_determinism(False)
-    torch.backends.cudnn.benchmark = False
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from neural_collapse.images import (
     room_bytes,
     to_device,
 )
-from neural_collapse.training.devices import set_determinism
 from neural_collapse.training.loop import train
 from neural_collapse.training.trainer import Trainer, evaluate
 
@@ -131,16 +130,6 @@ def test_room_is_at_most_half_of_the_main_memory():
     lines = Path("/proc/meminfo").read_text().splitlines()
     total = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
     assert 0 < room_bytes(CPU) <= total // 2
-
-
-@pytest.fixture
-def deterministic(monkeypatch):
-    """GPUs' kernels, as in a job."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    set_determinism(True)
-    yield
-    set_determinism(False)
-    torch.backends.cudnn.benchmark = False
 
 
 @pytest.mark.parametrize("device", DEVICES)
