@@ -107,7 +107,11 @@ def recipe_file(wildcards):
 
     It is no input: Snakemake would not look at the params of any job after one that makes it.
     """
-    return f"{FOLDER}/{wildcards.dataset}/{wildcards.architecture}/recipe.json"
+    return recipe_path(wildcards.dataset, wildcards.architecture)
+
+
+def recipe_path(dataset, architecture):
+    return f"{FOLDER}/{dataset}/{architecture}/recipe.json"
 
 
 def recipe_slice(*parts):
@@ -253,7 +257,7 @@ def of_runs(name):
 
 def recipe_files():
     """The recipe of every cell."""
-    return [f"{FOLDER}/{dataset}/{architecture}/recipe.json" for dataset, architecture in RECIPES]
+    return [recipe_path(*cell) for cell in RECIPES]
 
 
 def terminal_phase_accuracies():
@@ -266,8 +270,9 @@ def terminal_phase_accuracies():
 
 def robustness_states():
     """Where the attacks of all runs keep what they have."""
+    of = state("{dataset}-{architecture}-seed-{seed}-robustness")
     return [
-        f"{FOLDER}/.state/{dataset}-{architecture}-seed-{seed}-robustness"
+        of({"dataset": dataset, "architecture": architecture, "seed": seed})
         for dataset, architecture in RECIPES
         for seed in CONFIG.seeds
     ]
@@ -356,7 +361,7 @@ def figure_command():
 onstart:
     try:
         for (dataset, architecture), recipe in RECIPES.items():
-            write_recipe(recipe, f"{FOLDER}/{dataset}/{architecture}/recipe.json")
+            write_recipe(recipe, recipe_path(dataset, architecture))
     except UserError as error:
         raise WorkflowError(str(error)) from None
     for dataset in CONFIG.datasets:
