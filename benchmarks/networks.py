@@ -13,7 +13,7 @@ from neural_collapse.architectures.build import build_network
 from neural_collapse.architectures.convolutions import Conv2d
 from neural_collapse.architectures.norms import BatchNorm2d
 from neural_collapse.architectures.registry import resolve_network
-from neural_collapse.collapse import compute_statistics, extract
+from neural_collapse.collapse import compute_statistics, extract_splits
 from neural_collapse.config import Recipe, TrainingRecipe
 from neural_collapse.datasets.prepared import PreparedDataset
 from neural_collapse.training.trainer import Trainer
@@ -132,19 +132,10 @@ def measurement_of(
         ]
         return lambda: notebooks_measurement.measure(net, *loaders)
     prepared = data.prepared(images)
-    common = {
-        "mean": prepared.mean,
-        "std": prepared.std,
-        "batch_size": TrainingRecipe().evaluation_batch_size,
-        "device": device,
-        "num_classes": prepared.num_classes,
-    }
 
     def measure() -> tuple[dict, dict]:
-        train, _ = extract(net, prepared.train_images, prepared.train_labels, **common)
-        means = train.class_means
-        labels = prepared.test_labels
-        test, _ = extract(net, prepared.test_images, labels, reference_means=means, **common)
+        batch_size = TrainingRecipe().evaluation_batch_size
+        train, test, _ = extract_splits(net, prepared, batch_size=batch_size, device=device)
         return compute_statistics(train), compute_statistics(test)
 
     return measure

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neural_collapse.collapse import PAPER_STATISTICS, compute_statistics, extract
+from neural_collapse.collapse import PAPER_STATISTICS, compute_statistics, extract_splits
 from neural_collapse.config import Config, Recipe, load_config, resolve_recipe
 from neural_collapse.datasets.download import download_dataset
 from neural_collapse.datasets.prepare import prepare_dataset
@@ -37,20 +37,8 @@ def finals(recipe: Recipe, images: PreparedDataset, seed: int, device: torch.dev
             state_root=states,
             evaluated_epochs=(0,),
         )
-    common = {
-        "mean": images.mean,
-        "std": images.std,
-        "batch_size": recipe.training.evaluation_batch_size,
-        "device": device,
-        "num_classes": images.num_classes,
-    }
-    moments, _ = extract(network, images.train_images, images.train_labels, **common)
-    test, _ = extract(
-        network,
-        images.test_images,
-        images.test_labels,
-        reference_means=moments.class_means,
-        **common,
+    moments, test, _ = extract_splits(
+        network, images, batch_size=recipe.training.evaluation_batch_size, device=device
     )
     values = compute_statistics(moments)
     mismatch = "nc4_ncc_mismatch"

@@ -474,7 +474,7 @@ def extract_features(
     import numpy as np
     import torch
 
-    from .collapse.features import extract
+    from .collapse.features import extract_splits
     from .collapse.moments import save_moments
     from .training.checkpoints import checkpoint_name
 
@@ -488,32 +488,15 @@ def extract_features(
         np.flatnonzero(labels == c)[: measurement.activation_examples_per_class] for c in pictured
     ]
     rows = np.concatenate(of_each) if pictured else None
-    common = {
-        "mean": data.mean,
-        "std": data.std,
-        "batch_size": recipe.training.evaluation_batch_size,
-        "num_classes": data.num_classes,
-    }
 
     def measure(network, where, epoch: int, target: Path) -> None:
         keep = rows if epoch in recipe.activation_epochs else None
-        train, raw = extract(
+        train, test, raw = extract_splits(
             network,
-            data.train_images,
-            data.train_labels,
+            data,
+            batch_size=recipe.training.evaluation_batch_size,
             device=where,
             keep_rows=keep,
-            split="train",
-            **common,
-        )
-        test, _ = extract(
-            network,
-            data.test_images,
-            data.test_labels,
-            device=where,
-            reference_means=train.class_means,
-            split="test",
-            **common,
         )
         extra = {}
         if raw is not None:

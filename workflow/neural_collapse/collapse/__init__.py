@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attacks import DeepFoolResult, deepfool, robustness
-    from .features import extract, extract_rows
+    from .features import extract, extract_rows, extract_splits
     from .moments import Moments, StoredMoments, compute_moments, load_moments, save_moments
     from .statistics import (
         FURTHER_STATISTICS,
@@ -34,6 +34,7 @@ __all__ = [
     "deepfool",
     "extract",
     "extract_rows",
+    "extract_splits",
     "load_moments",
     "robustness",
     "save_moments",
@@ -42,7 +43,7 @@ __all__ = [
 
 _MODULES = {
     "attacks": ("DeepFoolResult", "deepfool", "robustness"),
-    "features": ("extract", "extract_rows"),
+    "features": ("extract", "extract_rows", "extract_splits"),
     "moments": (
         "Moments",
         "StoredMoments",

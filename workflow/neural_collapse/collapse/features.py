@@ -10,18 +10,23 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architectures.folding import fold_batch_norms
+from ..architectures.folding import for_features
 from ..arithmetic import arithmetic
 from ..errors import UserError
 from ..images import CPU_BATCH, Normalisation
 from .moments import Moments, checked_labels, compute_moments
+
+if TYPE_CHECKING:
+    from ..datasets.prepared import PreparedDataset
 
 DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
 
@@ -64,37 +69,50 @@ def extract(
     Raises:
         UserError: input that does not fit, NaN or infinite features, a full disk.
     """
-    check_images(images, mean, std, split)
-    labels = checked_labels(labels, len(images), num_classes, split)
-    classifier = network.classifier
-    if classifier.out_features != num_classes:
-        raise UserError(
-            f"The network decides between {classifier.out_features} classes, the data set has "
-            f"{num_classes}."
-        )
-    device = torch.device(device)
-    shape = (len(images), classifier.in_features)
-    # Each class's features lie together, as the moments read them.
-    places_N = np.empty(len(labels), dtype=np.int64)
-    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    with _host_buffer(shape, memory_limit_bytes, scratch_directory) as features_ND:
-        _stream(network, images, None, mean, std, batch_size, device, features_ND, places_N)
-        bias = classifier.bias
-        moments = compute_moments(
-            features_ND,
+    with _ready(network, device) as ready:
+        return _moments(
+            ready,
+            images,
             labels,
+            mean,
+            std,
+            batch_size,
             num_classes,
-            classifier.weight,
-            bias,
-            rows_N=places_N,
             reference_means=reference_means,
+            keep_rows=keep_rows,
             split=split,
-            device=device if device.type == "cuda" else "cpu",  # mps has no float64
+            memory_limit_bytes=memory_limit_bytes,
+            scratch_directory=scratch_directory,
         )
-        kept = None
-        if keep_rows is not None:
-            kept = np.array(features_ND[places_N[_row_index(keep_rows, images)]])
-    return moments, kept
+
+
+def extract_splits(
+    network: nn.Module,
+    data: PreparedDataset,
+    *,
+    batch_size: int,
+    device: str | torch.device,
+    keep_rows: Sequence[int] | np.ndarray | None = None,
+) -> tuple[Moments, Moments, np.ndarray | None]:
+    """Moments of the train and the test split, and the raw features of chosen train rows.
+
+    The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
+    what the raw features are: see `extract`.
+    """
+    common = (data.mean, data.std, batch_size, data.num_classes)
+    with _ready(network, device) as ready:
+        train, kept = _moments(
+            ready, data.train_images, data.train_labels, *common, keep_rows=keep_rows, split="train"
+        )
+        test, _ = _moments(
+            ready,
+            data.test_images,
+            data.test_labels,
+            *common,
+            reference_means=train.class_means,
+            split="test",
+        )
+    return train, test, kept
 
 
 def extract_rows(
@@ -112,8 +130,8 @@ def extract_rows(
     rows = _row_index(rows, images)
     features_ND = np.empty((len(rows), network.classifier.in_features), dtype=np.float32)
     places_N = np.arange(len(rows))
-    device = torch.device(device)
-    _stream(network, images, rows, mean, std, batch_size, device, features_ND, places_N)
+    with _ready(network, device) as ready:
+        _stream(ready, images, rows, mean, std, batch_size, features_ND, places_N)
     return features_ND
 
 
@@ -167,20 +185,87 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
             torch.cuda.empty_cache()
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A network folded for measuring on a device, and its own last layer."""
+
+    folded: nn.Module
+    classifier: nn.Linear
+    device: torch.device
+
+
+@contextmanager
+def _ready(network: nn.Module, device: str | torch.device) -> Iterator[_Ready]:
+    """A network that only features are asked of, in measurement mode."""
+    device = torch.device(device)
+    network.to(device)
+    # On a GPU events belong to a device's stream.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with measurement_mode(network), current:
+        yield _Ready(for_features(network), network.classifier, device)
+
+
+def _moments(
+    ready: _Ready,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    num_classes: int,
+    *,
+    reference_means: Tensor | np.ndarray | None = None,
+    keep_rows: Sequence[int] | np.ndarray | None = None,
+    split: str,
+    memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+    scratch_directory: str | os.PathLike | None = None,
+) -> tuple[Moments, np.ndarray | None]:
+    """See `extract`."""
+    check_images(images, mean, std, split)
+    labels = checked_labels(labels, len(images), num_classes, split)
+    classifier, device = ready.classifier, ready.device
+    if classifier.out_features != num_classes:
+        raise UserError(
+            f"The network decides between {classifier.out_features} classes, the data set has "
+            f"{num_classes}."
+        )
+    shape = (len(images), classifier.in_features)
+    # Each class's features lie together, as the moments read them.
+    places_N = np.empty(len(labels), dtype=np.int64)
+    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+    with _host_buffer(shape, memory_limit_bytes, scratch_directory) as features_ND:
+        _stream(ready, images, None, mean, std, batch_size, features_ND, places_N)
+        bias = classifier.bias
+        moments = compute_moments(
+            features_ND,
+            labels,
+            num_classes,
+            classifier.weight,
+            bias,
+            rows_N=places_N,
+            reference_means=reference_means,
+            split=split,
+            device=device if device.type == "cuda" else "cpu",  # mps has no float64
+        )
+        kept = None
+        if keep_rows is not None:
+            kept = np.array(features_ND[places_N[_row_index(keep_rows, images)]])
+    return moments, kept
+
+
 def _stream(
-    network: nn.Module,
+    ready: _Ready,
     images: np.ndarray,
     rows: np.ndarray | None,
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int,
-    device: torch.device,
     features_ND: np.ndarray,
     places_N: np.ndarray,
 ) -> None:
     """Fill features_ND (float32) with the features of images[rows], or of all images; places_N is
     the row that each goes to."""
-    network.to(device)
+    device = ready.device
     on_cuda = device.type == "cuda"
     if device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
@@ -199,7 +284,7 @@ def _stream(
         batch_BX = torch.from_numpy(np.array(images[chosen]))
         if on_cuda:
             batch_BX = batch_BX.pin_memory().to(device, non_blocking=True)
-        batch_BD = folded.features(normalise(batch_BX.to(device)))
+        batch_BD = ready.folded.features(normalise(batch_BX.to(device)))
         if batch_BD.shape != (stop - start, features_ND.shape[1]):
             raise UserError(
                 f"network.features gave shape {tuple(batch_BD.shape)} for {stop - start} images; "
@@ -215,10 +300,7 @@ def _stream(
         else:
             features_ND[places_N[start:stop]] = batch_BD.cpu().numpy()
 
-    with measurement_mode(network), torch.inference_mode(), ExitStack() as stack:
-        if on_cuda:
-            stack.enter_context(torch.cuda.device(device))  # events belong to a device's stream
-        folded = fold_batch_norms(network)
+    with torch.inference_mode():
         in_batches(len(features_ND), batch_size, run)
         collect()
 
