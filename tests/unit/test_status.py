@@ -182,6 +182,7 @@ def trained(job, recipe, version=versions.TRAINING):
             "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
             "learning_rate": pinned or 0.05,
             "learning_rate_origin": "pinned" if pinned else "sweep",
+            "kept_epochs": recipe.measured_epochs,
         }
     job.output.parent.mkdir(parents=True, exist_ok=True)
     job.output.write_text(json.dumps(run))
@@ -201,6 +202,11 @@ def changed(config, **recipe):
         ({"data": {"examples_per_class": 20}}, "data.examples_per_class was 20, is None"),
         ({"sweep": {"learning_rate": 0.2}}, "sweep.learning_rate was 0.2, is 0.1"),
         ({"sweep": {"learning_rate": None}}, "sweep.learning_rate was None, is 0.1"),
+        ({"measurement": {"epochs": (1, 9)}}, "measurement.epochs asks for epoch 3"),
+        (
+            {"measurement": {"epochs": tuple(range(1, 10))}},
+            "measurement.epochs no longer asks for epoch 2",
+        ),
         ({"training": {"evaluation_batch_size": 7}}, ""),
         ({"measurement": {"terminal_phase_accuracy": 0.9}}, ""),
         ({"robustness": {"images": 7}, "resources": {"memory_mb": 5}}, ""),

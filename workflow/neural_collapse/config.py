@@ -174,13 +174,13 @@ class TrainingRecipe(Model):
             # Fraction itself would work for hours on "1e999999999".
             number = isinstance(item, (int, float)) and not isinstance(item, bool)
             if not number and not re.fullmatch(FRACTION, str(item)):
-                raise ValueError(f"{_shown(item)} is not a fraction such as '1/3'")
+                raise ValueError(f"{shown(item)} is not a fraction such as '1/3'")
             try:
                 fractions.append(Fraction(str(item)))
             except (ValueError, ZeroDivisionError):
-                raise ValueError(f"{_shown(item)} is not a fraction such as '1/3'") from None
+                raise ValueError(f"{shown(item)} is not a fraction such as '1/3'") from None
             if not 0 < fractions[-1] < 1:
-                raise ValueError(f"{_shown(item)} must lie between 0 and 1")
+                raise ValueError(f"{shown(item)} must lie between 0 and 1")
         if fractions != sorted(set(fractions)):
             raise ValueError("must be in rising order, each once")
         return tuple(str(item) for item in value)
@@ -666,7 +666,7 @@ _LIMITED = reprlib.Repr()
 _LIMITED.maxstring = _LIMITED.maxother = _LIMITED.maxlong = 60
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a sentence can show it: of any kind and size, on one line."""
     try:
         return _LIMITED.repr(value)
@@ -723,8 +723,8 @@ def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> s
     for pattern, words in _WORDS:
         message = re.sub(pattern, words, message)
     value = problem["input"]
-    shown = "" if isinstance(value, (dict, BaseModel)) else f" (it is {_shown(value)})"
-    return f"{where}: {key + ': ' if key else ''}{message}{shown}"
+    found = "" if isinstance(value, (dict, BaseModel)) else f" (it is {shown(value)})"
+    return f"{where}: {key + ': ' if key else ''}{message}{found}"
 
 
 def _check_plain(values: Any, where: str) -> None:
@@ -740,15 +740,13 @@ def _check_plain(values: Any, where: str) -> None:
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str) or not key.isprintable():
-                    raise UserError(
-                        f"{place}: the key {_shown(key)} must be text; put it in quotes"
-                    )
+                    raise UserError(f"{place}: the key {shown(key)} must be text; put it in quotes")
             waiting += [(item, (*path, key)) for key, item in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [(item, (*path, str(index))) for index, item in enumerate(value)]
         elif isinstance(value, str):
             if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value):
-                raise UserError(f"{place}: {_shown(value)} holds a character that is not text")
+                raise UserError(f"{place}: {shown(value)} holds a character that is not text")
         elif isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{place}: the number is too large")
         elif value is not None and not isinstance(value, (bool, int, float)):
@@ -811,7 +809,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen and key.value != "<<":
                     raise yaml.composer.ComposerError(
-                        None, None, f"the key {_shown(key.value)} stands twice", key.start_mark
+                        None, None, f"the key {shown(key.value)} stands twice", key.start_mark
                     )
                 seen.add(key.value)
         return node

@@ -366,6 +366,7 @@ def train_model(
         "learning_rate": learning_rate,
         "learning_rate_origin": "pinned" if winner is None else "sweep",
         "epochs": training.epochs,
+        "kept_epochs": list(recipe.measured_epochs),
         "diverged": False,
         "resumed_after": history.resumed_after,
         "processes": shared_by,

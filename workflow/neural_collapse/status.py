@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any, Literal
 
 from . import versions
-from .config import READ_ELSEWHERE, Config, Recipe, _shown, read_recipe, resolve_recipe
+from .config import READ_ELSEWHERE, Config, Recipe, read_recipe, resolve_recipe, shown
 from .errors import UserError
 
 State = Literal["done", "outdated", "running", "failed", "stopped", "waiting"]
@@ -193,8 +193,8 @@ def _is_newer(path: Path, other: Path) -> bool:
 def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
     """The first thing that decides a training and is not in its run.json as it is now.
 
-    These are the params of the rules train_model and, where `of_sweep`, train_candidate, but for
-    the measured epochs. A key that run.json does not hold says nothing.
+    These are the params of the rules train_model and, where `of_sweep`, train_candidate. A key that
+    run.json does not hold says nothing.
     """
     version = run.get("training_version", versions.TRAINING)
     if version != versions.TRAINING:
@@ -205,12 +205,18 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
         for key, now in wanted.items():
             before = made.get(part, {}).get(key, now)
             if before != now:
-                return f"{part}.{key} was {_shown(before)}, is {_shown(now)}"
+                return f"{part}.{key} was {shown(before)}, is {shown(now)}"
     if not of_sweep and "learning_rate_origin" in run:
         before = run["learning_rate"] if run["learning_rate_origin"] == "pinned" else None
         now = recipe.sweep.learning_rate
         if before != now:
-            return f"sweep.learning_rate was {_shown(before)}, is {_shown(now)}"
+            return f"sweep.learning_rate was {shown(before)}, is {shown(now)}"
+    if not of_sweep and "kept_epochs" in run:
+        before, now = set(run["kept_epochs"]), set(recipe.measured_epochs)
+        if before != now:
+            other = min(before ^ now)
+            asks = "asks" if other in now else "no longer asks"
+            return f"measurement.epochs {asks} for epoch {other}"
     return ""
 
 
