@@ -139,7 +139,10 @@ def growth(settings: Settings, results: Results) -> None:
     )
     small, large = 20_000, 80_000
     # The allocator's own habits are of tens of MiB: the least of some processes.
-    used = {n: min(peak_beyond_features(n, dim, classes) for _ in range(3)) for n in (small, large)}
+    used = {
+        n: min(peak_beyond_features(n, dim, classes) for _ in range(settings.rounds))
+        for n in (small, large)
+    }
     results.value(
         "memory beyond the features, more for each more example",
         max(0.0, (used[large] - used[small]) / (large - small)),

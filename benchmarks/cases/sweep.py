@@ -40,7 +40,7 @@ ON_CPU = [
     ("ResNet width 16, 8 px", small_resnet(16), 8, NEVER_SLOWER),
     ("ResNet width 8, 32 px", small_resnet(8), 32, NEVER_SLOWER),
 ]
-ON_CPU_SHORT = [network for network in ON_CPU if "width 16" not in network[0]]
+ON_CPU_SHORT = [ON_CPU[0], ON_CPU[-1]]
 ON_GPU = [
     ("ResNet width 4, 8 px", small_resnet(4), 8, Goal(5)),
     ("ResNet18, 32 px", {"name": "resnet18"}, 32, Goal(2)),
