@@ -139,8 +139,9 @@ def growth(settings: Settings, results: Results) -> None:
     )
     small, large = 20_000, 80_000
     # The allocator's own habits are of tens of MiB: the least of some processes.
+    processes = 3 if settings.full else 2
     used = {
-        n: min(peak_beyond_features(n, dim, classes) for _ in range(settings.rounds))
+        n: min(peak_beyond_features(n, dim, classes) for _ in range(processes))
         for n in (small, large)
     }
     results.value(

@@ -264,6 +264,12 @@ def test_results_that_are_deleted_at_the_last_moment_are_made_again_at_once(
     assert not state.exists()
 
 
+def test_a_training_says_which_epochs_it_kept(place):
+    """By which `status` knows that a changed measurement.epochs will train again."""
+    run = json.loads((place / "whole" / "run.json").read_text())
+    assert run["kept_epochs"] == [0, *MEASURED]
+
+
 def test_a_second_job_in_the_same_place_says_who_is_there(place, nursery, tmp_path):
     arguments = command("train-model", place, tmp_path)
     first, status = nursery.start(arguments, tmp_path / "errors")

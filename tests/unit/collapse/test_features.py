@@ -2,6 +2,8 @@
 
 import gc
 import os
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from neural_collapse.collapse import compute_moments, extract, extract_rows
+from neural_collapse.collapse import compute_moments, extract, extract_rows, extract_splits
 from neural_collapse.collapse.features import in_batches, measurement_mode
 from neural_collapse.errors import UserError
 
@@ -100,6 +102,46 @@ def test_reference_means_and_chosen_rows(network, data):
     assert_array_equal(moments.decisions_ncc, distances.argmin(1))
     assert run(network, data, keep_rows=None)[1] is None
     assert run(network, data, keep_rows=[])[1].shape == (0, 6)
+
+
+def test_both_splits_are_what_each_is_by_itself(network, data):
+    images, labels = data
+    half = slice(0, 20), slice(20, 37)
+    (train_images, test_images), (train_labels, test_labels) = (
+        [array[part] for part in half] for array in (images, labels)
+    )
+    test_labels = (test_labels + 1) % 3  # so that the nearest of its own means is another class's
+    both = SimpleNamespace(
+        mean=MEAN,
+        std=STD,
+        num_classes=3,
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+    )
+    train, test, kept = extract_splits(network, both, batch_size=10, device="cpu", keep_rows=[4])
+    alone, rows = run(network, (train_images, train_labels), keep_rows=[4])
+    assert same(train, alone) and np.array_equal(kept, rows)
+    by_itself = partial(run, network, (test_images, test_labels), keep_rows=None)
+    assert same(test, by_itself(reference_means=alone.class_means)[0])
+    assert not same(test, by_itself()[0])  # which decides by the test means
+
+
+def test_nothing_is_run_before_both_splits_are_checked(network, data):
+    images, labels = data
+    both = SimpleNamespace(
+        mean=MEAN,
+        std=STD,
+        num_classes=3,
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:5],
+        test_labels=labels[:4],
+    )
+    with pytest.raises(UserError, match="The test split has 5 examples but labels"):
+        extract_splits(network, both, batch_size=10, device="cpu")
+    assert network.batches == []
 
 
 def test_extract_rows(network, data):

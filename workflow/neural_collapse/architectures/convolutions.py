@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import conv2d, linear, pad
 
-from . import tiles
 from .eager import derived_again, eager_on_cpu
 
 VECTOR = {"AVX512": 16, "AVX2": 8}
@@ -35,14 +34,7 @@ _Stride = tuple[int, int]
 
 
 class Conv2d(nn.Conv2d):
-    """``nn.Conv2d`` in all but the last bits on the CPU.
-
-    by_tiles: whether a 3x3 convolution whose weight will not change may take fewer
-        multiplications where no gradient is asked for, see `tiles`.
-    """
-
-    by_tiles = False
-    _filters: Tensor | None = None
+    """``nn.Conv2d`` in all but the last bits on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, P, P) -> (B, outputs, Q, Q)."""
@@ -57,11 +49,6 @@ class Conv2d(nn.Conv2d):
             kind = tuple(weight.shape[2:]), self.stride, self.padding
             if kind == _SAME_SIZE and _tiny(x):
                 return _tiny_map(x, weight, bias)
-            derived = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-            if kind == _SAME_SIZE and self.by_tiles and not derived and tiles.pays(x, weight):
-                if self._filters is None:
-                    self._filters = tiles.transformed(weight)
-                return tiles.convolved(x, self._filters, bias)
             if self._another_way(x, kind):
                 return _Convolution.apply(x, weight, bias, self.stride)
         return self._conv_forward(x, weight, bias)

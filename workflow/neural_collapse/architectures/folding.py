@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .convolutions import Conv2d
 from .network import Network
 
 
@@ -26,16 +25,6 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
         _fold(folded.get_submodule(convolution), folded.get_submodule(norm))
         parent, _, name = norm.rpartition(".")
         setattr(folded.get_submodule(parent), name, nn.Identity())
-    return folded
-
-
-def for_features(network: nn.Module) -> nn.Module:
-    """`fold_batch_norms` for passes without gradients: convolutions may go by tiles on the CPU."""
-    folded = fold_batch_norms(network)
-    if folded is not network:  # a copy, whose weights stay as they are
-        for module in folded.modules():
-            if isinstance(module, Conv2d):
-                module.by_tiles = True
     return folded
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architectures.folding import for_features
+from ..architectures.folding import fold_batch_norms
 from ..arithmetic import arithmetic
 from ..errors import UserError
 from ..images import CPU_BATCH, Normalisation
@@ -69,6 +69,7 @@ def extract(
     Raises:
         UserError: input that does not fit, NaN or infinite features, a full disk.
     """
+    labels = _checked(network, images, labels, mean, std, num_classes, split)
     with _ready(network, device) as ready:
         return _moments(
             ready,
@@ -77,7 +78,6 @@ def extract(
             mean,
             std,
             batch_size,
-            num_classes,
             reference_means=reference_means,
             keep_rows=keep_rows,
             split=split,
@@ -99,16 +99,32 @@ def extract_splits(
     The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
     what the raw features are: see `extract`.
     """
-    common = (data.mean, data.std, batch_size, data.num_classes)
+    mean, std = data.mean, data.std
+    train_labels, test_labels = (
+        _checked(network, images, labels, mean, std, data.num_classes, split)
+        for images, labels, split in (
+            (data.train_images, data.train_labels, "train"),
+            (data.test_images, data.test_labels, "test"),
+        )
+    )
     with _ready(network, device) as ready:
         train, kept = _moments(
-            ready, data.train_images, data.train_labels, *common, keep_rows=keep_rows, split="train"
+            ready,
+            data.train_images,
+            train_labels,
+            mean,
+            std,
+            batch_size,
+            keep_rows=keep_rows,
+            split="train",
         )
         test, _ = _moments(
             ready,
             data.test_images,
-            data.test_labels,
-            *common,
+            test_labels,
+            mean,
+            std,
+            batch_size,
             reference_means=train.class_means,
             split="test",
         )
@@ -202,7 +218,7 @@ def _ready(network: nn.Module, device: str | torch.device) -> Iterator[_Ready]:
     # On a GPU events belong to a device's stream.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with measurement_mode(network), current:
-        yield _Ready(for_features(network), network.classifier, device)
+        yield _Ready(fold_batch_norms(network), network.classifier, device)
 
 
 def _moments(
@@ -212,7 +228,6 @@ def _moments(
     mean: Sequence[float],
     std: Sequence[float],
     batch_size: int,
-    num_classes: int,
     *,
     reference_means: Tensor | np.ndarray | None = None,
     keep_rows: Sequence[int] | np.ndarray | None = None,
@@ -220,28 +235,20 @@ def _moments(
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
     scratch_directory: str | os.PathLike | None = None,
 ) -> tuple[Moments, np.ndarray | None]:
-    """See `extract`."""
-    check_images(images, mean, std, split)
-    labels = checked_labels(labels, len(images), num_classes, split)
+    """See `extract`; labels: as `_checked` gives them."""
     classifier, device = ready.classifier, ready.device
-    if classifier.out_features != num_classes:
-        raise UserError(
-            f"The network decides between {classifier.out_features} classes, the data set has "
-            f"{num_classes}."
-        )
     shape = (len(images), classifier.in_features)
     # Each class's features lie together, as the moments read them.
     places_N = np.empty(len(labels), dtype=np.int64)
     places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
     with _host_buffer(shape, memory_limit_bytes, scratch_directory) as features_ND:
         _stream(ready, images, None, mean, std, batch_size, features_ND, places_N)
-        bias = classifier.bias
         moments = compute_moments(
             features_ND,
             labels,
-            num_classes,
+            classifier.out_features,
             classifier.weight,
-            bias,
+            classifier.bias,
             rows_N=places_N,
             reference_means=reference_means,
             split=split,
@@ -331,6 +338,20 @@ def _host_buffer(
             yield mapped
         finally:
             mapped._mmap.close()
+
+
+def _checked(
+    network: nn.Module, images: np.ndarray, labels, mean, std, num_classes: int, split: str
+) -> np.ndarray:
+    """The labels as (N,) int64, where everything fits together; else a UserError."""
+    check_images(images, mean, std, split)
+    labels = checked_labels(labels, len(images), num_classes, split)
+    decided = network.classifier.out_features
+    if decided != num_classes:
+        raise UserError(
+            f"The network decides between {decided} classes, the data set has {num_classes}."
+        )
+    return labels
 
 
 def check_images(images: np.ndarray, mean, std, split: str) -> None:
