@@ -61,6 +61,14 @@ def run(network, data, **changes):
     return extract(network, *data, MEAN, STD, **{**arguments, **changes})
 
 
+def run_both(network, train, test, **changes):
+    """Of pairs (images, labels)."""
+    data = SimpleNamespace(mean=MEAN, std=STD, num_classes=3)
+    data.train_images, data.train_labels = train
+    data.test_images, data.test_labels = test
+    return extract_splits(network, data, batch_size=10, device="cpu", **changes)
+
+
 def plain_features(network, images):
     network = network.eval().double()
     x = torch.from_numpy(images.astype(float)) / 255
@@ -106,41 +114,21 @@ def test_reference_means_and_chosen_rows(network, data):
 
 def test_both_splits_are_what_each_is_by_itself(network, data):
     images, labels = data
-    half = slice(0, 20), slice(20, 37)
-    (train_images, test_images), (train_labels, test_labels) = (
-        [array[part] for part in half] for array in (images, labels)
-    )
-    test_labels = (test_labels + 1) % 3  # so that the nearest of its own means is another class's
-    both = SimpleNamespace(
-        mean=MEAN,
-        std=STD,
-        num_classes=3,
-        train_images=train_images,
-        train_labels=train_labels,
-        test_images=test_images,
-        test_labels=test_labels,
-    )
-    train, test, kept = extract_splits(network, both, batch_size=10, device="cpu", keep_rows=[4])
-    alone, rows = run(network, (train_images, train_labels), keep_rows=[4])
+    of_train = images[:20], labels[:20]
+    # Labels moved on, so that the nearest of the test set's own means is another class's.
+    of_test = images[20:], (labels[20:] + 1) % 3
+    train, test, kept = run_both(network, of_train, of_test, keep_rows=[4])
+    alone, rows = run(network, of_train, keep_rows=[4])
     assert same(train, alone) and np.array_equal(kept, rows)
-    by_itself = partial(run, network, (test_images, test_labels), keep_rows=None)
+    by_itself = partial(run, network, of_test, keep_rows=None)
     assert same(test, by_itself(reference_means=alone.class_means)[0])
     assert not same(test, by_itself()[0])  # which decides by the test means
 
 
 def test_nothing_is_run_before_both_splits_are_checked(network, data):
     images, labels = data
-    both = SimpleNamespace(
-        mean=MEAN,
-        std=STD,
-        num_classes=3,
-        train_images=images,
-        train_labels=labels,
-        test_images=images[:5],
-        test_labels=labels[:4],
-    )
     with pytest.raises(UserError, match="The test split has 5 examples but labels"):
-        extract_splits(network, both, batch_size=10, device="cpu")
+        run_both(network, data, (images[:5], labels[:4]))
     assert network.batches == []
 
 
