@@ -149,8 +149,8 @@ def test_the_reference_runs_foretell_each_other(tmp_path, monkeypatch):
     for run in found:
         others = [other for other in found if other is not run]
         seconds = run.flops / throughput(telling_runs(others, run.kind))
-        # Both DenseNets differ in width, the other pairs are the same network.
-        near = 3 if run.kind == "densenet" else 1.1
+        # Both DenseNets differ in width, the other pairs are the same network on a shared machine.
+        near = 3 if run.kind == "densenet" else 1.25
         assert 1 / near < seconds / run.seconds < near
 
 
