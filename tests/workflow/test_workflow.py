@@ -142,9 +142,19 @@ def test_the_default_profile_limits_gpu_jobs_and_is_loaded_by_itself(folder):
     assert "profiles/default" in done.stdout + done.stderr
 
 
-def test_every_job_rule_is_complete():
+def rule_texts() -> dict[str, str]:
     text = "".join(path.read_text() for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
-    blocks = dict(re.findall(r"^(?:rule|checkpoint) (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S))
+    return dict(re.findall(r"^(?:rule|checkpoint) (\w+):\n(.*?)(?=^\S|\Z)", text, re.M | re.S))
+
+
+def test_the_slurm_profile_offers_gres_to_every_rule_that_takes_a_gpu():
+    profile = (ROOT / "workflow/profiles/slurm/config.yaml").read_text()
+    offered = set(re.findall(r"^#   (\w+): \{gres:", profile, re.MULTILINE))
+    assert offered == {name for name, text in rule_texts().items() if " gpu=" in text}
+
+
+def test_every_job_rule_is_complete():
+    blocks = rule_texts()
     assert blocks.keys() >= JOB_RULES
     for name in JOB_RULES:
         for key in ("output", "log", "benchmark", "conda", "message", "shell", "threads"):
