@@ -3,13 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from neural_collapse import provenance
+from neural_collapse.collapse.moments import compute_moments, save_moments
 from neural_collapse.config import check_config, resolve_recipe
 from neural_collapse.errors import UserError
 from neural_collapse.planning import (
+    DataSize,
     FinishedRun,
+    features_bytes,
     finished_runs,
     plan,
     plan_cells,
@@ -152,6 +157,28 @@ def test_the_reference_runs_foretell_each_other(tmp_path, monkeypatch):
         # Both DenseNets differ in width, the other pairs are the same network on a shared machine.
         near = 3 if run.kind == "densenet" else 1.25
         assert 1 / near < seconds / run.seconds < near
+
+
+def test_the_disk_of_features_is_that_of_the_files(own, tmp_path):
+    recipe = resolve_recipe(own("small"), "digits", "mine")
+    classes, dim, rng = 10, 512, np.random.default_rng(0)
+    size = DataSize(train=3000, test=1000, channels=1, side_px=8, num_classes=classes)
+    train, test = (
+        compute_moments(
+            rng.standard_normal((examples, dim), dtype=np.float32),
+            np.arange(examples) % classes,
+            classes,
+            np.ones((classes, dim)),
+            None,
+        )
+        for examples in (size.train, size.test)
+    )
+    raw = torch.zeros(3 * recipe.measurement.activation_examples_per_class, dim)
+    for epoch in (0, 1, 3, 9):
+        save_moments(tmp_path / f"epoch-{epoch}.safetensors", train, test, {}, {"raw": raw})
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert recipe.measured_epochs == recipe.activation_epochs == (0, 1, 3, 9)
+    assert features_bytes(recipe, size, dim) == pytest.approx(written, rel=0.01)
 
 
 def test_the_plan_says_what_its_hours_rest_on(own):

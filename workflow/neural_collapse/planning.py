@@ -44,6 +44,8 @@ class CellPlan:
     checkpoints: int
     checkpoint_bytes: int
     """Of all checkpoints together."""
+    features_bytes: int
+    """Of what is kept of their features: moments, and Figure 1's raw ones."""
     precision: str
     """Arithmetic of the training step."""
     flops: float | None
@@ -95,8 +97,8 @@ def network_kind(network: NetworkRecipe) -> str:
     return network.function if isinstance(network, CustomRecipe) else network.family
 
 
-def _network_size(network: NetworkRecipe, size: DataSize) -> tuple[int, int | None]:
-    """Parameters, and forward operations an image (two a multiply-add).
+def _network_size(network: NetworkRecipe, size: DataSize) -> tuple[int, int, int | None]:
+    """Parameters, feature dimension, and forward operations an image (two a multiply-add).
 
     The operations are None where a person's own code does not run without numbers.
     """
@@ -109,6 +111,7 @@ def _network_size(network: NetworkRecipe, size: DataSize) -> tuple[int, int | No
         network, channels=size.channels, num_classes=size.num_classes, image_size_px=size.side_px
     )
     parameters = sum(parameter.numel() for parameter in built.parameters())
+    dim = built.classifier.in_features
     inputs = torch.empty(1, size.channels, size.side_px, size.side_px, device="meta")
     try:
         # A custom network comes with its weights.
@@ -118,8 +121,19 @@ def _network_size(network: NetworkRecipe, size: DataSize) -> tuple[int, int | No
     except Exception:
         if not isinstance(network, CustomRecipe):
             raise
-        return parameters, None
-    return parameters, counter.get_total_flops()
+        return parameters, dim, None
+    return parameters, dim, counter.get_total_flops()
+
+
+def features_bytes(recipe: Recipe, size: DataSize, dim: int) -> int:
+    """What is kept of the features of one run's checkpoints, but for names and the like."""
+    classes, examples = size.num_classes, size.train + size.test
+    # In float64 both splits' class means, their scatter matrices, the last layer; of an example its
+    # label and two decisions.
+    moments = 8 * (3 * classes * dim + 2 * classes**2) + 3 * 2 * examples
+    chosen = len(recipe.figure_1_classes(classes))
+    raw = 4 * dim * chosen * recipe.measurement.activation_examples_per_class
+    return len(recipe.measured_epochs) * moments + len(recipe.activation_epochs) * raw
 
 
 def candidate_flops(size: DataSize, forward: int, epochs: int) -> float:
@@ -141,7 +155,7 @@ def plan_cells(config: Config) -> list[CellPlan]:
         size = data_size(config, recipe)
         if size is None:
             continue
-        parameters, forward = _network_size(recipe.network, size)
+        parameters, dim, forward = _network_size(recipe.network, size)
         candidates = 0 if recipe.sweep.learning_rate is not None else len(recipe.sweep.named())
         jobs = candidates
         if recipe.sweep.together > 1 and candidates:
@@ -168,6 +182,7 @@ def plan_cells(config: Config) -> list[CellPlan]:
                 (candidates + runs) * epochs,
                 runs * measured,
                 runs * measured * parameters * 4,
+                runs * features_bytes(recipe, size, dim),
                 recipe.training.precision,
                 flops,
                 network_kind(recipe.network),
@@ -201,7 +216,7 @@ def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
             size = DataSize(*(run[key] for key in SIZE_KEYS))
             epochs = run["epochs"] - run["resumed_after"]
             network = TypeAdapter(NetworkRecipe).validate_python(run["recipe"]["network"])
-            _, forward = _network_size(network, size)
+            *_, forward = _network_size(network, size)
             if forward is not None and epochs > 0 and run["seconds"] > 0:
                 flops = epochs * training_flops(size, forward)
                 runs.append(FinishedRun(network_kind(network), flops, run["seconds"]))
@@ -312,6 +327,7 @@ def plan(config: Config, device: str | None = None) -> str:
         if size is not None:
             prepared[dataset, recipe.data.name] = size.prepared_bytes
     weights, images = sum(cell.checkpoint_bytes for cell in cells), sum(prepared.values())
+    features = sum(cell.features_bytes for cell in cells)
     downloads = sum(
         dataset_entry(config.custom_datasets, dataset).download_bytes or 0
         for dataset in {dataset for dataset, _ in config.cells()}
@@ -335,8 +351,9 @@ def plan(config: Config, device: str | None = None) -> str:
         f"{sum(cell.trainings for cell in cells)} of them trainings",
         f"epochs       {sum(cell.epochs for cell in cells):,}",
         f"checkpoints  {sum(cell.checkpoints for cell in cells):,}",
-        f"disk         {_bytes(weights + images + downloads)} at its peak ({_bytes(weights)} "
-        f"checkpoints, {_bytes(images)} prepared images, {_bytes(downloads)} downloads)",
+        f"disk         {_bytes(weights + features + images + downloads)} at its peak "
+        f"({_bytes(weights)} checkpoints, {_bytes(features)} features and their moments, "
+        f"{_bytes(images)} prepared images, {_bytes(downloads)} downloads)",
         f"time         {time}",
     ]
     lines += [
