@@ -26,8 +26,8 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed; $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "Python 3.11 to 3.13 is needed, and $(PYTHON) is another: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once; torch is large)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -36,7 +36,7 @@ $(STAMP): requirements.lock pyproject.toml
 
 quickstart: $(STAMP)
 	@$(SNAKEMAKE) --quiet rules host
-	@echo "Figures, tables and report.html: results/quickstart"
+	@echo "Figures, tables and report.html: results/$$(awk '/^experiment:/ {print $$2}' $(CONFIG))"
 
 # A config on the command line draws one's own runs: make figures CONFIG=config/quickstart.yaml
 ifeq ($(origin CONFIG),file)
