@@ -207,7 +207,7 @@ class SweepRecipe(Model):
     count: Annotated[int, Field(ge=1, le=1000)] = 25
     """How many there are: numpy.geomspace(min, max, count); ImageNet has 10."""
     additional_learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Tried as well; adding one later trains only that one."""
+    """Tried as well; adding one later trains only that one; with `together`, those of its pack."""
     selection: Literal["test_error", "held_out_error"] = "test_error"
     """What chooses the winner, at the last epoch: the test error, as in the paper, or the error on
     train images that the sweep's trainings did not see."""
