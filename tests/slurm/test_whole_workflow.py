@@ -1,4 +1,4 @@
-"""The tiny recipe on a real SLURM cluster: every rule, what it asks for, which GPU it gets."""
+"""The tiny recipe on a real SLURM cluster: every job, what it asks for, which GPU it gets."""
 
 import pytest
 
