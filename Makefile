@@ -14,7 +14,7 @@ VENV ?= .venv
 CORES ?= 2
 CONFIG ?= config/quickstart.yaml
 REFERENCE ?= results/reference/mnist-small
-RECIPES := workflow/neural_collapse/figures/paper_recipes.json
+RECIPES := workflow/neural_collapse/results/paper_recipes.json
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -89,7 +89,7 @@ lock:
 
 schema: $(STAMP)
 	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json
-	@$(BIN)/python -c 'from neural_collapse.config import load_config; from neural_collapse.figures.paper import recipes_json; print(end=recipes_json(load_config("config.yaml")))' > $(RECIPES).new
+	@$(BIN)/python -c 'from neural_collapse.experiment.config import load_config; from neural_collapse.results.paper import recipes_json; print(end=recipes_json(load_config("config.yaml")))' > $(RECIPES).new
 	@mv $(RECIPES).new $(RECIPES)
 
 reference: $(STAMP)

@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError:  # not installed: the library of this checkout
     sys.path.insert(0, str(Path(__file__).parents[1] / "workflow"))
 
-from neural_collapse.errors import UserError
+from neural_collapse.io.errors import UserError
 from neural_collapse.training.devices import keep_freed_memory
 
 from . import cases, harness

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_collapse.datasets.embedded import write_embedded
-from neural_collapse.datasets.parsers import read_mnist, read_npz
-from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.data.embedded import write_embedded
+from neural_collapse.data.parsers import read_mnist, read_npz
+from neural_collapse.data.prepared import PreparedDataset
 
 PADDING = 2
 MEAN, STD = 0.1307, 0.3081

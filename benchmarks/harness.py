@@ -283,7 +283,7 @@ def environment(device: Any = None) -> dict[str, Any]:
     """Machine, versions and commit."""
     import torch
 
-    from neural_collapse.provenance import commit, machine
+    from neural_collapse.experiment.provenance import commit, machine
 
     facts = machine(device)
     return {

@@ -16,7 +16,7 @@ import torch
 
 from neural_collapse.collapse import robustness as our_robustness
 from neural_collapse.collapse import statistics_of
-from neural_collapse.images import Normalisation
+from neural_collapse.data.images import Normalisation
 
 from . import data
 from .harness import cores

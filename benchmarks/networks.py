@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from neural_collapse.architectures.build import build_network
-from neural_collapse.architectures.convolutions import Conv2d
-from neural_collapse.architectures.norms import BatchNorm2d
-from neural_collapse.architectures.registry import resolve_network
 from neural_collapse.collapse import compute_statistics, extract_splits
-from neural_collapse.config import Recipe, TrainingRecipe
-from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.experiment.config import Recipe, TrainingRecipe
+from neural_collapse.networks.build import build_network
+from neural_collapse.networks.convolutions import Conv2d
+from neural_collapse.networks.norms import BatchNorm2d
+from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training.trainer import Trainer
 
 from . import data

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from neural_collapse.arithmetic import arithmetic
+from neural_collapse.networks.arithmetic import arithmetic
 from neural_collapse.training.devices import set_determinism
 
 from .. import data

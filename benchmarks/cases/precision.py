@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from neural_collapse.collapse import PAPER_STATISTICS, compute_statistics, extract_splits
-from neural_collapse.config import Config, Recipe, load_config, resolve_recipe
-from neural_collapse.datasets.download import download_dataset
-from neural_collapse.datasets.prepare import prepare_dataset
-from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.data.download import download_dataset
+from neural_collapse.data.prepare import prepare_dataset
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.experiment.config import Config, Recipe, load_config, resolve_recipe
 from neural_collapse.training.loop import train
 
 from .. import data

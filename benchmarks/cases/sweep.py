@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from neural_collapse.architectures.recipes import NetworkRecipe
-from neural_collapse.architectures.registry import resolve_network
-from neural_collapse.config import Recipe, SweepRecipe, TrainingRecipe
+from neural_collapse.experiment.config import Recipe, SweepRecipe, TrainingRecipe
+from neural_collapse.networks.recipes import NetworkRecipe
+from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training.together import METHODS, choose_method
 from neural_collapse.training.trainer import DeviceData, Trainer
 

@@ -11,9 +11,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import distributed, nn
 
-from neural_collapse.config import Recipe
-from neural_collapse.datasets.prepared import PreparedDataset
-from neural_collapse.errors import UserError
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.experiment.config import Recipe
+from neural_collapse.io.errors import UserError
 from neural_collapse.training import trainer as trainers
 
 NETWORKS = {

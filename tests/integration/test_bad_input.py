@@ -33,11 +33,11 @@ import torch
 from experiments import CHANGES, Experiment
 from PIL import Image
 
-from neural_collapse.architectures.build import build_network
-from neural_collapse.cli import main
-from neural_collapse.config import Recipe, write_recipe
-from neural_collapse.tables import METADATA_VERSION
-from neural_collapse.tensors import read_tensors
+from neural_collapse.cli.main import main
+from neural_collapse.experiment.config import Recipe, write_recipe
+from neural_collapse.io.tensors import read_tensors
+from neural_collapse.networks.build import build_network
+from neural_collapse.results.tables import METADATA_VERSION
 from neural_collapse.training import checkpoints
 
 FOLDER = 'spaces, ünï-çødé 数据, it\'s "q" $HOME'
@@ -597,7 +597,7 @@ MOMENT_CASES = [
 
 def change_moments(w: World, change: Callable[[dict], Any]) -> None:
     from neural_collapse.collapse.moments import FORMAT
-    from neural_collapse.tensors import write_tensors
+    from neural_collapse.io.tensors import write_tensors
 
     tensors, metadata = read_tensors(w / MOMENTS, "moments file", FORMAT)
     change(tensors)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sample_tables import write_experiment
 
-from neural_collapse.config import load_config, resolve_recipe, write_recipe
+from neural_collapse.experiment.config import load_config, resolve_recipe, write_recipe
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

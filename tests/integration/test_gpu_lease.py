@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.errors import UserError
+from neural_collapse.io.errors import UserError
 from neural_collapse.training import devices
 from neural_collapse.training.devices import device_for, lease, lease_folder, visible_gpus
 

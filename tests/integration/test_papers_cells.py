@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from neural_collapse.architectures.build import build_network
 from neural_collapse.collapse import compute_statistics, extract
 from neural_collapse.collapse.attacks import robustness
-from neural_collapse.config import load_config, resolve_recipe
-from neural_collapse.datasets.prepared import PreparedDataset
-from neural_collapse.datasets.registry import DATASETS
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.data.registry import DATASETS
+from neural_collapse.experiment.config import load_config, resolve_recipe
+from neural_collapse.networks.build import build_network
 from neural_collapse.training.devices import set_determinism
 from neural_collapse.training.trainer import Trainer
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.config import Recipe, write_recipe
-from neural_collapse.training.locks import clear_finished
+from neural_collapse.experiment.config import Recipe, write_recipe
+from neural_collapse.io.locks import clear_finished
 
 EPOCHS = 60
 MEASURED = [1, 2, 3, 5, 8, 13, 21, 30, 45, 60]
@@ -29,9 +29,9 @@ MEASURED = [1, 2, 3, 5, 8, 13, 21, 30, 45, 60]
 # imported it already forks a fresh one for each job.
 NURSERY = """
 import json, os, sys
-import neural_collapse.cli, neural_collapse.stages, neural_collapse.tables
+import neural_collapse.cli.main, neural_collapse.experiment.stages, neural_collapse.results.tables
 import neural_collapse.training.loop, neural_collapse.collapse.features
-import neural_collapse.collapse.attacks, neural_collapse.architectures.build
+import neural_collapse.collapse.attacks, neural_collapse.networks.build
 
 for line in sys.stdin:
     arguments, errors = json.loads(line)

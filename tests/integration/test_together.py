@@ -5,7 +5,7 @@ import re
 
 from experiments import Experiment
 
-from neural_collapse.tables import read_table
+from neural_collapse.results.tables import read_table
 
 TRAINING = re.compile(r"^Finished jobid: \d+ \(Rule: (train_\w+)\)", re.MULTILINE)
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from neural_collapse.cli import main
-from neural_collapse.config import Recipe, write_recipe
-from neural_collapse.tables import read_table
+from neural_collapse.cli.main import main
+from neural_collapse.experiment.config import Recipe, write_recipe
+from neural_collapse.results.tables import read_table
 
 RECIPE = {
     "dataset": "two",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.training.locks import clear_finished
+from neural_collapse.io.locks import clear_finished
 
 pytestmark = pytest.mark.slow
 

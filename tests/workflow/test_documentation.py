@@ -66,7 +66,7 @@ def test_pages_fetch_nothing_from_elsewhere_and_nothing_that_is_missing(site):
 
 
 def test_pages_that_are_written_elsewhere_are_there(site):
-    from neural_collapse.cli import build_parser
+    from neural_collapse.cli.main import build_parser
 
     commands = (site / "commands.html").read_text(encoding="utf-8")
     for name in build_parser()._subparsers._group_actions[0].choices:

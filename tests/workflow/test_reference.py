@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from neural_collapse.cli import main
+from neural_collapse.cli.main import main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "figures"))
 from sample_tables import write_experiment

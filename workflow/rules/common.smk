@@ -9,17 +9,17 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from neural_collapse import versions
-from neural_collapse.config import (
+from neural_collapse.experiment import versions
+from neural_collapse.experiment.config import (
     READ_ELSEWHERE,
     check_config,
     learning_rate_name,
     resolve_recipe,
     write_recipe,
 )
-from neural_collapse.errors import UserError
-from neural_collapse.files import tree_digest
-from neural_collapse.provenance import code_hash
+from neural_collapse.io.errors import UserError
+from neural_collapse.io.files import tree_digest
+from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.training.devices import physical_gpus
 
 try:
@@ -333,7 +333,7 @@ def figure_files():
 
 def titles():
     """How columns and rows are titled, as JSON."""
-    from neural_collapse.datasets.registry import dataset_entry
+    from neural_collapse.data.registry import dataset_entry
 
     labels = {name: dataset_entry(CONFIG.custom_datasets, name).label for name in CONFIG.datasets}
     labels |= {name: CONFIG.rows[name].label for name in CONFIG.architectures}

@@ -36,7 +36,7 @@ rule collect_tables:
         depends_on=terminal_phase_accuracies(),
         reference=reference_options(),
         done=robustness_states(),
-        code=code_hash("tables.py"),
+        code=code_hash("results/tables.py"),
     message:
         "Collect the tables of all runs"
     shell:
@@ -79,7 +79,7 @@ rule plot_figure:
         labels=lambda wildcards: titles(),
         formats=[f for f in CONFIG.figures.formats if f not in MOVING],
         epoch_axis=CONFIG.figures.epoch_axis,
-        code=code_hash("figures", "tables.py"),
+        code=code_hash("figures", "results"),
     message:
         "Draw figure {wildcards.figure}"
     shell:
@@ -117,7 +117,7 @@ rule animate_figure:
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: titles(),
-        code=code_hash("figures", "tables.py"),
+        code=code_hash("figures", "results"),
     message:
         "Draw figure 1 as {wildcards.motion}"
     shell:
@@ -156,7 +156,7 @@ rule write_table:
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: titles(),
-        code=code_hash("figures", "tables.py"),
+        code=code_hash("figures", "results"),
     message:
         "Write Table 1"
     shell:
@@ -191,7 +191,7 @@ rule check_claims:
     params:
         tables=subpath(input.measurements, parent=True),
         base=subpath(output.parquet, strip_suffix=".parquet"),
-        code=code_hash("claims.py", "tables.py"),
+        code=code_hash("results"),
     message:
         "Compare with the paper's claims"
     shell:
@@ -227,7 +227,7 @@ rule build_report:
         labels=lambda wildcards: titles(),
         command=lambda wildcards: figure_command(),
         reference=reference_options(),
-        code=code_hash("report", "figures", "claims.py"),
+        code=code_hash("report", "figures", "results"),
     message:
         "Build the report"
     shell:

@@ -57,7 +57,7 @@ rule compute_statistics:
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("measurement"),
-        code=code_hash("collapse/statistics.py", "figures/projection.py"),
+        code=code_hash("collapse/statistics.py", "collapse/projection.py"),
         done=state("{dataset}-{architecture}-seed-{seed}-features"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"

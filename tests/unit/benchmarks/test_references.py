@@ -29,8 +29,8 @@ from benchmarks.worker import take_turns
 
 from neural_collapse.collapse import statistics_of
 from neural_collapse.collapse.attacks import deepfool
-from neural_collapse.datasets.prepared import PreparedDataset
-from neural_collapse.images import Normalisation
+from neural_collapse.data.images import Normalisation
+from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.training.trainer import epoch_order
 
 NETWORK = "ResNet18 width 8"

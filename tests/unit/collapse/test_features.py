@@ -13,7 +13,7 @@ from torch import nn
 
 from neural_collapse.collapse import compute_moments, extract, extract_rows, extract_splits
 from neural_collapse.collapse.features import in_batches, measurement_mode
-from neural_collapse.errors import UserError
+from neural_collapse.io.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from neural_collapse.collapse import compute_moments, compute_statistics, load_moments, save_moments
 from neural_collapse.collapse import moments as moments_module
-from neural_collapse.errors import UserError
+from neural_collapse.io.errors import UserError
 
 
 def features_near_collapse(rng, counts, d, within, dtype=np.float64):

@@ -20,7 +20,7 @@ from neural_collapse.collapse import (
     compute_statistics,
     statistics_of,
 )
-from neural_collapse.errors import UserError
+from neural_collapse.io.errors import UserError
 
 NC1 = "nc1_within_class_variability"
 

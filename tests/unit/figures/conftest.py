@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.figures import Layout
+from neural_collapse.results.layout import Layout
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables

@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pandas as pd
 
-from neural_collapse.figures.projection import project_three_classes
-from neural_collapse.tables import check_frame, empty_table, write_table
+from neural_collapse.collapse.projection import project_three_classes
+from neural_collapse.results.tables import check_frame, empty_table, write_table
 
 LABELS = {
     "mnist": "MNIST",

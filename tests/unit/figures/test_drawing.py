@@ -15,12 +15,13 @@ from PIL import Image
 from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
 
 from neural_collapse import figures
-from neural_collapse.errors import UserError
-from neural_collapse.figures import FIGURES, Layout, draw, style
+from neural_collapse.figures import FIGURES, draw, style
 from neural_collapse.figures.picture import REACH_MAX, reach
 from neural_collapse.figures.style import short_number
 from neural_collapse.figures.sweep_figure import final_errors
-from neural_collapse.tables import empty_table, write_table
+from neural_collapse.io.errors import UserError
+from neural_collapse.results.layout import Layout
+from neural_collapse.results.tables import empty_table, write_table
 
 ORDER = {"datasets": DATASETS_2, "architectures": ARCHITECTURES, "labels": LABELS}
 

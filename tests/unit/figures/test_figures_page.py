@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from neural_collapse.figures import FIGURES
-from neural_collapse.tables import SCHEMAS, STATISTICS
+from neural_collapse.results.tables import SCHEMAS, STATISTICS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "figures.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `(\w+)` (\|.*)$", PAGE.split("## Columns")[0], re.M))

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from neural_collapse.figures.projection import project_three_classes, simplex_etf_vertices
+from neural_collapse.collapse.projection import project_three_classes, simplex_etf_vertices
 
 
 def collapsed(classes=10, width=20, seed=0, scale=3.0):
@@ -113,7 +113,7 @@ def test_wrong_shapes_are_refused():
 
 def test_it_needs_neither_matplotlib_nor_torch():
     code = (
-        "import sys, neural_collapse.figures.projection, neural_collapse.claims;"
+        "import sys, neural_collapse.collapse.projection, neural_collapse.results.claims;"
         "assert not {'matplotlib', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

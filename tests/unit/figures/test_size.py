@@ -8,8 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from sample_tables import make_tables
 
-from neural_collapse.figures import FIGURES, Layout, paper
-from neural_collapse.figures.layout import size_sentence
+from neural_collapse.figures import FIGURES
+from neural_collapse.results import paper
+from neural_collapse.results.layout import Layout, size_sentence
 
 CELLS = {"datasets": ("mnist", "fashion_mnist"), "architectures": ("vgg", "resnet")}
 SMALL = "ResNet (1,1,1,1) width 8"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from neural_collapse.config import Recipe
-from neural_collapse.datasets.prepared import PreparedDataset
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.experiment.config import Recipe
 from neural_collapse.training.devices import set_determinism
 
 

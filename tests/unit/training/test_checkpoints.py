@@ -8,9 +8,9 @@ import pickle
 import pytest
 import torch
 
-from neural_collapse.architectures import build_network
-from neural_collapse.errors import UserError
-from neural_collapse.tensors import write_tensors
+from neural_collapse.io.errors import UserError
+from neural_collapse.io.tensors import write_tensors
+from neural_collapse.networks import build_network
 from neural_collapse.training.checkpoints import (
     FORMAT,
     checkpoint_name,

@@ -7,11 +7,11 @@ import itertools
 import pytest
 import torch
 
-from neural_collapse.architectures import build_network, resolve_network
-from neural_collapse.arithmetic import arithmetic
 from neural_collapse.collapse import compute_moments, compute_statistics, extract
 from neural_collapse.collapse.attacks import deepfool
-from neural_collapse.config import Recipe
+from neural_collapse.experiment.config import Recipe
+from neural_collapse.networks import build_network, resolve_network
+from neural_collapse.networks.arithmetic import arithmetic
 from neural_collapse.training.loop import train
 from neural_collapse.training.together import Grouped, SideBySide, choose_method, train_together
 from neural_collapse.training.trainer import DeviceData, Trainer

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from neural_collapse.training.sgd import SGD
+from neural_collapse.training.optimisers import SGD
 from neural_collapse.training.trainer import cross_entropy, epoch_order
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neural_collapse.datasets.prepared import PreparedDataset
-from neural_collapse.errors import UserError
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.io.errors import UserError
 from neural_collapse.training.selection import choose, held_out
 
 

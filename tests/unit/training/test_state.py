@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from neural_collapse import versions
-from neural_collapse.errors import UserError
+from neural_collapse.experiment import versions
+from neural_collapse.io.errors import UserError
+from neural_collapse.io.locks import clear_finished
 from neural_collapse.training import loop
-from neural_collapse.training.locks import clear_finished
 from neural_collapse.training.loop import train, training_fingerprint
 from neural_collapse.training.state import StateFolder, fingerprint
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from neural_collapse import images as images_module
-from neural_collapse.images import (
+from neural_collapse.data import images as images_module
+from neural_collapse.data.images import (
     Normalisation,
     ResidentImages,
     StreamedImages,

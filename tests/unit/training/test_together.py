@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from neural_collapse.config import Recipe
+from neural_collapse.experiment.config import Recipe
 from neural_collapse.training import together
 from neural_collapse.training.loop import train
 from neural_collapse.training.together import Grouped, SideBySide, choose_method, train_together

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architectures.folding import fold_batch_norms
-from ..errors import UserError
-from ..images import Normalisation
+from ..data.images import Normalisation
+from ..io.errors import UserError
+from ..networks.folding import fold_batch_norms
 from .features import check_images, in_batches, measurement_mode
 
 

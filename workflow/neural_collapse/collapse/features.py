@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..architectures.folding import fold_batch_norms
-from ..arithmetic import arithmetic
-from ..errors import UserError
-from ..images import CPU_BATCH, Normalisation
+from ..data.images import CPU_BATCH, Normalisation
+from ..io.errors import UserError
+from ..networks.arithmetic import arithmetic
+from ..networks.folding import fold_batch_norms
 from .moments import Moments, checked_labels, compute_moments
 
 if TYPE_CHECKING:
-    from ..datasets.prepared import PreparedDataset
+    from ..data.prepared import PreparedDataset
 
 DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..tensors import read_tensors, write_tensors
+from ..io.errors import UserError
+from ..io.tensors import read_tensors, write_tensors
 
 FORMAT = "neural_collapse.moments/1"
 BLOCK_ROWS = {"cpu": 1024, "cuda": 8192}

@@ -44,7 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..io.errors import UserError
 from .moments import Moments, compute_moments
 
 _EPS = torch.finfo(torch.float64).eps

@@ -1,8 +1,4 @@
-"""Figures and Table 1, drawn from tables alone.
-
-The names below are loaded when they are first used, so that numpy-only parts such as
-:mod:`neural_collapse.figures.projection` can be imported without matplotlib.
-"""
+"""Figures, drawn from tables alone; each name is loaded when it is first used."""
 
 from __future__ import annotations
 
@@ -15,14 +11,9 @@ _HOMES = {
     "draw": "registry",
     "figure_1": "picture",
     **{f"figure_{number}": "grid" for number in range(2, 9)},
-    "Layout": "layout",
     "overview": "overview_figure",
-    "project_three_classes": "projection",
     "save": "style",
     "sweep": "sweep_figure",
-    "build_table_1": "table1",
-    "render_table_1": "table1",
-    "write_table_1": "table1",
 }
 
 __all__ = sorted(_HOMES)

@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from . import style
-from .layout import (
+from ..results.layout import (
     Layout,
     empty_reason,
     finite_values,
@@ -30,6 +29,7 @@ from .layout import (
     terminal_phase,
     terminal_phase_sentence,
 )
+from . import style
 
 EpochAxis = Literal["linear", "log"]
 

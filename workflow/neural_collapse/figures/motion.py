@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL.Image import Dither, Image, fromarray
 
-from ..files import atomic_path, write_text_atomically
+from ..io.files import atomic_path, write_text_atomically
+from ..results.layout import Layout
 from . import picture, style
-from .layout import Layout
 
 FRAMES = 48
 """Of the whole animation, shared among its epochs."""

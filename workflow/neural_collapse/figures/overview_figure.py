@@ -8,18 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from ..tables import REFERENCE
-from . import style
-from .grid import (
-    SPECS,
-    EpochAxis,
-    Series,
-    blank_panel,
-    draw_curves,
-    mark_terminal_phase,
-    set_epoch_axis,
-)
-from .layout import (
+from ..results.layout import (
     Layout,
     empty_reason,
     finite_values,
@@ -29,6 +18,17 @@ from .layout import (
     seeds_sentence,
     size_sentence,
     terminal_phase_sentence,
+)
+from ..results.tables import REFERENCE
+from . import style
+from .grid import (
+    SPECS,
+    EpochAxis,
+    Series,
+    blank_panel,
+    draw_curves,
+    mark_terminal_phase,
+    set_epoch_axis,
 )
 
 TITLE = "Overview of every training"

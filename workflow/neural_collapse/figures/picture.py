@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-from ..tables import REFERENCE
+from ..results.layout import Layout, origins_of, rows_of, size_sentence
+from ..results.tables import REFERENCE
 from . import style
-from .layout import Layout, origins_of, rows_of, size_sentence
 
 TITLE = "Neural collapse of three classes, in the space that their means span"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..errors import UserError
-from ..tables import read_table
+from ..io.errors import UserError
+from ..results.layout import Layout
+from ..results.tables import read_table
 from . import grid, motion, overview_figure, picture, style, sweep_figure
-from .layout import Layout
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from ..errors import UserError
-from ..files import atomic_path
-from ..tables import OWN
+from ..io.errors import UserError
+from ..io.files import atomic_path
+from ..results.tables import OWN
 
 ONE_COLUMN_IN = 3.42
 """Width of one column of a PNAS page, 87 mm."""

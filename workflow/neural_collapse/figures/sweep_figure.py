@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ..tables import OWN
+from ..results.layout import Layout, origin_sentence, origins_of, rows_of, size_sentence
+from ..results.tables import OWN
 from . import style
 from .grid import blank_panel
-from .layout import Layout, origin_sentence, origins_of, rows_of, size_sentence
 
 TITLE = "Test error over learning rate"
 

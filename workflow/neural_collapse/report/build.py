@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from .. import __version__, claims
-from ..errors import UserError
-from ..figures import paper, table1
-from ..files import write_text_atomically
-from ..tables import OWN, REFERENCE, SCHEMAS, read_table
+from .. import __version__
+from ..io.errors import UserError
+from ..io.files import write_text_atomically
+from ..results import claims, paper, table1
+from ..results.tables import OWN, REFERENCE, SCHEMAS, read_table
 
 HERE = Path(__file__).parent
 DASH = "–"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
-from ..tensors import read_tensors, write_tensors
+from ..io.errors import UserError
+from ..io.tensors import read_tensors, write_tensors
 
 FORMAT = "neural_collapse.checkpoint/1"
 

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import UserError
-from ..progress import say
+from ..io.errors import UserError
+from ..io.progress import say
 
 SLOTS_VARIABLE = "NC_GPU_SLOTS"
 FOLDER_VARIABLE = "NC_LEASE_FOLDER"

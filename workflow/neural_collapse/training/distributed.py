@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
-from ..progress import say
+from ..io.errors import UserError
+from ..io.progress import say
 
 # A rank that waits longer than this for another one gives up. Dead ones are noticed at once; this
 # is for hardware that hangs, and long enough for a checkpoint on a slow disk.

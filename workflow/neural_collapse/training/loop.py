@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import versions
-from ..config import READ_ELSEWHERE, Recipe, learning_rate_name
-from ..datasets.prepared import PreparedDataset
-from ..files import deliver
-from ..progress import Progress, say
-from ..tensors import from_bytes, to_bytes
+from ..data.prepared import PreparedDataset
+from ..experiment import versions
+from ..experiment.config import READ_ELSEWHERE, Recipe, learning_rate_name
+from ..io.files import deliver
+from ..io.progress import Progress, say
+from ..io.tensors import from_bytes, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint
 from .distributed import launch
 from .ranks import ALONE, Ranks

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from ..datasets.prepared import PreparedDataset
-from ..errors import UserError
+from ..data.prepared import PreparedDataset
+from ..io.errors import UserError
 from .state import fingerprint
 
 

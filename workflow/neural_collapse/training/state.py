@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..files import atomic_path, remove_temporaries, written
-from ..progress import say
-from ..tensors import from_bytes, to_bytes
-from .locks import FINISHED, delete, lock
+from ..io.errors import UserError
+from ..io.files import atomic_path, remove_temporaries, written
+from ..io.locks import FINISHED, delete, lock
+from ..io.progress import say
+from ..io.tensors import from_bytes, to_bytes
 
 KEPT = 2  # the newest state, and the one before it should the newest be torn
 

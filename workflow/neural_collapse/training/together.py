@@ -21,14 +21,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..architectures.folding import fold_batch_norms
-from ..architectures.grouped import GroupedNetwork, can_be_grouped
-from ..arithmetic import arithmetic
-from ..config import Recipe, TrainingRecipe, learning_rate_name
-from ..datasets.prepared import PreparedDataset
-from ..progress import Progress, say
+from ..data.prepared import PreparedDataset
+from ..experiment.config import Recipe, TrainingRecipe, learning_rate_name
+from ..io.progress import Progress, say
+from ..networks.arithmetic import arithmetic
+from ..networks.folding import fold_batch_norms
+from ..networks.grouped import GroupedNetwork, can_be_grouped
 from .loop import History, said, training_fingerprint
-from .sgd import GroupedSGD
+from .optimisers import GroupedSGD
 from .state import BackgroundWriter, StateFolder, fingerprint
 from .trainer import (
     Batch,

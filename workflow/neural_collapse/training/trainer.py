@@ -17,17 +17,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..architectures.build import build_network
-from ..architectures.folding import fold_batch_norms
-from ..arithmetic import arithmetic
-from ..config import Recipe, TrainingRecipe
-from ..datasets.prepared import PreparedDataset
-from ..errors import UserError
-from ..images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
-from ..progress import say
+from ..data.images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
+from ..data.prepared import PreparedDataset
+from ..experiment.config import Recipe, TrainingRecipe
+from ..io.errors import UserError
+from ..io.progress import say
+from ..networks.arithmetic import arithmetic
+from ..networks.build import build_network
+from ..networks.folding import fold_batch_norms
 from .graphs import GraphedStep
+from .optimisers import SGD
 from .ranks import ALONE, Ranks
-from .sgd import SGD
 
 
 @dataclass(frozen=True)

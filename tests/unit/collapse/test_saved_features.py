@@ -1,0 +1,137 @@
+"""`neural-collapse statistics`: saved arrays in, a table out, one sentence for every mistake."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neural_collapse.cli.main import main
+from neural_collapse.collapse import STATISTICS, statistics_of
+
+
+@pytest.fixture
+def arrays():
+    generator = np.random.default_rng(3)
+    labels = np.repeat(np.arange(4), 30)
+    weight = generator.standard_normal((4, 16))
+    return {
+        "features": 2 * weight[labels] + generator.standard_normal((120, 16)),
+        "labels": labels,
+        "classifier": weight,
+        "bias": generator.standard_normal(4),
+    }
+
+
+@pytest.fixture
+def model(arrays, tmp_path):
+    np.savez(tmp_path / "model.npz", **arrays)
+    return tmp_path / "model.npz"
+
+
+def run(*options):
+    return main(["statistics", *map(str, options)])
+
+
+def whole(model, *more):
+    names = ("features", "labels", "classifier")
+    return run(*(part for name in names for part in (f"--{name}", model)), *more)
+
+
+def test_the_table_is_what_the_library_says(model, arrays, tmp_path, capsys):
+    assert whole(model, "--bias", model, "--output", tmp_path / "t.parquet") == 0
+    table = pd.read_parquet(tmp_path / "t.parquet").set_index("statistic")
+    expected = statistics_of(*arrays.values())
+    assert table.value.to_dict() == expected
+    assert set(expected) == set(STATISTICS) and (table["what it is"] != "").all()
+    printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    for name, value in expected.items():
+        assert float(printed[name]) == pytest.approx(value, rel=1e-4)
+
+
+def test_the_bias_decides_with(model, tmp_path):
+    whole(model, "--output", tmp_path / "without.csv")
+    whole(model, "--bias", model, "--output", tmp_path / "with.csv")
+    one, other = (
+        pd.read_csv(tmp_path / f"{name}.csv").set_index("statistic").value
+        for name in ("without", "with")
+    )
+    assert one["bias_collapse"] != other["bias_collapse"]
+    assert one["nc1_within_class_variability"] == other["nc1_within_class_variability"]
+
+
+def test_npy_files_and_a_file_with_one_array(arrays, model, tmp_path, capsys):
+    whole(model)
+    expected = capsys.readouterr().out
+    np.save(tmp_path / "f.npy", arrays["features"])
+    np.savez(tmp_path / "l.npz", anything=arrays["labels"])
+    np.savez(tmp_path / "w.npz", weight=arrays["classifier"], bias=arrays["bias"])
+    at = {name: tmp_path / file for name, file in [("f", "f.npy"), ("l", "l.npz"), ("w", "w.npz")]}
+    assert run("--features", at["f"], "--labels", at["l"], "--classifier", at["w"]) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_test_set_is_measured_with_the_train_sets_centres(arrays, tmp_path):
+    # Centres of the test features themselves would agree with the network nowhere else.
+    shifted = arrays["features"] + 5 * np.roll(arrays["classifier"], 1, axis=0)[arrays["labels"]]
+    np.savez(tmp_path / "m.npz", **arrays, test_features=shifted, test_labels=arrays["labels"])
+    model, table = tmp_path / "m.npz", tmp_path / "t.csv"
+    whole(model, "--bias", model, "--test-features", model, "--test-labels", model,
+          "--output", table)  # fmt: skip
+    found = pd.read_csv(table).query("split == 'test'").set_index("statistic").value
+    means = np.stack([arrays["features"][arrays["labels"] == c].mean(axis=0) for c in range(4)])
+    expected = statistics_of(
+        shifted, arrays["labels"], arrays["classifier"], arrays["bias"], train_class_means=means
+    )
+    assert found["ncc_accuracy"] == pytest.approx(expected["ncc_accuracy"])
+    assert found["ncc_accuracy"] != statistics_of(*arrays.values())["ncc_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"labels": np.zeros(120, int)}, "class"),
+        ({"labels": np.arange(7)}, "7"),
+        ({"classifier": np.zeros(4)}, r"the classifier's shape is \(4,\), not \(C, d\)"),
+        ({"features": np.full((120, 16), np.nan)}, "NaN|nan|finite"),
+        ({"features": np.array(["a"] * 120)}, "features"),
+        ({"bias": np.zeros(9)}, "bias"),
+    ],
+    ids=["one class", "too few labels", "flat classifier", "nan", "text", "long bias"],
+)
+def test_wrong_arrays_are_one_sentence(change, sentence, arrays, tmp_path, capsys):
+    np.savez(tmp_path / "m.npz", **arrays | change)
+    model = tmp_path / "m.npz"
+    assert whole(model, "--bias", model) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ") and len(said.splitlines()) == 1
+    import re
+
+    assert re.search(sentence, said), said
+
+
+def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
+    (tmp_path / "text.npy").write_text("no numbers")
+    np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for file, words in [
+        ("nowhere.npy", "cannot be read"),
+        ("text.npy", "damaged"),
+        ("two.npz", "holds a, b; call the array of the features 'features'"),
+        ("objects.npy", "of plain numbers"),
+    ]:
+        assert run("--features", tmp_path / file, "--labels", model, "--classifier", model) == 2
+        said = capsys.readouterr().err
+        assert words in said and file in said and len(said.splitlines()) == 1
+    assert whole(model, "--output", tmp_path / "t.xlsx") == 2
+    assert "must end in .parquet or .csv" in capsys.readouterr().err
+    assert whole(model, "--test-features", model) == 2
+    assert "belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_is_wrong_names_its_set(split, arrays, tmp_path, capsys):
+    arrays |= {"test_features": arrays["features"], "test_labels": arrays["labels"]}
+    arrays["labels" if split == "train" else "test_labels"] = np.zeros(120, int)
+    np.savez(tmp_path / "m.npz", **arrays)
+    model = tmp_path / "m.npz"
+    assert whole(model, "--test-features", model, "--test-labels", model) == 2
+    assert f"The {split} split has no example of class" in capsys.readouterr().err

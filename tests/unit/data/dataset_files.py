@@ -1,0 +1,289 @@
+"""Small files in each dataset's true format."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from neural_collapse.data.sources import Checksum
+
+# --------------------------------------------------------------------------- the true formats
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, array.ndim])
+    return header + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+def tar_bytes(members: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def python2_string(data: bytes) -> bytes:
+    """A byte string as Python 2 pickled it: SHORT_BINSTRING or BINSTRING."""
+    if len(data) < 256:
+        return b"U" + bytes([len(data)]) + data
+    return b"T" + len(data).to_bytes(4, "little") + data
+
+
+def python2_batch(images: np.ndarray, labels: dict[str, list[int]]) -> bytes:
+    """A CIFAR batch as the published ones are: protocol 2, written by Python 2 and old numpy."""
+    out = b"\x80\x02}q\x01(" + python2_string(b"data") + b"q\x02"
+    out += b"cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85q\x05"
+    out += python2_string(b"b") + b"q\x06\x87q\x07Rq\x08(K\x01"
+    out += b"".join(b"J" + n.to_bytes(4, "little") for n in images.shape) + b"\x86q\x09"
+    out += b"cnumpy\ndtype\nq\x0a" + python2_string(b"u1") + b"q\x0bK\x00K\x01\x87q\x0cRq\x0d("
+    out += b"K\x03" + python2_string(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0eb"
+    out += b"\x89" + python2_string(images.tobytes()) + b"q\x0ftq\x10b"
+    for key, values in labels.items():
+        out += python2_string(key.encode()) + b"](" + b"".join(b"K" + bytes([v]) for v in values)
+        out += b"e"
+    return out + b"u."
+
+
+def python2_names(key: str, names: list[str]) -> bytes:
+    listed = b"".join(python2_string(name.encode()) for name in names)
+    return b"\x80\x02}(" + python2_string(key.encode()) + b"](" + listed + b"eu."
+
+
+def images_and_labels(
+    count: int, shape: tuple[int, ...], num_classes: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
+    labels = np.arange(count) % num_classes
+    rng.shuffle(labels)
+    return images, labels
+
+
+@dataclass
+class Made:
+    """Files of a small dataset and what they hold."""
+
+    files: dict[str, bytes]
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+    class_names: tuple[str, ...] | None = None
+
+
+def make_mnist(size: int = 28) -> Made:
+    train = images_and_labels(70, (size, size), 10)
+    test = images_and_labels(30, (size, size), 10, 1)
+    files = {}
+    for prefix, (images, labels) in (("train", train), ("t10k", test)):
+        files[f"{prefix}-images-idx3-ubyte.gz"] = gzip.compress(idx_bytes(images), mtime=0)
+        files[f"{prefix}-labels-idx1-ubyte.gz"] = gzip.compress(
+            idx_bytes(labels.astype(np.uint8)), mtime=0
+        )
+    return Made(files, (train[0][:, None], train[1]), (test[0][:, None], test[1]))
+
+
+def make_svhn() -> Made:
+    import scipy.io
+
+    files, splits = {}, []
+    for seed, name in enumerate(["train_32x32.mat", "test_32x32.mat"]):
+        images, labels = images_and_labels(40, (3, 32, 32), 10, seed)
+        stored = {
+            "X": images.transpose(2, 3, 1, 0),
+            "y": np.where(labels == 0, 10, labels).reshape(-1, 1).astype(np.uint8),
+        }
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, stored, do_compression=True)
+        files[name] = buffer.getvalue()
+        splits.append((images, labels))
+    return Made(files, *splits)
+
+
+def make_cifar10(mode: str = "w:gz") -> Made:
+    parts, members = [], {}
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+    for number in range(1, 7):
+        images, labels = images_and_labels(20, (3, 32, 32), 10, number)
+        name = f"data_batch_{number}" if number < 6 else "test_batch"
+        members[f"cifar-10-batches-py/{name}"] = python2_batch(
+            images.reshape(20, -1), {"labels": labels.tolist()}
+        )
+        parts.append((images, labels))
+    members["cifar-10-batches-py/batches.meta"] = python2_names("label_names", names)
+    train = tuple(np.concatenate(part) for part in zip(*parts[:5], strict=True))
+    return Made({"cifar-10-python.tar.gz": tar_bytes(members, mode)}, train, parts[5], tuple(names))
+
+
+def make_cifar100() -> Made:
+    names, splits, members = [f"thing{i}" for i in range(100)], [], {}
+    for seed, name in enumerate(["train", "test"]):
+        images, labels = images_and_labels(200, (3, 32, 32), 100, seed)
+        members[f"cifar-100-python/{name}"] = python2_batch(
+            images.reshape(200, -1),
+            {"coarse_labels": (labels // 5).tolist(), "fine_labels": labels.tolist()},
+        )
+        splits.append((images, labels))
+    members["cifar-100-python/meta"] = python2_names("fine_label_names", names)
+    return Made({"cifar-100-python.tar.gz": tar_bytes(members, "w:gz")}, *splits, tuple(names))
+
+
+def make_stl10() -> Made:
+    names = "airplane bird car cat deer dog horse monkey ship truck".split()  # noqa: SIM905
+    members = {"stl10_binary/class_names.txt": "\n".join(names).encode()}
+    splits = []
+    for seed, name in enumerate(["train", "test"]):
+        images, labels = images_and_labels(20, (3, 96, 96), 10, seed)
+        members[f"stl10_binary/{name}_X.bin"] = images.transpose(0, 1, 3, 2).tobytes()
+        members[f"stl10_binary/{name}_y.bin"] = (labels + 1).astype(np.uint8).tobytes()
+        splits.append((images, labels))
+    return Made({"stl10_binary.tar.gz": tar_bytes(members, "w:gz")}, *splits, tuple(names))
+
+
+def jpeg(seed: int, width: int = 40, height: int = 30, mode: str = "RGB") -> bytes:
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+WNIDS = ["n01440764", "n01443537", "n01484850"]
+
+
+def make_ilsvrc(per_class: int = 6, val: int = 9) -> Made:
+    """Three classes; the development kit numbers them in another order than the alphabet's."""
+    import scipy.io
+
+    outer = {}
+    for c, wnid in reversed(list(enumerate(WNIDS))):
+        members = {
+            f"{wnid}_{i}.JPEG": jpeg(100 * c + i, 40 + 7 * i, 30 + 5 * c, "L" if i == 1 else "RGB")
+            for i in range(per_class)
+        }
+        outer[f"{wnid}.tar"] = tar_bytes(members)
+    numbers = {3: 0, 1: 1, 2: 2}  # ILSVRC2012_ID -> class in alphabetical order
+    labels = [i % 3 for i in range(val)]
+    by_class = {c: number for number, c in numbers.items()}
+    validation = {
+        f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(1000 + i, mode="CMYK" if i == 2 else "RGB")
+        for i in range(val)
+    }
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    synsets = np.array([(n, WNIDS[c], "a, b", 0) for n, c in numbers.items()], dtype=kinds)
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": synsets.reshape(-1, 1)})
+    truth = "".join(f"{by_class[label]}\n" for label in labels).encode()
+    files = {
+        "ILSVRC2012_img_train.tar": tar_bytes(outer),
+        "ILSVRC2012_img_val.tar": tar_bytes(validation),
+        "ILSVRC2012_devkit_t12.tar.gz": tar_bytes(
+            {
+                "ILSVRC2012_devkit_t12/data/meta.mat": meta.getvalue(),
+                "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": truth,
+            },
+            "w:gz",
+        ),
+    }
+    nothing = np.zeros(0)
+    return Made(files, (nothing, nothing), (nothing, np.array(labels)), tuple(WNIDS))
+
+
+MAKERS: dict[str, Callable[[], Made]] = {
+    "mnist": make_mnist,
+    "fashion_mnist": make_mnist,
+    "svhn": make_svhn,
+    "cifar10": make_cifar10,
+    "cifar100": make_cifar100,
+    "stl10": make_stl10,
+    "imagenet": make_ilsvrc,
+}
+
+
+def content_of(name: str, data: bytes, like: dict[str, Checksum]) -> dict[str, Checksum]:
+    """Checksums of what a small file holds, of the same members as the published one's."""
+    found = {}
+    if "" in like:
+        return {"": Checksum("sha256", hashlib.sha256(gzip.decompress(data)).hexdigest())}
+    if like:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+            for member in archive:
+                base = os.path.basename(member.name)
+                if base in like:
+                    inner = archive.extractfile(member).read()
+                    found[base] = Checksum("md5", hashlib.md5(inner).hexdigest())
+    return found
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+class Malicious:
+    """Its pickle calls os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def malicious_pickle(command: str) -> bytes:
+    return pickle.dumps({"data": Malicious(command)}, protocol=2)
+
+
+# --------------------------------------------------------------------------- the server
+
+
+@dataclass
+class Behaviour:
+    """How one request is answered."""
+
+    status: int = 200
+    body: bytes | None = None
+    """Instead of the file."""
+    cut_after: int | None = None
+    """Closes the connection after so many bytes of the body."""
+    stall_after: int | None = None
+    """Sends nothing more after so many bytes of the body, until the test ends."""
+    declare_length: bool = True
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Server:
+    """Serves `files`; `script` gives a path's next answers, after which it behaves."""
+
+    address: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    script: dict[str, list[Behaviour]] = field(default_factory=dict)
+    ranges: bool = True
+    etag: str | None = '"one"'
+    requests: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    """(path, Range, If-Range) of every request."""
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, folder: str, files: dict[str, bytes]) -> None:
+        for name, data in files.items():
+            self.files[f"{folder}/{name}"] = data
+
+    def ranges_asked(self, path: str) -> list[str | None]:
+        return [asked for requested, asked, _ in self.requests if requested == path]

@@ -1,0 +1,534 @@
+"""From raw files to prepared arrays and back: every dataset, and what can go wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from dataset_files import MAKERS, jpeg, write_files
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neural_collapse.data import prepare
+from neural_collapse.data.download import download_dataset
+from neural_collapse.data.parsers import ImageRef, decode_image
+from neural_collapse.data.prepare import (
+    average_pooled,
+    balanced_subset,
+    channel_sums,
+    mean_and_std,
+    prepare_dataset,
+)
+from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.data.registry import DATASETS, PAPER_DATASETS, CustomDataset
+from neural_collapse.experiment.config import DataRecipe
+from neural_collapse.io.errors import UserError
+
+IN_MEMORY = ["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10"]
+
+
+def hashes(folder) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def raw(publish, tmp_path):
+    """Download a small dataset from a mirror folder; gives (what was made, raw folder)."""
+
+    def raw(name: str):
+        made = publish(name)
+        given = write_files(tmp_path / "given" / name, made.files)
+        folder = tmp_path / "raw" / name
+        download_dataset(name, folder, mirror=str(given.parent), imagenet_folder=str(given))
+        return made, folder
+
+    return raw
+
+
+# --------------------------------------------------------------------------- every dataset
+
+
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_every_dataset_in_memory(name, raw, tmp_path):
+    made, folder = raw(name)
+    recipe = DataRecipe(padding_pixels=2)
+    card = prepare_dataset(name, folder, tmp_path / "out", recipe)
+    data = PreparedDataset.open(tmp_path / "out")
+    entry = DATASETS[name]
+    assert data.label == entry.label and data.num_classes == entry.num_classes
+    assert data.class_names == (made.class_names or entry.class_names)
+    assert data.image_size_px == entry.image_size_px + 4
+    assert data.card == card == json.loads((tmp_path / "out" / "card.json").read_text())
+    for split, (images, labels) in (("train", made.train), ("test", made.test)):
+        found = getattr(data, f"{split}_images")
+        assert isinstance(found, np.memmap) and found.flags.c_contiguous
+        np.testing.assert_array_equal(found[:, :, 2:-2, 2:-2], images)
+        assert found.sum(dtype=np.int64) == images.sum(dtype=np.int64)  # zeros around
+        np.testing.assert_array_equal(getattr(data, f"{split}_labels"), labels)
+    values = made.train[0] / 255
+    np.testing.assert_allclose(data.mean, values.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, values.std(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_the_card_says_where_all_came_from(raw, tmp_path):
+    made, folder = raw("mnist")
+    recipe = DataRecipe(examples_per_class=5, subset_seed=3)
+    card = prepare_dataset("mnist", folder, tmp_path / "out", recipe)
+    assert card["counts"]["train"] == {"published": [7] * 10, "kept": [5] * 10}
+    assert card["counts"]["test"] == {"published": [3] * 10, "kept": [3] * 10}
+    assert card["subset_seed"] == 3 and card["recipe"]["examples_per_class"] == 5
+    assert card["source"] == json.loads((folder / "source.json").read_text())
+    found = hashes(tmp_path / "out")
+    assert card["arrays_sha256"] == {k: v for k, v in found.items() if k.endswith(".npy")}
+    data = PreparedDataset.open(tmp_path / "out")
+    # mean and std are of all 70 published images, not of the 50 kept
+    np.testing.assert_allclose(data.mean, [made.train[0].mean() / 255], rtol=1e-12)
+
+
+def test_the_same_recipe_gives_the_same_bytes(raw, tmp_path):
+    _, folder = raw("cifar10")
+    recipe = DataRecipe(examples_per_class=4)
+    cards = [prepare_dataset("cifar10", folder, tmp_path / f"{i}", recipe) for i in range(2)]
+    assert hashes(tmp_path / "0") == hashes(tmp_path / "1")
+    other = prepare_dataset(
+        "cifar10", folder, tmp_path / "2", DataRecipe(examples_per_class=4, subset_seed=1)
+    )
+    assert cards[0]["data_hash"] == cards[1]["data_hash"] != other["data_hash"]
+    assert cards[0]["subset_sha256"]["train"] != other["subset_sha256"]["train"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("digits", 8), ("mnist_subset", 14)])
+def test_embedded_datasets_end_to_end(name, size, tmp_path):
+    download_dataset(name, tmp_path / "raw")
+    recipe = DataRecipe(average_pooling=2 if name == "mnist_subset" else 1)
+    prepare_dataset(name, tmp_path / "raw", tmp_path / "out", recipe)
+    data = PreparedDataset.open(tmp_path / "out")
+    assert data.train_images.shape == (DATASETS[name].train_examples, 1, size, size)
+    assert data.test_images.shape == (DATASETS[name].test_examples, 1, size, size)
+    assert len(set(np.bincount(data.train_labels))) == 1
+
+
+# --------------------------------------------------------------------------- image files
+
+
+def test_imagenet_from_its_archives(raw, tmp_path):
+    made, folder = raw("imagenet")
+    recipe = DataRecipe(examples_per_class=4, average_pooling=4)
+    seen = []
+    card = prepare_dataset(
+        "imagenet", folder, tmp_path / "out", recipe, progress=lambda *a: seen.append(a)
+    )
+    data = PreparedDataset.open(tmp_path / "out")
+    assert data.train_images.shape == (12, 3, 56, 56) and data.test_images.shape == (9, 3, 56, 56)
+    assert data.class_names == made.class_names
+    np.testing.assert_array_equal(data.test_labels, made.test[1])
+    assert card["mean_and_std_over"] == "kept train images"
+    values = data.train_images / 255
+    np.testing.assert_allclose(data.mean, values.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, values.std(axis=(0, 2, 3)), rtol=1e-12)
+    # The first validation image, read another way.
+    path = write_files(tmp_path, {"first.jpg": jpeg(1000)}) / "first.jpg"
+    expected = average_pooled(decode_image(ImageRef(str(path)), 256, 224), 4)
+    np.testing.assert_array_equal(data.test_images[0], expected)
+    assert ("decoding images", 21, 21) in seen
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    files = {
+        f"{split}/{name}/{i}.jpg": jpeg(i + 50 * k, 40 + i, 30)
+        for split, count in (("train", 7), ("test", 3))
+        for k, name in enumerate(["cat", "dog"])
+        for i in range(count)
+    }
+    return write_files(tmp_path / "mine", files)
+
+
+def test_the_number_of_workers_changes_nothing(folder_of_images, monkeypatch, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    monkeypatch.setattr(prepare, "CHUNK_IMAGES", 3)
+    for workers in (1, 2):
+        prepare_dataset(
+            "mine",
+            tmp_path / "raw",
+            tmp_path / f"{workers}",
+            DataRecipe(padding_pixels=1),
+            custom=custom,
+            workers=workers,
+        )
+    assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
+    data = PreparedDataset.open(tmp_path / "1")
+    assert data.train_images.shape == (14, 3, 18, 18) and data.class_names == ("cat", "dog")
+    inner = data.train_images[:, :, 1:-1, 1:-1] / 255
+    np.testing.assert_allclose(data.mean, inner.mean(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_a_killed_preparation_goes_on(folder_of_images, monkeypatch, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    monkeypatch.setattr(prepare, "CHUNK_IMAGES", 2)
+    args = ("mine", tmp_path / "raw")
+    prepare_dataset(*args, tmp_path / "whole", DataRecipe(), custom=custom)
+
+    class Killed(BaseException):
+        pass
+
+    run, ran = prepare._run_task, []
+
+    def dies_at_the_fourth(task):
+        if len(ran) == 3:
+            raise Killed
+        ran.append(task)
+        run(task)
+
+    def counts(task):
+        ran.append(task)
+        run(task)
+
+    monkeypatch.setattr(prepare, "_run_task", dies_at_the_fourth)
+    with pytest.raises(Killed):
+        prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
+    assert not (tmp_path / "out" / "card.json").exists()
+    ran.clear()
+    monkeypatch.setattr(prepare, "_run_task", counts)
+    prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
+    assert len(ran) == 10 - 3
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+    # Another recipe does not build upon what is left of this one.
+    monkeypatch.setattr(prepare, "_run_task", dies_at_the_fourth)
+    ran.clear()
+    with pytest.raises(Killed):
+        prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
+    ran.clear()
+    monkeypatch.setattr(prepare, "_run_task", counts)
+    other = DataRecipe(subset_seed=5, examples_per_class=3)
+    prepare_dataset(*args, tmp_path / "out", other, custom=custom)
+    assert len(ran) == 3 + 3
+    assert len(PreparedDataset.open(tmp_path / "out").train_images) == 6
+
+
+def test_images_of_different_sizes_need_image_size_px(folder_of_images, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images))
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    with pytest.raises(UserError, match="image_size_px"):
+        prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
+
+
+def test_a_damaged_image_is_named_by_whichever_process_meets_it(folder_of_images, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    (folder_of_images / "test" / "dog" / "1.jpg").write_bytes(b"rubbish")
+    for workers in (1, 2):
+        with pytest.raises(UserError, match=r"dog/1\.jpg"):
+            prepare_dataset(
+                "mine",
+                tmp_path / "raw",
+                tmp_path / "out",
+                DataRecipe(),
+                custom=custom,
+                workers=workers,
+            )
+
+
+def test_one_preparation_at_a_time(folder_of_images, tmp_path):
+    """Two processes at once in one place: the second waits, and both end well."""
+    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    program = (
+        "import sys\n"
+        "from neural_collapse.experiment.config import DataRecipe\n"
+        "from neural_collapse.data.prepare import prepare_dataset\n"
+        "from neural_collapse.data.registry import CustomDataset\n"
+        "custom = CustomDataset(label='Mine', path=sys.argv[1], image_size_px=16)\n"
+        "prepare_dataset('mine', sys.argv[2], sys.argv[3], DataRecipe(), custom=custom)\n"
+    )
+    paths = [str(folder_of_images), str(tmp_path / "raw"), str(tmp_path / "out")]
+    both = [subprocess.Popen([sys.executable, "-c", program, *paths]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(PreparedDataset.open(tmp_path / "out").train_images) == 14
+    assert not (tmp_path / "out.partial").exists()
+
+
+# --------------------------------------------------------------------------- a person's npz
+
+
+def test_a_persons_npz(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    labels = np.arange(12) % 3
+    np.savez(
+        tmp_path / "mine.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images[:3],
+        test_labels=labels[:3],
+    )
+    custom = CustomDataset(label="Mine", path=str(tmp_path / "mine.npz"))
+    source = download_dataset("mine", tmp_path / "raw", custom=custom)
+    assert source["kind"] == "npz"
+    prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
+    data = PreparedDataset.open(tmp_path / "out")
+    np.testing.assert_array_equal(data.train_images, images.transpose(0, 3, 1, 2))
+    assert data.num_classes == 3 and data.label == "Mine" and data.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([0, 2, 0, 2], "class 1 has no train images"),
+        ([0, 0, 0, -1], "a label is -1"),
+        ([1, 2, 1, 2], "its labels begin at 1; they must begin at 0"),
+    ],
+)
+def test_labels_must_be_whole(labels, reason, tmp_path):
+    images = np.zeros((4, 6, 6), np.uint8)
+    np.savez(
+        tmp_path / "mine.npz",
+        train_images=images,
+        train_labels=np.array(labels),
+        test_images=images,
+        test_labels=np.array(labels),
+    )
+    custom = CustomDataset(label="Mine", path=str(tmp_path / "mine.npz"))
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    with pytest.raises(UserError, match=f"mine.npz: {reason}"):
+        prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
+
+
+def test_image_size_px_is_for_folders():
+    with pytest.raises(ValueError, match="folder of images"):
+        CustomDataset(label="Mine", path="x.npz", image_size_px=3)
+
+
+# --------------------------------------------------------------------------- what goes wrong
+
+
+def test_too_few_images_of_a_class(raw, tmp_path):
+    _, folder = raw("mnist")
+    with pytest.raises(UserError) as caught:
+        prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe(examples_per_class=8))
+    assert "data.examples_per_class" in str(caught.value)
+    assert "class 0 has 7" in str(caught.value)
+    with pytest.raises(UserError, match=r"data\.test_examples_per_class"):
+        prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe(test_examples_per_class=8))
+
+
+def test_pooling_must_divide_the_images(raw, tmp_path):
+    with pytest.raises(UserError, match=r"data\.average_pooling: 4 does not divide"):
+        average_pooled(np.zeros((1, 1, 6, 6), np.uint8), 4)
+
+
+def test_preparing_before_downloading(tmp_path):
+    with pytest.raises(UserError, match="download mnist first"):
+        prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
+    (tmp_path / "source.json").write_text('{"dataset": "svhn", "kind": "svhn"}')
+    with pytest.raises(UserError, match=r"not mnist's source\.json"):
+        prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
+
+
+@pytest.fixture
+def prepared(raw, tmp_path):
+    _, folder = raw("mnist")
+    prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe())
+    return tmp_path / "out"
+
+
+def change_labels(change):
+    def damage(folder):
+        labels = np.load(folder / "train_labels.npy").copy()
+        np.save(folder / "train_labels.npy", change(labels))
+
+    return damage
+
+
+def change_card(change):
+    def damage(folder):
+        card = json.loads((folder / "card.json").read_text())
+        change(card)
+        (folder / "card.json").write_text(json.dumps(card))
+
+    return damage
+
+
+def truncate(name):
+    def damage(folder):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (truncate("train_images.npy"), "train_images.npy"),
+        (truncate("test_labels.npy"), "test_labels.npy"),
+        (lambda f: (f / "test_images.npy").write_bytes(b""), "test_images.npy"),
+        (lambda f: (f / "test_images.npy").unlink(), "test_images.npy"),
+        (lambda f: (f / "card.json").unlink(), "card.json"),
+        (lambda f: (f / "card.json").write_text("{"), "card.json"),
+        (lambda f: np.save(f / "test_images.npy", np.zeros((30, 1, 28, 28))), "test_images.npy"),
+        (lambda f: np.save(f / "test_images.npy", np.array([None])), "test_images.npy"),
+        (change_labels(lambda x: np.where(x == 9, 10, x)), "train_labels.npy.*0 to 9"),
+        (change_labels(lambda x: np.where(x == 9, -1, x)), "train_labels.npy.*0 to 9"),
+        (change_labels(lambda x: np.where(x == 4, 5, x)), "train_labels.npy.*class 4"),
+        (change_labels(lambda x: np.r_[x[1:], x[:1] * 0 + 1]), "train_labels.npy.*counts"),
+        (change_labels(lambda x: x[:-1]), "train_images.npy.*shape"),
+        (change_labels(lambda x: x.astype(np.int32)), "train_labels.npy.*int32"),
+        (change_card(lambda c: c.pop("mean")), "card.json.*mean"),
+        (change_card(lambda c: c.update(std=[0.0])), "card.json.*std"),
+        (change_card(lambda c: c.update(channels=3)), "card.json"),
+        (change_card(lambda c: c.update(image_size_px=32)), "train_images.npy.*shape"),
+        (change_card(lambda c: c.update(class_names=["a"])), "card.json.*class_names"),
+    ],
+)
+def test_damaged_prepared_files_are_named(prepared, damage, file):
+    PreparedDataset.open(prepared)
+    damage(prepared)
+    with pytest.raises(UserError, match=file):
+        PreparedDataset.open(prepared)
+
+
+def test_prepared_arrays_cannot_be_written_to(prepared):
+    data = PreparedDataset.open(prepared)
+    with pytest.raises(ValueError):
+        data.train_images[0] = 0
+
+
+# --------------------------------------------------------------------------- pure steps
+
+
+def test_pooling_rounds_half_up():
+    image = np.array([[0, 1, 255, 255], [0, 1, 255, 254]], np.uint8)
+    np.testing.assert_array_equal(average_pooled(image, 2), [[1, 255]])  # 0.5 and 254.75
+    assert average_pooled(image, 1) is image
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(0, 4))
+def test_a_balanced_subset_is_balanced_ordered_and_nested(seed, count, surplus):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(3), 5 + surplus))
+    kept = balanced_subset(labels, 3, count, seed, "key")
+    assert (np.diff(kept) > 0).all()
+    assert np.bincount(labels[kept]).tolist() == [count] * 3
+    assert set(kept) <= set(balanced_subset(labels, 3, 5, seed, "key"))
+
+
+def test_the_subset_is_pinned():
+    """These indices must never change: a card's seed stands for them."""
+    labels = np.arange(40) % 4
+    kept = balanced_subset(labels, 4, 3, 7, "key")
+    assert kept.tolist() == PINNED
+
+
+PINNED = [5, 9, 11, 12, 13, 16, 18, 19, 24, 26, 31, 34]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_mean_and_std_are_exact(seed, channels):
+    from fractions import Fraction
+
+    images = np.random.default_rng(seed).integers(0, 256, (5, channels, 4, 4), dtype=np.uint8)
+    mean, std = mean_and_std(channel_sums(images), 5 * 16)
+    for c in range(channels):
+        values = [Fraction(int(v), 255) for v in images[:, c].reshape(-1)]
+        exact = sum(values) / len(values)
+        variance = sum((v - exact) ** 2 for v in values) / len(values)
+        assert mean[c] == pytest.approx(float(exact), rel=1e-15)
+        assert std[c] ** 2 == pytest.approx(float(variance), rel=1e-14)
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_a_constant_channel_has_std_one(value):
+    images = np.full((300, 1, 4, 4), value, np.uint8)
+    mean, std = mean_and_std(channel_sums(images), images.size)
+    assert mean == (pytest.approx(value / 255),) and std == (1.0,)
+
+
+# --------------------------------------------------------------------------- the registry
+
+
+def test_the_registry_is_the_papers():
+    assert (
+        tuple(DATASETS)[:7]
+        == PAPER_DATASETS
+        == ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
+    )
+    assert {name: DATASETS[name].num_classes for name in PAPER_DATASETS} == {
+        "mnist": 10,
+        "fashion_mnist": 10,
+        "svhn": 10,
+        "cifar10": 10,
+        "cifar100": 100,
+        "stl10": 10,
+        "imagenet": 1000,
+    }
+    assert set(MAKERS) == set(PAPER_DATASETS)
+    assert DATASETS["mnist"].download_bytes == 11594722
+    assert DATASETS["imagenet"].download_bytes == DATASETS["digits"].download_bytes == 0
+
+
+def test_the_registry_is_light():
+    program = (
+        "import sys, neural_collapse.data.registry\n"
+        "print([m for m in ('numpy', 'torch', 'httpx', 'scipy', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("name", PAPER_DATASETS)
+def test_every_published_file_has_a_checksum_and_a_size(name):
+    for file in DATASETS[name].files:
+        assert file.size_bytes and (file.checksum or file.content)
+        assert len({url for url in file.urls}) == len(file.urls)
+        assert all(url.startswith(("http://", "https://")) for url in file.urls)
+        assert all(url.endswith("/" + file.name) for url in file.urls)
+        for checksum in [file.checksum, *file.content.values()]:
+            assert len(checksum.digest) == {"md5": 32, "sha256": 64}[checksum.algorithm]
+            int(checksum.digest, 16)
+
+
+# --------------------------------------------------------------------------- the real files
+
+
+def test_real_mnist(real_data, tmp_path):
+    download_dataset("mnist", tmp_path / "raw", mirror=str(real_data))
+    recipe = DataRecipe(examples_per_class=5000, padding_pixels=2)
+    card = prepare_dataset("mnist", tmp_path / "raw", tmp_path / "out", recipe)
+    assert card["counts"]["train"]["published"] == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
+    assert card["counts"]["train"]["kept"] == [5000] * 10
+    assert sum(card["counts"]["test"]["kept"]) == 10000
+    data = PreparedDataset.open(tmp_path / "out")
+    assert data.train_images.shape == (50000, 1, 32, 32)
+    # Seed 0 stands for these very images: this hash must not change.
+    assert data.data_hash == "751e17fb9330b57b4e89bdd8e94e125c8beae646f2b8f63347bbd231df9eeb27"
+    # The numbers of the authors' notebook.
+    assert round(data.mean[0], 4) == 0.1307 and round(data.std[0], 4) == 0.3081
+
+
+def test_real_fashion_mnist(real_data, tmp_path):
+    download_dataset("fashion_mnist", tmp_path / "raw", mirror=str(real_data))
+    card = prepare_dataset(
+        "fashion_mnist", tmp_path / "raw", tmp_path / "out", DataRecipe(examples_per_class=6000)
+    )
+    assert card["counts"]["train"] == {"published": [6000] * 10, "kept": [6000] * 10}
+    data = PreparedDataset.open(tmp_path / "out")
+    assert round(data.mean[0], 4) == 0.2860 and round(data.std[0], 4) == 0.3530

@@ -1,0 +1,744 @@
+"""The configuration: measured epochs, schedules, recipes, and every kind of mistake."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neural_collapse.experiment.config import (
+    Config,
+    Recipe,
+    SweepRecipe,
+    TrainingRecipe,
+    check_config,
+    json_schema,
+    learning_rate_name,
+    load_config,
+    parse_recipe,
+    read_recipe,
+    resolve_recipe,
+    spaced_epochs,
+    write_recipe,
+)
+from neural_collapse.io.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted([ROOT / "config.yaml", *(ROOT / "config").glob("*.yaml")])
+
+# As the authors' notebook prints them.
+NOTEBOOK_EPOCHS = [
+    *range(1, 15), 16, 17, 19, 20, 22, 24, 27, 29, 32, 35, 38, 42, 45, 50, 54, 59, 65, 71, 77, 85,
+    92, 101, 110, 121, 132, 144, 158, 172, 188, 206, 225, 245, 268, 293, 320, 350,
+]  # fmt: skip
+
+MINIMAL = {
+    "experiment": "tiny",
+    "datasets": ["digits"],
+    "architectures": ["resnet"],
+    "recipe": {"network": {"name": "resnet18", "width": 4}},
+}
+
+
+def minimal(**changes) -> dict:
+    """A config that is right, with `changes` merged in; dots in a key lead deeper."""
+    values = copy.deepcopy(MINIMAL)
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return values
+
+
+# ------------------------------------------------------------------------- measured epochs
+
+
+def test_the_measured_epochs_are_the_notebooks():
+    assert len(NOTEBOOK_EPOCHS) == 50
+    assert list(spaced_epochs(350, 50)) == NOTEBOOK_EPOCHS
+
+
+@given(last=st.integers(1, 2000), count=st.integers(2, 300))
+def test_measured_epochs_rise_from_the_first_to_the_last(last, count):
+    epochs = spaced_epochs(last, count)
+    assert epochs[0] == 1
+    assert epochs[-1] == last
+    assert list(epochs) == sorted(set(epochs))
+    assert len(epochs) == min(count, last)
+    assert all(type(epoch) is int for epoch in epochs)
+    steps = np.diff(epochs)
+    # Denser at the start: rounding moves a step by one at most.
+    assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(steps))
+
+
+def test_epoch_0_is_measured_always_and_lists_are_taken_as_they_are():
+    recipe = resolve_recipe(check_config(minimal()), "digits", "resnet")
+    assert list(recipe.measured_epochs) == [0, *NOTEBOOK_EPOCHS]
+    changed = minimal(**{"recipe.measurement": {"epochs": [3, 7], "activation_epochs": [0, 7]}})
+    recipe = resolve_recipe(check_config(changed), "digits", "resnet")
+    assert recipe.measured_epochs == (0, 3, 7)
+    assert recipe.activation_epochs == (0, 7)
+
+
+@given(epochs=st.integers(1, 400), measured=st.integers(2, 60), kept=st.integers(1, 80))
+@settings(max_examples=50, deadline=None)
+def test_kept_features_are_of_measured_epochs_and_end_with_the_last(epochs, measured, kept):
+    values = minimal()
+    values["recipe"] |= {
+        "training": {"epochs": epochs},
+        "measurement": {"epochs": measured, "activation_epochs": kept},
+    }
+    recipe = resolve_recipe(check_config(values), "digits", "resnet")
+    chosen = recipe.activation_epochs
+    assert set(chosen) <= set(recipe.measured_epochs)
+    assert len(chosen) == min(kept, len(recipe.measured_epochs))
+    assert chosen[-1] == epochs
+    assert kept == 1 or chosen[0] == 0
+
+
+# ------------------------------------------------------------------------- schedule and sweep
+
+
+def test_the_learning_rate_falls_after_the_papers_epochs():
+    assert TrainingRecipe().milestones == (116, 233)
+    imagenet = TrainingRecipe(epochs=300, learning_rate_milestones=["1/2", "3/4"])
+    assert imagenet.milestones == (150, 225)
+
+
+@given(
+    epochs=st.integers(1, 60),
+    thirds=st.booleans(),
+    initial=st.floats(1e-4, 1),
+    factor=st.floats(0.05, 1),
+)
+@settings(max_examples=30, deadline=None)
+def test_the_learning_rate_is_torchs_multi_step_schedule(epochs, thirds, initial, factor):
+    recipe = TrainingRecipe(
+        epochs=epochs,
+        learning_rate_milestones=["1/3", "2/3"] if thirds else [0.5, 0.75],
+        learning_rate_factor=factor,
+    )
+    milestones = [epochs // 3, 2 * epochs // 3] if thirds else [epochs // 2, 3 * epochs // 4]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=initial)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, factor)
+    for epoch in range(1, epochs + 1):
+        # A milestone of 0 comes before torch's schedule begins, which leaves it out.
+        if milestones[0] > 0:
+            assert math.isclose(
+                recipe.learning_rate_at(initial, epoch), schedule.get_last_lr()[0], rel_tol=1e-12
+            )
+        optimizer.step()
+        schedule.step()
+
+
+def test_the_papers_sweep():
+    rates = SweepRecipe().learning_rates
+    # Written out from its closed form, not with numpy.
+    expected = [1e-4 * (0.25 / 1e-4) ** (i / 24) for i in range(25)]
+    assert rates == pytest.approx(expected, rel=1e-12)
+    # Three of them are known to have won in the paper.
+    names = [learning_rate_name(rate) for rate in rates]
+    assert [float(name) for name in names] == pytest.approx(expected, rel=1e-4)
+    for won in (0.0679, 0.13025, 0.18045):
+        assert min(abs(rate - won) / won for rate in rates) < 2e-3
+
+
+@given(low=st.floats(1e-6, 1e-2), ratio=st.floats(1.5, 1e4), count=st.integers(2, 60))
+def test_names_of_learning_rates_lead_back_to_them(low, ratio, count):
+    sweep = SweepRecipe(learning_rate_min=low, learning_rate_max=low * ratio, count=count)
+    named = sweep.named()
+    assert len(named) == len(sweep.learning_rates) == count
+    for name, rate in named.items():
+        assert float(name) == pytest.approx(rate, rel=1e-4)
+        assert set(name) <= set("0123456789.e+-")
+
+
+def test_an_additional_learning_rate_leaves_the_others_names():
+    small, large = SweepRecipe(), SweepRecipe(additional_learning_rates=[0.4, 0.003])
+    assert set(large.named()) - set(small.named()) == {"0.4", "0.003"}
+    assert set(small.named()) < set(large.named())
+    assert SweepRecipe(learning_rate=0.05).learning_rates == (0.05,)
+
+
+# ------------------------------------------------------------------------- folding overrides
+
+
+def test_later_overrides_win_and_leave_what_they_do_not_name():
+    config = check_config(
+        minimal(
+            **{
+                "datasets": ["digits", "mnist_subset"],
+                "recipe.training": {"epochs": 9, "batch_size": 32},
+                "overrides": [
+                    {"datasets": ["digits"], "recipe": {"training": {"epochs": 10}}},
+                    {"architectures": ["resnet"], "recipe": {"training": {"momentum": 0.5}}},
+                    {"datasets": ["digits"], "recipe": {"training": {"epochs": 11}}},
+                    {"architectures": ["vgg"], "recipe": {"training": {"epochs": 12}}},
+                ],
+            }
+        )
+    )
+    digits, subset = (resolve_recipe(config, name, "resnet") for name in config.datasets)
+    assert (digits.training.epochs, subset.training.epochs) == (11, 9)
+    assert digits.training.momentum == subset.training.momentum == 0.5
+    assert digits.training.batch_size == 32
+    assert digits.training.weight_decay == 5e-4
+
+
+def test_another_network_begins_anew_and_numbers_alone_change_the_one_there():
+    def resolved(*networks):
+        overrides = [{"recipe": {"network": network}} for network in networks]
+        config = check_config(minimal(overrides=overrides))
+        return resolve_recipe(config, "digits", "resnet").network.model_dump()
+
+    assert resolved()["width"] == 4
+    assert resolved({"blocks": [1, 1]}) == resolved() | {"blocks": (1, 1)}
+    assert resolved({"name": "resnet34"})["width"] == 64
+    assert resolved({"name": "resnet34"}, {"width": 3})["blocks"] == (3, 4, 6, 3)
+    family = {"family": "resnet", "block": "basic", "blocks": [1]}
+    assert resolved(family)["width"] == 64
+
+
+def test_a_recipe_survives_its_file(tmp_path):
+    recipe = resolve_recipe(check_config(minimal()), "digits", "resnet")
+    write_recipe(recipe, tmp_path / "recipe.json")
+    assert read_recipe(tmp_path / "recipe.json") == recipe
+    without = recipe.model_dump_json(exclude={"resources"})
+    assert parse_recipe(without, "x").training == recipe.training
+
+
+# ------------------------------------------------------------------------- shipped files
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_config_resolves(path):
+    config = load_config(path)
+    for dataset in config.datasets:
+        for architecture in config.architectures:
+            recipe = resolve_recipe(config, dataset, architecture)
+            assert parse_recipe(recipe.model_dump_json(), "x") == recipe
+
+
+# PAPER.md's tables: network of VGG, ResNet, DenseNet; train examples a class; image size.
+PAPER = {
+    "mnist": ("VGG11", "ResNet18", "DenseNet40", 5000, 32),
+    "fashion_mnist": ("VGG11", "ResNet18", "DenseNet250", None, 32),
+    "svhn": ("VGG11", "ResNet18", "DenseNet40", 4600, 32),
+    "cifar10": ("VGG13", "ResNet18", "DenseNet40", None, 32),
+    "cifar100": ("VGG13", "ResNet50", "DenseNet250", None, 32),
+    "stl10": ("VGG13", "ResNet50", "DenseNet250", None, 96),
+    "imagenet": ("VGG19", "ResNet152", "DenseNet201", 600, 224),
+}
+
+
+@pytest.mark.parametrize("dataset", PAPER)
+def test_the_papers_config_is_the_papers_protocol(dataset):
+    from neural_collapse.data.registry import DATASETS
+    from neural_collapse.networks import label
+
+    config = load_config(ROOT / "config.yaml")
+    *networks, balanced, size = PAPER[dataset]
+    big = dataset == "imagenet"
+    for architecture, network in zip(("vgg", "resnet", "densenet"), networks, strict=True):
+        recipe = resolve_recipe(config, dataset, architecture)
+        training = recipe.training
+        assert label(recipe.network) == network
+        assert recipe.data.examples_per_class == balanced
+        assert recipe.data.test_examples_per_class is None
+        assert recipe.data.average_pooling == 1
+        assert size == DATASETS[dataset].image_size_px + 2 * recipe.data.padding_pixels
+        assert training.epochs == (300 if big else 350)
+        assert training.batch_size == (256 if big else 128)
+        assert training.weight_decay == (1e-4 if big else 5e-4)
+        assert training.momentum == 0.9
+        assert training.milestones == ((150, 225) if big else (116, 233))
+        assert training.learning_rate_factor == 0.1
+        assert not training.keep_incomplete_batch
+        assert len(recipe.sweep.learning_rates) == (10 if big else 25)
+        assert recipe.sweep.learning_rates[0] == pytest.approx(1e-4)
+        assert recipe.sweep.learning_rates[-1] == pytest.approx(0.25)
+        assert len(recipe.measured_epochs) == 51
+        assert recipe.measurement.terminal_phase_accuracy == (0.996 if big else 0.999)
+        attack = recipe.robustness
+        assert (attack.images, attack.overshoot, attack.max_steps) == (100, 0.02, 50)
+        assert attack.candidate_classes == 10
+        assert getattr(recipe.network, "stem", "imagenet") == ("imagenet" if big else "small") or (
+            architecture == "vgg"
+        )
+    trainings = sum(
+        len(resolve_recipe(config, *cell).sweep.learning_rates)
+        for cell in [(d, a) for d in config.datasets for a in config.architectures]
+    )
+    assert trainings == 480
+
+
+def test_imagenet_is_left_out_where_its_folder_is_not_given():
+    config = load_config(ROOT / "config.yaml")
+    assert len(config.cells()) == 18
+    given = config.model_copy(update={"imagenet_folder": "/data/imagenet"})
+    assert len(given.cells()) == 21
+
+
+def test_the_committed_schema_is_the_models():
+    path = ROOT / "workflow/schemas/config.schema.json"
+    if not path.exists():
+        pytest.skip("workflow/schemas/config.schema.json is not made yet")
+    assert path.read_text(encoding="utf-8") == json_schema(), (
+        "run: python -m neural_collapse config-schema > workflow/schemas/config.schema.json"
+    )
+
+
+def test_the_schema_describes_every_key():
+    schema = json.loads(json_schema())
+    for name, part in {"Config": schema, **schema["$defs"]}.items():
+        if part.get("type") != "object" or "properties" not in part:
+            continue
+        undescribed = [
+            key for key, entry in part["properties"].items() if "description" not in entry
+        ]
+        assert not undescribed, f"{name}: {undescribed}"
+
+
+# ------------------------------------------------------------------------- mistakes
+
+LONG = "9" * 5000
+
+# What is wrong (keys with dots lead deeper), and words that the sentence must hold.
+BAD_VALUES = [
+    ({"recipy": {}}, ["unknown key 'recipy'", "did you mean 'recipe'"]),
+    ({"recipe.trainning": {}}, ["'recipe.trainning'", "did you mean 'training'"]),
+    ({"recipe.training.epoch": 3}, ["'recipe.training.epoch'", "did you mean 'epochs'"]),
+    ({"recipe.sweep.lr_min": 1}, ["'recipe.sweep.lr_min'", "learning_rate_min"]),
+    ({"recipe.data.pad_pixels": 2}, ["did you mean 'padding_pixels'"]),
+    ({"recipe.measurement.epoch": 2}, ["did you mean 'epochs'"]),
+    ({"recipe.robustness.image": 2}, ["did you mean 'images'"]),
+    ({"recipe.resources.gpus": 2}, ["did you mean 'gpu'"]),
+    (
+        {"recipe.training.cuda_graphs": True, "recipe.sweep.together": 33},
+        ["sweep.together", "at most 32", "cuda_graphs", "not 33"],
+    ),
+    ({"recipe.network.widht": 2}, ["digits x resnet", "widht", "did you mean 'width'"]),
+    ({"figures": {"format": ["png"]}}, ["'figures.format'", "did you mean 'formats'"]),
+    ({"überschrift": 1}, ["unknown key 'überschrift'"]),
+    ({"overrides": [{"dataset": ["digits"], "recipe": {}}]}, ["overrides.0.dataset", "datasets"]),
+    (
+        {"overrides": [{"recipe": {"training": {"momentun": 0.5}}}]},
+        ["overrides.0.recipe.training.momentun", "did you mean 'momentum'"],
+    ),
+    ({"overrides": [{"datasets": ["digits"]}]}, ["overrides.0.recipe", "missing"]),
+    ({"overrides": [{"datasets": [], "recipe": {}}]}, ["overrides.0.datasets", "empty"]),
+    ({"overrides": [{"datasets": "digits", "recipe": {}}]}, ["overrides.0.datasets", "list"]),
+    ({"overrides": [{"datasets": ["digitz"], "recipe": {}}]}, ["digitz", "'digits'"]),
+    ({"overrides": [{"architectures": ["resnets"], "recipe": {}}]}, ["'resnet'"]),
+    ({"overrides": {"recipe": {}}}, ["overrides", "list"]),
+    ({"overrides": [3]}, ["overrides.0", "keys and values"]),
+    ({"datasets": ["mnits"]}, ["datasets", "'mnits'", "did you mean 'mnist'"]),
+    ({"datasets": ["MNIST"]}, ["unknown dataset 'MNIST'"]),
+    ({"datasets": ["数字"]}, ["unknown dataset '数字'", "known:"]),
+    ({"datasets": []}, ["datasets", "empty"]),
+    ({"datasets": "digits"}, ["datasets", "list"]),
+    ({"datasets": None}, ["datasets", "list"]),
+    ({"datasets": [3]}, ["datasets.0", "text", "3"]),
+    ({"datasets": [["digits"]]}, ["datasets.0", "text"]),
+    ({"datasets": ["digits", "digits"]}, ["datasets", "'digits' stands twice"]),
+    ({"architectures": ["resnet", "resnet"]}, ["architectures", "'resnet' stands twice"]),
+    ({"architectures": ["resent"]}, ["architectures", "did you mean 'resnet'"]),
+    ({"architectures": []}, ["architectures", "empty"]),
+    ({"seeds": [0, 1, 0]}, ["seeds", "0 stands twice"]),
+    ({"seeds": []}, ["seeds", "empty"]),
+    ({"seeds": [-1]}, ["seeds.0", "-1"]),
+    ({"seeds": [2**32]}, ["seeds.0"]),
+    ({"seeds": [1.5]}, ["seeds.0", "whole number"]),
+    ({"seeds": [True]}, ["seeds", "true or false"]),
+    ({"seeds": 0}, ["seeds", "list"]),
+    ({"device": "gpu"}, ["device", "'cuda'", "'gpu'"]),
+    ({"experiment": "a/b"}, ["experiment", "'a/b'"]),
+    ({"experiment": "../up"}, ["experiment"]),
+    ({"experiment": ""}, ["experiment"]),
+    ({"experiment": True}, ["experiment", "true or false"]),
+    ({"experiment": None}, ["experiment", "text"]),
+    ({"results_folder": ""}, ["results_folder", "empty"]),
+    ({"results_folder": "out/{dataset}"}, ["results_folder", "{"]),
+    ({"results_folder": "a\0b"}, ["results_folder", "not text"]),
+    ({"mirror": "  "}, ["mirror", "empty"]),
+    ({"mirror": 7}, ["mirror", "text"]),
+    ({"recipe": None}, ["recipe", "keys and values"]),
+    ({"recipe": []}, ["recipe", "keys and values"]),
+    ({"recipe.training": None}, ["recipe.training", "keys and values"]),
+    ({"recipe.training.epochs": 0}, ["recipe.training.epochs", "0"]),
+    ({"recipe.training.epochs": -3}, ["recipe.training.epochs", "-3"]),
+    ({"recipe.measurement.epochs": [0, 6]}, ["measurement.epochs.0: must be greater", "(it is 0)"]),
+    ({"recipe.measurement.epochs": [6, "a"]}, ["measurement.epochs.1: must be a whole", "'a'"]),
+    ({"recipe.training.epochs": None}, ["recipe.training.epochs", "whole number"]),
+    ({"recipe.training.epochs": True}, ["recipe.training.epochs", "true or false"]),
+    ({"recipe.training.epochs": "many"}, ["recipe.training.epochs", "whole number", "'many'"]),
+    ({"recipe.training.epochs": 3.5}, ["recipe.training.epochs", "whole number"]),
+    ({"recipe.training.epochs": 10**9}, ["recipe.training.epochs", "1000000"]),
+    ({"recipe.training.epochs": 10**30}, ["recipe.training.epochs", "too large"]),
+    ({"recipe.training.epochs": 1 << 20000}, ["recipe.training.epochs", "too large"]),
+    ({"recipe.training.epochs": math.inf}, ["recipe.training.epochs"]),
+    ({"recipe.training.epochs": math.nan}, ["recipe.training.epochs"]),
+    ({"recipe.training.batch_size": 1}, ["recipe.training.batch_size"]),
+    ({"recipe.training.momentum": 1.0}, ["recipe.training.momentum", "less than 1"]),
+    ({"recipe.training.momentum": math.nan}, ["recipe.training.momentum", "finite"]),
+    ({"recipe.training.weight_decay": math.inf}, ["recipe.training.weight_decay", "finite"]),
+    ({"recipe.training.weight_decay": -1e-4}, ["recipe.training.weight_decay"]),
+    ({"recipe.training.weight_decay": False}, ["weight_decay", "true or false"]),
+    ({"recipe.training.precision": "float16"}, ["recipe.training.precision", "'bfloat16'"]),
+    ({"recipe.training.deterministic": "perhaps"}, ["deterministic", "true or false"]),
+    ({"recipe.training.loss": "mse"}, ["recipe.training.loss", "'cross_entropy'"]),
+    ({"recipe.training.threads": 10**6}, ["recipe.training.threads"]),
+    ({"recipe.training.learning_rate_milestones": 0.5}, ["milestones", "list of fractions"]),
+    ({"recipe.training.learning_rate_milestones": ["1/3", "1/3"]}, ["rising order"]),
+    ({"recipe.training.learning_rate_milestones": ["2/3", "1/3"]}, ["rising order"]),
+    ({"recipe.training.learning_rate_milestones": ["4/3"]}, ["'4/3'", "between 0 and 1"]),
+    ({"recipe.training.learning_rate_milestones": ["1/0"]}, ["'1/0' is not a fraction"]),
+    ({"recipe.training.learning_rate_milestones": ["half"]}, ["'half' is not a fraction"]),
+    ({"recipe.training.learning_rate_milestones": ["1e999999999"]}, ["is not a fraction"]),
+    ({"recipe.training.learning_rate_milestones": [f"1/{LONG}"]}, ["is not a fraction"]),
+    ({"recipe.training.learning_rate_milestones": [math.nan]}, ["nan is not a fraction"]),
+    ({"recipe.training.learning_rate_milestones": [True]}, ["True is not a fraction"]),
+    (
+        {"recipe.sweep": {"learning_rate_min": 0.3, "learning_rate_max": 0.1}},
+        ["digits x resnet", "learning_rate_min (0.3) is above learning_rate_max (0.1)"],
+    ),
+    ({"recipe.sweep.learning_rate_min": 0.5}, ["learning_rate_min (0.5) is above"]),
+    ({"recipe.sweep.learning_rate_min": 0}, ["recipe.sweep.learning_rate_min", "greater than 0"]),
+    (
+        {"recipe.sweep": {"learning_rate_min": 0.1, "learning_rate_max": 0.1}},
+        ["learning_rate_min equals learning_rate_max"],
+    ),
+    ({"recipe.sweep.count": 0}, ["recipe.sweep.count"]),
+    ({"recipe.sweep.count": 10**6}, ["recipe.sweep.count", "1000"]),
+    ({"recipe.sweep.additional_learning_rates": [0.25]}, ["0.25 stands twice"]),
+    ({"recipe.sweep.additional_learning_rates": [-1.0]}, ["additional_learning_rates.0"]),
+    ({"recipe.sweep.learning_rate": 0}, ["recipe.sweep.learning_rate"]),
+    ({"recipe.measurement.epochs": [1, 351]}, ["measurement.epochs", "351", "350"]),
+    ({"recipe.measurement.epochs": [5, 2]}, ["recipe.measurement.epochs", "rising order"]),
+    ({"recipe.measurement.epochs": []}, ["recipe.measurement.epochs"]),
+    ({"recipe.measurement.epochs": [0, 3]}, ["recipe.measurement.epochs"]),
+    ({"recipe.measurement.epochs": 1}, ["recipe.measurement.epochs"]),
+    ({"recipe.measurement.epochs": 10**8}, ["recipe.measurement.epochs"]),
+    ({"recipe.measurement.activation_epochs": [999]}, ["activation_epochs", "999", "350"]),
+    ({"recipe.measurement.activation_epochs": [15]}, ["activation_epochs", "epoch 15"]),
+    ({"recipe.measurement.activation_classes": [0, 1]}, ["activation_classes"]),
+    ({"recipe.measurement.activation_classes": [1, 1, 2]}, ["activation_classes", "different"]),
+    ({"recipe.measurement.activation_classes": [0, 1, 10]}, ["activation_classes", "0 to 9"]),
+    ({"recipe.measurement.terminal_phase_accuracy": 99.9}, ["terminal_phase_accuracy", "99.9"]),
+    ({"recipe.data.average_pooling": 3}, ["recipe.data.average_pooling", "1, 2 or 4"]),
+    ({"recipe.data.average_pooling": True}, ["average_pooling", "true or false"]),
+    ({"recipe.data.examples_per_class": 1}, ["recipe.data.examples_per_class"]),
+    ({"recipe.network": None}, ["recipe.network", "keys and values"]),
+    ({"recipe.network": "resnet18"}, ["recipe.network", "keys and values"]),
+    ({"recipe.network": {"name": "resnet19"}}, ["'resnet19'", "did you mean 'resnet18'"]),
+    ({"recipe.network": {"family": "resnext"}}, ["'resnext'", "did you mean 'resnet'"]),
+    ({"recipe.network": {"name": "resnet18", "width": "64"}}, ["width"]),
+    ({"recipe.network": {"width": 3}}, ["name", "family"]),
+    ({"recipe": {}}, ["digits x resnet", "names no network"]),
+    ({"custom_datasets": {"digits": {"label": "x", "path": "y"}}}, ["digits", "built-in"]),
+    ({"custom_datasets": {"a/b": {"label": "x", "path": "y"}}}, ["custom_datasets.a/b"]),
+    ({"results_folder": "~nobody-here/x"}, ["results_folder: ~nobody-here is no user's home"]),
+    (
+        {"custom_datasets": {"own": {"label": "x", "path": "~nobody-here/x"}}},
+        ["custom_datasets.own.path: ~nobody-here is no user's home"],
+    ),
+    ({"custom_datasets": {"own": {"label": "x"}}}, ["custom_datasets.own.path", "missing"]),
+    ({"custom_datasets": {"own": {"label": "x", "pth": "y"}}}, ["did you mean 'path'"]),
+    ({"custom_architectures": {"../x": {"label": "x"}}}, ["custom_architectures"]),
+    ({"custom_architectures": {"mlp": {"label": ""}}}, ["custom_architectures.mlp.label", "empty"]),
+    ({"figures": {"formats": ["svg"]}}, ["figures.formats", "png"]),
+    ({"figures": {"formats": ["png", "jpg"]}}, ["figures.formats.1", "'jpg'"]),
+    ({"figures": {"epoch_axis": "Log"}}, ["figures.epoch_axis", "'log'"]),
+]  # fmt: skip
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ["mirror", "imagenet_folder", "resources_folder", "results_folder", "reference_folder"]
+    own = {"custom_datasets": {"own": {"label": "Own", "path": "~/own.npz"}}}
+    config = check_config(minimal(**dict.fromkeys(keys, "~/there"), **own))
+    assert [getattr(config, key) for key in keys] == ["/home/me/there"] * 5
+    assert config.folder == "/home/me/there/tiny"
+    assert config.custom_datasets["own"].path == "/home/me/own.npz"
+    assert check_config(minimal(mirror="http://a/~b")).mirror == "http://a/~b"
+
+
+def sentence_of(error: UserError) -> str:
+    text = str(error)
+    assert "\n" not in text
+    assert text.isprintable()
+    for foreign in ("pydantic", "Traceback", "Partial", "Input should", "validation error"):
+        assert foreign not in text
+    assert len(text) < 600
+    return text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), BAD_VALUES, ids=[str(i) for i in range(len(BAD_VALUES))]
+)
+def test_a_wrong_value_is_one_sentence_that_names_the_key(changes, words):
+    with pytest.raises(UserError) as error:
+        check_config(minimal(**changes), "config.yaml")
+    text = sentence_of(error.value)
+    assert text.startswith("config.yaml: ") or "digits x resnet" in text
+    for word in words:
+        assert word in text, text
+
+
+def test_every_wrong_value_is_wrong_by_itself():
+    check_config(minimal())
+
+
+GOOD_TEXT = yaml.safe_dump(MINIMAL)
+
+BAD_FILES = [
+    (b"", "must hold keys and values"),
+    (b"# nothing\n", "must hold keys and values"),
+    (b"- a\n- b\n", "must hold keys and values"),
+    (b"just words\n", "must hold keys and values"),
+    (b"42\n", "must hold keys and values"),
+    (b"experiment: [unclosed\n", "not valid YAML"),
+    (b"experiment: 'unclosed\n", "not valid YAML"),
+    (b"a: b: c\n", "not valid YAML"),
+    (b"\tdatasets: x\n", "not valid YAML"),
+    (b"experiment: \xff\xfe\n", "not valid YAML"),
+    (b"experiment: *nobody\n", "not valid YAML"),
+    (b"experiment: !!python/object/apply:os.system ['exit 3']\n", "not valid YAML"),
+    (b"experiment: 2020-13-45\n", "not valid YAML"),
+    (f"seeds: [{LONG}]\n".encode(), "not valid YAML"),
+    (b"[" * 20000, "not valid YAML"),
+    (b"a: 1\n---\nb: 2\n", "not valid YAML"),
+    (GOOD_TEXT.encode() + b"datasets: [mnist]\n", "'datasets' stands twice"),
+    (GOOD_TEXT.encode() + b"seeds: [2020-01-01]\n", "seeds.0"),
+    (GOOD_TEXT.encode() + f"seeds: [0x{'f' * 5000}]\n".encode(), "too large"),
+    (GOOD_TEXT.encode() + b"mirror: \"\\ud800\"\n", "mirror"),
+    (GOOD_TEXT.encode() + b"3: 4\n", "the key 3 must be text"),
+    (GOOD_TEXT.encode() + b"? [1, 2]\n: 4\n", "not valid YAML"),
+    (GOOD_TEXT.encode() + b"? {a: 1}\n: 4\n", "not valid YAML"),
+    (GOOD_TEXT.encode() + b"overrides: &a [*a]\n", "holds itself"),
+    (GOOD_TEXT.encode() + b"mirror: !!binary aGVsbG8=\n", "mirror"),
+    (GOOD_TEXT.encode() + b"mirror: !!set {a}\n", "mirror"),
+    (
+        GOOD_TEXT.encode()
+        + b"overrides: [" + b"{recipe: {network: {arguments: &l0 [1, 1]}}}, "
+        + b"".join(
+            b"{recipe: {network: {arguments: &l%d [%s]}}}, " % (n, b"*l%d, " % (n - 1) * 9)
+            for n in range(1, 12)
+        )
+        + b"]\n",
+        "too long",
+    ),
+    (b"\x00\x01\x02", "not valid YAML"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), BAD_FILES, ids=[str(i) for i in range(len(BAD_FILES))]
+)
+def test_a_broken_file_is_one_sentence_that_names_it(tmp_path, content, words):
+    path = tmp_path / "konfig mit Lücke.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    text = sentence_of(error.value)
+    assert str(path) in text
+    assert words in text
+
+
+def test_a_missing_file_and_a_folder_are_said(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="directory"):
+        load_config(tmp_path)
+
+
+def test_numbers_as_people_write_them_are_understood(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        GOOD_TEXT.replace("recipe:\n", "recipe:\n  training: {weight_decay: 5e-4, epochs: 12}\n")
+    )
+    training = resolve_recipe(load_config(path), "digits", "resnet").training
+    assert training.weight_decay == 5e-4  # text in YAML 1.1, which wants 5.0e-4
+
+
+def test_the_command_line_prints_the_sentence_alone(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD_TEXT.replace("digits", "digit"))
+    done = subprocess.run(
+        [sys.executable, "-m", "neural_collapse", "plan", "--config", str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"error: {path}: datasets: unknown dataset 'digit'; did you mean 'digits'?\n"
+    )
+
+
+BAD_RECIPES = [
+    ("", "is not a recipe"),
+    ("{", "is not a recipe"),
+    ("[]", "keys and values"),
+    ("null", "keys and values"),
+    ("{}", "missing"),
+    ('{"dataset": "digits", "colour": 1}', "unknown key 'colour'"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_RECIPES)
+def test_a_broken_recipe_is_one_sentence(tmp_path, text, words):
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_recipe(path)
+    assert words in sentence_of(error.value)
+    with pytest.raises(UserError, match="No such file"):
+        read_recipe(tmp_path / "none.json")
+
+
+# ------------------------------------------------------------------------- fuzz
+
+
+def _keys() -> st.SearchStrategy[str]:
+    names: set[str] = set()
+
+    def collect(schema) -> None:
+        if isinstance(schema, dict):
+            names.update(schema.get("properties", {}))
+            for value in schema.values():
+                collect(value)
+        elif isinstance(schema, list):
+            for value in schema:
+                collect(value)
+
+    collect(json.loads(json_schema()))
+    return st.sampled_from(sorted(names | {"name", "family", "width", "blocks", "function"}))
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-3, 400)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(
+        ["digits", "mnist", "resnet", "vgg", "resnet18", "vgg11", "custom", "1/3", "2/3", "cpu"]
+    )
+    | st.sampled_from(
+        ["$channels", "a:b", "png", "1e5", "nan", "inf", "0x10", "\ud800", "\0", "{}"]
+    )
+    | st.binary(max_size=3)
+    | st.dates()
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(_keys() | st.text(max_size=4) | st.integers(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def assert_config_or_user_error(values) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            config = check_config(values, "config.yaml")
+        except UserError as error:
+            text = str(error)
+            assert "\n" not in text
+            text.encode()
+            return
+    assert isinstance(config, Config)
+    for cell in config.cells():
+        recipe = resolve_recipe(config, *cell)
+        assert isinstance(recipe, Recipe)
+        assert parse_recipe(recipe.model_dump_json(), "x") == recipe
+        assert recipe.measured_epochs[0] == 0
+        assert math.isfinite(recipe.training.learning_rate_at(1.0, 5))
+
+
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@given(VALUES)
+@FUZZ
+def test_any_structure_is_a_config_or_one_sentence(values):
+    assert_config_or_user_error(values)
+
+
+@st.composite
+def damaged_configs(draw):
+    """A shipped config in which some values were replaced, taken away or added."""
+    values = copy.deepcopy(draw(st.sampled_from([MINIMAL, *map(_loaded, SHIPPED)])))
+    for _ in range(draw(st.integers(1, 3))):
+        place = values
+        while True:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = draw(st.sampled_from(keys))
+            if not isinstance(place[key], (dict, list)) or draw(st.integers(0, 3)) == 0:
+                if draw(st.integers(0, 4)) == 0:
+                    del place[key]
+                else:
+                    place[key] = draw(VALUES)
+                break
+            place = place[key]
+        if isinstance(place, dict) and draw(st.integers(0, 3)) == 0:
+            place[draw(_keys())] = draw(VALUES)
+    return values
+
+
+def _loaded(path: Path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@given(damaged_configs())
+@FUZZ
+def test_a_damaged_config_is_a_config_or_one_sentence(values):
+    assert_config_or_user_error(values)
+
+
+@given(st.data())
+@FUZZ
+def test_any_bytes_are_a_config_or_one_sentence(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    good = data.draw(st.sampled_from([GOOD_TEXT.encode(), *(p.read_bytes() for p in SHIPPED)]))
+    at = data.draw(st.integers(0, len(good)))
+    until = data.draw(st.integers(at, min(len(good), at + 20)))
+    path.write_bytes(good[:at] + data.draw(st.binary(max_size=12)) + good[until:])
+    try:
+        load_config(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@given(VALUES)
+@FUZZ
+def test_any_json_is_a_recipe_or_one_sentence(values):
+    try:
+        text = json.dumps(values, default=str)
+    except TypeError:
+        return
+    try:
+        parse_recipe(text, "recipe.json")
+    except UserError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,192 @@
+"""`neural-collapse plan`: what cells cost, and which finished runs the hours rest on."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neural_collapse.collapse.moments import compute_moments, save_moments
+from neural_collapse.experiment import provenance
+from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.plan import (
+    DataSize,
+    FinishedRun,
+    features_bytes,
+    finished_runs,
+    plan,
+    plan_cells,
+    telling_runs,
+    throughput,
+)
+from neural_collapse.io.errors import UserError
+
+REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "mnist-small" / "runs.json"
+CUSTOM = """
+import torch
+from torch import nn
+
+
+def small():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+class Curious(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.Flatten(), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.last(x if x.sum().item() > 0 else -x)
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A config of a person's own network, by the name of its function."""
+    (tmp_path / "planned_networks.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def config(function):
+        return check_config(
+            {
+                "experiment": "own",
+                "datasets": ["digits"],
+                "architectures": ["mine"],
+                "results_folder": str(tmp_path / "results"),
+                "custom_architectures": {"mine": {"label": "Mine"}},
+                "recipe": {
+                    "network": {"family": "custom", "function": f"planned_networks:{function}"},
+                    "training": {"epochs": 9},
+                    "sweep": {"learning_rate": 0.1},
+                    "measurement": {"epochs": 3},
+                },
+            }
+        )
+
+    return config
+
+
+def finish(config, seconds=100.0, **changes):
+    """The run.json of a finished run of the config's only cell, as this machine writes it."""
+    recipe = resolve_recipe(config, *config.cells()[0])
+    run = {
+        "recipe": recipe.model_dump(mode="json"),
+        "epochs": recipe.training.epochs,
+        "resumed_after": 0,
+        "seconds": seconds,
+        "train_examples": 1000,
+        "test_examples": 500,
+        "channels": 1,
+        "image_size_px": 8,
+        "num_classes": 10,
+        "machine": provenance.machine() | {"device": "cpu"},
+    } | changes
+    path = Path(config.folder) / "digits" / recipe.architecture / "seed-0" / "run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run))
+    return path
+
+
+def test_a_network_of_ones_own_is_counted(own):
+    (cell,) = plan_cells(own("small"))
+    assert cell.parameters == 650 and cell.flops > 0
+    assert "unknown" not in plan(own("small"), "cpu")
+
+
+def test_a_network_that_needs_numbers_has_an_unknown_cost(own):
+    text = plan(own("Curious"), "cpu")
+    assert "not counted  digits x mine: its time is unknown" in text
+    assert "time         unknown" in text and "650" in text
+
+
+def test_a_function_that_is_not_there_is_one_sentence(own):
+    with pytest.raises(UserError, match="has no 'lost'"):
+        plan(own("lost"), "cpu")
+
+
+def test_finished_runs_of_ones_own_networks_are_used_or_left_out(own):
+    used = finish(own("small"), 100)
+    (run,) = finished_runs([used], "cpu")
+    assert (run.kind, run.seconds) == ("planned_networks:small", 100)
+    assert "as 1 finished run of this machine reached" in plan(own("small"), "cpu")
+    for function in ("Curious", "lost"):
+        assert finished_runs([finish(own(function), 100)], "cpu") == []
+        assert "this machine has no run yet" in plan(own("small"), "cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": 0},
+        {"recipe": {}},
+        {"recipe": {"network": {"family": "none"}}},
+        {"resumed_after": 9},
+        {"machine": {"device": "cpu", "processor": "another"}},
+    ],
+)
+def test_a_run_that_tells_nothing_is_left_out(own, changes):
+    assert finished_runs([finish(own("small"), **changes)], "cpu") == []
+
+
+def test_rehearsals_of_seconds_do_not_say_how_long_a_training_takes():
+    rehearsals = [FinishedRun("resnet", 1e9, 5.0)] * 9
+    long = FinishedRun("vgg", 1e13, 100.0)
+    assert telling_runs([*rehearsals, long], "resnet") == [long]
+    assert telling_runs(rehearsals, "resnet") == rehearsals, "better than nothing"
+    same = FinishedRun("resnet", 4e13, 300.0)
+    assert telling_runs([*rehearsals, long, same], "resnet") == [same]
+    # Each counts by its length: 5e13 operations in 400 s.
+    assert throughput([long, same]) == 1.25e11
+
+
+def test_the_reference_runs_foretell_each_other(tmp_path, monkeypatch):
+    runs = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    monkeypatch.setattr(provenance, "machine", lambda: {"processor": "AMD EPYC"})
+    files = []
+    for number, run in enumerate(runs):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(run))
+    found = finished_runs(files, "cpu")
+    assert len(found) == len(runs) >= 6
+    for run in found:
+        others = [other for other in found if other is not run]
+        seconds = run.flops / throughput(telling_runs(others, run.kind))
+        # Both DenseNets differ in width, the other pairs are the same network on a shared machine.
+        near = 3 if run.kind == "densenet" else 1.15
+        assert 1 / near < seconds / run.seconds < near
+
+
+def test_the_disk_of_features_is_that_of_the_files(own, tmp_path):
+    recipe = resolve_recipe(own("small"), "digits", "mine")
+    classes, dim, rng = 10, 512, np.random.default_rng(0)
+    size = DataSize(train=3000, test=1000, channels=1, side_px=8, num_classes=classes)
+    train, test = (
+        compute_moments(
+            rng.standard_normal((examples, dim), dtype=np.float32),
+            np.arange(examples) % classes,
+            classes,
+            np.ones((classes, dim)),
+            None,
+        )
+        for examples in (size.train, size.test)
+    )
+    raw = torch.zeros(3 * recipe.measurement.activation_examples_per_class, dim)
+    for epoch in (0, 1, 3, 9):
+        save_moments(tmp_path / f"epoch-{epoch}.safetensors", train, test, {}, {"raw": raw})
+    written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
+    assert recipe.measured_epochs == recipe.activation_epochs == (0, 1, 3, 9)
+    assert features_bytes(recipe, size, dim) == pytest.approx(written, rel=0.01)
+
+
+def test_the_plan_says_what_its_hours_rest_on(own):
+    assert "this machine has no run yet" in plan(own("small"), "cpu")
+    finish(own("small"), 30)
+    assert "1 finished run of this machine reached, each under 60 s" in plan(own("small"), "cpu")
+    resnet = own("small").model_dump() | {
+        "architectures": ["resnet"],
+        "recipe": {"network": {"name": "resnet18"}},
+    }
+    assert "(none of them like ResNet18)" in plan(check_config(resnet), "cpu")

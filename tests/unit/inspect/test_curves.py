@@ -1,0 +1,197 @@
+"""`neural-collapse show`: curves as text."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neural_collapse.cli.main import main
+from neural_collapse.experiment.config import (
+    SweepRecipe,
+    check_config,
+    read_recipe,
+    resolve_recipe,
+    write_recipe,
+)
+from neural_collapse.inspect.curves import text_plot
+from neural_collapse.inspect.status import experiment_jobs, jobs_of
+from neural_collapse.results.tables import write_table
+from neural_collapse.training.loop import EpochRecord
+from neural_collapse.training.state import StateFolder
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
+from sample_tables import make_tables
+
+
+def body(lines, height):
+    return [line.split("|", 1)[1] for line in lines[1 : 1 + height]]
+
+
+def test_points_stand_where_their_values_are():
+    x = np.arange(11)
+    lines = text_plot("rising", [("", x, x.astype(float))], width=31, height=6)
+    rows = body(lines, 6)
+    assert rows[0].rstrip().endswith("o") and rows[0].count("o") == 1
+    columns = [row.rstrip().rfind("o") for row in rows]
+    assert columns == sorted(columns, reverse=True), "it rises to the right"
+    assert rows[-1].startswith("o")
+    assert lines[1].split("|")[0].strip() == "10" and lines[6].split("|")[0].strip() == "0"
+    assert lines[-1].endswith("epoch 10") and max(map(len, lines)) <= 31
+
+
+def test_a_logarithmic_axis_is_even_in_decades_and_leaves_zeros_out():
+    x = np.arange(5)
+    y = np.array([1000.0, 100, 10, 1, 0])
+    rows = body(text_plot("falling", [("", x, y)], width=49, height=4, log_y=True), 4)
+    assert [row.strip() for row in rows] == ["o"] * 4
+
+
+def test_two_lines_have_two_signs_and_one_where_they_meet():
+    x = np.array([0, 1, 2])
+    lines = text_plot(
+        "two", [("train", x, np.array([2.0, 1, 0])), ("test", x, np.array([2.0, 2, 0]))], width=30
+    )
+    assert lines[0] == "two   o train  x test"
+    text = "\n".join(body(lines, 8))
+    assert text.count("*") == 2 and text.count("o") == 1 and text.count("x") == 1
+
+
+def test_nothing_to_show_and_a_constant_are_shown():
+    assert text_plot("none", [("", np.array([0]), np.array([np.nan]))]) == ["none: not measured"]
+    assert "o" in "".join(text_plot("flat", [("", np.arange(3), np.zeros(3))]))
+
+
+def test_the_start_of_the_terminal_phase_is_marked():
+    lines = text_plot("m", [("", np.arange(11), np.arange(11.0))], width=29, height=5, mark=5)
+    assert all(row[round(5 / 10 * 19)] in ":o" for row in body(lines, 5))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tables = make_tables(("digits",), ("vgg", "resnet"), last=30)
+    for name, table in tables.items():
+        write_table(table, tmp_path / "tables" / f"{name}.parquet", name)
+    return tmp_path
+
+
+def test_a_run_is_chosen_by_name(folder, capsys):
+    command = ["show", str(folder), "--architecture", "vgg", "--width", "70"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("digits x vgg, seed 0; the dots mark the start")
+    for title in ("loss (log)", "error", "NC1", "NC2 equinorm", "NC3", "NC4", "robustness"):
+        assert f"\n{title}" in text
+    assert max(map(len, text.splitlines()[1:])) <= 70
+    assert main([*command[:-1], "150"]) == 0
+    wide = capsys.readouterr().out
+    assert len(wide.splitlines()) < len(text.splitlines()) * 0.6, "two beside each other"
+
+
+def test_several_runs_or_none_are_one_sentence(folder, tmp_path, capsys):
+    assert main(["show", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "choose one training with --dataset, --architecture and --seed" in said
+    assert "digits x vgg, seed 0; digits x resnet, seed 0" in said
+    assert main(["show", str(folder), "--dataset", "svhn"]) == 2
+    assert "choose one training" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["show", str(tmp_path / "empty")]) == 2
+    assert "holds no training that is finished" in capsys.readouterr().err
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """An experiment whose training and sweep have ended a few epochs; nothing is finished."""
+    overrides = [{"architectures": ["vgg"], "recipe": {"sweep": {"learning_rate": 0.1}}}]
+    recipe = {"network": {"name": "resnet18"}, "training": {"epochs": 9}, "sweep": {"count": 2}}
+    config = check_config(
+        {"experiment": "e", "datasets": ["digits"], "architectures": ["vgg", "resnet"]}
+        | {"seeds": [3], "recipe": recipe | {"measurement": {"epochs": 3}}, "overrides": overrides}
+        | {"results_folder": str(tmp_path)}
+    )
+    folder = tmp_path / "e"
+    for cell in config.cells():
+        recipe = resolve_recipe(config, *cell)
+        write_recipe(recipe, folder / cell[0] / cell[1] / "recipe.json")
+        for job in jobs_of(folder, recipe, config.seeds):
+            if job.rule == "train_model":
+                job.log.parent.mkdir(parents=True, exist_ok=True)
+                job.log.touch()
+    return folder, {(j.architecture, j.rule, j.name): j for j in experiment_jobs(folder, None)}
+
+
+def end_epochs(job, last, key="0123456789abcdef"):
+    """Resume states as a training leaves them after each epoch up to `last`."""
+    curve = [EpochRecord(e, 2.0 / (1 + e), 0.5 * (e < 3), 2.5 / (1 + e), 0.25) for e in range(99)]
+    with StateFolder(job.state, key) as states:
+        for epoch in range(last + 1):
+            records = [vars(record) for record in curve[: epoch + 1]]
+            states.write(epoch, {"weight": torch.zeros(2)}, [records, False])
+
+
+def test_a_training_that_goes_on_shows_its_curve_so_far(begun, capsys):
+    folder, jobs = begun
+    assert main(["show", str(folder)]) == 2
+    assert "holds no training that is finished or has ended an epoch" in capsys.readouterr().err
+    job = jobs["vgg", "train_model", "seed-3"]
+    end_epochs(job, 5)
+    before = sorted(folder.rglob("*"))
+    for path in (folder, job.output.parent):
+        assert main(["show", str(path), "--width", "60"]) == 0
+        text = capsys.readouterr().out
+        head = "digits x vgg, seed 3 (not finished: epoch 5 of 9); the dots mark the start"
+        assert text.startswith(head) and "terminal phase, epoch 3\n" in text
+        assert "\nloss (log)   o train  x test" in text and "\nerror   o" in text
+        assert "NC1" not in text and text.count("epoch 5\n") == 2
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_newest_whole_state_is_shown_also_of_the_sweep(begun, capsys):
+    _, jobs = begun
+    job = next(j for (a, rule, _), j in jobs.items() if (a, rule) == ("resnet", "train_candidate"))
+    end_epochs(job, 2, "an older recipe")
+    end_epochs(job, 4)
+    newest = max(job.state.glob("*/state-000004-*"))
+    payload = newest.read_bytes()
+    assert main(["show", str(job.output)]) == 0
+    assert "(not finished: epoch 4 of 9)" in capsys.readouterr().out
+    newest.write_bytes(payload[:20])
+    assert main(["show", str(job.output)]) == 0
+    assert "(not finished: epoch 3 of 9)" in capsys.readouterr().out
+
+
+def test_what_is_trained_anew_replaces_its_last_results(begun, capsys):
+    folder, jobs = begun
+    tables = make_tables(("digits",), ("vgg", "resnet"), seeds=(3,), last=30)
+    for name, table in tables.items():
+        write_table(table, folder / "tables" / f"{name}.parquet", name)
+    end_epochs(jobs["vgg", "train_model", "seed-3"], 1)
+    assert main(["show", str(folder), "--architecture", "vgg"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("digits x vgg, seed 3 (not finished: epoch 1 of 9)\n")
+    assert "epoch 30" not in text and "NC1" not in text
+    assert main(["show", str(folder), "--architecture", "resnet"]) == 0
+    assert "not finished" not in capsys.readouterr().out
+
+
+def test_a_rate_that_is_trained_with_others_is_shown(begun, capsys):
+    folder, _ = begun
+    path = folder / "digits/resnet/recipe.json"
+    together = read_recipe(path).model_copy(
+        update={"sweep": SweepRecipe(count=3, together=2, learning_rate_min=0.01)}
+    )
+    write_recipe(together, path)
+    job = next(j for j in experiment_jobs(folder, None) if j.name == "together-1")
+    curves = [
+        [[vars(EpochRecord(epoch, level, 0.5, level, 0.5)) for epoch in range(4)], False]
+        for level in (1.0, 3.0)
+    ]
+    with StateFolder(job.state, "0123456789abcdef") as states:
+        states.write(3, {"weight": torch.zeros(2)}, {"curves": curves, "members": [0, 1]})
+    second = job.output.parent / "together-1-learning-rate-0.05.parquet"
+    assert main(["show", str(second)]) == 0
+    text = capsys.readouterr().out
+    assert "(not finished: epoch 3 of 9)" in text and re.search(r"^ *3 \|", text, re.MULTILINE)

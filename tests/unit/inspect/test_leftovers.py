@@ -1,0 +1,187 @@
+"""Resume states that no job can use any more are found; what a job may go on from never is."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from neural_collapse.cli.main import main
+from neural_collapse.data.download import download_dataset
+from neural_collapse.data.prepare import prepare_dataset
+from neural_collapse.experiment import versions
+from neural_collapse.experiment.config import check_config, resolve_recipe, write_recipe
+from neural_collapse.inspect import leftovers
+from neural_collapse.inspect.leftovers import find_leftovers
+from neural_collapse.inspect.status import jobs_of, status_text
+from neural_collapse.io.locks import FINISHED
+from neural_collapse.training.state import StateFolder
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """`make_config(epochs=2, sweep={...}, **config)`: a config of one small cell."""
+
+    def of(epochs=2, sweep=None, **more):
+        recipe = {
+            "network": {"name": "resnet18", "blocks": [1], "width": 2},
+            "data": {"examples_per_class": 8, "test_examples_per_class": 2},
+            "training": {"epochs": epochs, "batch_size": 40},
+            "sweep": {"count": 2, "learning_rate_min": 0.01} | (sweep or {}),
+            "robustness": {"images": 20},
+            "measurement": {"epochs": 2, "activation_epochs": 1},
+        }
+        return check_config(
+            {
+                "experiment": "e",
+                "datasets": ["digits"],
+                "architectures": ["resnet"],
+                "results_folder": str(tmp_path / "results"),
+                "resources_folder": str(tmp_path / "resources"),
+                "recipe": recipe,
+            }
+            | more
+        )
+
+    return of
+
+
+@pytest.fixture
+def folder(make_config, tmp_path):
+    """The experiment's folder; its data are prepared."""
+    recipe = resolve_recipe(make_config(), "digits", "resnet")
+    prepared = tmp_path / "resources/digits/prepared" / recipe.data.name
+    download_dataset("digits", tmp_path / "raw")
+    prepare_dataset("digits", tmp_path / "raw", prepared, recipe.data)
+    return tmp_path / "results/e"
+
+
+def job_named(folder, config, name, rule):
+    recipe = resolve_recipe(config, "digits", "resnet")
+    (job,) = [job for job in jobs_of(folder, recipe, [0]) if (job.name, job.rule) == (name, rule)]
+    return job
+
+
+def state(job, name="0123456789abcdef"):
+    """A resume state under a job's name, as a killed process leaves it."""
+    path = job.state / name
+    path.mkdir(parents=True)
+    (path / "state-000001-0.safetensors").write_bytes(bytes(1000))
+    (job.state / f"{name}.lock").write_text(f"process {2**22 + 1} on {socket.gethostname()}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "sweep"),
+    [
+        ("train-candidate", "0.01", {}),
+        ("train-candidate", "0.25", {"selection": "held_out_error"}),
+        ("train-candidates", "together-1", {"together": 2, "halving_epochs": [1]}),
+        ("train-model", "seed-0", {"learning_rate": 0.1}),
+    ],
+)
+def test_a_training_goes_on_from_what_is_not_listed(
+    command, name, sweep, folder, make_config, monkeypatch, tmp_path
+):
+    config = make_config(sweep=sweep)
+    rule = "train_model" if command == "train-model" else "train_candidate"
+    job = job_named(folder, config, name, rule)
+    write_recipe(job.recipe, tmp_path / "recipe.json")
+    more = {
+        "train-candidate": ["--learning-rate", name, "--output", tmp_path / "curve.parquet"],
+        "train-candidates": ["--learning-rates", "0.01", "0.25", "--output-folder", tmp_path / "c"],
+        "train-model": ["--seed", 0, "--checkpoint-folder", tmp_path / "c",
+                        "--history", tmp_path / "h.parquet", "--run-facts", tmp_path / "run.json"],
+    }[command]  # fmt: skip
+    data = tmp_path / "resources/digits/prepared" / job.recipe.data.name
+    more += ["--recipe", tmp_path / "recipe.json", "--data-folder", data, "--device", "cpu"]
+    monkeypatch.setattr(StateFolder, "finish", lambda self: None)
+    assert main([command, *map(str, more), "--state-root", str(job.state)]) == 0
+    (kept,) = [path for path in job.state.iterdir() if path.is_dir()]
+    (job.state / f"{kept.name}.lock").write_text(f"process {2**22 + 1} on {socket.gethostname()}")
+
+    assert find_leftovers(folder, config) == []
+    (found,) = find_leftovers(folder, make_config(epochs=3, sweep=sweep))
+    assert found.folder == kept and found.size_bytes > 1000
+    monkeypatch.setattr(versions, "TRAINING", versions.TRAINING + 1)
+    assert [found.folder for found in find_leftovers(folder, config)] == [kept]
+
+
+def test_what_a_done_job_left_is_listed_without_a_config_too(folder, make_config):
+    config = make_config()
+    job = job_named(folder, config, "0.01", "train_candidate")
+    kept = state(job)
+    write_recipe(job.recipe, folder / "digits/resnet/recipe.json")
+    assert find_leftovers(folder) == [], "it may be what an unfinished job goes on from"
+    job.output.parent.mkdir(parents=True)
+    job.output.touch()
+    for given in (None, config):
+        assert [found.folder for found in find_leftovers(folder, given)] == [kept]
+
+
+def test_what_the_next_job_deletes_is_not_listed(folder, make_config):
+    config = make_config()
+    job = job_named(folder, config, "0.01", "train_candidate")
+    (state(job) / FINISHED).touch()
+    job.output.parent.mkdir(parents=True)
+    for _ in range(2):
+        assert find_leftovers(folder, config) == []
+        job.output.touch()
+    # Nothing comes after a candidate that is no longer one.
+    (found,) = find_leftovers(folder, make_config(sweep={"count": 3, "learning_rate_min": 0.02}))
+    assert found.folder.parent == job.state
+
+
+def test_a_config_of_a_part_does_not_condemn_the_rest(folder, make_config):
+    whole = make_config(architectures=["resnet", "vgg"])
+    recipe = resolve_recipe(whole, "digits", "vgg")
+    (job, *_) = jobs_of(folder, recipe, [0])
+    kept = state(job)
+    assert [found.folder for found in find_leftovers(folder, make_config())] == [kept]
+    write_recipe(recipe, folder / "digits/vgg/recipe.json")
+    # The folder knows that cell's recipe, which goes on from its own states alone.
+    assert [found.folder for found in find_leftovers(folder, make_config())] == [kept]
+    fingerprints = leftovers._fingerprints(job, _hash(job, whole))
+    kept.rename(kept.with_name(*fingerprints))
+    assert find_leftovers(folder, make_config()) == []
+
+
+def _hash(job, config):
+    prepared = f"{config.resources_folder}/digits/prepared/{job.recipe.data.name}"
+    with open(f"{prepared}/card.json", encoding="utf-8") as file:
+        return json.load(file)["data_hash"]
+
+
+def test_what_cannot_be_judged_or_is_in_use_is_not_listed(folder, make_config, tmp_path):
+    config = make_config()
+    job = job_named(folder, config, "0.01", "train_candidate")
+    features = job_named(folder, config, "seed-0", "extract_features")
+    kept = state(job)
+    state(features)
+    assert [found.folder for found in find_leftovers(folder, config)] == [kept]
+    lock = job.state / f"{kept.name}.lock"
+    for host, process in [(socket.gethostname(), os.getpid()), ("node7", 1)]:
+        lock.write_text(f"process {process} on {host}")
+        assert find_leftovers(folder, config) == []
+    os.utime(kept / "state-000001-0.safetensors", (1, 1))
+    assert len(find_leftovers(folder, config)) == 1, "forgotten on the other machine"
+    shutil.rmtree(tmp_path / "resources")
+    assert find_leftovers(folder, config) == []
+
+
+def test_status_says_how_to_delete_it_and_deletes_nothing(folder, make_config):
+    config = make_config()
+    job = job_named(folder, config, "0.01", "train_candidate")
+    kept = state(job)
+    job.log.parent.mkdir(parents=True)
+    job.log.write_text("digits x resnet  epoch 1/9  loss 0.1  1:30 left\n")
+    text = status_text(folder, config)
+    (line,) = [line for line in text.splitlines() if "rm -r" in line]
+    assert "goes on after" not in text and "6 jobs, 6 waiting" in text
+    assert str(kept) in line and "1 kB, written 0 s ago" in line
+    assert kept.is_dir()
+    subprocess.run(line, shell=True, check=True)
+    assert not list(job.state.iterdir())
+    assert "resume states" not in status_text(folder, config)

@@ -1,0 +1,281 @@
+"""`neural-collapse status`: every state a job can be in, from the traces that it leaves."""
+
+import json
+import os
+import socket
+import time
+
+import pytest
+import yaml
+
+from neural_collapse.cli.main import main
+from neural_collapse.experiment import versions
+from neural_collapse.experiment.config import Recipe, check_config, resolve_recipe, write_recipe
+from neural_collapse.experiment.stages import DECIDES_TRAINING
+from neural_collapse.inspect.status import (
+    SILENT_SECONDS,
+    jobs_of,
+    seconds_left,
+    status_of,
+    status_text,
+)
+
+CONFIG = {
+    "experiment": "e",
+    "datasets": ["digits"],
+    "architectures": ["vgg", "resnet"],
+    "seeds": [0, 1],
+    "recipe": {
+        "network": {"name": "resnet18"},
+        "training": {"epochs": 9},
+        "sweep": {"count": 2},
+        "measurement": {"epochs": 3},
+    },
+    "overrides": [
+        {"architectures": ["vgg"], "recipe": {"sweep": {"learning_rate": 0.1}}},
+    ],
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return check_config(CONFIG | {"results_folder": str(tmp_path)})
+
+
+@pytest.fixture
+def folder(config, tmp_path):
+    return tmp_path / "e"
+
+
+@pytest.fixture
+def jobs(config, folder):
+    recipe = resolve_recipe(config, "digits", "vgg")
+    return {(job.rule, job.name): job for job in jobs_of(folder, recipe, [0, 1])}
+
+
+def log(job, text):
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_text(text)
+
+
+def done(job, seconds=None):
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    job.output.write_text("{}")
+    if seconds is not None:
+        job.benchmark.parent.mkdir(parents=True, exist_ok=True)
+        job.benchmark.write_text(f"s\th:m:s\n{seconds}\t0\n")
+
+
+def lock(job, process, host):
+    job.state.mkdir(parents=True)
+    (job.state / "abc.lock").write_text(f"process {process} on {host}")
+
+
+PROGRESS = "digits x vgg  epoch 4/9  loss 0.1  1:30 left\n"
+
+
+def test_a_job_that_has_not_begun_waits(jobs):
+    status = status_of(jobs["train_model", "seed-0"])
+    assert (status.state, status.note) == ("waiting", "")
+
+
+def test_a_living_process_runs_and_says_how_long(jobs):
+    job = jobs["train_model", "seed-0"]
+    log(job, PROGRESS)
+    lock(job, os.getpid(), socket.gethostname())
+    status = status_of(job)
+    assert status.state == "running" and status.seconds_left == 90
+    assert status.note == "epoch 4/9  loss 0.1  1:30 left"
+
+
+def test_a_killed_process_is_stopped_where_its_state_says(jobs):
+    job = jobs["train_model", "seed-0"]
+    log(job, PROGRESS)
+    lock(job, 2**22 + 1, socket.gethostname())
+    assert status_of(job).state == "stopped"
+    (job.state / "abc").mkdir()
+    for epoch in (2, 3):
+        (job.state / "abc" / f"state-{epoch:06d}-0.safetensors").touch()
+    status = status_of(job)
+    assert (status.state, status.note) == ("stopped", "goes on after epoch 3")
+
+
+def test_a_lock_of_another_recipe_hides_no_living_process(jobs):
+    job = jobs["train_model", "seed-0"]
+    log(job, PROGRESS)
+    lock(job, 2**22 + 1, socket.gethostname())
+    (job.state / "zzz.lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    assert status_of(job).state == "running"
+
+
+def test_a_job_on_another_machine_runs_while_its_log_grows(jobs):
+    job = jobs["train_model", "seed-0"]
+    log(job, PROGRESS)
+    lock(job, 1, "node7")
+    assert status_of(job).state == "running" and status_of(job).note.endswith("on node7")
+    assert status_of(job, time.time() + SILENT_SECONDS + 1).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (PROGRESS + "error: the disk is full; make room\n", "the disk is full; make room"),
+        ("Traceback (most recent call last):\n  File x\nValueError: no\n", "ValueError: no"),
+        ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of"),
+    ],
+)
+def test_a_failure_is_given_with_its_reason(jobs, text, note):
+    job = jobs["train_model", "seed-0"]
+    log(job, text)
+    status = status_of(job)
+    assert status.state == "failed" and status.note.startswith(note)
+    log(job, text + PROGRESS * 4)
+    lock(job, os.getpid(), socket.gethostname())
+    assert status_of(job).state == "running", "tried again"
+    done(job)
+    assert status_of(job).state == "done"
+
+
+def test_time_left_comes_from_jobs_of_the_same_kind(jobs):
+    done(jobs["train_model", "seed-0"], 100)
+    done(jobs["extract_features", "seed-0"], 10)
+    done(jobs["compute_statistics", "seed-0"], 1)
+    statuses = [status_of(job) for job in jobs.values()]
+    # One training, extraction and statistics of seed 1; of the attacks nothing is known.
+    assert seconds_left(statuses) == (111, 2)
+    log(jobs["train_model", "seed-1"], PROGRESS)
+    lock(jobs["train_model", "seed-1"], os.getpid(), socket.gethostname())
+    assert seconds_left([status_of(job) for job in jobs.values()])[0] == 101
+
+
+def test_the_pace_of_what_goes_on_or_was_stopped_says_how_long_others_take(jobs):
+    stopped, waiting = jobs["train_model", "seed-0"], jobs["train_model", "seed-1"]
+    log(stopped, PROGRESS)
+    lock(stopped, 2**22 + 1, socket.gethostname())
+    statuses = [status_of(job) for job in (stopped, waiting)]
+    assert [status.state for status in statuses] == ["stopped", "waiting"]
+    # 90 s for the five epochs that are left, so nine take 162 s.
+    assert seconds_left(statuses) == (90 + 162, 0)
+    log(stopped, "digits x vgg  epoch 9/9  loss 0.1  0:00 left\n")
+    assert seconds_left([status_of(job) for job in (stopped, waiting)]) == (0, 1)
+
+
+def test_the_whole_is_counted_with_a_config_and_without(config, folder, jobs, tmp_path, capsys):
+    done(jobs["train_model", "seed-0"], 100)
+    log(jobs["train_model", "seed-1"], "error: it went wrong\n")
+    text = status_text(folder, config)
+    # resnet: two candidates and four jobs a seed; vgg, which is pinned: four jobs a seed.
+    assert "18 jobs, 1 done, 1 failed, 16 waiting" in text
+    assert "digits x vgg, training seed-1: it went wrong" in text
+    assert str(jobs["train_model", "seed-1"].log) in text
+    assert "0/2" in text and "report: not built yet" in text
+
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(CONFIG | {"results_folder": str(tmp_path)}))
+    assert main(["status", "--config", str(path)]) == 0
+    assert capsys.readouterr().out == text + "\n"
+    write_recipe(resolve_recipe(config, "digits", "vgg"), folder / "digits/vgg/recipe.json")
+    assert main(["status", str(folder)]) == 0
+    assert "8 jobs, 1 done, 1 failed, 6 waiting" in capsys.readouterr().out
+
+
+def trained(job, recipe, version=versions.TRAINING):
+    """A finished training, by a recipe."""
+    run = {"recipe": recipe, "training_version": version}
+    if isinstance(recipe, Recipe):
+        pinned = recipe.sweep.learning_rate
+        run |= {
+            "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
+            "learning_rate": pinned or 0.05,
+            "learning_rate_origin": "pinned" if pinned else "sweep",
+            "kept_epochs": recipe.measured_epochs,
+        }
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    job.output.write_text(json.dumps(run))
+
+
+def changed(config, **recipe):
+    """The recipe of a cell, with changes of its parts, as `training={"epochs": 8}`."""
+    values = resolve_recipe(config, "digits", "vgg").model_dump()
+    return Recipe.model_validate(values | {k: values[k] | v for k, v in recipe.items()})
+
+
+@pytest.mark.parametrize(
+    ("was", "note"),
+    [
+        ({"training": {"epochs": 6}}, "training.epochs was 6, is 9"),
+        ({"network": {"width": 8}}, "network.width was 8, is 64"),
+        ({"data": {"examples_per_class": 20}}, "data.examples_per_class was 20, is None"),
+        ({"sweep": {"learning_rate": 0.2}}, "sweep.learning_rate was 0.2, is 0.1"),
+        ({"sweep": {"learning_rate": None}}, "sweep.learning_rate was None, is 0.1"),
+        ({"measurement": {"epochs": (1, 9)}}, "measurement.epochs asks for epoch 3"),
+        (
+            {"measurement": {"epochs": tuple(range(1, 10))}},
+            "measurement.epochs no longer asks for epoch 2",
+        ),
+        ({"training": {"evaluation_batch_size": 7}}, ""),
+        ({"measurement": {"terminal_phase_accuracy": 0.9}}, ""),
+        ({"robustness": {"images": 7}, "resources": {"memory_mb": 5}}, ""),
+        ({"sweep": {"count": 9, "seed": 3}}, ""),
+    ],
+)
+def test_what_another_recipe_made_is_outdated(was, note, jobs, config):
+    job = jobs["train_model", "seed-0"]
+    trained(job, changed(config, **was))
+    done(jobs["extract_features", "seed-0"])
+    for status in (status_of(job), status_of(jobs["extract_features", "seed-0"])):
+        assert (status.state, status.note) == ("outdated" if note else "done", note)
+    assert status_of(jobs["train_model", "seed-1"]).state == "waiting"
+
+
+def test_another_training_code_is_outdated(jobs, config):
+    job = jobs["train_model", "seed-0"]
+    trained(job, changed(config), 1)
+    assert status_of(job).state == "outdated" and "version 1 of the training" in status_of(job).note
+
+
+@pytest.mark.parametrize("recipe", [{}, {"training": {}}, {"training": None}, [], None])
+def test_a_run_that_does_not_say_its_recipe_is_done(recipe, jobs):
+    job = jobs["train_model", "seed-0"]
+    trained(job, recipe)
+    assert status_of(job).state == "done"
+
+
+def test_a_sweep_is_outdated_with_the_training_that_followed_it(config, folder):
+    recipe = resolve_recipe(config, "digits", "resnet")
+    candidate, *_, training, _, _, _ = jobs_of(folder, recipe, [0])
+    done(candidate)
+    old = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 6})})
+    trained(training, old)
+    os.utime(candidate.output, (1, 1))
+    assert status_of(candidate).state == "outdated"
+    os.utime(training.output, (1, 1))
+    os.utime(candidate.output, (2, 2))
+    assert status_of(candidate).state == "done", "made since"
+
+
+def test_the_text_says_what_was_changed(config, folder, jobs):
+    job = jobs["train_model", "seed-0"]
+    trained(job, changed(config, training={"epochs": 6}))
+    for rule in ("extract_features", "compute_statistics", "measure_robustness"):
+        done(jobs[rule, "seed-0"])
+    text = status_text(folder, config)
+    assert "18 jobs, 4 outdated, 14 waiting" in text
+    assert "digits x vgg, 4 jobs: training.epochs was 6, is 9" in text
+    assert "0/2, 1 outdated" in text and "left:" in text
+
+
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    assert "there is no such folder of results" in capsys.readouterr().err
+    assert main(["status", str(tmp_path)]) == 2
+    assert "nothing was started here yet" in capsys.readouterr().err
+
+
+def test_asking_changes_nothing(jobs, folder, config):
+    job = jobs["train_model", "seed-0"]
+    log(job, PROGRESS)
+    lock(job, os.getpid(), socket.gethostname())
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    status_text(folder, config)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -1,0 +1,218 @@
+"""The report: one page, everything in it, nothing from outside, nothing unescaped.
+
+How a browser shows it: test_report_browser.py.
+"""
+
+import base64
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from neural_collapse.figures import FIGURES, draw
+from neural_collapse.io.errors import UserError
+from neural_collapse.report import ReportFigure, build_report, report_figures
+from neural_collapse.results.claims import check_claims, write_claims
+from neural_collapse.results.layout import Layout
+from neural_collapse.results.table1 import build_table_1, write_table_1
+from neural_collapse.results.tables import write_table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
+from sample_tables import make_tables
+
+HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>"
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make_folder(folder, tables):
+    for name, table in tables.items():
+        write_table(table, folder / f"{name}.parquet", name)
+    layout = Layout.of(tables["runs"])
+    write_claims(check_claims(tables["measurements"], tables["runs"], layout), folder / "claims")
+    write_table_1(build_table_1(tables["measurements"], tables["runs"], layout), folder / "table_1")
+
+
+PROVENANCE = [
+    {
+        "dataset": "digits",
+        "architecture": architecture,
+        "seed": 0,
+        "seconds": seconds,
+        "machine": {"processor": "Abacus 3000"} | gpu,
+        "versions": {"torch": "2.9.1"},
+        "commit": "abc1234",
+    }
+    for architecture, seconds, gpu in [("vgg", 3600.0, {}), ("resnet", 5400.0, {"gpu": "H200"})]
+]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    make_folder(root / "tables", make_tables(("digits",), ("vgg", "resnet"), last=12))
+    for name in FIGURES:
+        draw(name, root / "tables", root / "figures" / name, ["png"])
+    found = report_figures(root / "tables", root / "figures", "make {name} from {tables}")
+    build_report(
+        root / "tables",
+        found,
+        root / "report.html",
+        PROVENANCE,
+        [{"label": "Digits", "images": {"train": 1500}, "sha256": "f" * 64}],
+        "experiment: test\n",
+        "My experiment",
+        ["A reduced recipe."],
+    )
+    return root, found, (root / "report.html").read_text()
+
+
+def test_every_figure_is_inlined_with_caption_command_and_alternative_text(built):
+    root, found, html = built
+    page = Page(html)
+    assert [figure.name for figure in found] == list(FIGURES)
+    images = page.all("img")
+    assert len(images) == len(FIGURES)
+    for image, figure in zip(images, found, strict=True):
+        data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+        assert data == figure.image.read_bytes()
+        assert figure.caption in image["alt"]
+        assert figure.caption in page.text
+        assert f"make {figure.name} from {root / 'tables'}" in page.text
+
+
+def test_nothing_is_loaded_from_outside(built):
+    root, _, html = built
+    page = Page(html)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            value = attributes.get(name) or ""
+            assert not re.match(r"(?i)\s*(https?:|//|javascript:)", value), (tag, value)
+            if name == "src" and name in attributes:
+                assert value.startswith("data:")
+    assert "@import" not in html and "url(" not in html
+    (policy,) = [m["content"] for m in page.all("meta") if "content" in m and "src" in m["content"]]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for link in page.all("a"):
+        if not link["href"].startswith("#"):
+            assert (root / link["href"]).is_file(), "links lead to files that are there"
+
+
+def test_it_says_what_was_run(built):
+    text = Page(built[2]).text
+    for expected in (
+        "My experiment",
+        "A reduced recipe.",
+        "VGG11",
+        "abc1234",
+        "torch",
+        "2.9.1",
+        "f" * 64,
+        "experiment: test",
+        "measurements.parquet",
+        "NC1 within-class variability",
+        "Test accuracy (%)",
+    ):
+        assert expected in text, expected
+    assert text.index("Do the paper's claims hold") < text.index("Figure 1:")
+
+
+def test_tables_have_headings_to_sort_by(built):
+    page = Page(built[2])
+    sortable = [t for t in page.all("table") if t.get("class") == "sortable"]
+    ids = [t["id"] for t in sortable]
+    assert len(ids) == len(set(ids)) >= 5
+    assert len(page.all("button")) > 30
+    assert all(h.get("scope") in ("col", "row") for h in page.all("th"))
+
+
+def test_what_all_runs_share_is_shown_once_and_the_rest_in_a_table(built):
+    html = built[2]
+    assert html.count("abc1234") == 3  # once for reading, twice in the JSON
+    assert "<td>vgg</td>" in html and "<td>resnet</td>" in html
+
+
+def test_hours_and_devices_come_from_the_provenance(built, tmp_path):
+    root, _, html = built
+    assert "<td>Abacus 3000, H200</td>" in html and "<td>2.5 h</td>" in html
+    assert re.search(r"<td[^>]*>60.0 min</td><td>Abacus 3000</td>", html), "a run's own"
+    build_report(root / "tables", [], tmp_path / "without.html")
+    without = Page((tmp_path / "without.html").read_text()).text
+    assert "Training time" not in without
+
+
+def test_the_same_input_gives_the_same_page(built, tmp_path):
+    root, found, _ = built
+    pages = []
+    for _ in range(2):
+        build_report(root / "tables", found, root / "again.html", PROVENANCE)
+        pages.append((root / "again.html").read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_hostile_text_is_shown_not_run(tmp_path):
+    tables = make_tables(("digits",), ("vgg",), last=5)
+    for column in ("dataset_label", "architecture_label", "network"):
+        tables["runs"][column] = HOSTILE
+    make_folder(tmp_path / "t", tables)
+    draw("figure_2", tmp_path / "t", tmp_path / "f" / "figure_2", ["png"])
+    figure = ReportFigure(
+        "figure_2", HOSTILE, HOSTILE, HOSTILE, tmp_path / "f" / "figure_2.png", HOSTILE
+    )
+    build_report(
+        tmp_path / "t",
+        [figure],
+        tmp_path / "r.html",
+        [{HOSTILE: HOSTILE, "nested": {"a": HOSTILE}}, {"nested": [HOSTILE]}],
+        [{"label": HOSTILE, HOSTILE: [HOSTILE]}],
+        HOSTILE,
+        HOSTILE,
+        [HOSTILE],
+    )
+    html = (tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert len(page.all("script")) == 1, "only the page's own script"
+    assert len(page.all("img")) == 1
+    assert "<script>alert" not in html
+    assert HOSTILE in page.text, "it is shown as text"
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+
+
+def test_without_claims_figures_or_provenance_it_still_opens(tmp_path):
+    write_table(
+        make_tables(("digits",), ("vgg",), last=5)["runs"], tmp_path / "runs.parquet", "runs"
+    )
+    build_report(tmp_path, [], tmp_path / "r.html")
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert "No claims table was made" in text and "No figures were drawn" in text
+
+
+def test_a_missing_or_broken_picture_is_named(tmp_path):
+    write_table(
+        make_tables(("digits",), ("vgg",), last=5)["runs"], tmp_path / "runs.parquet", "runs"
+    )
+    figure = ReportFigure("figure_2", "Figure 2", "t", "c", tmp_path / "figure_2.png")
+    with pytest.raises(UserError, match=r"figure_2\.png: cannot be read"):
+        build_report(tmp_path, [figure], tmp_path / "r.html")
+    figure.image.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"figure_2\.png: is not a PNG"):
+        build_report(tmp_path, [figure], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()

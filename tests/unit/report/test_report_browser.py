@@ -1,0 +1,221 @@
+"""The report and Figure 1's page as a reader sees them: opened from disk by a real Chromium."""
+
+import io
+import json
+import os
+import shutil
+from itertools import groupby
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from neural_collapse.cli.main import main
+from neural_collapse.results.reference_runs import TABLES
+
+REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "mnist-small"
+FIGURES = ("figure_1", "figure_2", "sweep", "overview")
+LABELS = {
+    "mnist": "MNIST",
+    "fashion_mnist": "FashionMNIST",
+    "vgg": "VGG",
+    "resnet": "ResNet",
+    "densenet": "DenseNet",
+}
+TITLES = ["--labels", json.dumps(LABELS)]
+LAYOUT = ["--datasets", *list(LABELS)[:2], "--architectures", *list(LABELS)[2:], *TITLES]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2}
+
+COLOURS_OF_IMAGES = """
+() => [...document.images].map((image) => {
+  const canvas = new OffscreenCanvas(image.naturalWidth || 1, image.naturalHeight || 1);
+  const paper = canvas.getContext('2d', { willReadFrequently: true });
+  paper.drawImage(image, 0, 0);
+  const { data } = paper.getImageData(0, 0, canvas.width, canvas.height);
+  return { name: image.alt.split(':')[0], width: image.naturalWidth,
+           colours: new Set(new Uint32Array(data.buffer)).size };
+})
+"""
+COLUMN_OF_TABLE = """
+([table, column]) => [...document.querySelectorAll(`#${table} tbody tr`)].map(
+  (row) => [row.cells[column].dataset.sort ?? null, row.cells[column].textContent.trim()])
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium without a window; its absence is a failure where NC_REQUIRE_CHROMIUM=1."""
+    if CHROMIUM is None:
+        reason = "no Chromium is installed (apt-get install chromium)"
+        if os.environ.get("NC_REQUIRE_CHROMIUM") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    software = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=software)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a file in a window of that size; a page that complains or asks outside fails."""
+    contexts, complaints, outside = [], [], []
+
+    def open_one(path, window=DESKTOP):
+        contexts.append(browser.new_context(**window))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"exception: {error}"))
+        page.on("requestfailed", lambda request: outside.append(request.url))
+        page.on("request", lambda request: asked(request.url))
+        page.goto(Path(path).as_uri())
+        return page
+
+    def asked(url):
+        if urlsplit(url).scheme not in ("file", "data", "blob"):
+            outside.append(url)
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    # A hint on speed from Chromium on plotly's own script is no fault of the page.
+    assert [line for line in complaints if "Canvas2D: Multiple readback" not in line] == []
+    assert outside == []
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The report of the shipped reference runs, made by the commands of the workflow."""
+    root = tmp_path_factory.mktemp("report")
+    tables, figures = root / "tables", root / "figures"
+    reference = ["--reference-folder", REFERENCE]
+    none = ["--histories", "--statistics", "--robustness", "--activations", "--runs", "--sweeps"]
+
+    def run(*command):
+        assert main([str(part) for part in command]) == 0, command
+
+    def drawn(name, *options):
+        run(name, "--tables-folder", tables, *options)
+
+    run("collect-tables", *none, *TITLES, *reference, "--output-folder", tables)
+    drawn("check-claims", "--output-base", tables / "claims")
+    drawn("write-table", "--output-base", tables / "table_1", *LAYOUT)
+    for name in FIGURES:
+        formats = ["png", "html"] if name == "figure_1" else ["png"]
+        base = ["--output-base", figures / name]
+        drawn("plot-figure", "--figure", name, *base, *LAYOUT, "--formats", *formats)
+    page = ["--figures-folder", figures, "--output", root / "report.html", "--runs", "--cards"]
+    drawn("report", *page, *reference, *LAYOUT, "--config-json", '{"experiment": "shipped"}')
+    return root
+
+
+def test_every_picture_shows_something(built, open_page):
+    pictures = open_page(built / "report.html").evaluate(COLOURS_OF_IMAGES)
+    assert [picture["name"] for picture in pictures] == [
+        "Figure 1",
+        "Figure 2",
+        "Sweep",
+        "Overview",
+    ]
+    for picture in pictures:
+        assert picture["width"] >= 1000 and picture["colours"] > 10, picture
+
+
+def test_the_claims_come_first(built, open_page):
+    page = open_page(built / "report.html")
+    headings = page.locator("main h2").all_inner_texts()
+    assert headings[:3] == ["Do the paper's claims hold here?", "What was run", "Table 1"]
+    links = page.locator("nav a").all()
+    assert [link.inner_text() for link in links][:1] == ["Claims"]
+    targets = [link.get_attribute("href") for link in links]
+    assert all(page.locator(target).count() == 1 for target in targets), targets
+    assert page.locator("#claims-summary").bounding_box()["y"] < 400, "seen without scrolling"
+
+
+def test_a_click_on_a_title_sorts_its_table_and_another_turns_it_round(built, open_page):
+    page = open_page(built / "report.html")
+    sortable = page.locator("table.sortable")
+    assert sortable.count() >= 5
+    for table in sortable.all():
+        name = table.get_attribute("id")
+        for column, button in enumerate(table.locator("thead button").all()):
+            before = page.evaluate(COLUMN_OF_TABLE, [name, column])
+            button.click()
+            up = page.evaluate(COLUMN_OF_TABLE, [name, column])
+            button.click()
+            down = page.evaluate(COLUMN_OF_TABLE, [name, column])
+            assert sorted(up, key=str) == sorted(down, key=str) == sorted(before, key=str)
+            numbers = [[float(key) for key, _ in rows if key is not None] for rows in (up, down)]
+            if numbers[0]:
+                assert numbers == [sorted(numbers[0]), sorted(numbers[0], reverse=True)]
+                # What has no number stands last, whichever way.
+                assert [key is None for key, _ in up] == sorted(key is None for key, _ in up)
+                assert [key is None for key, _ in down] == [key is None for key, _ in up]
+            else:
+                # Equal texts stand together, and the two orders mirror each other.
+                kinds = [
+                    [text for text, _ in groupby(text for _, text in rows)] for rows in (up, down)
+                ]
+                assert len(set(kinds[0])) == len(kinds[0]) and kinds[0] == kinds[1][::-1]
+    claims = "claims-table"
+    page.locator(f"#{claims} thead button").first.click()
+    datasets = [text for _, text in page.evaluate(COLUMN_OF_TABLE, [claims, 0])]
+    assert datasets == ["FashionMNIST"] * 33 + ["MNIST"] * 33
+
+
+@pytest.mark.parametrize("name", ["report.html", "figures/figure_1.html"])
+def test_a_phone_shows_the_page_without_moving_it_sideways(name, built, open_page):
+    page = open_page(built / name, PHONE)
+    page.evaluate("scrollTo(500, 0)")
+    assert page.evaluate("[scrollX, document.documentElement.scrollWidth]") == [0, 390]
+    assert page.locator("h1").bounding_box()["width"] <= 390
+
+
+def test_links_lead_to_tables_that_can_be_read(built, open_page):
+    page = open_page(built / "report.html")
+    targets = page.evaluate("[...document.links].map((link) => link.href)")
+    files = [Path(unquote(urlsplit(target).path)) for target in targets]
+    assert all(path.is_file() for path in files)
+    linked = {path for path in files if path.suffix == ".parquet"}
+    assert {f"{name}.parquet" for name in TABLES} <= {path.name for path in linked}
+    for path in linked:
+        assert len(pd.read_parquet(path).columns) > 3
+    assert built / "figures" / "figure_1.html" in files
+
+
+def test_figure_1_is_drawn_slid_through_and_turned(built, open_page):
+    page = open_page(built / "figures" / "figure_1.html")
+    scene = page.locator("#figure-1 canvas").first
+    scene.wait_for()
+
+    def shown():
+        # Two frames, so that what was asked for is on the screen.
+        page.evaluate("new Promise((on) => requestAnimationFrame(() => requestAnimationFrame(on)))")
+        return page.screenshot()
+
+    page.wait_for_function("document.getElementById('figure-1')._fullLayout.scene._scene.glplot")
+    epoch = page.locator(".slider-label", has_text="Epoch")
+    shipped = pd.read_parquet(REFERENCE / "tables" / "activations.parquet")
+    assert epoch.text_content() == f"Epoch {shipped['epoch'].max()}"
+    last = shown()
+    box = page.locator(".slider-rail-touch-rect").bounding_box()
+    page.mouse.click(box["x"] + 1, box["y"] + box["height"] / 2)
+    page.locator(".slider-label", has_text="Epoch 0").wait_for()
+    first = shown()
+    box = scene.bounding_box()
+    middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 150, middle[1], steps=5)
+    page.mouse.up()
+    assert len({last, first, shown()}) == 3
+    picture = np.asarray(Image.open(io.BytesIO(last)).convert("RGB")).astype(int)
+    bluer = picture[..., 2] - picture[..., 0]
+    assert (bluer > 60).sum() > 500 and (bluer < -60).sum() > 20, "points and sticks are there"

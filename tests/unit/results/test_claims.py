@@ -1,0 +1,345 @@
+"""Verdicts and Table 1 on tables whose answer is known by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neural_collapse.experiment.config import load_config
+from neural_collapse.io.errors import UserError
+from neural_collapse.results import paper
+from neural_collapse.results.claims import (
+    PHENOMENA,
+    check_claims,
+    render_claims,
+    summary,
+    write_claims,
+)
+from neural_collapse.results.layout import Layout
+from neural_collapse.results.table1 import (
+    build_table_1,
+    latex_escape,
+    render_table_1,
+    write_table_1,
+)
+from neural_collapse.results.tables import read_table
+
+NC1 = "NC1 within-class variability"
+SPLIT = {p.statistic: p.split for p in PHENOMENA}
+
+
+def runs(*changes):
+    base = {
+        "dataset": "mnist",
+        "architecture": "resnet",
+        "seed": 0,
+        "dataset_label": "MNIST",
+        "architecture_label": "ResNet",
+        "network": "ResNet18",
+        "learning_rate": 0.0679,
+        "learning_rate_origin": "sweep",
+        "epochs": 350,
+        "terminal_phase_accuracy": 0.999,
+        "terminal_phase_epoch": 40,
+        "diverged": False,
+        "num_classes": 10,
+        "train_examples": 50_000,
+        "test_examples": 10_000,
+    }
+    return pd.DataFrame([base | change for change in (changes or [{}])])
+
+
+def measured(values, seed=0, **cell):
+    """{statistic: {epoch: value}} as a measurements table."""
+    rows = [
+        {"dataset": "mnist", "architecture": "resnet"}
+        | cell
+        | {"seed": seed, "epoch": e, "split": SPLIT[s], "statistic": s, "value": float(v)}
+        for s, series in values.items()
+        for e, v in series.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdict(values, statistic, runs_table=None, **options):
+    claims = check_claims(
+        measured({statistic: values}), runs() if runs_table is None else runs_table
+    )
+    name = next(p.name for p in PHENOMENA if p.statistic == statistic)
+    (row,) = claims[claims.phenomenon == name].itertuples()
+    return row
+
+
+NC1_STATISTIC = "nc1_within_class_variability"
+
+
+@pytest.mark.parametrize(
+    ("statistic", "zero", "start", "end", "holds"),
+    [
+        (NC1_STATISTIC, 10, 0.5, 0.4, "holds"),
+        (NC1_STATISTIC, 10, 0.5, 0.6, "does not"),
+        (NC1_STATISTIC, 10, 2.0, 1.1, "does not"),  # not ten times below epoch 0
+        (NC1_STATISTIC, 10, 2.0, 1.0, "holds"),
+        ("nc2_equinorm_means", 0.5, 0.2, 0.1, "holds"),
+        ("nc2_equinorm_means", 0.05, 0.2, 0.1, "does not"),
+        ("nc2_equinorm_classifier", 0.05, 0.2, 0.1, "holds"),  # epoch 0 is chance
+        ("nc2_equinorm_classifier", 0.5, 0.2, 0.2, "does not"),
+        ("nc2_equiangularity_means", 0.5, 0.1, 0.11, "does not"),
+        ("nc2_maximal_angle_means", 0.5, 0.1, 0.09, "holds"),
+        ("nc3_self_duality", 2.0, 0.1, 0.05, "holds"),
+        ("nc3_self_duality", 2.0, 0.1, 0.1, "does not"),
+        ("nc4_ncc_mismatch", 0.8, 0.1, 0.1, "holds"),
+        ("nc4_ncc_mismatch", 0.8, 0.0, 0.0, "holds"),
+        ("nc4_ncc_mismatch", 0.1, 0.1, 0.1, "does not"),
+        ("nc4_ncc_mismatch", 0.8, 0.1, 0.2, "does not"),
+        ("robustness", 0.1, 0.2, 0.3, "holds"),
+        ("robustness", 0.1, 0.2, 0.2, "holds"),
+        ("robustness", 0.1, 0.2, 0.1, "does not"),
+        ("error", 0.9, 0.02, 0.01, "holds"),  # accuracy rises
+        ("error", 0.9, 0.01, 0.02, "does not"),
+    ],
+)
+def test_verdicts(statistic, zero, start, end, holds):
+    row = verdict({0: zero, 40: start, 350: end}, statistic)
+    assert row.holds == holds
+    if statistic == "error":
+        zero, start, end = 1 - zero, 1 - start, 1 - end
+    assert (row.at_epoch_0, row.at_start, row.at_end) == pytest.approx((zero, start, end))
+    assert row.change == pytest.approx(end - start)
+    assert row.criterion and f"{end:.4g}" in row.reason
+    assert (row.epoch_at_start, row.epoch_at_end, row.seeds) == ("40", "350", 1)
+
+
+def test_the_start_is_the_first_measured_epoch_of_the_terminal_phase():
+    row = verdict({0: 10, 38: 7, 42: 0.5, 350: 0.4}, NC1_STATISTIC)
+    assert (row.at_start, row.epoch_at_start) == (0.5, "42")
+
+
+@pytest.mark.parametrize(
+    ("values", "run", "reason"),
+    [
+        ({0: 10, 40: 1, 350: 0.1}, {"terminal_phase_epoch": None}, "phase was not reached"),
+        ({0: 10, 40: 1}, {"terminal_phase_epoch": None, "diverged": True}, "diverged"),
+        ({0: 10, 350: 0.1}, {"terminal_phase_epoch": 350}, "starts at the last"),
+        ({0: 10, 38: 0.1}, {}, "nothing was measured in the terminal phase"),
+        ({40: 1, 350: 0.1}, {}, "missing or not finite"),
+        ({0: 10, 40: np.nan, 350: 0.1}, {}, "missing or not finite"),
+        ({0: np.inf, 40: 1, 350: 0.1}, {}, "missing or not finite"),
+    ],
+)
+def test_where_nothing_can_be_said_it_says_why(values, run, reason):
+    row = verdict(values, NC1_STATISTIC, runs(run))
+    assert row.holds == "cannot say"
+    assert reason in row.reason
+
+
+def test_missing_statistics_and_cells():
+    frame = measured({NC1_STATISTIC: {0: 10, 40: 1, 350: 0.1}})
+    layout = Layout.of(runs(), ("mnist", "svhn"), ("resnet",), {"svhn": "SVHN"})
+    claims = check_claims(frame, runs(), layout)
+    assert len(claims) == 2 * len(PHENOMENA)
+    assert set(claims[claims.dataset == "svhn"].reason) == {"not run"}
+    robustness = claims[(claims.dataset == "mnist") & (claims.phenomenon == "robustness")]
+    assert robustness.holds.item() == "cannot say" and "not measured" in robustness.reason.item()
+
+
+def test_several_seeds_are_judged_on_their_mean():
+    frame = pd.concat(
+        [
+            measured({NC1_STATISTIC: {0: 10, 40: 0.2, 350: 0.3}}),  # alone: does not
+            measured({NC1_STATISTIC: {0: 10, 50: 0.8, 350: 0.1}}, seed=1),
+            measured({NC1_STATISTIC: {0: 10, 50: 9, 350: 9}}, seed=2),  # never reached it
+        ]
+    )
+    table = runs(
+        {}, {"seed": 1, "terminal_phase_epoch": 45}, {"seed": 2, "terminal_phase_epoch": None}
+    )
+    claims = check_claims(frame, table)
+    (row,) = claims[claims.phenomenon == NC1].itertuples()
+    assert row.holds == "holds" and row.seeds == 2
+    assert (row.at_start, row.at_end) == pytest.approx((0.5, 0.2))
+    assert row.epoch_at_start == "40 to 50" and "2 of 3 seeds" in row.reason
+
+
+def test_markdown_and_files(tmp_path):
+    claims = check_claims(measured({NC1_STATISTIC: {0: 10, 40: 1, 350: 0.1}}), runs())
+    text = render_claims(claims)
+    assert f"| {NC1} | 1 | 0 | 0 |" in text
+    assert "at least 10 times lower than at epoch 0" in text
+    assert "99.32 % to 99.71 % (recalled)" in text
+    paths = write_claims(claims, tmp_path / "claims")
+    assert [path.suffix for path in paths] == [".parquet", ".csv", ".md"]
+    pd.testing.assert_frame_equal(read_table(paths[0], "claims"), claims)
+    counts = summary(claims)
+    assert counts.iloc[:, 1:].to_numpy().sum() == len(PHENOMENA)
+
+
+# --------------------------------------------------------------------------- Table 1
+
+
+def test_table_1_sets_ours_beside_the_papers():
+    frame = pd.concat(
+        [
+            measured({"error": {0: 0.9, 40: 0.01, 41: 0.5, 350: 0.004}}),
+            measured({"error": {0: 0.9, 40: 0.7, 60: 0.02, 350: 0.006}}, seed=1),
+        ]
+    )
+    table = build_table_1(frame, runs({}, {"seed": 1, "terminal_phase_epoch": 60}))
+    (row,) = table.itertuples()
+    assert (row.paper_start, row.paper_end) == (99.32, 99.71)
+    assert (row.ours_start, row.ours_end) == pytest.approx((98.5, 99.5))
+    assert (row.difference_start, row.difference_end) == pytest.approx((-0.82, -0.21))
+    assert (row.seeds, row.seeds_terminal, row.deviations) == (2, 2, "")
+
+
+def test_table_1_names_deviations_and_dashes_what_is_not_there():
+    frame = pd.concat(
+        [
+            measured({"error": {40: 0.01, 60: 0.02}}),
+            measured({"error": {60: 0.1}}, dataset="digits"),
+        ]
+    )
+    small = {"epochs": 60, "train_examples": 5000, "network": "ResNet (1,1,1,1) width 8"}
+    other = {"dataset": "digits", "dataset_label": "Digits", "terminal_phase_epoch": None}
+    table_runs = runs(small, small | other)
+    layout = Layout.of(table_runs, ("mnist", "digits", "svhn"), ("resnet",))
+    table = build_table_1(frame, table_runs, layout)
+    mnist, digits, svhn = table.itertuples()
+    assert mnist.deviations == (
+        "ResNet (1,1,1,1) width 8 for ResNet18; 5,000 for 50,000 train images; 60 for 350 epochs"
+    )
+    assert np.isnan(digits.ours_start) and digits.ours_end == pytest.approx(90)
+    assert np.isnan(digits.paper_end) and digits.deviations == ""
+    assert svhn.seeds == 0 and svhn.paper_end == 95.70
+    lines = render_table_1(table, "md").splitlines()
+    assert lines[3] == (
+        "| Digits | ResNet (1,1,1,1) width 8 | – | – | – | 90.00 | – | – | 1 (0 reached TPT) | – |"
+    )
+    assert lines[4] == "| svhn | ResNet18 | 94.64 | 95.70 | – | – | – | – | not run | – |"
+    assert "recalled" in lines[-1]
+
+
+def papers_recipe(**changes):
+    """The paper's recipe of MNIST x ResNet as a runs table holds it, with `changes`: part__key."""
+    recipe = paper.PROTOCOL["mnist", "resnet"].recipe.model_dump(mode="json")
+    for name, value in changes.items():
+        part, key = name.split("__")
+        recipe[part][key] = value
+    return json.dumps(recipe)
+
+
+def test_the_papers_own_recipe_deviates_nowhere():
+    (row,) = build_table_1(
+        measured({"error": {350: 0.01}}), runs({"recipe": papers_recipe()})
+    ).itertuples()
+    assert row.deviations == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training__weight_decay": 0.01}, "weight decay 0.01 for 0.0005"),
+        ({"training__batch_size": 64}, "batch size 64 for 128"),
+        ({"training__momentum": 0.0}, "momentum 0 for 0.9"),
+        ({"training__precision": "bfloat16"}, "bfloat16 for float32"),
+        (
+            {"training__learning_rate_milestones": ["1/2"]},
+            "rate lowered at 1/2 for 1/3, 2/3",
+        ),
+        ({"training__learning_rate_factor": 0.2}, "rate lowered by 0.2 for 0.1"),
+        ({"training__keep_incomplete_batch": True}, "incomplete batches kept"),
+        ({"data__average_pooling": 2, "data__padding_pixels": 0}, "14 for 32 px"),
+        ({"data__test_examples_per_class": 100}, "100 for all test images a class"),
+        ({"sweep__selection": "held_out_error"}, "selection by held out error for test error"),
+        ({"sweep__count": 5}, "5 for 25 learning rates"),
+        ({"measurement__epochs": [1, 350]}, "2 for 50 measured epochs"),
+        ({"robustness__images": 10}, "10 for 100 attacked images"),
+        ({"network__stem": "imagenet"}, "imagenet for small stem"),
+        # These change no result, or only what is drawn at random.
+        ({"training__threads": 4, "sweep__together": 5, "robustness__seed": 3}, ""),
+        ({"training__evaluation_batch_size": 7, "measurement__activation_classes": [2, 3, 4]}, ""),
+    ],
+)
+def test_table_1_sees_the_whole_recipe(changes, said):
+    table = build_table_1(
+        measured({"error": {350: 0.01}}), runs({"recipe": papers_recipe(**changes)})
+    )
+    assert table.deviations.tolist() == [said]
+
+
+def test_a_pinned_rate_is_a_deviation_and_its_sweep_is_none():
+    pinned = {"learning_rate_origin": "pinned", "recipe": papers_recipe(sweep__count=5)}
+    table = build_table_1(measured({"error": {350: 0.01}}), runs(pinned))
+    assert table.deviations.tolist() == ["learning rate pinned"]
+
+
+def test_every_seeds_deviations_are_named_once():
+    changed = {"recipe": papers_recipe(training__weight_decay=0.01)}
+    more = {"recipe": papers_recipe(training__weight_decay=0.01, training__momentum=0.5)}
+    table = build_table_1(
+        measured({"error": {350: 0.01}}), runs(changed, more | {"seed": 1}, changed | {"seed": 2})
+    )
+    assert table.deviations.tolist() == ["weight decay 0.01 for 0.0005; momentum 0.5 for 0.9"]
+
+
+def test_the_papers_recipes_are_those_of_the_shipped_config():
+    shipped = paper.recipes_json(load_config(Path(__file__).parents[3] / "config.yaml"))
+    assert paper.RECIPES_FILE.read_text() == shipped, "run make schema"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/figures.md"])
+def test_pages_say_what_the_shipped_runs_show(page):
+    root = Path(__file__).parents[3]
+    folder = root / "results" / "reference" / "mnist-small" / "tables"
+    frames = [read_table(folder / f"{name}.parquet", name) for name in ("measurements", "runs")]
+    holds = summary(check_claims(*frames)).set_index("phenomenon")["holds"]
+    text = " ".join((root / page).read_text().split())
+    in_6 = {name.removesuffix(" (reference)"): f"in {n} of 6" for name, n in holds.items()}
+    assert f"equal norms {in_6['NC2 equinorm: class means']} cells" in text
+    assert f"the classifiers {in_6['NC2 equinorm: classifiers']}" in text
+    assert in_6["NC3 self-duality"] == in_6["NC4 nearest class-centre decision"]
+    assert f"NC3 and NC4 are as in the paper {in_6['NC3 self-duality']}" in text
+    assert f"test accuracy rises {in_6['test accuracy']}" in text
+    whole = holds[holds.index.str.contains("NC1|equiangularity|maximal|robustness")]
+    assert (whole == 6).all() and len(whole) == 6
+
+
+def test_a_diverged_run_has_no_accuracy():
+    table = build_table_1(
+        measured({"error": {0: 0.9, 3: 1.0}}),
+        runs({"diverged": True, "terminal_phase_epoch": None}),
+    )
+    assert np.isnan(table.ours_end.item())
+
+
+def test_table_1_in_four_formats(tmp_path):
+    table = build_table_1(measured({"error": {40: 0.01, 350: 0.004}}), runs())
+    paths = write_table_1(table, tmp_path / "table_1")
+    assert [path.suffix for path in paths] == [".parquet", ".csv", ".md", ".tex"]
+    pd.testing.assert_frame_equal(read_table(paths[0], "table_1"), table)
+    assert pd.read_csv(paths[1]).ours_end.item() == table.ours_end.item(), "no digit is lost"
+    tex = paths[3].read_text()
+    assert r"\toprule" in tex and r"\bottomrule" in tex
+    row = next(line for line in tex.splitlines() if line.startswith("MNIST"))
+    assert row == r"MNIST & ResNet18 & 99.32 & 99.71 & 99.00 & 99.60 & $-$0.32 & $-$0.11 & 1 \\"
+    assert (
+        row.count("&") == tex.count("l", tex.index("{ll"), tex.index("}\n", tex.index("{ll"))) + 5
+    )
+
+
+def test_latex_special_characters():
+    assert latex_escape(r"50 % & a_b \x") == r"50 \% \& a\_b \textbackslash{}x"
+
+
+def test_the_papers_table_is_whole_and_its_gains_are_known():
+    assert set(paper.TABLE_1) == {(d, a) for d in paper.DATASETS for a in paper.ARCHITECTURES}
+    assert set(paper.PROTOCOL) == set(paper.TABLE_1)
+    falls = {cell for cell, (start, end) in paper.TABLE_1.items() if end < start}
+    assert falls == {("cifar100", "densenet"), ("imagenet", "resnet"), ("imagenet", "densenet")}
+
+
+def test_tables_with_wrong_columns_are_refused():
+    with pytest.raises((UserError, KeyError)):
+        check_claims(measured({NC1_STATISTIC: {0: 1}}).drop(columns="seed"), runs())

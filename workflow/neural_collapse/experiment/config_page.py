@@ -1,0 +1,110 @@
+"""The config's reference page, written from the typed models so that it cannot fall behind."""
+
+from __future__ import annotations
+
+import json
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from ..data.registry import DATASETS, CustomDataset
+from ..networks.recipes import FAMILIES
+from ..networks.registry import NAMED
+from .config import ArchitectureEntry, Config, FiguresConfig, Override, _RecipeParts
+
+HEAD = """\
+# Every key of a config
+
+This page is written from the typed models by `make reference`; a test says that it is up to date.
+An editor that reads JSON schemas finds the same in `workflow/schemas/config.schema.json`.
+
+A config names datasets (the columns of the figures), architectures (the rows) and seeds. `recipe`
+holds for every cell; each entry of `overrides` changes it for some datasets or architectures, in
+order, later ones winning. What a config leaves out is the paper's. A config file given with
+`--configfile` stands for itself: nothing of `config.yaml` is mixed in.
+
+What a config costs, on the machine at hand: `neural-collapse plan --config FILE`.
+"""
+
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "keys"}
+
+
+def _type(annotation: Any) -> str:
+    """A type in a user's words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_type, arguments)))
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if annotation is type(None):
+        return "null"
+    if origin in (tuple, list):
+        return "list"
+    return WORDS.get(origin or annotation, "keys, below")
+
+
+def _default(value: Any) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if isinstance(value, BaseModel):
+        return ""
+    return f"`{json.dumps(value)}`"
+
+
+def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
+    rows = ["| key | what it is | values | default |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        description = " ".join((field.description or "").split())
+        rows.append(
+            f"| `{prefix}{name}` | {description} | {_type(field.annotation)} "
+            f"| {_default(field.default)} |"
+        )
+    return rows
+
+
+def config_reference() -> str:
+    """The page as Markdown."""
+    lines = [HEAD, "## The file", ""]
+    top = [line for line in _table(Config) if "`recipe`" not in line and "`overrides`" not in line]
+    lines += top
+    lines += [
+        "| `recipe` | The recipe of every cell, below. | keys | the paper's |",
+        "| `overrides` | Changes for some cells, below. | list | `[]` |",
+        "",
+    ]
+    for name, field in _RecipeParts.model_fields.items():
+        lines += [f"## `recipe.{name}`", "", f"{field.description}", ""]
+        lines += [*_table(field.annotation), ""]
+    lines += [
+        "## `recipe.network`",
+        "",
+        "A published network by `name`, or a `family` with all its numbers; keys beside `name` "
+        "change its numbers: `{name: resnet18, width: 8}`.",
+        "",
+        f"Names: {', '.join(f'`{name}`' for name in NAMED)}.",
+        "",
+    ]
+    for family, model in FAMILIES.items():
+        lines += [f"### `family: {family}`", "", *_table(model), ""]
+    lines += ["## `overrides`", "", *_table(Override), ""]
+    lines += ["## `figures`", "", *_table(FiguresConfig), ""]
+    lines += ["## `custom_datasets`", "", "By name, each with:", "", *_table(CustomDataset), ""]
+    lines += ["## `custom_architectures`", "", "By name, each with:", ""]
+    lines += [*_table(ArchitectureEntry), ""]
+    lines += [
+        "## Datasets",
+        "",
+        "| name | title | classes | pixels | train | test |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{entry.name}` | {entry.label} | {entry.num_classes} | {entry.image_size_px} "
+        f"| {entry.train_examples:,} | {entry.test_examples:,} |"
+        for entry in DATASETS.values()
+    ]
+    return "\n".join(lines) + "\n"

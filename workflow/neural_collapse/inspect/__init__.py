@@ -1,0 +1,1 @@
+"""What is known of an experiment while it runs and after: status, curves, leftover files."""

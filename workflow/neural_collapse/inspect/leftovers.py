@@ -1,0 +1,116 @@
+"""Resume states that no job can use any more: of a recipe, or of training code, before a change.
+
+A job's own are deleted when the next job has begun. These lie until a person deletes them, since a
+recipe may be changed back.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..experiment.config import SWEEP_EVALUATIONS, Config, spaced_epochs
+from ..io.locks import FINISHED
+from .status import Job, experiment_jobs, lock_holder, process_lives, status_of
+
+FORGOTTEN_SECONDS = 86_400
+"""A state that a process on another machine has locked is taken for in use for so long after it
+was last written."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder of resume states that nothing can use."""
+
+    folder: Path
+    size_bytes: int
+    age_seconds: float
+    """Since it was last written."""
+
+    @property
+    def command(self) -> str:
+        """What deletes it, and its lock."""
+        return f"rm -r {shlex.quote(str(self.folder))}*"
+
+
+def find_leftovers(folder: Path, config: Config | None = None) -> list[Leftover]:
+    """Resume states in an experiment's folder that none of its jobs can use.
+
+    Those are the states of jobs that are done or in no recipe, and, where a config says where its
+    data lie, of trainings by another recipe. States in use are left out, and so is what cannot be
+    judged, or is only kept until the next job deletes it.
+    """
+    states = sorted(path for path in folder.glob(".state/*/*") if path.is_dir())
+    jobs = _jobs(folder, config) if states else {}
+    found = []
+    for path in states:
+        job = jobs.get(path.parent.name)
+        if job is not None and ((path / FINISHED).exists() or _usable(path.name, job, config)):
+            continue
+        files = [file.stat() for file in path.rglob("*") if file.is_file()]
+        age = time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime)
+        if not _in_use(path, age):
+            found.append(Leftover(path, sum(file.st_size for file in files), age))
+    return found
+
+
+def _jobs(folder: Path, config: Config | None) -> dict[str, Job]:
+    """Jobs by the name of their states' folder.
+
+    A config may be of a part of the experiment: cells and seeds that only its folder knows are
+    jobs as well.
+    """
+    jobs = experiment_jobs(folder, config)
+    if config is not None and any(folder.glob("*/*/recipe.json")):
+        jobs = [*experiment_jobs(folder, None), *jobs]
+    return {job.state.name: job for job in jobs if job.state is not None}
+
+
+def _in_use(folder: Path, age_seconds: float) -> bool:
+    holder = lock_holder(Path(f"{folder}.lock"))
+    if holder is None:
+        return False
+    process, host = holder
+    if host == socket.gethostname():
+        return process_lives(process)
+    return age_seconds < FORGOTTEN_SECONDS
+
+
+def _usable(name: str, job: Job, config: Config | None) -> bool:
+    """Whether a state of this fingerprint is one that the job would go on from, or may be."""
+    if status_of(job).state == "done":
+        return False
+    if config is None or job.rule not in ("train_candidate", "train_model"):
+        return True
+    prepared = Path(config.resources_folder) / job.dataset / "prepared" / job.recipe.data.name
+    try:
+        data_hash = str(json.loads((prepared / "card.json").read_text("utf-8"))["data_hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return name in _fingerprints(job, data_hash)
+
+
+def _fingerprints(job: Job, data_hash: str) -> set[str]:
+    """Every fingerprint that the states of a training can have."""
+    from ..training.loop import training_fingerprint
+    from ..training.selection import held_out_hash
+    from ..training.together import together_fingerprint
+
+    recipe, sweep = job.recipe, job.recipe.sweep
+    if job.rule == "train_model":
+        seed, epochs = int(job.name.removeprefix("seed-")), recipe.measured_epochs
+        # Which rate wins may not be known yet.
+        rates = sweep.learning_rates
+        return {training_fingerprint(recipe, data_hash, rate, seed, epochs) for rate in rates}
+    if sweep.selection == "held_out_error":
+        data_hash = held_out_hash(data_hash, sweep.held_out_fraction, sweep.seed)
+    judged = spaced_epochs(recipe.training.epochs, SWEEP_EVALUATIONS)
+    if sweep.together == 1:
+        rate = sweep.named()[job.name]
+        return {training_fingerprint(recipe, data_hash, rate, sweep.seed, (), judged)}
+    pack = sweep.packs[int(job.name.removeprefix("together-")) - 1]
+    return {together_fingerprint(recipe, data_hash, pack, sweep.seed, judged)}

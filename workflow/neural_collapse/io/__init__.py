@@ -1,0 +1,1 @@
+"""Files, locks, tensors, progress and errors: what every other package builds on."""

@@ -1,0 +1,174 @@
+"""From a recipe to a network with its initial weights."""
+
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..io.errors import UserError
+from . import densenet, resnet, vgg
+from .network import Network
+from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
+from .registry import label
+from .user_defined import CustomNetwork, call_function
+
+
+def build_network(
+    recipe: NetworkRecipe, *, channels: int, num_classes: int, image_size_px: int, seed: int
+) -> Network:
+    """A network with fresh weights, on the CPU and in training mode.
+
+    The weights depend on ``recipe``, the sizes and ``seed`` alone; they are drawn on the CPU, so
+    that every device starts from the same bits. No random state outside is changed.
+
+    Args:
+        recipe: which network.
+        channels: of the images.
+        num_classes: outputs of the classifier, at least 2.
+        image_size_px: height and width of the images.
+        seed: of the initial weights, 0 or more.
+
+    Returns:
+        A network whose ``features`` maps (B, channels, image_size_px, image_size_px) to (B, d) and
+        whose ``classifier`` is an ``nn.Linear(d, num_classes)``.
+
+    Raises:
+        UserError: the images are too small for the network, or a custom function does not give
+            what its recipe promises.
+    """
+    with _isolated_randomness(seed), torch.device("cpu"):
+        return _construct(recipe, channels, num_classes, image_size_px)
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """What a person wants to know of a network before training it."""
+
+    label: str
+    """Its short name, as in figure titles."""
+    parameter_count: int
+    """Trainable numbers, running statistics of the norms not counted."""
+    feature_dimension: int
+    """d, the length of the activations h."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.label}: {self.parameter_count:,} parameters, "
+            f"{self.feature_dimension:,} features"
+        )
+
+
+def describe(
+    recipe: NetworkRecipe, *, channels: int, num_classes: int, image_size_px: int
+) -> NetworkDescription:
+    """Label, size and feature dimension of a recipe's network, in milliseconds.
+
+    The network is built without memory for its weights (a custom one in full, since its code may
+    do anything).
+
+    Raises:
+        UserError: as ``build_network``.
+    """
+    network = construct_without_weights(
+        recipe, channels=channels, num_classes=num_classes, image_size_px=image_size_px
+    )
+    return NetworkDescription(
+        label=label(recipe),
+        parameter_count=sum(parameter.numel() for parameter in network.parameters()),
+        feature_dimension=network.classifier.in_features,
+    )
+
+
+def construct_without_weights(
+    recipe: NetworkRecipe, *, channels: int, num_classes: int, image_size_px: int
+) -> Network:
+    """The network on the meta device: shapes and no memory; a custom one in full.
+
+    Raises:
+        UserError: as ``build_network``.
+    """
+    device = "cpu" if isinstance(recipe, CustomRecipe) else "meta"
+    with _isolated_randomness(0), torch.device(device):
+        return _construct(recipe, channels, num_classes, image_size_px)
+
+
+def _construct(
+    recipe: NetworkRecipe, channels: int, num_classes: int, image_size_px: int
+) -> Network:
+    if channels < 1 or num_classes < 2 or image_size_px < 1:
+        raise UserError(
+            f"no network fits images of {channels} channels and {image_size_px} px in "
+            f"{num_classes} classes; it takes at least 1 channel, 1 px and 2 classes"
+        )
+    match recipe:
+        case VGGRecipe():
+            final_px = vgg.final_map_px(recipe, image_size_px)
+            if recipe.pooled_size_px > final_px:
+                # Adaptive pooling would copy pixels: a first linear layer of redundant inputs.
+                raise UserError(
+                    f"'pooled_size_px' is {recipe.pooled_size_px}, but the convolutions of "
+                    f"{label(recipe)} leave {final_px} px of images of {image_size_px} px; set "
+                    f"pooled_size_px to {final_px} or less"
+                )
+            return vgg.VGG(recipe, channels, num_classes)
+        case ResNetRecipe():
+            return resnet.ResNet(
+                recipe, channels, num_classes
+            )  # padded throughout: any size survives
+        case DenseNetRecipe():
+            if densenet.final_map_px(recipe, image_size_px) < 1:
+                remedy = "or set stem: small" if recipe.stem == "imagenet" else "or larger images"
+                raise UserError(
+                    f"images of {image_size_px} px do not survive the {len(recipe.blocks)} blocks "
+                    f"of {label(recipe)} with 'stem: {recipe.stem}', each transition of which "
+                    f"halves them; use fewer 'blocks' {remedy}"
+                )
+            return densenet.DenseNet(recipe, channels, num_classes)
+        case CustomRecipe():
+            return _construct_custom(recipe, channels, num_classes, image_size_px)
+    raise AssertionError(recipe)
+
+
+def _construct_custom(
+    recipe: CustomRecipe, channels: int, num_classes: int, image_size_px: int
+) -> CustomNetwork:
+    numbers = {
+        "$channels": channels,
+        "$num_classes": num_classes,
+        "$image_size_px": image_size_px,
+    }
+    # Two unlike images without any randomness; not zeros, which a network may divide by.
+    shape = (2, channels, image_size_px, image_size_px)
+    example = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
+    name = f"the network of {recipe.function!r}"
+    network = CustomNetwork(call_function(recipe, numbers), example, name)
+    if network.classifier.out_features != num_classes:
+        raise UserError(
+            f"{name} has {network.classifier.out_features} outputs, but the data has "
+            f"{num_classes} classes; let its arguments say so, for example "
+            "num_classes: $num_classes"
+        )
+    return network
+
+
+@contextmanager
+def _isolated_randomness(seed: int) -> Iterator[None]:
+    """Seeds the CPU's generators inside, and gives back their former state on leaving.
+
+    Not ``torch.manual_seed``, which would reach the GPUs' generators as well. Python's and NumPy's
+    are covered for the sake of custom functions.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

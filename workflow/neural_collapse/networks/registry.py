@@ -1,0 +1,168 @@
+"""Published networks by name, and the way from a config entry to a recipe.
+
+Light on purpose (no torch): the Snakefile imports it while it is parsed.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..io.errors import UserError
+from .recipes import FAMILIES, CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
+
+
+def _vgg(*convolutions: int) -> VGGRecipe:
+    return VGGRecipe(family="vgg", convolutions=convolutions)
+
+
+def _resnet(block: str, *blocks: int) -> ResNetRecipe:
+    return ResNetRecipe(family="resnet", block=block, blocks=blocks)
+
+
+def _densenet_bc(growth: int, *blocks: int) -> DenseNetRecipe:
+    return DenseNetRecipe(
+        family="densenet",
+        blocks=blocks,
+        growth=growth,
+        bottleneck=True,
+        compression=0.5,
+        initial_width=2 * growth,
+    )
+
+
+NAMED: Mapping[str, NetworkRecipe] = MappingProxyType(
+    {
+        # Simonyan and Zisserman 2015, table 1: columns A, B, D, E
+        "vgg11": _vgg(1, 1, 2, 2, 2),
+        "vgg13": _vgg(2, 2, 2, 2, 2),
+        "vgg16": _vgg(2, 2, 3, 3, 3),
+        "vgg19": _vgg(2, 2, 4, 4, 4),
+        # He et al. 2016, table 1
+        "resnet18": _resnet("basic", 2, 2, 2, 2),
+        "resnet34": _resnet("basic", 3, 4, 6, 3),
+        "resnet50": _resnet("bottleneck", 3, 4, 6, 3),
+        "resnet101": _resnet("bottleneck", 3, 4, 23, 3),
+        "resnet152": _resnet("bottleneck", 3, 8, 36, 3),
+        # Huang et al. 2017: table 2 (40 and 250, small images) and table 1 (121 and 201, ImageNet)
+        "densenet40": DenseNetRecipe(family="densenet", blocks=(12, 12, 12), growth=12),
+        "densenet121": _densenet_bc(32, 6, 12, 24, 16),
+        "densenet201": _densenet_bc(32, 6, 12, 48, 32),
+        "densenet250": _densenet_bc(24, 41, 41, 41),
+    }
+)
+"""Published networks, each in its form for small images; ImageNet's form adds ``stem: imagenet``
+(ResNet, DenseNet) or ``pooled_size_px: 7`` (VGG)."""
+
+_DISPLAY = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet"}
+
+# Keys that fit a network to an image size or a machine: with another value it is still ResNet18.
+_FITTINGS = frozenset({"stem", "pooled_size_px", "memory_efficient"})
+
+_RECIPE = TypeAdapter(NetworkRecipe)
+
+
+def resolve_network(spec: Mapping[str, Any], *, where: str = "") -> NetworkRecipe:
+    """The recipe that a config entry means.
+
+    Args:
+        spec: ``{"name": "resnet18", "width": 8}``: a published network, every other key in place
+            of its own; or, without ``name``, ``{"family": "resnet", ...}`` with all that the
+            family needs.
+        where: the entry's place in the config, with which error sentences begin, if given.
+
+    Raises:
+        UserError: an unknown name, family or key (naming the valid ones and the nearest), or a
+            value that the key cannot have.
+    """
+    place = f"{where}: " if where else ""
+    if not isinstance(spec, Mapping):
+        raise UserError(
+            f"{place}the network is {spec!r}; write a mapping, for example {{name: resnet18}} or "
+            "{family: resnet, block: basic, blocks: [1, 1, 1, 1]}"
+        )
+    given = dict(spec)
+    if "name" in given:
+        name = given.pop("name")
+        if not isinstance(name, str) or name not in NAMED:
+            raise UserError(f"{place}unknown network {name!r}{_choices(name, NAMED)}")
+        base = NAMED[name]
+        if given.get("family", base.family) != base.family:
+            raise UserError(
+                f"{place}{name} is of the family {base.family!r}, not {given['family']!r}; "
+                "remove the key 'family' or choose another name"
+            )
+        given = base.model_dump() | given
+        title = name
+    elif "family" in given:
+        family = given["family"]
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise UserError(f"{place}unknown family {family!r}{_choices(family, FAMILIES)}")
+        title = f"the family {family!r}"
+    else:
+        raise UserError(
+            f"{place}the network has neither 'name' nor 'family'; add a name "
+            f"({', '.join(NAMED)}) or a family ({', '.join(FAMILIES)})"
+        )
+    try:
+        return _RECIPE.validate_python(given)
+    except ValidationError as error:
+        raise UserError(f"{place}{_sentence(error, given, title)}") from error
+
+
+def label(recipe: NetworkRecipe) -> str:
+    """A short name for titles: ``ResNet18``, or ``ResNet (1,1,1,1) width 8`` for a changed one.
+
+    The stem, the pooled size and the memory-saving form do not make another network; everything
+    else does, and is said.
+    """
+    for name, published in NAMED.items():
+        if recipe.model_dump(exclude=_FITTINGS) == published.model_dump(exclude=_FITTINGS):
+            return name.replace(recipe.family, _DISPLAY[recipe.family])
+    match recipe:
+        case VGGRecipe():
+            counts, rest = recipe.convolutions, f"width {recipe.width} hidden {recipe.hidden_width}"
+        case ResNetRecipe():
+            counts, rest = recipe.blocks, f"width {recipe.width}"
+            if recipe.block == "bottleneck":
+                rest = f"bottleneck {rest}"
+        case DenseNetRecipe():
+            counts, rest = recipe.blocks, f"growth {recipe.growth}"
+            if recipe.bottleneck:
+                rest = f"bottleneck {rest}"
+            if recipe.compression != 1:
+                rest += f" compression {recipe.compression:g}"
+            if recipe.initial_width != DenseNetRecipe.model_fields["initial_width"].default:
+                rest += f" initial width {recipe.initial_width}"
+        case CustomRecipe():
+            return recipe.function
+    return f"{_DISPLAY[recipe.family]} ({','.join(map(str, counts))}) {rest}"
+
+
+def _choices(given: object, valid: Iterable[str]) -> str:
+    """The tail of an error sentence: the nearest valid word, then all of them."""
+    valid = list(valid)
+    near = difflib.get_close_matches(str(given).lower(), valid, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} valid are {', '.join(valid)}"
+
+
+def _sentence(error: ValidationError, given: Mapping[str, Any], title: str) -> str:
+    """Pydantic's first complaint, in one clause that says which key and what to write."""
+    keys = [key for key in FAMILIES[given["family"]].model_fields if key != "family"]
+    # An unknown key comes first: a misspelt one also makes the right one "missing".
+    complaint = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    # The first part of the location is the union's tag.
+    key = str(complaint["loc"][1]) if len(complaint["loc"]) > 1 else "family"
+    if complaint["type"] == "extra_forbidden":
+        return f"unknown key {key!r} for {title}{_choices(key, keys)}"
+    if complaint["type"] == "missing":
+        return f"{title} needs the key {key!r}; add it"
+    message = complaint["msg"].removeprefix("Value error, ")
+    if complaint["type"] == "string_pattern_mismatch":
+        message = 'write "module:function", for example "my_networks:small_mlp"'
+    if complaint["type"] == "tuple_type":
+        message = "write a list of whole numbers, for example [1, 1, 1, 1]"
+    return f"{key!r} is {given.get(key)!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,315 @@
+"""Table 1: test accuracy at the start of the terminal phase and at the end, paper's and ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..io.files import write_text_atomically
+from . import paper
+from .layout import Layout, origins_of, rows_of
+from .tables import REFERENCE, check_frame, recipe_values, write_table
+
+DASH = "–"
+NONE_FOUND = "none found"
+SUFFIXES = ("parquet", "csv", "md", "tex")
+HEADINGS = (
+    "Dataset",
+    "Network",
+    "Paper, start of TPT",
+    "Paper, end",
+    "Ours, start of TPT",
+    "Ours, end",
+    "Difference, start",
+    "Difference, end",
+    "Seeds",
+    "Deviations",
+)
+
+
+def test_accuracy(rows: pd.DataFrame, seed: int, epoch: float | None) -> float:
+    """Test accuracy (0 to 1) of one run at `epoch`, or at its last where that is None; or nan."""
+    errors = rows[
+        (rows["seed"] == seed) & (rows["statistic"] == "error") & (rows["split"] == "test")
+    ]
+    if epoch is None:
+        if errors.empty:
+            return np.nan
+        epoch = errors["epoch"].max()
+    value = errors.loc[errors["epoch"] == epoch, "value"]
+    return 1 - float(value.iloc[0]) if len(value) else np.nan
+
+
+# What a recipe may have otherwise, and how that is said: {0} is ours, {1} the paper's. Left out is
+# what changes last digits at most, what is drawn at random, and what columns of the table say.
+_WORDS = {
+    "network.stem": "{0} for {1} stem",
+    "network.pooled_size_px": "maps pooled to {0} for {1} px",
+    "data.test_examples_per_class": "{0} for {1} test images a class",
+    "training.batch_size": "batch size {0} for {1}",
+    "training.keep_incomplete_batch": "incomplete batches kept",
+    "training.loss": "loss {0} for {1}",
+    "training.momentum": "momentum {0} for {1}",
+    "training.weight_decay": "weight decay {0} for {1}",
+    "training.learning_rate_milestones": "rate lowered at {0} for {1}",
+    "training.learning_rate_factor": "rate lowered by {0} for {1}",
+    "training.precision": "{0} for {1}",
+    "sweep.learning_rate_min": "sweep from {0} for {1}",
+    "sweep.learning_rate_max": "sweep to {0} for {1}",
+    "sweep.count": "{0} for {1} learning rates",
+    "sweep.additional_learning_rates": "additional learning rates {0}",
+    "sweep.selection": "selection by {0} for {1}",
+    "sweep.halving_epochs": "worse learning rates stopped after {0}",
+    "measurement.epochs": "{0} for {1} measured epochs",
+    "robustness.images": "{0} for {1} attacked images",
+    "robustness.overshoot": "overshoot {0} for {1}",
+    "robustness.max_steps": "{0} for {1} DeepFool steps",
+    "robustness.candidate_classes": "{0} for {1} DeepFool classes",
+}
+
+
+def deviations(run: pd.Series) -> list[str]:
+    """Where a run's recipe is not the paper's, as far as a runs table tells."""
+    protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
+    if protocol is None:
+        return []
+    found = []
+    if run["network"] != protocol.network:
+        found.append(f"{run['network']} for {protocol.network}")
+    theirs = protocol.recipe
+    for column, unit, expected in [
+        ("train_examples", "train images", protocol.train_examples),
+        ("epochs", "epochs", theirs.training.epochs),
+    ]:
+        if run[column] != expected:
+            found.append(f"{run[column]:,} for {expected:,} {unit}")
+    accuracy = theirs.measurement.terminal_phase_accuracy
+    if not np.isclose(run["terminal_phase_accuracy"], accuracy):
+        found.append(
+            f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for {100 * accuracy:.4g} %"
+        )
+    recipe = json.loads(run.get("recipe", "{}"))
+    side = paper.image_size_px(run["dataset"], recipe.get("data", {}))
+    if side not in (None, protocol.image_size_px):
+        found.append(f"{side} for {protocol.image_size_px} px")
+    pinned = run["learning_rate_origin"] == "pinned"
+    if pinned:
+        found.append("learning rate pinned")
+    ours = recipe_values(recipe)
+    expected = recipe_values(theirs.model_dump(mode="json"))
+    for key, words in _WORDS.items():
+        told = (key.startswith("sweep.") and pinned) or (
+            key.startswith("network.") and run["network"] != protocol.network
+        )
+        if key in ours and key in expected and not told:
+            values = [_said(key, values[key]) for values in (ours, expected)]
+            if values[0] != values[1]:
+                found.append(words.format(*values))
+    return found
+
+
+def _said(key: str, value: Any) -> str:
+    """A recipe's value in words."""
+    if key == "measurement.epochs" and isinstance(value, list):
+        return str(len(value))
+    if value is None:
+        return "all"
+    if isinstance(value, list):
+        return ", ".join(_said("", item) for item in value)
+    return f"{value:,.6g}" if isinstance(value, (int, float)) else str(value).replace("_", " ")
+
+
+def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(dataset, architecture, origin) of every row: each cell once, also where it was not run,
+    and twice where one's own and a reference run of it stand beside each other."""
+    cells = []
+    for cell in layout.cells():
+        present = rows_of(runs, *cell)
+        shown = origins_of(present) if len(present) else origins_of(runs)[:1]
+        cells += [(*cell, origin) for origin in shown]
+    return cells
+
+
+def origin_note(row) -> str:
+    """What stands behind a row's network where it is no run of one's own."""
+    return " (reference)" if row.origin == REFERENCE else ""
+
+
+def build_table_1(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> pd.DataFrame:
+    """The `table_1` table: a row for every cell of the layout, also those that were not run.
+
+    Ours is the mean over seeds of the test accuracy in %: at the epoch in which each reached the
+    terminal phase (only seeds that did), and at the last one (all seeds).  A run that diverged
+    makes its cell's mean nan.
+    """
+    layout = layout or Layout.of(runs)
+    rows = []
+    for dataset, architecture, origin in cells_to_judge(layout, runs):
+        cell_runs = rows_of(runs, dataset, architecture, origin)
+        cell = rows_of(measurements, dataset, architecture, origin)
+        starts, ends = [], []
+        for run in cell_runs.itertuples():
+            if not pd.isna(run.terminal_phase_epoch):
+                starts.append(test_accuracy(cell, run.seed, int(run.terminal_phase_epoch)))
+            ends.append(np.nan if run.diverged else test_accuracy(cell, run.seed, None))
+        theirs = paper.TABLE_1.get((dataset, architecture), (np.nan, np.nan))
+        ours = [100 * float(np.mean(v)) if v else np.nan for v in (starts, ends)]
+        networks = sorted(set(cell_runs["network"]))
+        rows.append(
+            {
+                "dataset": dataset,
+                "architecture": architecture,
+                "origin": origin,
+                "dataset_label": dict(layout.datasets)[dataset],
+                "architecture_label": dict(layout.architectures)[architecture],
+                "network": ", ".join(networks),
+                "paper_start": theirs[0],
+                "paper_end": theirs[1],
+                "ours_start": ours[0],
+                "ours_end": ours[1],
+                "difference_start": ours[0] - theirs[0],
+                "difference_end": ours[1] - theirs[1],
+                "seeds": len(cell_runs),
+                "seeds_terminal": len(starts),
+                "deviations": "; ".join(
+                    dict.fromkeys(
+                        part for _, run in cell_runs.iterrows() for part in deviations(run)
+                    )
+                ),
+            }
+        )
+    return check_frame(pd.DataFrame(rows), "table_1", "Table 1")
+
+
+def display_rows(table: pd.DataFrame) -> list[list[str]]:
+    """Table 1's cells as text, under the headings of :data:`HEADINGS`; a dash where nothing is."""
+
+    def number(value: float, sign: str = "") -> str:
+        return DASH if np.isnan(value) else format(value, f"{sign}.2f").replace("-", "−")
+
+    rows = []
+    for row in table.itertuples():
+        seeds = str(row.seeds)
+        if row.seeds and row.seeds_terminal < row.seeds:
+            seeds += f" ({row.seeds_terminal} reached TPT)"
+        rows.append(
+            [
+                row.dataset_label,
+                (row.network or _paper_network(row) or row.architecture_label)
+                + (origin_note(row) if row.seeds else ""),
+                number(row.paper_start),
+                number(row.paper_end),
+                number(row.ours_start),
+                number(row.ours_end),
+                number(row.difference_start, "+"),
+                number(row.difference_end, "+"),
+                seeds if row.seeds else "not run",
+                row.deviations
+                or (DASH if np.isnan(row.paper_end) or not row.seeds else NONE_FOUND),
+            ]
+        )
+    return rows
+
+
+def _paper_network(row) -> str:
+    protocol = paper.PROTOCOL.get((row.dataset, row.architecture))
+    return protocol.network if protocol else ""
+
+
+def notes(table: pd.DataFrame) -> str:
+    """What stands under the table."""
+    text = (
+        "Test accuracy in %, ours as mean over seeds; differences are ours minus the paper's, in "
+        f"percentage points. {paper.RECALLED}"
+    )
+    if (table["deviations"] != "").any():
+        text += (
+            " Where deviations are named, our recipe is not the paper's, and its numbers need not "
+            "agree."
+        )
+    if (table["origin"] == REFERENCE).any():
+        text += " (reference): a run shipped in results/reference, not one's own."
+    return text
+
+
+def render_table_1(table: pd.DataFrame, format: str = "md") -> str:
+    """Table 1 as text: `md` (Markdown), `csv` (raw numbers) or `tex` (LaTeX, booktabs)."""
+    if format == "csv":
+        return table.to_csv(index=False, lineterminator="\n")
+    if format == "md":
+        return markdown_table(HEADINGS, display_rows(table), "llrrrrrrll") + f"\n{notes(table)}\n"
+    if format == "tex":
+        return _latex(table)
+    raise ValueError(f"format must be md, csv or tex, not {format!r}")
+
+
+def write_table_1(table: pd.DataFrame, output_base: str | Path) -> list[Path]:
+    """Write `<output_base>.parquet`, `.csv`, `.md` and `.tex`; their paths."""
+    paths = [Path(f"{output_base}.{suffix}") for suffix in SUFFIXES]
+    write_table(table, paths[0], "table_1")
+    for path, format in zip(paths[1:], SUFFIXES[1:], strict=True):
+        write_text_atomically(path, render_table_1(table, format))
+    return paths
+
+
+def markdown_table(headings, rows, alignment: str) -> str:
+    """A Markdown table; `alignment` has one of l, r for each column."""
+
+    def line(cells) -> str:
+        return (
+            "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+        )
+
+    rule = ["---:" if side == "r" else "---" for side in alignment]
+    return "\n".join([line(headings), line(rule), *map(line, rows)]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "−": "$-$",
+    DASH: "--",
+    "×": r"$\times$",
+}
+
+
+def latex_escape(text: str) -> str:
+    """`text` as LaTeX prints it."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _latex(table: pd.DataFrame) -> str:
+    lines = [
+        r"% \usepackage{booktabs}",
+        r"\begin{tabular}{llrrrrrrl}",
+        r"\toprule",
+        r" & & \multicolumn{2}{c}{Paper} & \multicolumn{2}{c}{Ours} "
+        r"& \multicolumn{2}{c}{Difference} & \\",
+        r"\cmidrule(lr){3-4} \cmidrule(lr){5-6} \cmidrule(lr){7-8}",
+        r"Dataset & Network & TPT & end & TPT & end & TPT & end & Seeds \\",
+        r"\midrule",
+    ]
+    previous = None
+    for row in display_rows(table):
+        if previous is not None and row[0] != previous:
+            lines.append(r"\addlinespace")
+        shown = ["" if row[0] == previous else row[0], *row[1:-1]]
+        previous = row[0]
+        mark = "" if row[-1] in (DASH, NONE_FOUND) else r"\textsuperscript{a}"
+        cells = [latex_escape(cell) for cell in shown]
+        cells[1] += mark
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines.append(f"% {notes(table)}")
+    different = [row for row in display_rows(table) if row[-1] not in (DASH, NONE_FOUND)]
+    for row in different:
+        lines.append(f"% a: {row[0]}, {row[1]}: {row[-1]}")
+    return "\n".join(lines) + "\n"

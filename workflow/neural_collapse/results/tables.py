@@ -1,0 +1,469 @@
+"""The tables that a run ends in: their columns, and reading and writing that checks them.
+
+Every table is a parquet file in long form.  Its schema's name and version stand in the file's
+metadata, so that a table can never be taken for another one, and both writing and reading check
+columns, types, missing values and the key that must not occur twice.  What is wrong comes back as
+one :class:`~neural_collapse.io.errors.UserError` sentence that names the file and the column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..io.errors import UserError
+from ..io.files import atomic_path
+
+METADATA_NAME = b"neural_collapse.table"
+METADATA_VERSION = b"neural_collapse.version"
+
+STATISTICS = {
+    "loss": "mean cross-entropy, every epoch",
+    "error": "share of examples classified wrongly (0 to 1), every epoch",
+    "robustness": "mean over attacked test images of norm2(DeepFool perturbation) / norm2(image)",
+    "nc1_within_class_variability": "Tr(Sigma_W Sigma_B^+) / C",
+    "nc2_equinorm_means": "std / mean of the norms of mu_c - mu_G",
+    "nc2_equinorm_classifier": "std / mean of the norms of w_c",
+    "nc2_equiangularity_means": "std over pairs of cos(mu_c - mu_G, mu_c' - mu_G)",
+    "nc2_equiangularity_classifier": "std over pairs of cos(w_c, w_c')",
+    "nc2_maximal_angle_means": "mean over pairs of |cos + 1/(C-1)|, class means",
+    "nc2_maximal_angle_classifier": "mean over pairs of |cos + 1/(C-1)|, classifiers",
+    "nc3_self_duality": "squared Frobenius norm of W^T/||W||_F - M/||M||_F",
+    "nc4_ncc_mismatch": "share of examples where network and nearest class centre disagree",
+    "within_between_trace_ratio": "Tr Sigma_W / Tr Sigma_B (Tirer 2023)",
+    "cdnv": "class-distance normalised variance, mean over pairs (Galanti 2021)",
+    "etf_error_means": "distance of M's normalised Gram matrix from a simplex ETF's (Zhu 2021)",
+    "etf_error_classifier": "the same of W",
+    "etf_error_product": "the same of W M",
+    "bias_collapse": "norm2(W mu_G + b) (Zhu 2021)",
+    "gnc2_hyperspherical_uniformity_means": "hyperspherical energy of the means (Liu 2023)",
+    "gnc2_hyperspherical_uniformity_classifier": "the same of the classifiers",
+    "gnc3_cosine_duality": "mean of 1 - cos(w_c, mu_c - mu_G) (Jiang 2024)",
+    "ncc_accuracy": "accuracy of the nearest class centre (0 to 1)",
+    "network_accuracy": "accuracy of the network (0 to 1)",
+}
+"""Statistics known to this project, with what each is; a table may hold others."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    name: str
+    type: str
+    """`string`, `int64`, `float64` or `bool`."""
+    description: str
+    nullable: bool = False
+    """Whether values may be missing; a float64 column holds nan instead."""
+    choices: tuple[str, ...] = ()
+    """The only values of a string column; empty allows any."""
+    default: str | None = None
+    """What a string column holds where a table comes without it."""
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """Columns of a table, in the order in which they are stored."""
+
+    name: str
+    version: int
+    columns: tuple[Column, ...]
+    key: tuple[str, ...] = ()
+    """Columns whose values together occur once; empty where rows may repeat."""
+
+    @property
+    def names(self) -> list[str]:
+        """The columns' names, in order."""
+        return [column.name for column in self.columns]
+
+
+SPLITS = ("train", "test")
+OWN, REFERENCE = ORIGINS = ("own", "reference")
+RUN_KEY = ["dataset", "architecture", "seed"]
+VERDICTS = ("holds", "does not", "cannot say")
+
+_CELL = (
+    Column("dataset", "string", "name of the dataset: a column of the figures"),
+    Column("architecture", "string", "name of the architecture: a row of the figures"),
+)
+_LABELS = (
+    Column("dataset_label", "string", "how the dataset is titled"),
+    Column("architecture_label", "string", "how the architecture is titled"),
+)
+_SEED = Column("seed", "int64", "seed of the training")
+_ORIGIN = Column(
+    "origin",
+    "string",
+    "own: a run of this experiment; reference: one of results/reference",
+    choices=ORIGINS,
+    default=OWN,
+)
+_MEASURED = (
+    Column("epoch", "int64", "passes over the train set so far; 0 is before training"),
+    Column("split", "string", "examples it was measured on", choices=(*SPLITS, "held_out")),
+    Column("statistic", "string", "what was measured; neural_collapse.results.tables.STATISTICS"),
+    Column("value", "float64", "the value; nan where it is not defined"),
+)
+_RATE = Column("learning_rate", "float64", "initial learning rate")
+_DIVERGED = Column("diverged", "bool", "whether the training ended early in nan or inf")
+_CURVE_KEY = ("dataset", "architecture", "seed", "learning_rate", "epoch", "split", "statistic")
+
+SCHEMAS: dict[str, TableSchema] = {
+    schema.name: schema
+    for schema in (
+        TableSchema(
+            "measurements",
+            1,
+            (*_CELL, _SEED, _ORIGIN, *_MEASURED),
+            ("origin", "dataset", "architecture", "seed", "epoch", "split", "statistic"),
+        ),
+        TableSchema("history", 1, (*_CELL, _SEED, _RATE, *_MEASURED, _DIVERGED), _CURVE_KEY),
+        TableSchema(
+            "sweep",
+            1,
+            (
+                *_CELL,
+                _SEED,
+                _ORIGIN,
+                _RATE,
+                *_MEASURED,
+                _DIVERGED,
+                Column("selected", "bool", "whether this learning rate was chosen"),
+            ),
+            ("origin", *_CURVE_KEY),
+        ),
+        TableSchema(
+            "runs",
+            1,
+            (
+                *_CELL,
+                _SEED,
+                _ORIGIN,
+                *_LABELS,
+                Column("network", "string", "the network's name, e.g. ResNet18"),
+                _RATE,
+                Column(
+                    "learning_rate_origin",
+                    "string",
+                    "how the learning rate was found",
+                    choices=("sweep", "pinned"),
+                ),
+                Column("epochs", "int64", "epochs that the recipe asks for"),
+                Column(
+                    "terminal_phase_accuracy",
+                    "float64",
+                    "train accuracy (0 to 1) at which the terminal phase of training starts",
+                ),
+                Column(
+                    "terminal_phase_epoch",
+                    "int64",
+                    "first epoch with that train accuracy; missing where none reached it",
+                    nullable=True,
+                ),
+                _DIVERGED,
+                Column("num_classes", "int64", "classes"),
+                Column("train_examples", "int64", "images trained on"),
+                Column("test_examples", "int64", "images tested on"),
+                Column(
+                    "recipe",
+                    "string",
+                    "what it was trained and measured with, as JSON",
+                    default="{}",
+                ),
+            ),
+            ("origin", "dataset", "architecture", "seed"),
+        ),
+        TableSchema(
+            "activations",
+            1,
+            (
+                *_CELL,
+                _SEED,
+                _ORIGIN,
+                Column("epoch", "int64", "epoch of the checkpoint"),
+                Column(
+                    "kind",
+                    "string",
+                    "what the point is",
+                    choices=("feature", "class_mean", "classifier", "etf_vertex"),
+                ),
+                Column("class_index", "int64", "class of the point, from 0"),
+                Column("x", "float64", "first coordinate; class means have unit norm on average"),
+                Column("y", "float64", "second coordinate"),
+                Column("z", "float64", "third coordinate"),
+            ),
+        ),
+        TableSchema(
+            "claims",
+            1,
+            (
+                *_CELL,
+                _ORIGIN,
+                *_LABELS,
+                Column("phenomenon", "string", "which of the paper's findings"),
+                Column("statistic", "string", "the statistic whose values these are, or 1 - error"),
+                Column("split", "string", "examples it was measured on", choices=SPLITS),
+                Column("seeds", "int64", "trainings whose mean the values are"),
+                Column("epoch_at_start", "string", "epoch taken as start of the terminal phase"),
+                Column("epoch_at_end", "string", "last measured epoch"),
+                Column("at_epoch_0", "float64", "value before training"),
+                Column("at_start", "float64", "value at the start of the terminal phase"),
+                Column("at_end", "float64", "value at the last epoch"),
+                Column("change", "float64", "at_end - at_start"),
+                Column("holds", "string", "the verdict", choices=VERDICTS),
+                Column("criterion", "string", "when the claim holds, in words"),
+                Column(
+                    "reason", "string", "the numbers put into the criterion, or what is missing"
+                ),
+                Column("paper", "string", "what the paper found, where a number is known"),
+            ),
+            ("origin", "dataset", "architecture", "phenomenon", "statistic"),
+        ),
+        TableSchema(
+            "table_1",
+            1,
+            (
+                *_CELL,
+                _ORIGIN,
+                *_LABELS,
+                Column("network", "string", "our network"),
+                Column("paper_start", "float64", "paper, start of the terminal phase, %"),
+                Column("paper_end", "float64", "paper, last epoch, %"),
+                Column("ours_start", "float64", "ours, start of the terminal phase, %, seed mean"),
+                Column("ours_end", "float64", "ours, last epoch, %, seed mean"),
+                Column("difference_start", "float64", "ours - paper, start, percentage points"),
+                Column("difference_end", "float64", "ours - paper, end, percentage points"),
+                Column("seeds", "int64", "our trainings; 0 where the cell was not run"),
+                Column("seeds_terminal", "int64", "those that reached the terminal phase"),
+                Column("deviations", "string", "where our recipe is not the paper's; or empty"),
+            ),
+            ("origin", "dataset", "architecture"),
+        ),
+    )
+}
+
+
+def schema_of(name: str) -> TableSchema:
+    """The schema called `name`; KeyError is a programmer's mistake and names the known ones."""
+    if name not in SCHEMAS:
+        raise KeyError(f"unknown table {name!r}; known: {', '.join(SCHEMAS)}")
+    return SCHEMAS[name]
+
+
+def empty_table(name: str) -> pd.DataFrame:
+    """A table of `name` without rows."""
+    schema = schema_of(name)
+    return _to_frame(
+        pa.table({c.name: pa.array([], _ARROW[c.type]) for c in schema.columns}), schema
+    )
+
+
+def check_frame(frame: pd.DataFrame, name: str, where: str | Path = "table") -> pd.DataFrame:
+    """`frame` with the columns of table `name` in order and in their types; raises UserError."""
+    schema = schema_of(name)
+    return _to_frame(_to_arrow(frame, schema, where), schema)
+
+
+def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
+    """Write `frame` as the table `name`, whole or not at all; raises UserError.
+
+    The same rows in the same order give the same bytes.
+    """
+    schema = schema_of(name)
+    table = _to_arrow(frame, schema, path)
+    table = table.replace_schema_metadata(
+        {METADATA_NAME: schema.name.encode(), METADATA_VERSION: str(schema.version).encode()}
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: str | Path, name: str) -> pd.DataFrame:
+    """Read the table `name`; raises UserError where the file is not exactly that."""
+    schema = schema_of(name)
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: this {name} table does not exist; run the rule that makes it")
+    try:
+        # ParquetFile, not read_table: a folder called "key=value" must not add a column.
+        with pq.ParquetFile(path) as file:
+            metadata = file.schema_arrow.metadata or {}
+            found = metadata.get(METADATA_NAME, b"").decode("utf-8", "replace")
+            version = metadata.get(METADATA_VERSION, b"").decode("utf-8", "replace")
+            if found != name:
+                what = f"holds a {found!r} table" if found else "is not a table of this project"
+                raise UserError(f"{path}: {what}, but a {name!r} table is needed here")
+            if version != str(schema.version):
+                raise UserError(
+                    f"{path}: has version {version or 'unknown'} of the {name} columns, but "
+                    f"this program reads version {schema.version}; make the table again"
+                )
+            table = file.read(use_threads=False)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{path}: is damaged or not a parquet file ({reason}); delete it and make it again"
+        ) from None
+    missing = [c for c in schema.columns if c.name not in table.column_names]
+    for column in missing:
+        if column.default is None:
+            raise UserError(f"{path}: the column {column.name!r} is missing from this {name} table")
+        values = pa.array([column.default] * len(table), _ARROW[column.type])
+        table = table.append_column(column.name, values)
+    surplus = [c for c in table.column_names if c not in schema.names]
+    if surplus:
+        raise UserError(f"{path}: the column {surplus[0]!r} does not belong in a {name} table")
+    for column in schema.columns:
+        type_ = table.schema.field(column.name).type
+        if type_ != _ARROW[column.type]:
+            raise UserError(
+                f"{path}: the column {column.name!r} is of type {type_}, not {column.type}"
+            )
+        if not column.nullable and table.column(column.name).null_count:
+            raise UserError(f"{path}: the column {column.name!r} has missing values")
+    frame = _to_frame(table.select(schema.names), schema)
+    _check_values(frame, schema, path)
+    return frame
+
+
+def concat_tables(frames: Iterable[pd.DataFrame], name: str) -> pd.DataFrame:
+    """All rows as one table in the order of its key; a row that comes twice is a UserError."""
+    schema = schema_of(name)
+    parts = [check_frame(frame, name, f"{name} table") for frame in frames]
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return empty_table(name)
+    joined = pd.concat(parts, ignore_index=True)
+    _check_values(joined, schema, f"{name} table")
+    if schema.key:
+        joined = joined.sort_values(list(schema.key), kind="stable", ignore_index=True)
+    return joined
+
+
+def concat_files(paths: Iterable[str | Path], name: str) -> pd.DataFrame:
+    """The tables of several files as one; see :func:`concat_tables`."""
+    return concat_tables([read_table(path, name) for path in paths], name)
+
+
+# --------------------------------------------------------------------------- conversions
+
+_ARROW = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+}
+
+
+def _to_arrow(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -> pa.Table:
+    absent = {c.name: c.default for c in schema.columns if c.name not in frame.columns}
+    frame = frame.assign(**{name: value for name, value in absent.items() if value is not None})
+    missing = [name for name, value in absent.items() if value is None]
+    if missing:
+        raise UserError(
+            f"{where}: the column {missing[0]!r} is missing from this {schema.name} table"
+        )
+    surplus = [name for name in frame.columns if name not in schema.names]
+    if surplus:
+        raise UserError(
+            f"{where}: the column {surplus[0]!r} does not belong in a {schema.name} table"
+        )
+    arrays = [_array(frame[column.name], column, where) for column in schema.columns]
+    fields = [pa.field(c.name, _ARROW[c.type], nullable=c.nullable) for c in schema.columns]
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+    _check_values(_to_frame(table, schema), schema, where)
+    return table
+
+
+def _array(series: pd.Series, column: Column, where: str | Path) -> pa.Array:
+    """The column in its type; a type that would have to be guessed is refused."""
+    types = pd.api.types
+    wrong = UserError(f"{where}: the column {column.name!r} must hold {column.type} values only")
+    if len(series) == 0:
+        return pa.array([], _ARROW[column.type])
+    if column.type == "float64":
+        if types.is_bool_dtype(series) or not types.is_numeric_dtype(series):
+            raise wrong
+        # An array of numpy's, so that nan stays nan instead of becoming a missing value.
+        return pa.array(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    if column.nullable:
+        try:
+            return pa.array(series.astype("Int64"), type=pa.int64())
+        except (TypeError, ValueError):
+            raise wrong from None
+    if series.isna().any():
+        raise UserError(f"{where}: the column {column.name!r} has missing values")
+    if column.type == "string":
+        values = series.tolist()
+        if not all(isinstance(value, str) for value in values):
+            raise wrong
+        return pa.array(values, pa.string())
+    fits = types.is_bool_dtype if column.type == "bool" else types.is_integer_dtype
+    if not fits(series):
+        raise wrong
+    try:
+        return pa.array(series.to_numpy(), _ARROW[column.type])
+    except pa.ArrowInvalid:
+        raise wrong from None
+
+
+def _to_frame(table: pa.Table, schema: TableSchema) -> pd.DataFrame:
+    columns = {}
+    for column in schema.columns:
+        values = table.column(column.name)
+        if column.nullable:
+            columns[column.name] = pd.array(values.to_pylist(), dtype="Int64")
+        elif column.type == "string":
+            columns[column.name] = pd.Series(values.to_pylist(), dtype="str")
+        else:
+            columns[column.name] = values.to_numpy().copy()
+    return pd.DataFrame(columns, columns=schema.names)
+
+
+def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -> None:
+    for column in schema.columns:
+        if column.choices:
+            strange = sorted(set(frame[column.name]) - set(column.choices))
+            if strange:
+                raise UserError(
+                    f"{where}: the column {column.name!r} holds {strange[0]!r}; "
+                    f"known: {', '.join(column.choices)}"
+                )
+        if column.name == "epoch" and (frame["epoch"] < 0).any():
+            raise UserError(f"{where}: the column 'epoch' holds a negative number")
+    if schema.key:
+        doubled = frame.duplicated(list(schema.key))
+        if doubled.any():
+            row = frame[doubled].iloc[0]
+            raise UserError(f"{where}: two rows for {_describe(row, schema.key)}")
+
+
+def _describe(row: pd.Series, key: Sequence[str]) -> str:
+    return ", ".join(f"{name} {row[name]}" for name in key)
+
+
+def recipe_values(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe, as a runs table's JSON holds it, by their name: training.epochs."""
+    parts = {part: values for part, values in recipe.items() if isinstance(values, Mapping)}
+    return {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
+
+
+def terminal_phase_epoch(curve: pd.DataFrame, accuracy: float | pd.Series) -> int | None:
+    """The start of the terminal phase of training in one run's learning curve.
+
+    curve: rows of epoch, split, statistic and value. Returns the first epoch whose accuracy on the
+    train set, 1 - error, is at least `accuracy` (0 to 1; one for all rows, or a column of theirs);
+    None where none is.
+    """
+    judged = (curve["split"] == "train") & (curve["statistic"] == "error")
+    reached = curve.loc[judged & (1 - curve["value"] >= accuracy), "epoch"]
+    return int(reached.min()) if len(reached) else None
