@@ -24,7 +24,7 @@ from neural_collapse.data.prepare import (
     prepare_dataset,
 )
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.data.registry import DATASETS, PAPER_DATASETS, CustomDataset
+from neural_collapse.data.registry import DATASETS, PAPER_DATASETS, CustomDataset, published_sizes
 from neural_collapse.experiment.config import DataRecipe
 from neural_collapse.io.errors import UserError
 
@@ -472,6 +472,24 @@ def test_the_registry_is_the_papers():
     assert set(MAKERS) == set(PAPER_DATASETS)
     assert DATASETS["mnist"].download_bytes == 11594722
     assert DATASETS["imagenet"].download_bytes == DATASETS["digits"].download_bytes == 0
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist_subset"])
+def test_published_sizes_embedded_dataset_are_those_of_its_files(name, tmp_path):
+    download_dataset(name, tmp_path)
+    with np.load(tmp_path / f"{name}.npz") as arrays:
+        counts = [np.bincount(arrays[f"{split}_labels"]) for split in ("train", "test")]
+    sizes = published_sizes(name)
+    assert (sizes.train, sizes.test) == tuple(int(c.sum()) for c in counts)
+    assert (sizes.train_per_class, sizes.test_per_class) == tuple(int(c.min()) for c in counts)
+
+
+def test_published_sizes_every_built_in_dataset_has_them():
+    for name, entry in DATASETS.items():
+        sizes = published_sizes(name)
+        assert sizes.train_per_class * entry.num_classes <= sizes.train == entry.train_examples
+        assert sizes.test_per_class * entry.num_classes <= sizes.test == entry.test_examples
+    assert published_sizes("mine") is None
 
 
 def test_the_registry_is_light():

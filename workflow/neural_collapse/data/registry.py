@@ -163,6 +163,42 @@ DATASETS: dict[str, DatasetEntry] = {
 PAPER_DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
 
 
+@dataclass(frozen=True)
+class PublishedSizes:
+    """How many images a built-in dataset has, before any are left out."""
+
+    train: int
+    """Train images."""
+    test: int
+    """Test images."""
+    train_per_class: int
+    """Train images of the smallest class: what `data.examples_per_class` may ask for at most."""
+    test_per_class: int
+    """Test images of the smallest class, for `data.test_examples_per_class`."""
+
+
+_SMALLEST_CLASS = {
+    "mnist": (5421, 892),
+    "fashion_mnist": (6000, 1000),
+    "svhn": (4659, 1595),
+    "cifar10": (5000, 1000),
+    "cifar100": (500, 100),
+    "stl10": (500, 800),
+    "imagenet": (732, 50),
+    "digits": (140, 34),
+    "mnist_subset": (400, 100),
+}
+
+
+def published_sizes(name: str) -> PublishedSizes | None:
+    """The sizes of a built-in dataset; None for a user-defined one, whose files say it."""
+    if name not in DATASETS:
+        return None
+    entry = DATASETS[name]
+    assert entry.train_examples is not None and entry.test_examples is not None
+    return PublishedSizes(entry.train_examples, entry.test_examples, *_SMALLEST_CLASS[name])
+
+
 def custom_entry(name: str, custom: CustomDataset) -> DatasetEntry:
     """The entry of a person's own dataset; its files are not opened."""
     path = Path(custom.path)
