@@ -37,7 +37,6 @@ MOVING = ("gif", "html")  # formats of Figure 1 alone
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
-SEEN_TOGETHER = {*SEEN_BY_CANDIDATES, "halving_epochs", "together_as"}
 
 # Jobs import the library from this checkout, in whichever environment they run. Where files come
 # from and where networks run they learn here, not from params, which would run them again.
@@ -67,7 +66,6 @@ wildcard_constraints:
     architecture="|".join(CONFIG.architectures),
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
-    pack=r"\d+",
     preparation="|".join(sorted({name for _, name in PREPARATIONS})),
     figure="|".join(FIGURE_NAMES),
     motion="|".join(MOVING),
@@ -173,9 +171,7 @@ def state(name):
 
 def sweep_states(wildcards):
     """A params function: where the candidates of a sweep keep theirs."""
-    sweep = recipe_of(wildcards).sweep
-    together = [f"together-{number}" for number, _ in enumerate(sweep.packs, 1)]
-    names = sweep.named() if sweep.together == 1 else together
+    names = recipe_of(wildcards).sweep.named()
     return [state(f"{{dataset}}-{{architecture}}-{name}")(wildcards) for name in names]
 
 
@@ -184,22 +180,9 @@ def swept(dataset, architecture):
 
 
 def curve(wildcards, learning_rate):
-    """A candidate's learning curve: a job's own, or one of those that are trained together."""
+    """A candidate's learning curve."""
     folder = f"{FOLDER}/{wildcards.dataset}/{wildcards.architecture}/sweep"
-    sweep = recipe_of(wildcards).sweep
-    if sweep.together == 1:
-        return f"{folder}/learning-rate-{learning_rate}.parquet"
-    names = [[learning_rate_name(rate) for rate in pack] for pack in sweep.packs]
-    pack = next(number for number, pack in enumerate(names, 1) if learning_rate in pack)
-    return f"{folder}/together-{pack}-learning-rate-{learning_rate}.parquet"
-
-
-def pack_rates(wildcards):
-    """A params function: the learning rates that one process trains together."""
-    packs = recipe_of(wildcards).sweep.packs
-    if not 1 <= int(wildcards.pack) <= len(packs):
-        raise WorkflowError(f"together-{wildcards.pack}: the sweep has {len(packs)} packs")
-    return list(map(learning_rate_name, packs[int(wildcards.pack) - 1]))
+    return f"{folder}/learning-rate-{learning_rate}.parquet"
 
 
 def curves(wildcards):

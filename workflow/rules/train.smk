@@ -2,7 +2,6 @@
 
 
 localrules:
-    take_candidate,
     select_learning_rate,
 
 
@@ -39,62 +38,6 @@ rule train_candidate:
         " --data-folder {params.data:q} --learning-rate {wildcards.learning_rate}"
         " --output {output.curve:q} --state-root {params.state:q}"
         " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
-
-
-rule train_candidates:
-    input:
-        card=prepared("card.json"),
-    output:
-        curves=directory("<sweep>/together-{pack}"),
-    log:
-        "<logs>/train_candidates/{dataset}-{architecture}-together-{pack}.log",
-    benchmark:
-        "<logs>/train_candidates/{dataset}-{architecture}-together-{pack}.tsv"
-    conda:
-        "../../envs/neural_collapse.yaml"
-    threads: threads_of
-    resources:
-        gpu=recipe_resource("gpu"),
-        gpu_slots=recipe_resource("gpu_slots"),
-        mem_mb=recipe_resource("memory_mb"),
-        runtime=recipe_resource("runtime_minutes"),
-    params:
-        recipe=recipe_file,
-        depends_on=recipe_slice("network", "training"),
-        learning_rates=pack_rates,
-        sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_TOGETHER),
-        version=versions.TRAINING,
-        data=subpath(input.card, parent=True),
-        state=state("{dataset}-{architecture}-together-{pack}"),
-    message:
-        "Train {wildcards.dataset} x {wildcards.architecture} at learning rates"
-        " {params.learning_rates}"
-    shell:
-        "python -m neural_collapse train-candidates --recipe {params.recipe:q}"
-        " --data-folder {params.data:q} --learning-rates {params.learning_rates}"
-        " --output-folder {output.curves:q} --state-root {params.state:q}"
-        " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
-
-
-# Each curve is a file of its own, so that what depends on the winner depends on nothing else.
-rule take_candidate:
-    input:
-        curves="<sweep>/together-{pack}",
-    output:
-        curve="<sweep>/together-{pack}-learning-rate-{learning_rate}.parquet",
-    log:
-        "<logs>/take_candidate/{dataset}-{architecture}-together-{pack}-{learning_rate}.log",
-    conda:
-        "../../envs/neural_collapse.yaml"
-    threads: 1
-    resources:
-        mem_mb=100,
-        runtime=5,
-    message:
-        "Take the curve of learning rate {wildcards.learning_rate}"
-    shell:
-        "cp {input.curves:q}/learning-rate-{wildcards.learning_rate}.parquet {output.curve:q}"
-        " 2> {log:q}"
 
 
 checkpoint select_learning_rate:

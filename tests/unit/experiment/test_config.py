@@ -327,9 +327,11 @@ BAD_VALUES = [
     ({"recipe.measurement.epoch": 2}, ["did you mean 'epochs'"]),
     ({"recipe.robustness.image": 2}, ["did you mean 'images'"]),
     ({"recipe.resources.gpus": 2}, ["did you mean 'gpu'"]),
+    ({"recipe.sweep.together": 2}, ["sweep.together", "no longer exists", "gpu_slots", "remove"]),
+    ({"recipe.sweep.halving_epochs": [2]}, ["sweep.halving_epochs", "no longer exists"]),
     (
-        {"recipe.training.cuda_graphs": True, "recipe.sweep.together": 33},
-        ["sweep.together", "at most 32", "cuda_graphs", "not 33"],
+        {"overrides": [{"recipe": {"sweep": {"together_as": "fastest"}}}]},
+        ["overrides.0.recipe.sweep.together_as", "no longer exists"],
     ),
     ({"recipe.network.widht": 2}, ["digits x resnet", "widht", "did you mean 'width'"]),
     ({"figures": {"format": ["png"]}}, ["'figures.format'", "did you mean 'formats'"]),

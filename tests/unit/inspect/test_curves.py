@@ -1,6 +1,5 @@
 """`neural-collapse show`: curves as text."""
 
-import re
 import sys
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import torch
 
 from neural_collapse.cli.main import main
 from neural_collapse.experiment.config import (
-    SweepRecipe,
     check_config,
-    read_recipe,
     resolve_recipe,
     write_recipe,
 )
@@ -175,23 +172,3 @@ def test_what_is_trained_anew_replaces_its_last_results(begun, capsys):
     assert "epoch 30" not in text and "NC1" not in text
     assert main(["show", str(folder), "--architecture", "resnet"]) == 0
     assert "not finished" not in capsys.readouterr().out
-
-
-def test_a_rate_that_is_trained_with_others_is_shown(begun, capsys):
-    folder, _ = begun
-    path = folder / "digits/resnet/recipe.json"
-    together = read_recipe(path).model_copy(
-        update={"sweep": SweepRecipe(count=3, together=2, learning_rate_min=0.01)}
-    )
-    write_recipe(together, path)
-    job = next(j for j in experiment_jobs(folder, None) if j.name == "together-1")
-    curves = [
-        [[vars(EpochRecord(epoch, level, 0.5, level, 0.5)) for epoch in range(4)], False]
-        for level in (1.0, 3.0)
-    ]
-    with StateFolder(job.state, "0123456789abcdef") as states:
-        states.write(3, {"weight": torch.zeros(2)}, {"curves": curves, "members": [0, 1]})
-    second = job.output.parent / "together-1-learning-rate-0.05.parquet"
-    assert main(["show", str(second)]) == 0
-    text = capsys.readouterr().out
-    assert "(not finished: epoch 3 of 9)" in text and re.search(r"^ *3 \|", text, re.MULTILINE)

@@ -78,7 +78,6 @@ def state(job, name="0123456789abcdef"):
     [
         ("train-candidate", "0.01", {}),
         ("train-candidate", "0.25", {"selection": "held_out_error"}),
-        ("train-candidates", "together-1", {"together": 2, "halving_epochs": [1]}),
         ("train-model", "seed-0", {"learning_rate": 0.1}),
     ],
 )
@@ -91,7 +90,6 @@ def test_a_training_goes_on_from_what_is_not_listed(
     write_recipe(job.recipe, tmp_path / "recipe.json")
     more = {
         "train-candidate": ["--learning-rate", name, "--output", tmp_path / "curve.parquet"],
-        "train-candidates": ["--learning-rates", "0.01", "0.25", "--output-folder", tmp_path / "c"],
         "train-model": ["--seed", 0, "--checkpoint-folder", tmp_path / "c",
                         "--history", tmp_path / "h.parquet", "--run-facts", tmp_path / "run.json"],
     }[command]  # fmt: skip

@@ -258,7 +258,7 @@ def test_the_papers_own_recipe_deviates_nowhere():
         ({"robustness__images": 10}, "10 for 100 attacked images"),
         ({"network__stem": "imagenet"}, "imagenet for small stem"),
         # These change no result, or only what is drawn at random.
-        ({"training__threads": 4, "sweep__together": 5, "robustness__seed": 3}, ""),
+        ({"training__threads": 4, "robustness__seed": 3}, ""),
         ({"training__evaluation_batch_size": 7, "measurement__activation_classes": [2, 3, 4]}, ""),
     ],
 )

@@ -13,8 +13,7 @@ from neural_collapse.experiment.config import Recipe
 from neural_collapse.networks import build_network, resolve_network
 from neural_collapse.networks.arithmetic import arithmetic
 from neural_collapse.training.loop import train
-from neural_collapse.training.together import Grouped, SideBySide, choose_method, train_together
-from neural_collapse.training.trainer import DeviceData, Trainer
+from neural_collapse.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -114,47 +113,6 @@ def test_a_recorded_training_goes_through_an_incomplete_batch(recipe_of, make_da
         )
         records.append([record.train_loss for record in history.records])
     assert records[1] == pytest.approx(records[0], rel=1e-3)
-
-
-@pytest.mark.parametrize("graphs", [False, True])
-def test_side_by_side_has_the_bits_of_trainings_by_themselves(
-    recipe_of, make_data, tmp_path, graphs
-):
-    recipe = recipe_of(cuda_graphs=graphs)
-    common = {"seed": 0, "device": GPU}
-    joint, _ = train_together(
-        recipe,
-        make_data(),
-        learning_rates=RATES,
-        state_root=tmp_path / "together",
-        method="side_by_side",
-        **common,
-    )
-    for rate, history in zip(RATES, joint, strict=True):
-        alone, _ = train(
-            recipe, make_data(), learning_rate=rate, state_root=tmp_path / str(rate), **common
-        )
-        assert history.records == alone.records
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_group_takes_the_steps_of_its_members(recipe_of, make_data, name):
-    recipe = recipe_of(name)
-    data = DeviceData(recipe, make_data(), GPU)
-    losses = {}
-    for kind in (SideBySide, Grouped):
-        joint = kind(recipe, data, RATES, 0)
-        losses[kind] = torch.zeros(len(RATES), dtype=torch.float64, device=GPU)
-        with arithmetic("float32"):
-            for batch in itertools.islice(data.batches(0, 1), 3):
-                joint.step(batch, 1, losses[kind])
-    torch.testing.assert_close(losses[Grouped], losses[SideBySide], rtol=1e-5, atol=0)
-
-
-def test_a_probe_chooses_a_way(recipe_of, make_data):
-    recipe = recipe_of()
-    data = DeviceData(recipe, make_data(), GPU)
-    assert choose_method(recipe, data, RATES, 0) in (SideBySide, Grouped)
 
 
 def test_a_training_goes_on_with_the_same_bits(recipe_of, make_data, tmp_path, monkeypatch):

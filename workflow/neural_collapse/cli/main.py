@@ -281,15 +281,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", required=True, help="as the sweep names it")
     _training_device(parser)
 
-    parser = cli.command(
-        "train-candidates", "train several learning rates in one process", _candidates
-    )
-    _path(parser, "recipe", "data-folder", "output-folder")
-    parser.add_argument(
-        "--learning-rates", required=True, nargs="+", help="as the sweep names them"
-    )
-    _device(parser)
-
     parser = cli.command("select-learning-rate", "choose the sweep's winner", _select)
     _path(parser, "recipe", "table", "selection")
     _paths(parser, "curves", "done-states")
@@ -415,18 +406,6 @@ def _candidate(options: argparse.Namespace) -> None:
         options.output,
         learning_rate=options.learning_rate,
         processes=options.processes,
-        **_device_options(options),
-    )
-
-
-def _candidates(options: argparse.Namespace) -> None:
-    from ..experiment.stages import train_candidates
-
-    train_candidates(
-        options.recipe,
-        options.data_folder,
-        options.output_folder,
-        learning_rates=options.learning_rates,
         **_device_options(options),
     )
 

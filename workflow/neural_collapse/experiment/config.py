@@ -43,9 +43,6 @@ READ_ELSEWHERE = {
     "measurement": {"terminal_phase_accuracy"},  # read where tables are collected
 }
 """Keys of a recipe's parts whose change runs no training and no measurement again."""
-MOST_GRAPHS = 32
-"""CUDA graphs that replay at once: torch's pool has so many streams, and graphs recorded on one
-stream share its workspace."""
 EXPERIMENT = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -150,8 +147,7 @@ class TrainingRecipe(Model):
     epoch do with float32, and TF32 otherwise."""
     cuda_graphs: bool = False
     """On one GPU, launch a training step's kernels all at once; for narrow networks. Last digits
-    may differ. Not yet measured by this project; several GPUs, and rates trained as one network,
-    do without."""
+    may differ. Not yet measured by this project; several GPUs do without."""
     compile: bool = False
     """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
     measured on a GPU by this project."""
@@ -207,23 +203,12 @@ class SweepRecipe(Model):
     count: Annotated[int, Field(ge=1, le=1000)] = 25
     """How many there are: numpy.geomspace(min, max, count); ImageNet has 10."""
     additional_learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Tried as well; adding one later trains only that one; with `together`, those of its pack."""
+    """Tried as well; adding one later trains only that one."""
     selection: Literal["test_error", "held_out_error"] = "test_error"
     """What chooses the winner, at the last epoch: the test error, as in the paper, or the error on
     train images that the sweep's trainings did not see."""
     held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
     """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
-    together: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Learning rates trained in one process and on one GPU, which is faster for small networks;
-    `memory_mb` and `runtime_minutes` are then of all of them, and so is the GPU's memory: side by
-    side, each holds its own activations. The model that is kept is trained by itself."""
-    together_as: Literal["fastest", "side_by_side", "one_network"] = "fastest"
-    """How: side by side, each with the bits of a training by itself; as one network with grouped
-    convolutions, whose numbers differ in their last digits and then drift apart as those of another
-    machine do; or what a short probe finds faster, which selection.json records."""
-    halving_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Epochs after which the worse half of the rates trained together stops (successive halving);
-    none in the paper."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """The seed of the sweep's trainings. Every seed of the experiment then uses its winner."""
 
@@ -240,10 +225,6 @@ class SweepRecipe(Model):
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise ValueError(f"the learning rate {min(doubled)} stands twice in the sweep")
-        if list(self.halving_epochs) != sorted(set(self.halving_epochs)):
-            raise ValueError("halving_epochs must be in rising order, each once")
-        if self.halving_epochs and self.together < 2:
-            raise ValueError("halving_epochs needs together: 2 or more, rates that are compared")
         return self
 
     @property
@@ -255,18 +236,6 @@ class SweepRecipe(Model):
 
         spaced = numpy.geomspace(self.learning_rate_min, self.learning_rate_max, self.count)
         return tuple(sorted([*map(float, spaced), *self.additional_learning_rates]))
-
-    @property
-    def packs(self) -> tuple[tuple[float, ...], ...]:
-        """The candidates that are trained together. Additional ones are together among themselves,
-        so that a further one leaves the others' curves alone."""
-        more = set(self.additional_learning_rates)
-        spaced = [rate for rate in self.learning_rates if rate not in more]
-        return tuple(
-            tuple(rates[first : first + self.together])
-            for rates in (spaced, list(self.additional_learning_rates))
-            for first in range(0, len(rates), self.together)
-        )
 
     def named(self) -> dict[str, float]:
         """The candidates by the name that they have in paths."""
@@ -369,20 +338,6 @@ class Recipe(_RecipeParts):
                     f"measurement.{key} asks for epoch {value[-1]}, past the last one, "
                     f"{last} (training.epochs)"
                 )
-        if self.sweep.together > 1 and self.resources.gpu > 1:
-            raise ValueError(
-                "sweep.together: learning rates that are trained together share one GPU, but "
-                f"resources.gpu is {self.resources.gpu}; set one of the two to 1"
-            )
-        if self.training.cuda_graphs and self.sweep.together > MOST_GRAPHS:
-            raise ValueError(
-                f"sweep.together: at most {MOST_GRAPHS} learning rates can be trained together "
-                f"with training.cuda_graphs, not {self.sweep.together}; set one of the two lower"
-            )
-        if any(epoch >= last for epoch in self.sweep.halving_epochs):
-            raise ValueError(
-                f"sweep.halving_epochs must lie before the last epoch, {last} (training.epochs)"
-            )
         return self
 
     @property
@@ -674,6 +629,14 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+_ONE_JOB = "no longer exists: every learning rate is a job of its own"
+REMOVED_KEYS = {
+    "sweep.together": f"{_ONE_JOB}, and small jobs share a GPU by resources.gpu_slots; remove it",
+    "sweep.together_as": f"{_ONE_JOB}; remove it",
+    "sweep.halving_epochs": f"{_ONE_JOB} and is trained to its end; remove it",
+}
+"""What became of keys of earlier versions."""
+
 # Pydantic's words for programmers, and a config file's.
 _WORDS = (
     (r"^Value error, ", ""),
@@ -715,6 +678,8 @@ def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> s
     key = ".".join(part if part.isprintable() else ascii(part)[1:-1] for part in parts)
     key = key if len(key) <= 200 else f"{key[:200]}..."
     if problem["type"] == "extra_forbidden":
+        if key.split("recipe.")[-1] in REMOVED_KEYS:
+            return f"{where}: the key '{key}' {REMOVED_KEYS[key.split('recipe.')[-1]]}"
         suggestion = _suggestion(root, location[:-1], str(location[-1]))
         return f"{where}: unknown key '{key}'{suggestion}"
     if problem["type"] == "missing":

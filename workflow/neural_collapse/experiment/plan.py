@@ -35,8 +35,6 @@ class CellPlan:
     parameters: int
     candidates: int
     """Trainings of the sweep; 0 where the learning rate is pinned."""
-    candidate_jobs: int
-    """Jobs that they are: several may be trained together, and each curve is then taken apart."""
     runs: int
     """Trainings whose checkpoints are kept: one a seed."""
     epochs: int
@@ -157,9 +155,6 @@ def plan_cells(config: Config) -> list[CellPlan]:
             continue
         parameters, dim, forward = _network_size(recipe.network, size)
         candidates = 0 if recipe.sweep.learning_rate is not None else len(recipe.sweep.named())
-        jobs = candidates
-        if recipe.sweep.together > 1 and candidates:
-            jobs += len(recipe.sweep.packs)
         runs, epochs = len(config.seeds), recipe.training.epochs
         measured = len(recipe.measured_epochs)
         flops = None
@@ -177,7 +172,6 @@ def plan_cells(config: Config) -> list[CellPlan]:
                 label(recipe.network),
                 parameters,
                 candidates,
-                jobs,
                 runs,
                 (candidates + runs) * epochs,
                 runs * measured,
@@ -341,7 +335,7 @@ def plan(config: Config, device: str | None = None) -> str:
             f"{rate / 1e12:.3g} TFLOP/s, {_origin(telling)}; the start of jobs not counted"
         )
     # Per cell: sweep and selection; and per run: train, features, statistics, attack.
-    jobs = sum(cell.candidate_jobs + bool(cell.candidates) + 4 * cell.runs for cell in cells)
+    jobs = sum(cell.candidates + bool(cell.candidates) + 4 * cell.runs for cell in cells)
     jobs += 2 * len(prepared)
     lines = [f"Experiment {config.experiment}, results in {config.folder}", ""]
     lines += _aligned([heads, *rows])

@@ -128,54 +128,6 @@ def train_candidate(
     write_table(candidate_frame(recipe, history), output, "history")
 
 
-def train_candidates(
-    recipe_path: Path,
-    data_folder: Path,
-    output_folder: Path,
-    *,
-    learning_rates: Sequence[str],
-    state_root: Path,
-    device: str,
-    gpus: int,
-) -> None:
-    """Train several learning rates of the sweep in one process, and keep each one's curve."""
-    from ..results.tables import write_table
-    from ..training.devices import device_for
-    from ..training.together import train_together
-
-    recipe = read_recipe(recipe_path)
-    rates = {name: _named_rate(recipe_path, recipe, name) for name in learning_rates}
-    if gpus > 1:
-        raise UserError(
-            f"resources.gpu: {gpus} GPUs cannot share rates that are trained together; "
-            "set resources.gpu to 1 or sweep.together to 1"
-        )
-    require_writable(output_folder / "together.json")
-    data = _sweep_data(recipe, data_folder)
-    training = recipe.training
-    started = time.monotonic()
-    with device_for(device, gpus, training.threads, training.deterministic) as where:
-        histories, method = train_together(
-            recipe,
-            data,
-            learning_rates=list(rates.values()),
-            seed=recipe.sweep.seed,
-            device=where,
-            state_root=state_root,
-            evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
-            keep_state=True,
-        )
-    for name, history in zip(rates, histories, strict=True):
-        output = output_folder / f"learning-rate-{name}.parquet"
-        write_table(candidate_frame(recipe, history), output, "history")
-    facts = {
-        "learning_rates": list(rates),
-        "trained": method,
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    write_text_atomically(output_folder / "together.json", json.dumps(facts, indent=2) + "\n")
-
-
 def _named_rate(recipe_path: Path, recipe: Recipe, name: str) -> float:
     named = recipe.sweep.named()
     if name not in named:
@@ -262,8 +214,7 @@ def select_learning_rate(
     read = {path: _read_curve(path, recipe) for path in curve_paths}
     for path, curve in read.items():
         last = curve[(curve["split"] == split) & (curve["epoch"] == recipe.training.epochs)]
-        stopped = curve["epoch"].max() in recipe.sweep.halving_epochs
-        if last.empty and not (curve["diverged"].any() or stopped):
+        if last.empty and not curve["diverged"].any():
             raise UserError(
                 f"{path}: has no {split.replace('_', '-')} error of epoch "
                 f"{recipe.training.epochs}; delete it and run again"
@@ -280,19 +231,9 @@ def select_learning_rate(
         "learning_rate_name": learning_rate_name(winner),
         "criterion": f"lowest {split.replace('_', '-')} error at the last epoch",
         "candidates": len(curve_paths),
-        "trained": _how_trained(recipe, selection.parent),
         "diverged": diverged,
     }
     write_text_atomically(selection, json.dumps(chosen, indent=2) + "\n")
-
-
-def _how_trained(recipe: Recipe, folder: Path) -> str:
-    """How the sweep's trainings were run: each alone, or together in which way."""
-    if recipe.sweep.together == 1:
-        return "alone"
-    files = [folder / f"together-{n}/together.json" for n, _ in enumerate(recipe.sweep.packs, 1)]
-    # Curves that were made elsewhere have none.
-    return ", ".join(sorted({read_json(f, "record")["trained"] for f in files if f.exists()}))
 
 
 def train_model(

@@ -4,9 +4,9 @@ Snakemake and the resume states compare them; a change of code that leaves the b
 them alone, so that no week of training is ever repeated for the sake of a comment.
 """
 
-TRAINING = 5
+TRAINING = 6
 """Of a training's weights and history."""
-MEASUREMENT = 7
+MEASUREMENT = 8
 """Of the features' moments and of the attack, given a checkpoint."""
 PREPARATION = 1
 """Of the prepared arrays, given the published files."""

@@ -110,7 +110,7 @@ def unfinished_curves(path: Path) -> list[pd.DataFrame]:
     `terminal_phase_accuracy`.
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
-    from ..experiment.config import learning_rate_name, read_recipe
+    from ..experiment.config import read_recipe
     from ..experiment.stages import candidate_frame, history_frame
     from .status import experiment_jobs, facts_so_far
 
@@ -121,34 +121,25 @@ def unfinished_curves(path: Path) -> list[pd.DataFrame]:
             continue
         recipe = read_recipe(experiment / job.dataset / job.architecture / "recipe.json")
         if job.rule == "train_model":
-            shown = {None: (experiment, job.output.parent)}
-        elif job.name.startswith("together-"):
-            pack = recipe.sweep.packs[int(job.name.removeprefix("together-")) - 1]
-            sweep = job.output.parent
-            names = {rate: f"{job.name}-learning-rate-{learning_rate_name(rate)}" for rate in pack}
-            shown = {rate: (sweep / f"{name}.parquet",) for rate, name in names.items()}
+            rate, paths = None, (experiment, job.output.parent)
         else:
-            shown = {recipe.sweep.named()[job.name]: (job.output,)}
-        asked = [number for number, paths in enumerate(shown.values()) if path in paths]
-        facts = facts_so_far(job) if asked else None
+            rate, paths = recipe.sweep.named()[job.name], (job.output,)
+        facts = facts_so_far(job) if path in paths else None
         if facts is None:
             continue
-        for number in asked:
-            rate = list(shown)[number]
-            # Of several rates together the state holds all curves.
-            records, diverged = facts["curves"][number] if isinstance(facts, dict) else facts
-            history = SimpleNamespace(
-                learning_rate=np.nan if rate is None else rate,
-                records=[SimpleNamespace(**record) for record in records],
-                diverged=diverged,
-            )
-            if rate is None:
-                frame = history_frame(recipe, int(job.name.removeprefix("seed-")), history)
-            else:
-                frame = candidate_frame(recipe, history)
-            accuracy = recipe.measurement.terminal_phase_accuracy
-            more = {"epochs": recipe.training.epochs, "terminal_phase_accuracy": accuracy}
-            curves.append(frame.assign(**more))
+        records, diverged = facts
+        history = SimpleNamespace(
+            learning_rate=np.nan if rate is None else rate,
+            records=[SimpleNamespace(**record) for record in records],
+            diverged=diverged,
+        )
+        if rate is None:
+            frame = history_frame(recipe, int(job.name.removeprefix("seed-")), history)
+        else:
+            frame = candidate_frame(recipe, history)
+        accuracy = recipe.measurement.terminal_phase_accuracy
+        more = {"epochs": recipe.training.epochs, "terminal_phase_accuracy": accuracy}
+        curves.append(frame.assign(**more))
     return curves
 
 

@@ -98,7 +98,6 @@ def _fingerprints(job: Job, data_hash: str) -> set[str]:
     """Every fingerprint that the states of a training can have."""
     from ..training.loop import training_fingerprint
     from ..training.selection import held_out_hash
-    from ..training.together import together_fingerprint
 
     recipe, sweep = job.recipe, job.recipe.sweep
     if job.rule == "train_model":
@@ -109,8 +108,5 @@ def _fingerprints(job: Job, data_hash: str) -> set[str]:
     if sweep.selection == "held_out_error":
         data_hash = held_out_hash(data_hash, sweep.held_out_fraction, sweep.seed)
     judged = spaced_epochs(recipe.training.epochs, SWEEP_EVALUATIONS)
-    if sweep.together == 1:
-        rate = sweep.named()[job.name]
-        return {training_fingerprint(recipe, data_hash, rate, sweep.seed, (), judged)}
-    pack = sweep.packs[int(job.name.removeprefix("together-")) - 1]
-    return {together_fingerprint(recipe, data_hash, pack, sweep.seed, judged)}
+    rate = sweep.named()[job.name]
+    return {training_fingerprint(recipe, data_hash, rate, sweep.seed, (), judged)}

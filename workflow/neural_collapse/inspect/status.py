@@ -96,15 +96,9 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
 
     jobs = []
     if recipe.sweep.learning_rate is None:
-        if recipe.sweep.together == 1:
-            for rate in recipe.sweep.named():
-                curve = home / "sweep" / f"learning-rate-{rate}.parquet"
-                jobs.append(job("train_candidate", rate, curve, f"{cell}-{rate}"))
-        else:
-            for number, _ in enumerate(recipe.sweep.packs, 1):
-                pack = f"together-{number}"
-                output, state = home / "sweep" / pack, f"{cell}-{pack}"
-                jobs.append(job("train_candidate", pack, output, state, "train_candidates"))
+        for rate in recipe.sweep.named():
+            curve = home / "sweep" / f"learning-rate-{rate}.parquet"
+            jobs.append(job("train_candidate", rate, curve, f"{cell}-{rate}"))
     for name, facts in runs.items():
         run = home / name
         state = f"{cell}-{name}"
@@ -345,10 +339,9 @@ def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
             job = status.job
             for key in [(job.rule, job.dataset, job.architecture), (job.rule,)]:
                 taken.setdefault(key, []).append(seconds)
-    # A training of the sweep is as long as the one that is kept; several together are not.
-    together = any(status.job.name.startswith("together-") for status in statuses)
+    # A training of the sweep is as long as the one that is kept.
     for key in list(taken):
-        if key[0] == "train_candidate" and not together:
+        if key[0] == "train_candidate":
             taken.setdefault(("train_model", *key[1:]), taken[key])
     total, unknown = 0.0, 0
     for status in statuses:

@@ -63,7 +63,6 @@ _WORDS = {
     "sweep.count": "{0} for {1} learning rates",
     "sweep.additional_learning_rates": "additional learning rates {0}",
     "sweep.selection": "selection by {0} for {1}",
-    "sweep.halving_epochs": "worse learning rates stopped after {0}",
     "measurement.epochs": "{0} for {1} measured epochs",
     "robustness.images": "{0} for {1} attacked images",
     "robustness.overshoot": "overshoot {0} for {1}",

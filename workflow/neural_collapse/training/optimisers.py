@@ -49,31 +49,3 @@ class SGD:
         )
         for parameter in self.parameters:
             parameter.grad = None
-
-
-class GroupedSGD(SGD):
-    """:class:`SGD` of the members of a group, each with a learning rate of its own.
-
-    network: a ``GroupedNetwork``, whose parameters hold the members along their first axis. The
-    same update, in separate steps since the fused kernel takes one rate for all.
-    """
-
-    def __init__(self, network: nn.Module, momentum: float, weight_decay: float, members: int):
-        super().__init__(network, momentum, weight_decay)
-        self.members = members
-
-    @torch.no_grad()
-    def step(self, learning_rates: torch.Tensor) -> None:
-        """Update every parameter from its gradient, and forget the gradients.
-
-        learning_rates: (K,), on the parameters' device.
-        """
-        gradients = [parameter.grad for parameter in self.parameters]
-        torch._foreach_add_(gradients, self.parameters, alpha=self.weight_decay)
-        torch._foreach_mul_(self._buffers, self.momentum)
-        torch._foreach_add_(self._buffers, gradients)
-        for parameter, buffer in zip(self.parameters, self._buffers, strict=True):
-            members = (self.members, -1)
-            rates = learning_rates.view(-1, *(1 for _ in parameter.shape))
-            parameter.unflatten(0, members).addcmul_(buffer.unflatten(0, members), rates, value=-1)
-            parameter.grad = None

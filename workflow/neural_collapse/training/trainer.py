@@ -86,7 +86,7 @@ def evaluate(
     precision: str = "float32",
 ) -> torch.Tensor:
     """(summed loss, wrong decisions) over a whole set in eval mode, as float64 on its device;
-    over a part of it where `rows` says so. Of a group's members: (2, K).
+    over a part of it where `rows` says so.
 
     Batch norms are folded. Where the device's memory runs out, the batch is halved. Losses are
     added up at the end, so that how the set is cut into batches does not decide how the sum is
@@ -98,7 +98,7 @@ def evaluate(
     rows = range(len(labels)) if rows is None else rows
     if labels.device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
-    found: torch.Tensor | None = None
+    found = torch.zeros(2, len(labels), dtype=torch.float64, device=labels.device)
     start = rows.start
     with arithmetic(precision):
         while start < rows.stop:
@@ -107,13 +107,8 @@ def evaluate(
                 for batch in batches:
                     part = slice(start, start + len(batch))
                     logits = folded(normalise(batch))
-                    truth = _each(labels[part], logits)
-                    if found is None:
-                        shape = (2, *truth.shape[1:], len(labels))
-                        found = torch.zeros(shape, dtype=torch.float64, device=labels.device)
-                    losses = cross_entropy(logits.flatten(0, -2), truth.flatten(), "none")
-                    found[0, ..., part] = losses.view(truth.shape).movedim(0, -1)
-                    found[1, ..., part] = (logits.argmax(-1) != truth).movedim(0, -1)
+                    found[0, part] = cross_entropy(logits, labels[part], "none")
+                    found[1, part] = logits.argmax(1) != labels[part]
                     start += len(batch)
             except torch.OutOfMemoryError:
                 if batch_size == 1:
@@ -126,13 +121,7 @@ def evaluate(
             finally:
                 batches.close()
     network.train(was_training)
-    return torch.zeros(2, device=labels.device).double() if found is None else found.sum(-1)
-
-
-def _each(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Labels (B,) for each member of logits (B, K, classes) or (B, classes)."""
-    more = logits.shape[1:-1]
-    return labels.view(-1, *(1 for _ in more)).expand(-1, *more)
+    return found.sum(1)
 
 
 class StepTooLarge(UserError):
@@ -296,53 +285,37 @@ class Trainer:
 
     def evaluate(self, epoch: int) -> EpochRecord:
         """Loss and error over both whole sets."""
-        return evaluation(self.network, self.data, self.training, epoch)[0]
+        # After bfloat16 steps, true float32 would take most of the time.
+        precision = "float32" if self.training.precision == "float32" else "tf32"
+        means = []
+        for split in ("train", "test"):
+            labels = self.data.labels[split]
+            totals = evaluate(
+                self.network,
+                self.data.images[split],
+                labels,
+                self.data.normalise,
+                self.training.evaluation_batch_size,
+                self.ranks.share(len(labels)),
+                precision,
+            )
+            means += (self.ranks.sum(totals) / len(labels)).tolist()
+        return EpochRecord(epoch, *means)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Weights, buffers and momentum, by name."""
-        return state_of(self.network, self.sgd)
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        buffers = self.sgd.momentum_buffers
+        return state | {f"momentum.{name}": buffer for name, buffer in buffers.items()}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up a state that :meth:`state` gave."""
-        restore(self.network, self.sgd, state)
-
-
-def state_of(network: nn.Module, sgd: SGD) -> dict[str, torch.Tensor]:
-    """Weights, buffers and momentum, by name."""
-    state = {f"network.{name}": value for name, value in network.state_dict().items()}
-    return state | {f"momentum.{name}": buffer for name, buffer in sgd.momentum_buffers.items()}
-
-
-def restore(network: nn.Module, sgd: SGD, state: Mapping[str, torch.Tensor]) -> None:
-    """Take up a state that :func:`state_of` gave."""
-    own = "network."
-    network.load_state_dict(
-        {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
-    )
-    for name, buffer in sgd.momentum_buffers.items():
-        buffer.copy_(state[f"momentum.{name}"])
-
-
-def evaluation(
-    network: nn.Module, data: DeviceData, training: TrainingRecipe, epoch: int
-) -> list[EpochRecord]:
-    """Loss and error of each member over both whole sets; one record of a single network."""
-    # After bfloat16 steps, true float32 would take most of the time.
-    precision = "float32" if training.precision == "float32" else "tf32"
-    values = []
-    for split in ("train", "test"):
-        labels = data.labels[split]
-        totals = evaluate(
-            network,
-            data.images[split],
-            labels,
-            data.normalise,
-            training.evaluation_batch_size,
-            data.ranks.share(len(labels)),
-            precision,
+        own = "network."
+        self.network.load_state_dict(
+            {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
         )
-        values.append(data.ranks.sum(totals).view(2, -1) / len(labels))
-    return [EpochRecord(epoch, *member) for member in torch.cat(values).T.tolist()]
+        for name, buffer in self.sgd.momentum_buffers.items():
+            buffer.copy_(state[f"momentum.{name}"])
 
 
 @contextlib.contextmanager
@@ -354,7 +327,7 @@ def out_of_memory_explained(examples: int) -> Iterator[None]:
         raise StepTooLarge(
             f"training.batch_size: {examples} examples a step are more than the GPU's memory "
             "holds; lower it (the results change with it), set network.memory_efficient for a "
-            "DenseNet, train fewer learning rates together, or end what else runs there"
+            "DenseNet, or end what else runs there"
         ) from None
 
 
