@@ -13,8 +13,7 @@ from neural_collapse.collapse import compute_statistics, extract_splits
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.experiment.config import Recipe, TrainingRecipe
 from neural_collapse.networks.build import build_network
-from neural_collapse.networks.convolutions import Conv2d
-from neural_collapse.networks.norms import BatchNorm2d
+from neural_collapse.networks.convolutions import PointwiseConv2d
 from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training.trainer import Trainer
 
@@ -62,9 +61,8 @@ def torchs_network(network: str) -> nn.Module:
     """The same of torch's own layers, as a notebook has them."""
     net = fresh_network(network)
     for module in net.modules():
-        for own, torchs in ((Conv2d, nn.Conv2d), (BatchNorm2d, nn.BatchNorm2d)):
-            if type(module) is own:
-                module.__class__ = torchs
+        if type(module) is PointwiseConv2d:
+            module.__class__ = nn.Conv2d
     return net
 
 

@@ -9,7 +9,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from neural_collapse.networks import build_network, resolve_network
 from neural_collapse.networks.folding import fold_batch_norms
-from neural_collapse.networks.grouped import GroupedNetwork
 
 # A network, and how many of its norms cannot be folded: those that no convolution stands before.
 NETWORKS = {
@@ -90,21 +89,3 @@ def test_folding_changes_no_gradient_of_an_image(networks, images):
 def test_a_network_of_unknown_layers_is_not_folded(images):
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2))
     assert fold_batch_norms(network) is network
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_members_of_a_group_do_not_see_each_other(networks, images, training):
-    members, _ = networks
-    members = [network.double().train(training) for network in members]
-    group = GroupedNetwork(members).train(training)
-    found = group(images.double())
-    expected = torch.stack([network(images.double()) for network in members], 1)
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
-    for index, network in enumerate(members):  # running statistics as well
-        own = group.member(index)
-        for name, value in network.state_dict().items():
-            torch.testing.assert_close(own[name], value, rtol=1e-11, atol=1e-11)
-    folded = fold_batch_norms(group)
-    torch.testing.assert_close(
-        folded(images.double()), group.eval()(images.double()), rtol=1e-11, atol=1e-11
-    )

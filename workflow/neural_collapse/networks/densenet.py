@@ -1,7 +1,7 @@
 """DenseNet (Huang et al. 2017): plain, or with bottleneck and compression; may be checkpointed."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .convolutions import Conv2d
 from .network import Network, mean_over_image
-from .norms import BatchNorm2d
 from .recipes import DenseNetRecipe
 
 _BOTTLENECK_MULTIPLE = 4  # a bottleneck layer's 1x1 convolution makes 4 * growth channels
@@ -28,22 +26,21 @@ class DenseLayer(nn.Module):
         self, inputs: int, growth: int, *, bottleneck: bool, memory_efficient: bool
     ) -> None:
         super().__init__()
-        self.groups = 1
         self.memory_efficient = memory_efficient
         self.bottleneck = bottleneck
-        self.norm1 = BatchNorm2d(inputs)
+        self.norm1 = nn.BatchNorm2d(inputs)
         self.relu1 = nn.ReLU(inplace=True)
         if bottleneck:
             hidden = _BOTTLENECK_MULTIPLE * growth
-            self.conv1 = Conv2d(inputs, hidden, kernel_size=1, bias=False)
-            self.norm2 = BatchNorm2d(hidden)
+            self.conv1 = nn.Conv2d(inputs, hidden, kernel_size=1, bias=False)
+            self.norm2 = nn.BatchNorm2d(hidden)
             self.relu2 = nn.ReLU(inplace=True)
-            self.conv2 = Conv2d(hidden, growth, kernel_size=3, padding=1, bias=False)
+            self.conv2 = nn.Conv2d(hidden, growth, kernel_size=3, padding=1, bias=False)
         else:
-            self.conv1 = Conv2d(inputs, growth, kernel_size=3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(inputs, growth, kernel_size=3, padding=1, bias=False)
 
     def _first(self, *maps: Tensor) -> Tensor:
-        return self.conv1(self.relu1(self.norm1(concatenate(maps, self.groups))))
+        return self.conv1(self.relu1(self.norm1(torch.cat(maps, 1))))
 
     def _second(self, x: Tensor) -> Tensor:
         return self.conv2(self.relu2(self.norm2(x)))
@@ -65,7 +62,7 @@ class DenseLayer(nn.Module):
         return _recomputed(self._second, self.norm2, x)
 
 
-def _recomputed(function: Callable[..., Tensor], norm: BatchNorm2d, *inputs: Tensor) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *inputs: Tensor) -> Tensor:
     """``function(*inputs)``, whose inner results the backward pass computes anew."""
     return checkpoint(
         function,
@@ -84,7 +81,7 @@ class _StillStatistics:
     ``checkpoint`` refuses.) It can be entered again: a kept graph may be walked more than once.
     """
 
-    def __init__(self, norm: BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
         self.norm = norm
 
     def __enter__(self) -> None:
@@ -100,23 +97,12 @@ class _StillStatistics:
 class DenseBlock(nn.ModuleDict):
     """Layers that each see the block's input and the outputs of all layers before them."""
 
-    groups = 1
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, C + layers * growth, P, P)."""
         maps = [x]
         for layer in self.values():
             maps.append(layer(maps))
-        return concatenate(maps, self.groups)
-
-
-def concatenate(maps: Sequence[Tensor], groups: int) -> Tensor:
-    """Maps (B, ?, P, P) one after another; of several groups, each group's by itself."""
-    if groups == 1:
-        return torch.cat(tuple(maps), 1)
-    # Channels last, so that a group's channels of one pixel are one piece of memory.
-    parts = [m.permute(0, 2, 3, 1).unflatten(3, (groups, -1)) for m in maps]
-    return torch.cat(parts, 4).flatten(3).permute(0, 3, 1, 2)
+        return torch.cat(maps, 1)
 
 
 class DenseNet(Network):
@@ -133,19 +119,19 @@ class DenseNet(Network):
         num_classes: outputs of the classifier.
     """
 
-    groupable = True
-
     def __init__(self, recipe: DenseNetRecipe, channels: int, num_classes: int) -> None:
         super().__init__()
         width = recipe.initial_width
         body: OrderedDict[str, nn.Module] = OrderedDict()
         if recipe.stem == "imagenet":
-            body["conv0"] = Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
-            body["norm0"] = BatchNorm2d(width)
+            body["conv0"] = nn.Conv2d(
+                channels, width, kernel_size=7, stride=2, padding=3, bias=False
+            )
+            body["norm0"] = nn.BatchNorm2d(width)
             body["relu0"] = nn.ReLU(inplace=True)
             body["pool0"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
-            body["conv0"] = Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+            body["conv0"] = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
         for number, count in enumerate(recipe.blocks, start=1):
             block = DenseBlock()
             for index in range(count):
@@ -161,15 +147,15 @@ class DenseNet(Network):
                 outputs = transition_width(recipe, width)
                 body[f"transition{number}"] = nn.Sequential(
                     OrderedDict(
-                        norm=BatchNorm2d(width),
+                        norm=nn.BatchNorm2d(width),
                         relu=nn.ReLU(inplace=True),
-                        conv=Conv2d(width, outputs, kernel_size=1, bias=False),
+                        conv=nn.Conv2d(width, outputs, kernel_size=1, bias=False),
                         pool=nn.AvgPool2d(kernel_size=2, stride=2),
                     )
                 )
                 width = outputs
         # torchvision calls the last norm norm5, after its four blocks; the name is kept for any.
-        body["norm5"] = BatchNorm2d(width)
+        body["norm5"] = nn.BatchNorm2d(width)
         self.body = nn.Sequential(body)
         self.classifier = nn.Linear(width, num_classes)
         for module in self.modules():
@@ -191,12 +177,6 @@ class DenseNet(Network):
             if isinstance(layer, DenseLayer) and layer.bottleneck
         ]
         return [*pairs, ("body.conv0", "body.norm0")] if hasattr(self.body, "norm0") else pairs
-
-    def set_groups(self, groups: int) -> None:
-        """Let maps be those of several networks, one after another."""
-        for module in self.modules():
-            if isinstance(module, (DenseLayer, DenseBlock)):
-                module.groups = groups
 
 
 def transition_width(recipe: DenseNetRecipe, width: int) -> int:

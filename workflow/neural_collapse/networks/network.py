@@ -13,8 +13,6 @@ class Network(nn.Module):
 
     classifier: nn.Linear
     """The last layer, d -> K; its weight is W (K, d), its bias b (K)."""
-    groupable = False
-    """Whether its layers may be put side by side, several networks in one (``grouped``)."""
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
         """Names of convolutions and of the norms that alone see their outputs."""

@@ -5,9 +5,8 @@ Not torchvision's blocks: importing torchvision loads torch's compiler, seconds 
 
 from torch import Tensor, nn
 
-from .convolutions import Conv2d
+from .convolutions import PointwiseConv2d
 from .network import Network, mean_over_image
-from .norms import BatchNorm2d
 from .recipes import ResNetRecipe
 
 
@@ -18,11 +17,11 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
-        self.bn1 = BatchNorm2d(planes)
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
         self.downsample: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,12 +40,12 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
         outputs = planes * self.expansion
-        self.conv1 = Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = BatchNorm2d(planes)
-        self.conv2 = Conv2d(planes, planes, 3, stride, padding=1, bias=False)
-        self.bn2 = BatchNorm2d(planes)
-        self.conv3 = Conv2d(planes, outputs, 1, bias=False)
-        self.bn3 = BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
 
@@ -79,19 +78,17 @@ class ResNet(Network):
         num_classes: outputs of the classifier.
     """
 
-    groupable = True
-
     def __init__(self, recipe: ResNetRecipe, channels: int, num_classes: int) -> None:
         super().__init__()
         block = _BLOCKS[recipe.block]
         width = recipe.width
         if recipe.stem == "imagenet":
-            self.conv1 = Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
             pool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
-            self.conv1 = Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
             pool = nn.Identity()
-        self.bn1 = BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = pool
         inputs = width
@@ -132,8 +129,8 @@ def _stage(
     if stride != 1 or inputs != outputs:
         # Made before the block, as torchvision does, so that a seed gives the same weights.
         shortcut = nn.Sequential(
-            Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
-            BatchNorm2d(outputs),
+            PointwiseConv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+            nn.BatchNorm2d(outputs),
         )
     first = block(inputs, planes, stride)
     first.downsample = shortcut

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..io.errors import UserError
+from .convolutions import make_safe
 from .network import Network
 from .recipes import CustomRecipe
 
@@ -62,7 +63,7 @@ class CustomNetwork(Network):
                 "features are read; let its forward return the output of an nn.Linear itself, "
                 "without softmax"
             )
-        self.body = _replace(network, last, nn.Identity())
+        self.body = make_safe(_replace(network, last, nn.Identity()))
         self.classifier = last
         self._check(example, logits, name)
         self.train()

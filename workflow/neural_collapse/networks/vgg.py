@@ -4,9 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from .convolutions import Conv2d
 from .network import Network
-from .norms import BatchNorm2d
 from .recipes import VGGRecipe
 
 _STAGE_WIDTHS = (1, 2, 4, 8, 8)
@@ -27,8 +25,6 @@ class VGG(Network):
         num_classes: outputs of the classifier.
     """
 
-    groupable = True
-
     def __init__(self, recipe: VGGRecipe, channels: int, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -36,8 +32,8 @@ class VGG(Network):
             outputs = recipe.width * multiple
             for _ in range(count):
                 layers += [
-                    Conv2d(channels, outputs, kernel_size=3, padding=1),
-                    BatchNorm2d(outputs),
+                    nn.Conv2d(channels, outputs, kernel_size=3, padding=1),
+                    nn.BatchNorm2d(outputs),
                     nn.ReLU(inplace=True),
                 ]
                 channels = outputs
