@@ -21,7 +21,7 @@ include: "workflow/rules/common.smk"  # the typed config, recipe slices, what ta
 include: "workflow/rules/data.smk"  # download_dataset > prepare_dataset
 include: "workflow/rules/train.smk"  # train_candidate > select_learning_rate > train_model
 include: "workflow/rules/measure.smk"  # extract_features > compute_statistics; measure_robustness
-include: "workflow/rules/figures.smk"  # collect_tables > plot_figure, write_table, check_claims
+include: "workflow/rules/figures.smk"  # collect_tables > plot_figures, compare_with_paper > build_report
 
 
 localrules:

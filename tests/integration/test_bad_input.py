@@ -158,12 +158,11 @@ class World:
                         *("--recipes", i / "recipe.json"),
                         *("--labels", '{"digits": "Digits", "densenet": "DenseNet"}'),
                     ],
-                    "plot-figure": [
-                        *("--figure", "figure_2", *tables, "--output-base", o / "figure"),
-                        *("--formats", "svg", *LAYOUT),
+                    "plot": [
+                        *("--figure", "2", "--tables", i / "tables"),
+                        *("--output", o / "figure.svg", *LAYOUT),
                     ],
-                    "write-table": [*tables, "--output-base", o / "table_1", *LAYOUT],
-                    "check-claims": [*tables, "--output-base", o / "claims"],
+                    "compare-with-paper": [*tables, "--output-folder", o / "compared", *LAYOUT],
                     "report": [
                         *(*tables, "--figures-folder", i / "figures", *LAYOUT),
                         *("--output", o / "report.html", "--runs", i / "run.json"),
@@ -292,9 +291,8 @@ def whole(tmp_path_factory):
         "compute-statistics": ["statistics.parquet", "activations.parquet"],
         "measure-robustness": ["robustness.parquet"],
         "collect-tables": ["tables"],
-        "plot-figure": ["figure.svg"],
-        "write-table": ["table_1.parquet"],
-        "check-claims": ["claims.parquet"],
+        "plot": ["figure.svg"],
+        "compare-with-paper": ["compared"],
     }
     (world / "figures").mkdir()
     for name, outputs in made.items():
@@ -662,16 +660,16 @@ TABLE_CASES = [
             lambda w: w.table("curve.parquet", lambda t: t.slice(0, 0))),
         ("train-model", "of the winner is of another network", "curve.parquet",
             lambda w: w.recipe(architecture="resnet")),
-        ("plot-figure", "of runs is missing", "tables/runs.parquet",
+        ("plot", "of runs is missing", "tables/runs.parquet",
             lambda w: w.remove("tables/runs.parquet")),
-        ("plot-figure", "of measurements is truncated", "tables/measurements.parquet",
+        ("plot", "of measurements is truncated", "tables/measurements.parquet",
             lambda w: w.cut("tables/measurements.parquet")),
-        ("write-table", "of runs is another one", "tables/runs.parquet",
+        ("compare-with-paper", "of runs is another one", "tables/runs.parquet",
             lambda w: shutil.copy(w / "tables/sweep.parquet", w / "tables/runs.parquet")),
-        ("check-claims", "lacks a column", "tables/measurements.parquet",
+        ("compare-with-paper", "lacks a column", "tables/measurements.parquet",
             lambda w: w.table("tables/measurements.parquet",
             lambda t: t.drop_columns("statistic"))),
-        ("check-claims", "is in no folder", "tables", lambda w: w.file_instead("tables")),
+        ("compare-with-paper", "is in no folder", "tables", lambda w: w.file_instead("tables")),
         ("report", "of runs has a wrong type", "tables/runs.parquet",
             lambda w: w.table("tables/runs.parquet", set_column("epochs",
             lambda t: t["epochs"].cast(pa.float64())))),
@@ -896,14 +894,14 @@ OPTION_CASES = [
         ("prepare-dataset", "--data-recipe", ("--data-recipe", "[1]")),
         ("prepare-dataset", "--data-recipe", ("--data-recipe", '{"colour": 1}')),
         ("prepare-dataset", "--custom", ("--custom", "[1]")),
-        ("plot-figure", "figure_99", ("--figure", "figure_99")),
-        ("plot-figure", "gif", ("--formats", "gif")),
-        ("plot-figure", "--epoch-axis", ("--epoch-axis", "square")),
-        ("plot-figure", "--labels", ("--labels", "[1]")),
+        ("plot", "figure_99", ("--figure", "figure_99")),
+        ("plot", "gif", ("--output", "figure_2.gif")),
+        ("plot", "--output", ("--figure", "2", "3")),
+        ("plot", "--epoch-axis", ("--epoch-axis", "square")),
+        ("plot", "--labels", ("--labels", "[1]")),
         ("collect-tables", "--labels", ("--labels", '{"digits": 1}')),
         ("report", "--config-json", ("--config-json", "[1]")),
         ("report", "--config-json", ("--config-json", "{}")),
-        ("report", "--figure-command", ("--figure-command", "draw {figure}")),
         ("statistics", "own.txt", ("--output", "/nowhere/own.txt")),
         ("show", "--width", ("--width", "0")),
     ]
@@ -928,9 +926,8 @@ OUTPUTS = [
     ("compute-statistics", "--activations", "activations.parquet"),
     ("measure-robustness", "--output", "robustness.parquet"),
     ("collect-tables", "--output-folder", "tables"),
-    ("plot-figure", "--output-base", "figure"),
-    ("write-table", "--output-base", "table_1"),
-    ("check-claims", "--output-base", "claims"),
+    ("plot", "--output", "figure.svg"),
+    ("compare-with-paper", "--output-folder", "compared"),
     ("report", "--output", "report.html"),
 ]
 JOBS = ["train-candidate", "train-model", "extract-features", "measure-robustness"]
@@ -955,7 +952,7 @@ PLACE_CASES = [
         )
         for command in JOBS
     ),
-    case("check-claims", "the log lies under a file", "a file", under_a_file("--log", "log")),
+    case("compare-with-paper", "the log lies under a file", "a file", under_a_file("--log", "log")),
     case("train-model", "the log is a folder", "data", lambda w: ["--log", str(w / "data")]),
     *(
         case(
@@ -1124,9 +1121,9 @@ def test_a_read_only_results_folder_is_one_sentence(world, capsys):
         for command in GOOD:
             sentence = refused([command, *world.command(command)], capsys)
             assert str(world.outputs) in sentence, command
-        claims = ["check-claims", *world.command("check-claims")]
+        compare = ["compare-with-paper", *world.command("compare-with-paper")]
         assert "log: cannot be written" in refused(
-            [*claims, "--log", str(world.outputs / "log")], capsys
+            [*compare, "--log", str(world.outputs / "log")], capsys
         )
 
 

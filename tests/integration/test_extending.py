@@ -129,7 +129,7 @@ def test_a_title_trains_nothing_and_a_new_image_everything_of_it(followed):
 
     assert not planned(("label: Shapes", "label: Shapes"))
     titled = planned(("label: Shapes", "label: Forms"))
-    assert set(titled) == {"collect_tables", "write_table", "check_claims", "tables", "total"}
+    assert set(titled) == {"collect_tables", "compare_with_paper", "tables", "total"}
     image = folder / "photos" / "train" / "dark" / "0.png"
     before = image.read_bytes()
     try:

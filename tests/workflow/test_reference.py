@@ -1,7 +1,6 @@
 """Whose runs are shown: the workflow with reference runs alone, with both, and without any."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +45,7 @@ def test_reference_runs_alone_train_nothing(reference, tmp_path):
     code, output = dry_run(tmp_path, "--cores", "1", "--configfile", reference / "config.yaml")
     assert code == 0, output
     assert not rules(output) & TRAINING
-    assert rules(output) >= {"collect_tables", "plot_figure", "write_table", "check_claims"}
+    assert rules(output) >= {"collect_tables", "plot_figures", "compare_with_paper"}
     assert f"--reference-folder {reference}" in output
 
 
@@ -68,18 +67,3 @@ def test_a_set_that_is_not_there_is_one_sentence_before_any_job(reference, tmp_p
     code, output = dry_run(tmp_path, "--cores", "1", "--configfile", "c.yaml")
     assert code != 0 and "Job stats" not in output
     assert "nowhere holds no reference runs; beside it: set" in output
-
-
-def test_the_command_in_the_report_draws_the_figure(reference, tmp_path):
-    _, output = dry_run(
-        tmp_path, "--cores", "1", "--configfile", ROOT / "config/tiny.yaml",
-        "--config", f"reference_folder={reference}", "results_from=both",
-    )  # fmt: skip
-    (given,) = set(re.findall(r"--figure-command ('(?:[^'\\]|'\"'\"')*'|\S+)", output))
-    (template,) = shlex.split(given)
-    command = template.format(image="results/tiny/figures/figure_6.png")
-    _, program, *arguments = ["", *shlex.split(command)]
-    assert program == "snakemake"
-    code, again = dry_run(tmp_path, *arguments)
-    assert code == 0, again
-    assert "results_from=both" in command and "plot_figure" in rules(again)

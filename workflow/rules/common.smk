@@ -17,6 +17,7 @@ from neural_collapse.experiment.config import (
     resolve_recipe,
     write_recipe,
 )
+from neural_collapse.figures import MOVING, NAMES
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest
 from neural_collapse.experiment.provenance import code_hash
@@ -32,8 +33,6 @@ except UserError as error:
 FOLDER, RESOURCES = CONFIG.folder, CONFIG.resources_folder
 RECIPES = {cell: resolve_recipe(CONFIG, *cell) for cell in CONFIG.cells()}
 PREPARATIONS = {(dataset, recipe.data.name): recipe for (dataset, _), recipe in RECIPES.items()}
-FIGURE_NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
-MOVING = ("gif", "html")  # formats of Figure 1 alone
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
@@ -67,8 +66,6 @@ wildcard_constraints:
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
     preparation="|".join(sorted({name for _, name in PREPARATIONS})),
-    figure="|".join(FIGURE_NAMES),
-    motion="|".join(MOVING),
 
 
 MACHINE_HAS_GPU = bool(physical_gpus())
@@ -304,14 +301,33 @@ def table_files():
 
 def drawn_figures():
     sweeps = sweep_tables() or CONFIG.shows_reference
-    return [name for name in FIGURE_NAMES if name != "sweep" or sweeps]
+    return [name for name in NAMES if name != "sweep" or sweeps]
+
+
+def drawings(reported):
+    """Files of all figures by name: those that Snakemake's report shows, or the others."""
+    files = [
+        (name, format) for name in drawn_figures() for format in (*CONFIG.figures.formats, "rst")
+    ]
+    return {
+        f"{name}_{format}": f"{FOLDER}/figures/{name}.{format}"
+        for name, format in files
+        if (format not in MOVING or name == "figure_1") and reported == (format in ("png", *MOVING))
+    }
 
 
 def figure_files():
-    still = [format for format in CONFIG.figures.formats if format not in MOVING]
-    files = [f"{FOLDER}/figures/{name}.{format}" for name in drawn_figures() for format in still]
-    moving = [format for format in CONFIG.figures.formats if format in MOVING]
-    return [*files, *(f"{FOLDER}/figures/figure_1.{format}" for format in moving)]
+    return [*drawings(reported=True).values(), *drawings(reported=False).values()]
+
+
+def in_report(path):
+    """A figure for Snakemake's report, with the caption that is written beside it."""
+    return report(
+        path,
+        caption=f"{os.path.splitext(os.path.abspath(path))[0]}.rst",
+        category="Figures",
+        labels={"figure": os.path.basename(path)},
+    )
 
 
 def titles():
@@ -321,24 +337,6 @@ def titles():
     labels = {name: dataset_entry(CONFIG.custom_datasets, name).label for name in CONFIG.datasets}
     labels |= {name: CONFIG.rows[name].label for name in CONFIG.architectures}
     return json.dumps(labels)
-
-
-def figure_command():
-    """What draws a figure of this experiment; {image} stands for its file."""
-    files = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-    # Targets come first: --configfile takes everything that follows it.
-    given = f" --configfile {' '.join(files)}" if files else ""
-    changed = workflow.config_settings.config
-    if changed:
-        # Snakemake reads a value as YAML, and so JSON.
-        texts = {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in changed.items()
-        }
-        given += "".join([" --config", *(f" {shlex.quote(f'{k}={v}')}" for k, v in texts.items())])
-    # The command is a template, in which braces of its own stand twice.
-    given = given.replace("{", "{{").replace("}", "}}")
-    return f"snakemake {{image}} --cores 1{given}"
 
 
 onstart:

@@ -3,8 +3,7 @@
 
 localrules:
     collect_tables,
-    write_table,
-    check_claims,
+    compare_with_paper,
     build_report,
 
 
@@ -47,141 +46,64 @@ rule collect_tables:
         " --output-folder {params.folder:q} --done-states {params.done:q} --log {log:q}"
 
 
-rule plot_figure:
+rule plot_figures:
     input:
         **{name: f"<results>/tables/{name}.parquet" for name in TABLES},
     output:
-        expand(
-            "<results>/figures/{{figure}}.{format}",
-            format=[f for f in CONFIG.figures.formats if f not in ("png", *MOVING)],
-        ),
-        png=report(
-            "<results>/figures/{figure}.png",
-            caption="../report/figure.rst",
-            category="Figures",
-            labels={"figure": "{figure}"},
-        ),
+        **drawings(reported=False),
+        **{name: in_report(path) for name, path in drawings(reported=True).items()},
     log:
-        "<logs>/plot_figure/{figure}.log",
+        "<logs>/plot_figures.log",
     benchmark:
-        "<logs>/plot_figure/{figure}.tsv"
+        "<logs>/plot_figures.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
-    threads: 1
+    threads: 2
     resources:
         mem_mb=2000,
         runtime=30,
     params:
         tables=subpath(input.measurements, parent=True),
-        base=subpath(output.png, strip_suffix=".png"),
-        datasets=CONFIG.datasets,
-        architectures=CONFIG.architectures,
-        labels=lambda wildcards: titles(),
-        formats=[f for f in CONFIG.figures.formats if f not in MOVING],
+        folder=subpath(output.overview_png, parent=True),
+        figures=drawn_figures(),
+        formats=[*CONFIG.figures.formats, "rst"],
         epoch_axis=CONFIG.figures.epoch_axis,
-        code=code_hash("figures", "results"),
-    message:
-        "Draw figure {wildcards.figure}"
-    shell:
-        "python -m neural_collapse plot-figure --figure {wildcards.figure}"
-        " --tables-folder {params.tables:q} --output-base {params.base:q}"
-        " --formats {params.formats} --epoch-axis {params.epoch_axis}"
-        " --datasets {params.datasets} --architectures {params.architectures}"
-        " --labels {params.labels:q} --log {log:q}"
-
-
-rule animate_figure:
-    input:
-        activations="<results>/tables/activations.parquet",
-        runs="<results>/tables/runs.parquet",
-    output:
-        file=report(
-            "<results>/figures/figure_1.{motion}",
-            caption="../report/figure_1.rst",
-            category="Figures",
-            labels={"figure": "figure_1 ({motion})"},
-        ),
-    log:
-        "<logs>/animate_figure/{motion}.log",
-    benchmark:
-        "<logs>/animate_figure/{motion}.tsv"
-    conda:
-        "../../envs/neural_collapse.yaml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    params:
-        tables=subpath(input.activations, parent=True),
-        base=lambda wildcards, output: os.path.splitext(output.file)[0],
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: titles(),
         code=code_hash("figures", "results"),
     message:
-        "Draw figure 1 as {wildcards.motion}"
+        "Draw the figures"
     shell:
-        "python -m neural_collapse plot-figure --figure figure_1 --formats {wildcards.motion}"
-        " --tables-folder {params.tables:q} --output-base {params.base:q}"
-        " --datasets {params.datasets} --architectures {params.architectures}"
-        " --labels {params.labels:q} --log {log:q}"
+        "python -m neural_collapse plot --figure {params.figures} --tables {params.tables:q}"
+        " --output-folder {params.folder:q} --formats {params.formats}"
+        " --epoch-axis {params.epoch_axis} --processes {threads} --datasets {params.datasets}"
+        " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
 
 
-rule write_table:
+rule compare_with_paper:
     input:
         measurements="<results>/tables/measurements.parquet",
         runs="<results>/tables/runs.parquet",
     output:
-        parquet="<results>/tables/table_1.parquet",
-        csv=report(
+        parquet=expand("<results>/tables/{table}.parquet", table=["table_1", "claims"]),
+        table_1=report(
             "<results>/tables/table_1.csv",
             caption="../report/table_1.rst",
             category="Tables",
             labels={"table": "Table 1"},
         ),
-        others=expand("<results>/tables/table_1.{format}", format=["md", "tex"]),
-    log:
-        "<logs>/write_table.log",
-    benchmark:
-        "<logs>/write_table.tsv"
-    conda:
-        "../../envs/neural_collapse.yaml"
-    threads: 1
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    params:
-        tables=subpath(input.measurements, parent=True),
-        base=subpath(output.parquet, strip_suffix=".parquet"),
-        datasets=CONFIG.datasets,
-        architectures=CONFIG.architectures,
-        labels=lambda wildcards: titles(),
-        code=code_hash("figures", "results"),
-    message:
-        "Write Table 1"
-    shell:
-        "python -m neural_collapse write-table --tables-folder {params.tables:q}"
-        " --output-base {params.base:q} --datasets {params.datasets}"
-        " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
-
-
-rule check_claims:
-    input:
-        measurements="<results>/tables/measurements.parquet",
-        runs="<results>/tables/runs.parquet",
-    output:
-        parquet="<results>/tables/claims.parquet",
-        csv=report(
+        claims=report(
             "<results>/tables/claims.csv",
             caption="../report/claims.rst",
             category="Tables",
             labels={"table": "Claims"},
         ),
-        markdown="<results>/tables/claims.md",
+        texts=expand("<results>/tables/{text}", text=["table_1.md", "table_1.tex", "claims.md"]),
     log:
-        "<logs>/check_claims.log",
+        "<logs>/compare_with_paper.log",
     benchmark:
-        "<logs>/check_claims.tsv"
+        "<logs>/compare_with_paper.tsv"
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 1
@@ -189,14 +111,17 @@ rule check_claims:
         mem_mb=2000,
         runtime=30,
     params:
-        tables=subpath(input.measurements, parent=True),
-        base=subpath(output.parquet, strip_suffix=".parquet"),
+        folder=subpath(input.measurements, parent=True),
+        datasets=CONFIG.datasets,
+        architectures=CONFIG.architectures,
+        labels=lambda wildcards: titles(),
         code=code_hash("results"),
     message:
-        "Compare with the paper's claims"
+        "Compare with the paper: Table 1 and claims"
     shell:
-        "python -m neural_collapse check-claims --tables-folder {params.tables:q}"
-        " --output-base {params.base:q} --log {log:q}"
+        "python -m neural_collapse compare-with-paper --tables-folder {params.folder:q}"
+        " --output-folder {params.folder:q} --datasets {params.datasets}"
+        " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
 
 
 rule build_report:
@@ -225,7 +150,6 @@ rule build_report:
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: titles(),
-        command=lambda wildcards: figure_command(),
         reference=reference_options(),
         code=code_hash("report", "figures", "results"),
     message:
@@ -234,8 +158,7 @@ rule build_report:
         "python -m neural_collapse report --tables-folder {params.tables:q}"
         " --figures-folder {params.figures:q} --config-json {params.config:q}"
         " --datasets {params.datasets} --architectures {params.architectures}"
-        " --labels {params.labels:q} --figure-command {params.command:q}"
-        " --runs {input.runs:q} --cards {input.cards:q} {params.reference:q}"
+        " --labels {params.labels:q} --runs {input.runs:q} --cards {input.cards:q} {params.reference:q}"
         " --output {output.page:q} --log {log:q}"
 
 

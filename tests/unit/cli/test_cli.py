@@ -74,7 +74,7 @@ def test_a_job_loads_nothing_of_the_help_or_of_completion():
     "line, expected",
     [
         ("neural-collapse st", {"status", "statistics"}),
-        ("neural-collapse plot-figure --epoch-axis ", {"linear", "log"}),
+        ("neural-collapse plot --epoch-axis ", {"linear", "log"}),
         ("neural-collapse show --arch", {"--architecture"}),
     ],
 )

@@ -5,20 +5,23 @@ import re
 import subprocess
 import sys
 import zlib
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from docutils.core import publish_parts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from PIL import Image
 from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
 
 from neural_collapse import figures
+from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES, draw, style
-from neural_collapse.figures.picture import REACH_MAX, reach
+from neural_collapse.figures.picture import reach
+from neural_collapse.figures.specs import REACH_MAX, final_errors
 from neural_collapse.figures.style import short_number
-from neural_collapse.figures.sweep_figure import final_errors
 from neural_collapse.io.errors import UserError
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.tables import empty_table, write_table
@@ -84,8 +87,45 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
         draw("figure_2", tmp_path, tmp_path / "x")
 
 
-def test_a_figures_job_starts_without_what_it_does_not_draw_with():
+def test_figures_drawn_by_two_processes_have_the_bytes_of_one(folder, tmp_path):
+    names = ["1", "sweep", "6"]
+    command = [
+        "plot",
+        "--tables",
+        str(folder),
+        "--formats",
+        "png",
+        "gif",
+        "rst",
+        "--figure",
+        *names,
+    ]
+    for count in ("1", "2"):
+        options = ["--processes", count, "--output-folder", str(tmp_path / count)]
+        assert main([*command, *options]) == 0
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "2").iterdir())
+    assert len(files) == 3 * 2 + 1, "a GIF of Figure 1 alone"
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    assert (tmp_path / "1/figure_6.rst").read_text().startswith("**Figure 6. Within-class")
+
+
+def test_caption_as_rst_is_the_caption_once_rendered(folder, tmp_path):
+    (path,) = draw("figure_4", folder, tmp_path / "figure_4", ["rst"])
+    html = publish_parts(path.read_text(), writer="html")["body"]
+    text = unescape(re.sub("<[^>]+>", "", html)).split("(NC2). ")[1]
+    assert " ".join(text.split()) == figures.caption("figure_4", folder)
+
+
+def test_captions_need_no_drawing_library():
     code = "import sys, neural_collapse.figures.registry; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"matplotlib", "seaborn", "plotly"}
+
+
+def test_a_figures_job_starts_without_what_it_does_not_draw_with():
+    code = "import sys, neural_collapse.figures.grid; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"torch", "sklearn", "plotly"}
     assert not set(done.stdout.split()) & heavy

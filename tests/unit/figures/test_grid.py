@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_tables
 
 from neural_collapse import figures
-from neural_collapse.figures.grid import SPECS, grid_caption
+from neural_collapse.figures.specs import SPECS, grid_caption
 from neural_collapse.results.layout import Layout, finite_values
 
 

@@ -5,12 +5,14 @@ How a browser shows it: test_report_browser.py.
 
 import base64
 import re
+import shlex
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES, draw
 from neural_collapse.io.errors import UserError
 from neural_collapse.report import ReportFigure, build_report, report_figures
@@ -71,7 +73,7 @@ def built(tmp_path_factory):
     make_folder(root / "tables", make_tables(("digits",), ("vgg", "resnet"), last=12))
     for name in FIGURES:
         draw(name, root / "tables", root / "figures" / name, ["png"])
-    found = report_figures(root / "tables", root / "figures", "make {name} from {tables}")
+    found = report_figures(root / "tables", root / "figures")
     build_report(
         root / "tables",
         found,
@@ -86,7 +88,7 @@ def built(tmp_path_factory):
 
 
 def test_every_figure_is_inlined_with_caption_command_and_alternative_text(built):
-    root, found, html = built
+    _, found, html = built
     page = Page(html)
     assert [figure.name for figure in found] == list(FIGURES)
     images = page.all("img")
@@ -96,7 +98,16 @@ def test_every_figure_is_inlined_with_caption_command_and_alternative_text(built
         assert data == figure.image.read_bytes()
         assert figure.caption in image["alt"]
         assert figure.caption in page.text
-        assert f"make {figure.name} from {root / 'tables'}" in page.text
+        assert figure.command in page.text
+
+
+def test_command_beside_a_figure_draws_it_again(built):
+    _, found, _ = built
+    program, *arguments = shlex.split(found[5].command)
+    before = found[5].image.read_bytes()
+    found[5].image.unlink()
+    assert program == "neural-collapse" and main(arguments) == 0
+    assert found[5].image.read_bytes() == before
 
 
 def test_nothing_is_loaded_from_outside(built):

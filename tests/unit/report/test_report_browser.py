@@ -105,12 +105,9 @@ def built(tmp_path_factory):
         run(name, "--tables-folder", tables, *options)
 
     run("collect-tables", *none, *TITLES, *reference, "--output-folder", tables)
-    drawn("check-claims", "--output-base", tables / "claims")
-    drawn("write-table", "--output-base", tables / "table_1", *LAYOUT)
-    for name in FIGURES:
-        formats = ["png", "html"] if name == "figure_1" else ["png"]
-        base = ["--output-base", figures / name]
-        drawn("plot-figure", "--figure", name, *base, *LAYOUT, "--formats", *formats)
+    drawn("compare-with-paper", "--output-folder", tables, *LAYOUT)
+    formats = ["--formats", "png", "html", "--figure", *FIGURES]
+    run("plot", "--tables", tables, *formats, "--output-folder", figures, *LAYOUT)
     page = ["--figures-folder", figures, "--output", root / "report.html", "--runs", "--cards"]
     drawn("report", *page, *reference, *LAYOUT, "--config-json", '{"experiment": "shipped"}')
     return root

@@ -46,16 +46,6 @@ def _at_least(lowest: int) -> Callable[[str], int]:
     return number
 
 
-def _figure_command(text: str) -> str:
-    try:
-        text.format(name="", image="", tables="")
-    except (LookupError, ValueError, AttributeError):
-        raise argparse.ArgumentTypeError(
-            "may hold {name}, {image} and {tables}, and no other braces"
-        ) from None
-    return text
-
-
 class _ArgumentParser(argparse.ArgumentParser):
     """Says what is wrong in one line, and helps in colour where a terminal shows it."""
 
@@ -193,8 +183,9 @@ def _seed(parser: argparse.ArgumentParser) -> None:
 
 
 def _layout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--datasets", nargs="+", required=True, help="columns, in order")
-    parser.add_argument("--architectures", nargs="+", required=True, help="rows, in order")
+    default = "by default those of the runs, in the paper's order"
+    parser.add_argument("--datasets", nargs="+", help=f"columns, in order; {default}")
+    parser.add_argument("--architectures", nargs="+", help=f"rows, in order; {default}")
     parser.add_argument("--labels", type=_titles, default={}, help="titles, as JSON")
 
 
@@ -313,29 +304,41 @@ def build_parser() -> argparse.ArgumentParser:
     _path(parser, "output-folder")
     _path(parser, "reference-folder", required=False, help="reference runs to show as well")
 
-    parser = cli.command("plot-figure", "draw one figure from the tables", _figure)
+    parser = cli.command("compare-with-paper", "write Table 1 and judge the claims", _compare)
+    _path(parser, "tables-folder", "output-folder")
+    _layout(parser)
+
+    parser = cli.command("plot", "draw figures from the tables", _plot)
+    _path(parser, "tables", help=PATHS["tables-folder"])
     parser.add_argument(
-        "--figure", required=True, metavar="NAME", help="figure_1 to figure_8, sweep or overview"
+        "--figure",
+        nargs="+",
+        metavar="NAME",
+        help="1 to 8, sweep or overview; by default all",
     )
-    _path(parser, "tables-folder", "output-base")
+    _path(
+        parser,
+        "output",
+        required=False,
+        nargs="+",
+        help="of one figure, the files to write: .png, .svg, .pdf, .rst (the caption); of Figure 1 "
+        "also .gif and .html",
+    )
+    _path(parser, "output-folder", required=False, help="of several, where they are written")
     parser.add_argument(
         "--formats",
         nargs="+",
         default=["png", "svg", "pdf"],
         metavar="FORMAT",
-        help="png, svg, pdf; of Figure 1 also gif and html",
+        help="of the files in the folder; gif and html are of Figure 1 alone",
     )
     parser.add_argument(
         "--epoch-axis", choices=("linear", "log"), default="linear", help="how epochs are spaced"
     )
+    parser.add_argument(
+        "--processes", type=_at_least(1), default=1, metavar="N", help="that share the figures"
+    )
     _layout(parser)
-
-    parser = cli.command("write-table", "write Table 1", _table)
-    _path(parser, "tables-folder", "output-base")
-    _layout(parser)
-
-    parser = cli.command("check-claims", "compare with what the paper claims", _claims)
-    _path(parser, "tables-folder", "output-base")
 
     parser = cli.command("report", "build the report page", _report)
     _path(parser, "tables-folder", "figures-folder", "output")
@@ -343,12 +346,6 @@ def build_parser() -> argparse.ArgumentParser:
     _path(parser, "reference-folder", required=False, help="reference runs that are shown as well")
     _layout(parser)
     parser.add_argument("--config-json", type=_json_argument, required=True, help="the config")
-    parser.add_argument(
-        "--figure-command",
-        type=_figure_command,
-        default="snakemake {image} --cores 1",
-        help="what draws a figure, shown beside it; {image} stands for the file",
-    )
 
     cli.group = "for maintainers"
     cli.command("config-schema", "print the config's JSON schema", _schema)
@@ -496,43 +493,50 @@ def _device_options(options: argparse.Namespace) -> dict:
     }
 
 
-def _figure(options: argparse.Namespace) -> None:
-    from ..figures import draw
-
-    draw(
-        options.figure,
-        options.tables_folder,
-        options.output_base,
-        formats=options.formats,
-        epoch_axis=options.epoch_axis,
-        datasets=options.datasets,
-        architectures=options.architectures,
-        labels=options.labels,
-    )
-
-
-def _table(options: argparse.Namespace) -> None:
+def _compare(options: argparse.Namespace) -> None:
+    from ..results.claims import check_claims, write_claims
     from ..results.layout import Layout
     from ..results.table1 import build_table_1, write_table_1
     from ..results.tables import read_table
 
-    measurements, runs = (
+    tables = [
         read_table(options.tables_folder / f"{name}.parquet", name)
         for name in ("measurements", "runs")
+    ]
+    layout = Layout.of(tables[1], options.datasets, options.architectures, options.labels)
+    table_1, claims = build_table_1(*tables, layout), check_claims(*tables)
+    write_table_1(table_1, options.output_folder / "table_1")
+    write_claims(claims, options.output_folder / "claims")
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from ..figures import MOVING, NAMES
+    from ..figures.registry import figure_entry, plot
+
+    names = [figure_entry(name).name for name in options.figure or NAMES]
+    if options.output and (len(names) > 1 or options.output_folder):
+        raise UserError("--output: is for one --figure; several are drawn into --output-folder")
+    if not options.output and not options.output_folder:
+        raise UserError("--output or --output-folder: give where the figures are written")
+    files = {names[0]: options.output}
+    if options.output_folder:
+        files = {
+            name: [
+                options.output_folder / f"{name}.{format}"
+                for format in options.formats
+                if format not in MOVING or name == "figure_1"
+            ]
+            for name in names
+        }
+    plot(
+        options.tables,
+        files,
+        epoch_axis=options.epoch_axis,
+        datasets=options.datasets,
+        architectures=options.architectures,
+        labels=options.labels,
+        processes=options.processes,
     )
-    layout = Layout.of(runs, options.datasets, options.architectures, options.labels)
-    write_table_1(build_table_1(measurements, runs, layout), options.output_base)
-
-
-def _claims(options: argparse.Namespace) -> None:
-    from ..results.claims import check_claims, write_claims
-    from ..results.tables import read_table
-
-    measurements, runs = (
-        read_table(options.tables_folder / f"{name}.parquet", name)
-        for name in ("measurements", "runs")
-    )
-    write_claims(check_claims(measurements, runs), options.output_base)
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -547,10 +551,10 @@ def _report(options: argparse.Namespace) -> None:
     figures = report_figures(
         options.tables_folder,
         options.figures_folder,
-        options.figure_command,
         options.datasets,
         options.architectures,
         options.labels,
+        epoch_axis=(config.get("figures") or {}).get("epoch_axis", "linear"),
     )
     shipped = cards = []
     if options.reference_folder is not None:

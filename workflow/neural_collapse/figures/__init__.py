@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
+NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
+"""Every figure, in the order in which they are shown."""
+MOVING = ("gif", "html")
+"""Formats of Figure 1 alone: an animation, and a page in which it can be turned."""
+
 _HOMES = {
     "FIGURES": "registry",
     "FigureEntry": "registry",
@@ -12,11 +17,12 @@ _HOMES = {
     "figure_1": "picture",
     **{f"figure_{number}": "grid" for number in range(2, 9)},
     "overview": "overview_figure",
+    "plot": "registry",
     "save": "style",
     "sweep": "sweep_figure",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted([*_HOMES, "MOVING", "NAMES"])
 
 
 def __getattr__(name: str):

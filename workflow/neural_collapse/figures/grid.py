@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,128 +18,14 @@ from ..results.layout import (
     Layout,
     empty_reason,
     finite_values,
-    missing_sentence,
-    origin_sentence,
     origins_of,
     rows_of,
-    seeds_sentence,
     several_seeds,
     size_sentence,
     terminal_phase,
-    terminal_phase_sentence,
 )
 from . import style
-
-EpochAxis = Literal["linear", "log"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a panel."""
-
-    statistic: str
-    split: str
-    label: str
-    look: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class GridFigure:
-    """What one of Figures 2 to 8 shows."""
-
-    number: int
-    title: str
-    axis_label: str
-    series: tuple[Series, ...]
-    explanation: str
-    """What is drawn, for the caption."""
-    log_y: bool = False
-    share_y: bool = True
-    """One vertical scale for all panels; left apart where datasets differ by orders."""
-    rises: bool = False
-    """Whether curves end at the top, so that notes stand at the bottom."""
-    scale: float = 1.0
-    """Factor between table and axis, 100 for a percentage."""
-
-
-def _pair(name: str, split: str = "train") -> tuple[Series, Series]:
-    return (
-        Series(f"{name}_means", split, "class means", style.MEANS),
-        Series(f"{name}_classifier", split, "classifiers", style.CLASSIFIERS),
-    )
-
-
-def _single(name: str, split: str, label: str) -> tuple[Series]:
-    return (Series(name, split, label, style.MEANS),)
-
-
-SPECS: dict[int, GridFigure] = {
-    spec.number: spec
-    for spec in (
-        GridFigure(
-            2,
-            "Class means and classifiers become equinorm (NC2)",
-            "Std / mean of the norms",
-            _pair("nc2_equinorm"),
-            "Standard deviation over classes (ddof 0) divided by the mean of the norms of the "
-            "centred class means μ_c − μ_G and of the classifiers w_c; train set",
-        ),
-        GridFigure(
-            3,
-            "Class means and classifiers approach equiangularity (NC2)",
-            "Std of the cosines",
-            _pair("nc2_equiangularity"),
-            "Standard deviation over pairs of classes (ddof 0) of the cosine between centred class "
-            "means and between classifiers; train set",
-        ),
-        GridFigure(
-            4,
-            "Class means and classifiers approach maximal-angle equiangularity (NC2)",
-            "Mean of |cos + 1/(C − 1)|",
-            _pair("nc2_maximal_angle"),
-            "Mean over pairs of classes of |cos + 1/(C − 1)| between centred class means and "
-            "between classifiers; zero for a simplex ETF; train set",
-        ),
-        GridFigure(
-            5,
-            "Classifiers converge to the class means: self-duality (NC3)",
-            r"$\Vert\, W^{\top}\!/\Vert W\Vert_F - M/\Vert M\Vert_F \,\Vert_F^{\,2}$",
-            _single("nc3_self_duality", "train", "classifiers against class means"),
-            "Squared Frobenius distance of the classifiers W from the centred class means M, each "
-            "divided by its Frobenius norm; train set",
-        ),
-        GridFigure(
-            6,
-            "Within-class variability collapses (NC1)",
-            r"$\mathrm{Tr}(\Sigma_W\, \Sigma_B^{+})\, /\, C$",
-            _single("nc1_within_class_variability", "train", "within-class variability"),
-            "Within-class covariance of the features measured by the between-class covariance, "
-            "Tr(Σ_W Σ_B⁺) / C, on a logarithmic axis; train set",
-            log_y=True,
-        ),
-        GridFigure(
-            7,
-            "The classifier becomes a nearest class-centre decision (NC4)",
-            "Mismatch with nearest centre (%)",
-            _single("nc4_ncc_mismatch", "test", "network against nearest class centre"),
-            "Share of the test examples for which the network and the nearest class centre (means "
-            "of the train features) decide differently",
-            share_y=False,
-            scale=100.0,
-        ),
-        GridFigure(
-            8,
-            "Robustness to adversarial perturbations",
-            r"$\Vert r(x)\Vert_2\, /\, \Vert x\Vert_2$",
-            _single("robustness", "test", "DeepFool perturbation"),
-            "Mean over the attacked test images of the norm of DeepFool's smallest perturbation "
-            "that changes the decision, divided by the norm of the image; higher is more robust",
-            share_y=False,
-            rises=True,
-        ),
-    )
-}
-
+from .specs import SPECS, EpochAxis, GridFigure, Series
 
 # --------------------------------------------------------------------------- the epoch axis
 
@@ -232,6 +117,7 @@ def draw_curves(
             if points.empty:
                 continue
             several = points["seed"].nunique() > 1
+            drawn = style.LOOKS[one.look]
             sns.lineplot(
                 points,
                 x="epoch",
@@ -242,8 +128,8 @@ def draw_curves(
                 ax=ax,
                 gid=f"{one.statistic}-{origin}" if place else one.statistic,
                 **{
-                    "markeredgecolor": one.look["color"],
-                    **one.look,
+                    "markeredgecolor": drawn["color"],
+                    **drawn,
                     **look,
                     **(style.REFERENCE if place else {}),
                 },
@@ -363,9 +249,9 @@ def _limits(ax: Axes, log_y: bool) -> tuple[float, float]:
 def _legend(figure, spec, measurements, runs, layout) -> None:
     handles = []
     for series in spec.series if len(spec.series) > 1 else ():
-        handles.append(Line2D([], [], label=series.label, **series.look))
+        handles.append(Line2D([], [], label=series.label, **style.LOOKS[series.look]))
     if several_seeds(measurements, layout):
-        colour = spec.series[0].look["color"]
+        colour = style.LOOKS[spec.series[0].look]["color"]
         handles.append(Patch(color=colour, alpha=0.25, linewidth=0, label="range over seeds"))
     if any(terminal_phase(runs, *cell).reached for cell in layout.cells()):
         handles.append(Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE))
@@ -374,27 +260,6 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
         # Two columns of text are wide enough for one line, one column takes three entries.
         columns = len(handles) if len(layout.datasets) > 3 else min(len(handles), 3)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-
-
-def grid_caption(
-    spec: GridFigure, measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
-) -> str:
-    """What the figure shows, how many seeds, and what its band is."""
-    layout = layout or Layout.of(runs)
-    marks = " (blue circles: class means, orange squares: classifiers)"
-    sentences = [
-        f"{spec.explanation}{marks if len(spec.series) > 1 else ''}.",
-        "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
-        "network before training.",
-        terminal_phase_sentence(runs, layout),
-        size_sentence(runs, layout),
-        origin_sentence(runs),
-        seeds_sentence(measurements, layout),
-        missing_sentence(runs, layout),
-    ]
-    if not spec.share_y:
-        sentences.insert(2, "Every panel has its own vertical scale.")
-    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _figure(number: int):

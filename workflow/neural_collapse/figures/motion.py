@@ -15,7 +15,7 @@ from PIL.Image import Dither, Image, fromarray
 
 from ..io.files import atomic_path, write_text_atomically
 from ..results.layout import Layout
-from . import picture, style
+from . import picture, specs, style
 
 FRAMES = 48
 """Of the whole animation, shared among its epochs."""
@@ -35,7 +35,7 @@ def write_animation(
     cell: tuple[str, str] | None = None,
 ) -> None:
     """Write Figure 1 as a GIF: each measured epoch in turn, seen by a camera that swings."""
-    chosen = picture.choose_picture(activations, runs, layout or Layout.of(runs), cell)
+    chosen = specs.choose_picture(activations, runs, layout or Layout.of(runs), cell)
     pictures = [_nothing()] if chosen is None else _frames(chosen)
     # One palette for all, so that no colour flickers. Pillow looks colours up roughly and takes
     # any of the lightest for white, so all of those are the paper's white.
@@ -57,7 +57,7 @@ def write_animation(
         )
 
 
-def _frames(chosen: picture.Picture) -> list[Image]:
+def _frames(chosen: specs.Picture) -> list[Image]:
     share = max(FRAMES // len(chosen.epochs), 2)
     frames = []
     for epoch in chosen.epochs:
@@ -108,9 +108,9 @@ def write_page(
 ) -> None:
     """Write Figure 1 as one HTML file that opens offline: turn it, and slide through epochs."""
     layout = layout or Layout.of(runs)
-    chosen = picture.choose_picture(activations, runs, layout, cell)
+    chosen = specs.choose_picture(activations, runs, layout, cell)
     body = "<p>No features were kept for this figure.</p>" if chosen is None else _plot(chosen)
-    text = picture.picture_caption(activations, runs, layout, cell)
+    text = specs.picture_caption(activations, runs, layout, cell)
     # plotly has no triangles in three dimensions.
     text = text.replace("red triangles", "red squares").replace("a panel", "this page")
     title = "Neural collapse" if chosen is None else chosen.title
@@ -146,7 +146,7 @@ def _escaped(text: str) -> str:
     return html.escape(text)
 
 
-def _plot(chosen: picture.Picture) -> str:
+def _plot(chosen: specs.Picture) -> str:
     import plotly.graph_objects as go
 
     epochs = chosen.epochs
@@ -216,7 +216,7 @@ def _plot(chosen: picture.Picture) -> str:
     )
 
 
-def _axes(chosen: picture.Picture, epoch: int) -> dict:
+def _axes(chosen: specs.Picture, epoch: int) -> dict:
     """As far as the still figure of that epoch reaches."""
     rows = chosen.rows[(chosen.rows["epoch"] == epoch) & (chosen.rows["kind"] == "feature")]
     limit = picture.reach(rows[["x", "y", "z"]].to_numpy())
@@ -226,7 +226,7 @@ def _axes(chosen: picture.Picture, epoch: int) -> dict:
     }
 
 
-def _traces(chosen: picture.Picture, epoch: int) -> list:
+def _traces(chosen: specs.Picture, epoch: int) -> list:
     """The same traces in the same order for every epoch, so that frames replace each other."""
     import plotly.graph_objects as go
 
@@ -271,3 +271,6 @@ def _traces(chosen: picture.Picture, epoch: int) -> list:
                 )
             )
     return traces
+
+
+WRITERS = {"gif": write_animation, "html": write_page}

@@ -15,45 +15,20 @@ from ..results.layout import (
     of_origin,
     origins_of,
     rows_of,
-    seeds_sentence,
     size_sentence,
-    terminal_phase_sentence,
 )
 from ..results.tables import REFERENCE
 from . import style
 from .grid import (
-    SPECS,
-    EpochAxis,
-    Series,
     blank_panel,
     draw_curves,
     mark_terminal_phase,
     set_epoch_axis,
 )
-
-TITLE = "Overview of every training"
+from .specs import PANELS, EpochAxis
 
 NUMBER_HEIGHT = 0.24
 """Of a number in a panel's corner, as a share of the panel."""
-
-_TRAIN = {**style.MEANS, "marker": ""}
-_TEST = {**style.CLASSIFIERS, "marker": "", "linestyle": (0, (2.5, 1))}
-# title, series, logarithmic or not, factor between table and panel
-PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
-    ("NC1", SPECS[6].series, True, 1.0),
-    ("NC2\nequinorm", SPECS[2].series, False, 1.0),
-    ("NC2\nequiangular", SPECS[3].series, False, 1.0),
-    ("NC2\nmax. angle", SPECS[4].series, False, 1.0),
-    ("NC3", SPECS[5].series, False, 1.0),
-    ("NC4\nmismatch (%)", SPECS[7].series, False, SPECS[7].scale),
-    (
-        "error (%)",
-        (Series("error", "train", "train", _TRAIN), Series("error", "test", "test", _TEST)),
-        False,
-        100.0,
-    ),
-    ("robustness", SPECS[8].series, False, 1.0),
-)
 
 
 def overview(
@@ -143,7 +118,7 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
         points = finite_values(rows_of(data, *cell), one.statistic, one.split)
         if len(points):
             final = scale * points.loc[points["epoch"] == points["epoch"].max(), "value"].mean()
-            texts.append((style.short_number(final), style.darker(one.look["color"])))
+            texts.append((style.short_number(final), style.darker(style.LOOKS[one.look]["color"])))
     for place, (text, colour) in enumerate(texts):
         ax.text(
             0.98,
@@ -167,23 +142,3 @@ def _smaller_mark(ax) -> None:
 
 def _curves(ax) -> list[Line2D]:
     return [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]
-
-
-def overview_caption(
-    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
-) -> str:
-    """What the overview shows."""
-    layout = layout or Layout.of(runs)
-    return (
-        "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
-        "else linear from zero, each panel on its own scale; mismatch and error in %; the number "
-        "in the corner is the value at the last epoch. NC1 to NC3 on the train set, NC4's mismatch "
-        "and robustness on the test set. Blue: class means, train error and single curves; orange: "
-        "classifiers, test error. "
-        f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)} "
-        f"{size_sentence(runs, layout)}".rstrip()
-    ) + (
-        " Rows titled (reference): runs shipped in results/reference."
-        if REFERENCE in origins_of(runs)
-        else ""
-    )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-from ..results.layout import Layout, origins_of, rows_of, size_sentence
-from ..results.tables import REFERENCE
+from ..results.layout import Layout
 from . import style
-
-TITLE = "Neural collapse of three classes, in the space that their means span"
+from .specs import REACH_MAX, Picture, choose_picture
 
 # A dark, a middle and a light shade for the three classes.
 FEATURE_SHADES = ("#1D4E89", "#5B9BD5", "#9FC9EE")
@@ -24,55 +20,6 @@ ETF_SHADES = ("#00441B", "#238B45", "#74C476")
 
 AZIMUTH = -81.0
 REACH_MIN = 1.2
-REACH_MAX = 3.0
-"""Features farther out than this many norms of the class means are left out of the picture."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One training whose features Figure 1 shows."""
-
-    dataset: str
-    architecture: str
-    seed: int
-    origin: str
-    title: str
-    rows: pd.DataFrame
-    """Its rows of the table `activations`."""
-    size: str
-    """What of its data and network is not of the paper's size, as a sentence; or empty."""
-
-    @property
-    def epochs(self) -> list[int]:
-        """The epochs whose features were kept."""
-        return sorted(map(int, self.rows["epoch"].unique()))
-
-    @property
-    def classes(self) -> list[int]:
-        """The three classes."""
-        return sorted(map(int, self.rows["class_index"].unique()))
-
-
-def choose_picture(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout,
-    cell: tuple[str, str] | None = None,
-) -> Picture | None:
-    """What Figure 1 shows: `cell`, or the first that has points; one's own before reference."""
-    for origin in origins_of(activations):
-        for dataset, architecture in [cell] if cell else layout.cells():
-            rows = rows_of(activations, dataset, architecture, origin)
-            if len(rows):
-                seed = int(rows["seed"].min())
-                title = layout.title(dataset, architecture)
-                if origin == REFERENCE:
-                    title += " (reference run)"
-                rows = rows[rows["seed"] == seed]
-                run = rows_of(runs, dataset, architecture, origin)
-                size = size_sentence(run[run["seed"] == seed], layout)
-                return Picture(dataset, architecture, seed, origin, title, rows, size)
-    return None
 
 
 def figure_1(
@@ -204,29 +151,3 @@ def legend_handles() -> list[Line2D]:
         mark("classifiers", CLASSIFIER_SHADES[1], "^", 4.5),
         mark("simplex ETF", ETF_SHADES[1], "D", 4, markerfacecolor="none", markeredgewidth=1),
     ]
-
-
-def picture_caption(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    cell: tuple[str, str] | None = None,
-) -> str:
-    """What Figure 1 shows and how it was projected."""
-    layout = layout or Layout.of(runs)
-    chosen = choose_picture(activations, runs, layout, cell)
-    if chosen is None:
-        return "No features were kept for this figure."
-    rows = chosen.rows
-    classes = ", ".join(map(str, chosen.classes))
-    count = int((rows[rows["epoch"] == rows["epoch"].max()]["kind"] == "feature").sum())
-    return (
-        f"{chosen.title}, classes {classes}, one training (seed {chosen.seed}). "
-        f"Dots: {count} train features; blue balls: class means; red triangles: classifiers; green "
-        "diamonds: vertices of the simplex ETF, turned onto the class means. Shades tell the "
-        "classes apart. All are centred and projected on the space that the three class means "
-        "span; means and classifiers are divided by their average norm. The view is fixed to the "
-        "ETF. While features still scatter widely a panel shows more of the space, so that sticks "
-        f"look shorter; features farther out than {REACH_MAX:g} norms of the class means are left "
-        f"out. {chosen.size}".rstrip()
-    )

@@ -1,18 +1,35 @@
-"""Every figure by name, and drawing one from a folder of tables."""
+"""Every figure by name, and drawing figures from a folder of tables.
+
+What draws is imported when something is drawn: captions need no drawing library.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from ..io.errors import UserError
+from ..io.files import write_text_atomically
 from ..results.layout import Layout
 from ..results.tables import read_table
-from . import grid, motion, overview_figure, picture, style, sweep_figure
+from . import MOVING, NAMES, specs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STILL = ("png", "svg", "pdf")
+FORMATS = (*STILL, "rst")
+"""Of every figure; rst is its caption as text."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +39,8 @@ class FigureEntry:
     name: str
     """Its name in paths and on the command line."""
     title: str
-    function: Callable[..., Figure]
-    """`function(table, runs, layout=..., [epoch_axis=...])` draws it."""
+    module: str
+    """Its function, of the same name, stands there."""
     table: str
     """The table that it draws; it gets `runs` as well."""
     statistics: tuple[tuple[str, str], ...]
@@ -33,123 +50,161 @@ class FigureEntry:
     has_epoch_axis: bool = True
 
     @property
+    def function(self) -> Callable[..., Figure]:
+        """`function(table, runs, layout=..., [epoch_axis=...])` draws it."""
+        return getattr(import_module(f".{self.module}", __package__), self.name)
+
+    @property
     def label(self) -> str:
         """How it is called in a text: Figure 6, Sweep."""
-        head, _, number = self.name.partition("_")
-        return f"{head.capitalize()} {number}".strip()
+        return self.name.replace("_", " ").capitalize()
 
 
-def _grid_entry(number: int) -> FigureEntry:
-    spec = grid.SPECS[number]
+def _grid_entry(spec: specs.GridFigure) -> FigureEntry:
     return FigureEntry(
-        f"figure_{number}",
+        f"figure_{spec.number}",
         spec.title,
-        getattr(grid, f"figure_{number}"),
+        "grid",
         "measurements",
         tuple((series.statistic, series.split) for series in spec.series),
-        lambda frame, runs, layout=None: grid.grid_caption(spec, frame, runs, layout),
+        lambda frame, runs, layout=None: specs.grid_caption(spec, frame, runs, layout),
     )
 
 
-FIGURES: dict[str, FigureEntry] = {
-    entry.name: entry
-    for entry in (
-        FigureEntry(
-            "figure_1",
-            picture.TITLE,
-            picture.figure_1,
-            "activations",
-            (),
-            picture.picture_caption,
-            has_epoch_axis=False,
-        ),
-        *map(_grid_entry, range(2, 9)),
-        FigureEntry(
-            "sweep",
-            sweep_figure.TITLE,
-            sweep_figure.sweep,
-            "sweep",
-            (("error", "test"),),
-            sweep_figure.sweep_caption,
-            has_epoch_axis=False,
-        ),
-        FigureEntry(
-            "overview",
-            overview_figure.TITLE,
-            overview_figure.overview,
-            "measurements",
-            tuple(
-                (s.statistic, s.split) for _, series, *_ in overview_figure.PANELS for s in series
-            ),
-            overview_figure.overview_caption,
-        ),
-    )
-}
-
-
-MOVING = {"gif": motion.write_animation, "html": motion.write_page}
-"""What draws Figure 1 in formats that move."""
+_SHOWN = tuple((s.statistic, s.split) for _, series, *_ in specs.PANELS for s in series)
+_ENTRIES = (
+    FigureEntry(
+        *("figure_1", specs.FIGURE_1_TITLE, "picture", "activations", ()),
+        specs.picture_caption,
+        has_epoch_axis=False,
+    ),
+    *map(_grid_entry, specs.SPECS.values()),
+    FigureEntry(
+        *("sweep", specs.SWEEP_TITLE, "sweep_figure", "sweep", (("error", "test"),)),
+        specs.sweep_caption,
+        has_epoch_axis=False,
+    ),
+    FigureEntry(
+        *("overview", specs.OVERVIEW_TITLE, "overview_figure", "measurements", _SHOWN),
+        specs.overview_caption,
+    ),
+)
+FIGURES: dict[str, FigureEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def figure_entry(name: str) -> FigureEntry:
-    """The figure called `name`; raises UserError naming the known ones."""
-    if name not in FIGURES:
-        raise UserError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
-    return FIGURES[name]
+    """The figure called `name`, or of that number; raises UserError naming the known ones."""
+    found = FIGURES.get(f"figure_{name}", FIGURES.get(name))
+    if found is None:
+        raise UserError(f"unknown figure {name!r}; known: {', '.join(NAMES)}")
+    return found
 
 
-def load(
-    name: str,
+@lru_cache(maxsize=8)
+def _read_once(path: Path, name: str, modified_ns: int) -> pd.DataFrame:
+    return read_table(path, name)
+
+
+def _table(folder: str | Path, name: str) -> pd.DataFrame:
+    """A table of the folder, read once as long as its file stays; nobody may change it."""
+    path = Path(folder) / f"{name}.parquet"
+    return _read_once(path, name, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+def _formats(name: str) -> tuple[str, ...]:
+    return (*FORMATS, *MOVING) if name == "figure_1" else FORMATS
+
+
+def plot(
     tables_folder: str | Path,
+    files: Mapping[str, Sequence[str | Path]],
+    epoch_axis: specs.EpochAxis = "linear",
     datasets: Sequence[str] | None = None,
     architectures: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
-) -> tuple[FigureEntry, pd.DataFrame, pd.DataFrame, Layout]:
-    """The figure's entry, its table, the runs and the layout, from `<tables_folder>/*.parquet`."""
-    entry = figure_entry(name)
-    folder = Path(tables_folder)
-    runs = read_table(folder / "runs.parquet", "runs")
-    frame = read_table(folder / f"{entry.table}.parquet", entry.table)
-    return entry, frame, runs, Layout.of(runs, datasets, architectures, labels)
+    processes: int = 1,
+) -> None:
+    """Draw figures, each into its files.
+
+    Args:
+        tables_folder: holds runs.parquet and the figures' own tables.
+        files: by a figure's name, or number, the files to write; the ending of each is its format:
+            png, svg, pdf; rst, the caption as text; of Figure 1 also gif, an animation, and html,
+            a page in which it can be turned.
+        epoch_axis: "linear" or "log" epochs, where a figure has them.
+        datasets: columns in order; left out, those of the runs in the paper's order.
+        architectures: rows in order; left out, those of the runs in the paper's order.
+        labels: titles of datasets and architectures by name, for cells that were not run.
+        processes: that share the figures.
+
+    Raises:
+        UserError: an unknown figure or format, or a table that is missing or damaged.
+    """
+    paths = {figure_entry(name): list(map(Path, given)) for name, given in files.items()}
+    for entry, given in paths.items():
+        unknown = [path for path in given if path.suffix[1:] not in _formats(entry.name)]
+        if unknown:
+            raise UserError(
+                f"{unknown[0]}: figure format {unknown[0].suffix[1:]!r} is unknown; "
+                f"of {entry.label} known: {', '.join(_formats(entry.name))}"
+            )
+    for name in ("runs", *(entry.table for entry in paths)):
+        _table(tables_folder, name)
+    options = (epoch_axis, datasets, architectures, labels)
+    # A fork has the libraries and tables that were loaded before it; elsewhere it is not safe.
+    if processes == 1 or len(paths) == 1 or sys.platform != "linux":
+        for entry, given in paths.items():
+            _draw(entry.name, given, tables_folder, *options)
+        return
+    for module in ("motion", *(entry.module for entry in paths)):
+        import_module(f".{module}", __package__)
+    # The largest come first, so that none is drawn alone at the end.
+    order = sorted(paths, key=lambda entry: entry.name not in ("figure_1", "overview"))
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(processes, len(order)), mp_context=context) as pool:
+        jobs = [pool.submit(_draw, e.name, paths[e], tables_folder, *options) for e in order]
+        for job in jobs:
+            job.result()
+
+
+def _draw(name, paths, tables_folder, epoch_axis, datasets, architectures, labels) -> None:
+    """Draw one figure into files whose endings are known formats."""
+    entry = FIGURES[name]
+    runs = _table(tables_folder, "runs")
+    shown = _table(tables_folder, entry.table), runs
+    layout = Layout.of(runs, datasets, architectures, labels)
+    still = [path for path in paths if path.suffix[1:] in STILL]
+    if still:
+        from . import style
+
+        options = {"epoch_axis": epoch_axis} if entry.has_epoch_axis else {}
+        style.save(entry.function(*shown, layout=layout, **options), still)
+    for path in paths:
+        if path.suffix == ".rst":
+            write_text_atomically(path, _caption_text(entry, *shown, layout))
+        elif path not in still:
+            from . import motion
+
+            motion.WRITERS[path.suffix[1:]](*shown, path, layout)
+
+
+def _caption_text(entry: FigureEntry, frame, runs, layout) -> str:
+    """The caption as reStructuredText, which Snakemake's report reads as a template as well."""
+    text = re.sub(r"([\\|*`]|_\b)", r"\\\1", entry.caption(frame, runs, layout=layout))
+    text = f"**{entry.label}. {entry.title}.** {text}"
+    return f"{{% raw %}}{text}{{% endraw %}}\n" if "{" in text else f"{text}\n"
 
 
 def draw(
     name: str,
     tables_folder: str | Path,
     output_base: str | Path,
-    formats: Sequence[str] = style.FORMATS,
-    epoch_axis: grid.EpochAxis = "linear",
-    datasets: Sequence[str] | None = None,
-    architectures: Sequence[str] | None = None,
-    labels: Mapping[str, str] | None = None,
+    formats: Sequence[str] = STILL,
+    **options,
 ) -> list[Path]:
-    """Draw the figure `name` and write `<output_base>.<format>`; the written paths.
-
-    Args:
-        name: a key of FIGURES.
-        tables_folder: holds runs.parquet and the figure's own table.
-        output_base: path of the files without their suffix.
-        formats: of png, svg, pdf; of Figure 1 also gif, an animation, and html, a page in which
-            it can be turned.
-        epoch_axis: "linear" or "log" epochs, where the figure has them.
-        datasets: columns in order; left out, those of the runs in the paper's order.
-        architectures: rows in order; left out, those of the runs in the paper's order.
-        labels: titles of datasets and architectures by name, for cells that were not run.
-
-    Raises:
-        UserError: an unknown figure or format, or a table that is missing or damaged.
-    """
-    entry, frame, runs, layout = load(name, tables_folder, datasets, architectures, labels)
-    options = {"epoch_axis": epoch_axis} if entry.has_epoch_axis else {}
-    moving = [format for format in formats if name == "figure_1" and format in MOVING]
-    still = [format for format in formats if format not in moving]
-    paths = []
-    if still:
-        figure = entry.function(frame, runs, layout=layout, **options)
-        paths += style.save(figure, output_base, still)
-    for format in moving:
-        paths.append(Path(f"{output_base}.{format}"))
-        MOVING[format](frame, runs, paths[-1], layout)
+    """Draw the figure `name` into `<output_base>.<format>`; the written paths. See :func:`plot`."""
+    paths = [Path(f"{output_base}.{format}") for format in formats]
+    plot(tables_folder, {name: paths}, **options)
     return paths
 
 
@@ -161,5 +216,6 @@ def caption(
     labels: Mapping[str, str] | None = None,
 ) -> str:
     """The caption of the figure `name` for these tables."""
-    entry, frame, runs, layout = load(name, tables_folder, datasets, architectures, labels)
-    return entry.caption(frame, runs, layout=layout)
+    entry, runs = figure_entry(name), _table(tables_folder, "runs")
+    layout = Layout.of(runs, datasets, architectures, labels)
+    return entry.caption(_table(tables_folder, entry.table), runs, layout=layout)

@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from ..io.errors import UserError
 from ..io.files import atomic_path
 from ..results.tables import OWN
 
@@ -28,7 +27,6 @@ ONE_COLUMN_IN = 3.42
 """Width of one column of a PNAS page, 87 mm."""
 TWO_COLUMNS_IN = 7.0
 """Width of the type area of a PNAS page, 178 mm."""
-FORMATS = ("png", "svg", "pdf")
 
 PALETTE = "colorblind"
 BLUE, ORANGE, GREEN, RED = sns.color_palette(PALETTE).as_hex()[:4]
@@ -48,6 +46,13 @@ CLASSIFIERS = {
     "markeredgewidth": 0.6,
     "zorder": 3.1,
 }
+LOOKS = {
+    "means": MEANS,
+    "classifiers": CLASSIFIERS,
+    "train": {**MEANS, "marker": ""},
+    "test": {**CLASSIFIERS, "marker": "", "linestyle": (0, (2.5, 1))},
+}
+"""Of the lines that specs.py names."""
 TERMINAL_PHASE = {"color": INK, "marker": "^", "markersize": 4.4, "linestyle": "none"}
 # Beside one's own runs: thinner, paler and dashed, so that they differ without colours too.
 REFERENCE = {"linestyle": (0, (2.5, 1.2)), "linewidth": 0.6, "markersize": 1.3, "alpha": 0.6}
@@ -164,31 +169,25 @@ def figure_width(columns: int) -> float:
     return ONE_COLUMN_IN if columns <= 3 else TWO_COLUMNS_IN
 
 
-def save(figure: Figure, output_base: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Write `<output_base>.<format>` for each format, each whole or not at all; their paths.
-
-    Raises UserError for a format that is none of png, svg, pdf.
-    """
-    unknown = next((name for name in formats if name not in FORMATS), None)
-    if unknown is not None:
-        raise UserError(f"figure format {unknown!r} is unknown; known: {', '.join(FORMATS)}")
-    # Laid out once for all formats, at the resolution of the picture.
+def save(figure: Figure, paths: Sequence[str | Path]) -> None:
+    """Write the figure into files, whose endings are the formats, each whole or not at all."""
     with style():
+        # Laid out once for all formats, at the resolution of the picture.
         figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-    paths = []
-    for name in formats:
-        metadata = {
-            "png": {"Software": None},
-            "svg": {"Date": None, "Creator": None},
-            "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        }[name]
-        path = Path(f"{output_base}.{name}")
-        with style(), atomic_path(path) as temporary:
-            figure.savefig(temporary, format=name, metadata=metadata)
-        paths.append(path)
-    return paths
+        for path in map(Path, paths):
+            format = path.suffix[1:]
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=format, metadata=_METADATA.get(format))
+
+
+_METADATA = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""No dates and versions, so that the same tables give the same bytes."""
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

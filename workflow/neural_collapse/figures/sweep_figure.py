@@ -12,12 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ..results.layout import Layout, origin_sentence, origins_of, rows_of, size_sentence
-from ..results.tables import OWN
+from ..results.layout import Layout, origins_of, rows_of, size_sentence
 from . import style
 from .grid import blank_panel
-
-TITLE = "Test error over learning rate"
+from .specs import final_errors
 
 _TRIED = {**style.MEANS, "markersize": 3}
 _SELECTED = {
@@ -37,30 +35,6 @@ _DIVERGED = {
     "linestyle": "none",
 }
 _TICKS_PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-
-
-def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
-    """A row a candidate: its cell, learning_rate, test error in % at the end, diverged, selected.
-
-    A candidate that diverged has an error of 100 %; one that was stopped early is left out.
-    """
-    rows = sweep[(sweep["statistic"] == "error") & (sweep["split"] != "train")]
-    rows = rows if "origin" in rows else rows.assign(origin=OWN)
-    key = ["origin", "dataset", "architecture", "seed", "learning_rate"]
-    last = rows.sort_values("epoch", kind="stable").groupby(key, as_index=False).last()
-    ends = last.groupby(["origin", "dataset", "architecture"])["epoch"].transform("max")
-    last = last[last["diverged"].astype(bool) | (last["epoch"] == ends)]
-    error = last["value"].where(~last["diverged"].astype(bool), 1.0)
-    return last.assign(error_percent=100 * error)[[*key, "error_percent", "diverged", "selected"]]
-
-
-def _stopped_early(sweep: pd.DataFrame) -> int:
-    cell = ["dataset", "architecture", *(["origin"] if "origin" in sweep else [])]
-    ends = sweep.groupby([*cell, "seed", "learning_rate"], as_index=False).agg(
-        epoch=("epoch", "max"), diverged=("diverged", "any")
-    )
-    last = ends.groupby(cell)["epoch"].transform("max")
-    return int((~ends["diverged"].astype(bool) & (ends["epoch"] < last)).sum())
 
 
 def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> Figure:
@@ -168,29 +142,3 @@ def _draw_panel(ax: Axes, candidates: pd.DataFrame, origins: Sequence[str]) -> N
         ax.set_yticks([tick for tick in _TICKS_PERCENT if low <= tick <= high])
         style.mark_between(ax.yaxis)
     ax.yaxis.set_major_formatter(style.tick_formatter())
-
-
-def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> str:
-    """What the sweep figure shows."""
-    layout = layout or Layout.of(runs)
-    errors = final_errors(sweep)
-    present = [
-        rows_of(errors, *cell, origin) for cell in layout.cells() for origin in origins_of(errors)
-    ]
-    counts = [len(part) for part in present if len(part)]
-    if not counts:
-        return "No learning rates were swept: all were pinned."
-    number = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    diverged = sum(int(part["diverged"].sum()) for part in present)
-    text = (
-        f"Test error at the last epoch of {number} learning rates a network, one training each; "
-        "both axes are logarithmic. The star marks the selected one, the lowest test error at the "
-        "last epoch, as in the paper."
-    )
-    if diverged:
-        many = "trainings" if diverged > 1 else "training"
-        text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
-    if stopped := _stopped_early(sweep):
-        text += f" Left out: {stopped} stopped early."
-    sentences = [text, size_sentence(runs, layout), origin_sentence(errors)]
-    return " ".join(sentence for sentence in sentences if sentence)

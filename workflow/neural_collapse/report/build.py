@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from .. import __version__
+from ..figures.registry import FIGURES, caption
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
 from ..results import claims, paper, table1
@@ -67,23 +69,22 @@ class PageTable:
 def report_figures(
     tables_folder: str | Path,
     figures_folder: str | Path,
-    command: str = "snakemake {image} --cores 1",
     datasets: Sequence[str] | None = None,
     architectures: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    epoch_axis: str = "linear",
 ) -> list[ReportFigure]:
-    """Every figure of which `<figures_folder>/<name>.png` exists, with its caption.
-
-    `command` may name {name}, {image} and {tables}.
-    """
-    from ..figures.registry import FIGURES, caption
-
+    """Every figure of which `<figures_folder>/<name>.png` exists, with its caption and command."""
+    given = {"--datasets": datasets or [], "--architectures": architectures or []}
+    options = [part for key, names in given.items() if names for part in (key, *names)]
+    options += ["--epoch-axis", epoch_axis] if epoch_axis != "linear" else []
     found = []
     for name, entry in FIGURES.items():
         image = Path(figures_folder) / f"{name}.png"
         if not image.is_file():
             continue
         files = [image.with_suffix(f".{suffix}") for suffix in ("png", "svg", "pdf", "gif", "html")]
+        command = ["neural-collapse", "plot", "--tables", str(tables_folder), "--figure", name]
         found.append(
             ReportFigure(
                 name,
@@ -91,7 +92,7 @@ def report_figures(
                 entry.title,
                 caption(name, tables_folder, datasets, architectures, labels),
                 image,
-                command.format(name=name, image=image, tables=tables_folder),
+                shlex.join([*command, *options, "--output", str(image)]),
                 tuple(path for path in files if path.is_file()),
             )
         )

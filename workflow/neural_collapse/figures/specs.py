@@ -1,0 +1,333 @@
+"""What each figure shows, and the caption that says it: tables in, text out; nothing is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from ..results.layout import (
+    Layout,
+    missing_sentence,
+    origin_sentence,
+    origins_of,
+    rows_of,
+    seeds_sentence,
+    size_sentence,
+    terminal_phase_sentence,
+)
+from ..results.tables import OWN, REFERENCE
+
+EpochAxis = Literal["linear", "log"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a panel."""
+
+    statistic: str
+    split: str
+    label: str
+    look: str
+    """A key of style.LOOKS: means, classifiers, train or test."""
+
+
+@dataclass(frozen=True)
+class GridFigure:
+    """What one of Figures 2 to 8 shows."""
+
+    number: int
+    title: str
+    axis_label: str
+    series: tuple[Series, ...]
+    explanation: str
+    """What is drawn, for the caption."""
+    log_y: bool = False
+    share_y: bool = True
+    """One vertical scale for all panels; left apart where datasets differ by orders."""
+    rises: bool = False
+    """Whether curves end at the top, so that notes stand at the bottom."""
+    scale: float = 1.0
+    """Factor between table and axis, 100 for a percentage."""
+
+
+def _pair(name: str, split: str = "train") -> tuple[Series, Series]:
+    return (
+        Series(f"{name}_means", split, "class means", "means"),
+        Series(f"{name}_classifier", split, "classifiers", "classifiers"),
+    )
+
+
+def _single(name: str, split: str, label: str) -> tuple[Series]:
+    return (Series(name, split, label, "means"),)
+
+
+SPECS: dict[int, GridFigure] = {
+    spec.number: spec
+    for spec in (
+        GridFigure(
+            2,
+            "Class means and classifiers become equinorm (NC2)",
+            "Std / mean of the norms",
+            _pair("nc2_equinorm"),
+            "Standard deviation over classes (ddof 0) divided by the mean of the norms of the "
+            "centred class means μ_c − μ_G and of the classifiers w_c; train set",
+        ),
+        GridFigure(
+            3,
+            "Class means and classifiers approach equiangularity (NC2)",
+            "Std of the cosines",
+            _pair("nc2_equiangularity"),
+            "Standard deviation over pairs of classes (ddof 0) of the cosine between centred class "
+            "means and between classifiers; train set",
+        ),
+        GridFigure(
+            4,
+            "Class means and classifiers approach maximal-angle equiangularity (NC2)",
+            "Mean of |cos + 1/(C − 1)|",
+            _pair("nc2_maximal_angle"),
+            "Mean over pairs of classes of |cos + 1/(C − 1)| between centred class means and "
+            "between classifiers; zero for a simplex ETF; train set",
+        ),
+        GridFigure(
+            5,
+            "Classifiers converge to the class means: self-duality (NC3)",
+            r"$\Vert\, W^{\top}\!/\Vert W\Vert_F - M/\Vert M\Vert_F \,\Vert_F^{\,2}$",
+            _single("nc3_self_duality", "train", "classifiers against class means"),
+            "Squared Frobenius distance of the classifiers W from the centred class means M, each "
+            "divided by its Frobenius norm; train set",
+        ),
+        GridFigure(
+            6,
+            "Within-class variability collapses (NC1)",
+            r"$\mathrm{Tr}(\Sigma_W\, \Sigma_B^{+})\, /\, C$",
+            _single("nc1_within_class_variability", "train", "within-class variability"),
+            "Within-class covariance of the features measured by the between-class covariance, "
+            "Tr(Σ_W Σ_B⁺) / C, on a logarithmic axis; train set",
+            log_y=True,
+        ),
+        GridFigure(
+            7,
+            "The classifier becomes a nearest class-centre decision (NC4)",
+            "Mismatch with nearest centre (%)",
+            _single("nc4_ncc_mismatch", "test", "network against nearest class centre"),
+            "Share of the test examples for which the network and the nearest class centre (means "
+            "of the train features) decide differently",
+            share_y=False,
+            scale=100.0,
+        ),
+        GridFigure(
+            8,
+            "Robustness to adversarial perturbations",
+            r"$\Vert r(x)\Vert_2\, /\, \Vert x\Vert_2$",
+            _single("robustness", "test", "DeepFool perturbation"),
+            "Mean over the attacked test images of the norm of DeepFool's smallest perturbation "
+            "that changes the decision, divided by the norm of the image; higher is more robust",
+            share_y=False,
+            rises=True,
+        ),
+    )
+}
+
+
+def grid_caption(
+    spec: GridFigure, measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """What the figure shows, how many seeds, and what its band is."""
+    layout = layout or Layout.of(runs)
+    marks = " (blue circles: class means, orange squares: classifiers)"
+    sentences = [
+        f"{spec.explanation}{marks if len(spec.series) > 1 else ''}.",
+        "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
+        "network before training.",
+        terminal_phase_sentence(runs, layout),
+        size_sentence(runs, layout),
+        origin_sentence(runs),
+        seeds_sentence(measurements, layout),
+        missing_sentence(runs, layout),
+    ]
+    if not spec.share_y:
+        sentences.insert(2, "Every panel has its own vertical scale.")
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+# --------------------------------------------------------------------------- Figure 1
+
+
+FIGURE_1_TITLE = "Neural collapse of three classes, in the space that their means span"
+
+REACH_MAX = 3.0
+"""Features farther out than this many norms of the class means are left out of Figure 1."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One training whose features Figure 1 shows."""
+
+    dataset: str
+    architecture: str
+    seed: int
+    origin: str
+    title: str
+    rows: pd.DataFrame
+    """Its rows of the table `activations`."""
+    size: str
+    """What of its data and network is not of the paper's size, as a sentence; or empty."""
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs whose features were kept."""
+        return sorted(map(int, self.rows["epoch"].unique()))
+
+    @property
+    def classes(self) -> list[int]:
+        """The three classes."""
+        return sorted(map(int, self.rows["class_index"].unique()))
+
+
+def choose_picture(
+    activations: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout,
+    cell: tuple[str, str] | None = None,
+) -> Picture | None:
+    """What Figure 1 shows: `cell`, or the first that has points; one's own before reference."""
+    for origin in origins_of(activations):
+        for dataset, architecture in [cell] if cell else layout.cells():
+            rows = rows_of(activations, dataset, architecture, origin)
+            if len(rows):
+                seed = int(rows["seed"].min())
+                title = layout.title(dataset, architecture)
+                if origin == REFERENCE:
+                    title += " (reference run)"
+                rows = rows[rows["seed"] == seed]
+                run = rows_of(runs, dataset, architecture, origin)
+                size = size_sentence(run[run["seed"] == seed], layout)
+                return Picture(dataset, architecture, seed, origin, title, rows, size)
+    return None
+
+
+def picture_caption(
+    activations: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    cell: tuple[str, str] | None = None,
+) -> str:
+    """What Figure 1 shows and how it was projected."""
+    layout = layout or Layout.of(runs)
+    chosen = choose_picture(activations, runs, layout, cell)
+    if chosen is None:
+        return "No features were kept for this figure."
+    rows = chosen.rows
+    classes = ", ".join(map(str, chosen.classes))
+    count = int((rows[rows["epoch"] == rows["epoch"].max()]["kind"] == "feature").sum())
+    return (
+        f"{chosen.title}, classes {classes}, one training (seed {chosen.seed}). "
+        f"Dots: {count} train features; blue balls: class means; red triangles: classifiers; green "
+        "diamonds: vertices of the simplex ETF, turned onto the class means. Shades tell the "
+        "classes apart. All are centred and projected on the space that the three class means "
+        "span; means and classifiers are divided by their average norm. The view is fixed to the "
+        "ETF. While features still scatter widely a panel shows more of the space, so that sticks "
+        f"look shorter; features farther out than {REACH_MAX:g} norms of the class means are left "
+        f"out. {chosen.size}".rstrip()
+    )
+
+
+# --------------------------------------------------------------------------- the sweep
+
+
+SWEEP_TITLE = "Test error over learning rate"
+
+
+def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
+    """A row a candidate: its cell, learning_rate, test error in % at the end, diverged, selected.
+
+    A candidate that diverged has an error of 100 %; one that was stopped early is left out.
+    """
+    rows = sweep[(sweep["statistic"] == "error") & (sweep["split"] != "train")]
+    rows = rows if "origin" in rows else rows.assign(origin=OWN)
+    key = ["origin", "dataset", "architecture", "seed", "learning_rate"]
+    last = rows.sort_values("epoch", kind="stable").groupby(key, as_index=False).last()
+    ends = last.groupby(["origin", "dataset", "architecture"])["epoch"].transform("max")
+    last = last[last["diverged"].astype(bool) | (last["epoch"] == ends)]
+    error = last["value"].where(~last["diverged"].astype(bool), 1.0)
+    return last.assign(error_percent=100 * error)[[*key, "error_percent", "diverged", "selected"]]
+
+
+def _stopped_early(sweep: pd.DataFrame) -> int:
+    cell = ["dataset", "architecture", *(["origin"] if "origin" in sweep else [])]
+    ends = sweep.groupby([*cell, "seed", "learning_rate"], as_index=False).agg(
+        epoch=("epoch", "max"), diverged=("diverged", "any")
+    )
+    last = ends.groupby(cell)["epoch"].transform("max")
+    return int((~ends["diverged"].astype(bool) & (ends["epoch"] < last)).sum())
+
+
+def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> str:
+    """What the sweep figure shows."""
+    layout = layout or Layout.of(runs)
+    errors = final_errors(sweep)
+    present = [
+        rows_of(errors, *cell, origin) for cell in layout.cells() for origin in origins_of(errors)
+    ]
+    counts = [len(part) for part in present if len(part)]
+    if not counts:
+        return "No learning rates were swept: all were pinned."
+    number = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    diverged = sum(int(part["diverged"].sum()) for part in present)
+    text = (
+        f"Test error at the last epoch of {number} learning rates a network, one training each; "
+        "both axes are logarithmic. The star marks the selected one, the lowest test error at the "
+        "last epoch, as in the paper."
+    )
+    if diverged:
+        many = "trainings" if diverged > 1 else "training"
+        text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
+    if stopped := _stopped_early(sweep):
+        text += f" Left out: {stopped} stopped early."
+    sentences = [text, size_sentence(runs, layout), origin_sentence(errors)]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+# --------------------------------------------------------------------------- the overview
+
+
+OVERVIEW_TITLE = "Overview of every training"
+
+# title, series, logarithmic or not, factor between table and panel
+PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
+    ("NC1", SPECS[6].series, True, 1.0),
+    ("NC2\nequinorm", SPECS[2].series, False, 1.0),
+    ("NC2\nequiangular", SPECS[3].series, False, 1.0),
+    ("NC2\nmax. angle", SPECS[4].series, False, 1.0),
+    ("NC3", SPECS[5].series, False, 1.0),
+    ("NC4\nmismatch (%)", SPECS[7].series, False, SPECS[7].scale),
+    (
+        "error (%)",
+        (Series("error", "train", "train", "train"), Series("error", "test", "test", "test")),
+        False,
+        100.0,
+    ),
+    ("robustness", SPECS[8].series, False, 1.0),
+)
+
+
+def overview_caption(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """What the overview shows."""
+    layout = layout or Layout.of(runs)
+    return (
+        "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
+        "else linear from zero, each panel on its own scale; mismatch and error in %; the number "
+        "in the corner is the value at the last epoch. NC1 to NC3 on the train set, NC4's mismatch "
+        "and robustness on the test set. Blue: class means, train error and single curves; orange: "
+        "classifiers, test error. "
+        f"{terminal_phase_sentence(runs, layout)} {seeds_sentence(measurements, layout)} "
+        f"{size_sentence(runs, layout)}".rstrip()
+    ) + (
+        " Rows titled (reference): runs shipped in results/reference."
+        if REFERENCE in origins_of(runs)
+        else ""
+    )
