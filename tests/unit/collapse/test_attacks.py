@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -294,3 +295,49 @@ def test_robustness_of_hopeless_images_is_nan_with_one_warning():
         warnings.simplefilter("error")
         assert np.isfinite(robustness(conv_net(), uint8_images(), MEAN, STD)).all()
         assert robustness(network, uint8_images(0), MEAN, STD).shape == (0,)
+
+
+def test_inside_inference_mode_it_is_the_same():
+    network = conv_net()
+    torch.manual_seed(7)
+    inputs = torch.randn(4, 3, 8, 8)
+    expected = deepfool(network, inputs)
+    with torch.inference_mode():
+        got = deepfool(network, inputs + 0.0)
+        assert torch.is_inference_mode_enabled()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_model_output_with_logits_is_taken():
+    network = Linear(torch.eye(3), torch.zeros(3))
+    wrapped = nn.Module()
+    wrapped.forward = lambda x: SimpleNamespace(logits=network(x))
+    x = torch.tensor([[2.0, 1, 0]])
+    assert torch.equal(deepfool(wrapped, x).perturbation, deepfool(network, x).perturbation)
+
+
+@pytest.mark.parametrize(
+    "output, sentence",
+    [
+        (lambda x: (x, x), "returned a tuple; DeepFool needs logits"),
+        (lambda x: {"out": x}, "returned a dict; DeepFool needs logits"),
+        (lambda x: x[:, None], r"a tensor of shape \(2, 1, 3\)"),
+        (lambda x: x.detach(), "logits have no gradient"),
+        (lambda x: x[:, :1], "at least 2 classes"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_named(output, sentence):
+    network = nn.Module()
+    network.forward = output
+    with pytest.raises(UserError, match=sentence):
+        deepfool(network, torch.eye(3)[:2])
+
+
+def test_inputs_and_networks_without_gradients_are_named():
+    network = Linear(torch.eye(3), torch.zeros(3))
+    with pytest.raises(UserError, match=r"inputs are torch\.int64; a float tensor"):
+        deepfool(network, torch.ones(2, 3, dtype=int))
+    with torch.inference_mode():
+        made_inside = nn.Linear(3, 3)
+    with pytest.raises(UserError, match=r"made inside torch\.inference_mode"):
+        deepfool(made_inside, torch.eye(3))

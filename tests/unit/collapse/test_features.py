@@ -316,6 +316,7 @@ def test_mistakes(network, data):
     mistake("mean and std", mean=(0.5,))
     mistake("greater than zero", std=(0.2, 0.0, 0.3))
     mistake("classes", num_classes=4)
+    mistake("Sequential is not a network of this project", network=nn.Sequential(nn.Linear(4, 3)))
     mistake("batch_size", batch_size=0)
     mistake("Rows run from", keep_rows=[37])
     mistake("Rows are chosen", keep_rows=[0.5])

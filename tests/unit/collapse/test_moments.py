@@ -4,7 +4,9 @@ import math
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -33,7 +35,10 @@ def plain_moments(features, labels, classes):
     variances = [(deviations[labels == c] ** 2).sum(1).mean() for c in range(classes)]
     sigma_w = deviations.T @ deviations / len(h)
     M = (means - means.mean(0)).T
-    return means, np.array(variances), M.T @ sigma_w @ M
+    U, _, Vt = np.linalg.svd(M.astype(float), full_matrices=False)
+    K = min(classes - 1, h.shape[1])
+    Q = U[:, :K] @ Vt[:K]
+    return means, np.array(variances), Q.T @ sigma_w @ Q
 
 
 @pytest.mark.parametrize("within", [1.0, 1e-3, 1e-6])
@@ -304,11 +309,64 @@ def test_spoiled_features_are_counted(bad):
     mistake("2 of the 12 examples of the test split have NaN or infinite", features_ND=features)
 
 
+@pytest.mark.parametrize(
+    "wrap, sentence",
+    [
+        (lambda a: a.astype(complex), "features of the test split are complex"),
+        (lambda a: torch.from_numpy(a).to(torch.complex64), "test split are complex"),
+        (lambda a: a.astype(np.longdouble), r"are (longdouble|float128), which torch"),
+        (scipy.sparse.csr_matrix, r"sparse matrix; give its .toarray\(\)"),
+        (lambda a: torch.from_numpy(a).to_sparse(), r"sparse tensor; give its .to_dense\(\)"),
+        (lambda a: [list(row) for row in a[:-1]] + [[1.0]], "rows of different lengths"),
+        (lambda a: np.array([*map(list, a[:-1]), [1.0]], dtype=object), "of different lengths"),
+        (lambda a: np.ma.masked_less(a, 3), "masked values"),
+        (lambda a: a.astype(object), "object, not numbers"),
+        (lambda a: 1e200 * a, "squares overflow float64"),
+        (lambda a: 1e300 * (a - a.mean(0)), "squares overflow float64"),
+    ],
+)
+def test_arrays_that_cannot_be_measured_are_named(wrap, sentence):
+    mistake(sentence, features_ND=wrap(valid()["features_ND"]))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "reference_means"])
+def test_complex_parameters_are_refused(name):
+    shape = (3,) if name == "bias" else (3, 5)
+    mistake(f"values of {name} are complex", **{name: np.zeros(shape, dtype=complex)})
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda labels: labels[:, None],
+        lambda labels: labels.astype(np.uint8),
+        lambda labels: labels.astype(float),
+        lambda labels: torch.from_numpy(labels).to(torch.bfloat16),
+        pd.Series,
+        list,
+    ],
+)
+def test_labels_of_any_form_give_the_same_bits(wrap):
+    arguments = valid()
+    expected = compute_moments(**arguments)
+    got = compute_moments(**arguments | {"labels_N": wrap(arguments["labels_N"])})
+    assert all(torch.equal(vars(got)[name], t) for name, t in vars(expected).items())
+
+
+def test_a_transposed_classifier_and_another_width_are_said():
+    mistake(r"weight is transposed, give its .T of shape \(3, 5\)", weight=np.ones((5, 3)))
+    mistake(
+        r"weight has shape \(3, 5\), .* features of the test split have 4 columns",
+        features_ND=np.ones((12, 4)),
+    )
+    mistake(r"reference_means .* it is transposed", reference_means=np.ones((5, 3)))
+
+
 def test_shapes_and_types_are_checked():
     mistake("shape", features_ND=np.zeros(12))
     mistake("not numbers", features_ND=np.full((12, 5), "x"))
     mistake("labels of shape", labels_N=np.zeros(11, dtype=int))
-    mistake("whole numbers", labels_N=np.zeros(12))
+    mistake("with fractions or NaN", labels_N=np.full(12, 0.5))
     mistake("0..2", labels_N=np.arange(12))
     mistake("0..2", labels_N=np.arange(12) - 1)
     mistake("weight has shape", weight=np.zeros((5, 3)))

@@ -1,8 +1,12 @@
 """`neural-collapse statistics`: saved arrays in, a table out, one sentence for every mistake."""
 
+import argparse
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from neural_collapse.cli.main import main
 from neural_collapse.collapse import STATISTICS, statistics_of
@@ -58,6 +62,48 @@ def test_the_bias_decides_with(model, tmp_path):
     assert one["nc1_within_class_variability"] == other["nc1_within_class_variability"]
 
 
+FORMATS = {
+    ".pt": lambda a, p: torch.save({k: torch.as_tensor(v) for k, v in a.items()}, p),
+    ".safetensors": lambda a, p: save_file({k: torch.as_tensor(v) for k, v in a.items()}, p),
+}
+TABLES = {
+    ".csv": lambda t, p: t.to_csv(p),
+    ".parquet": lambda t, p: t.rename(columns=str).to_parquet(p),
+}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_statistics_of_tensor_files_are_those_of_numpys(ending, arrays, model, tmp_path, capsys):
+    whole(model, "--bias", model)
+    expected = capsys.readouterr().out
+    path = tmp_path / f"m{ending}"
+    FORMATS[ending](arrays, path)
+    assert whole(path, "--bias", path) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_statistics_of_tables_are_those_of_numpys(ending, arrays, model, tmp_path, capsys):
+    whole(model)
+    expected = capsys.readouterr().out
+    features = pd.DataFrame(arrays["features"]).assign(labels=arrays["labels"])
+    TABLES[ending](features, tmp_path / f"f{ending}")
+    TABLES[ending](pd.DataFrame(arrays["classifier"]), tmp_path / f"w{ending}")
+    f, w = tmp_path / f"f{ending}", tmp_path / f"w{ending}"
+    assert run("--features", f, "--labels", f, "--classifier", w) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_a_csv_without_a_header_keeps_its_first_line(arrays, model, tmp_path, capsys):
+    whole(model)
+    expected = capsys.readouterr().out
+    np.savetxt(tmp_path / "f.csv", arrays["features"], delimiter=",", fmt="%.17g")
+    np.savetxt(tmp_path / "l.csv", arrays["labels"], fmt="%d")
+    at = ["--features", tmp_path / "f.csv", "--labels", tmp_path / "l.csv"]
+    assert run(*at, "--classifier", model) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_npy_files_and_a_file_with_one_array(arrays, model, tmp_path, capsys):
     whole(model)
     expected = capsys.readouterr().out
@@ -94,8 +140,16 @@ def test_a_test_set_is_measured_with_the_train_sets_centres(arrays, tmp_path):
         ({"features": np.full((120, 16), np.nan)}, "NaN|nan|finite"),
         ({"features": np.array(["a"] * 120)}, "features"),
         ({"bias": np.zeros(9)}, "bias"),
+        ({"classifier": np.zeros((16, 4))}, r"m\.npz: --classifier has .* it is transposed"),
+        ({"classifier": np.zeros((4, 5))}, r"features have 16 columns, but --classifier .* 5$"),
+        ({"features": np.ones((120, 16)) * 1j}, "complex"),
+        ({"features": np.ones((120, 16), np.longdouble)}, "which torch does not have"),
+        ({"features": np.full((120, 16), 1e200)}, "overflow"),
     ],
-    ids=["one class", "too few labels", "flat classifier", "nan", "text", "long bias"],
+    ids=[
+        *("one class", "too few labels", "flat classifier", "nan", "text", "long bias"),
+        *("transposed", "narrow classifier", "complex", "longdouble", "overflow"),
+    ],
 )
 def test_wrong_arrays_are_one_sentence(change, sentence, arrays, tmp_path, capsys):
     np.savez(tmp_path / "m.npz", **arrays | change)
@@ -112,17 +166,37 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     (tmp_path / "text.npy").write_text("no numbers")
     np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    torch.save({"features": torch.ones(3), "run": argparse.Namespace()}, tmp_path / "run.pt")
+    torch.save({}, tmp_path / "empty.pt")
+    (tmp_path / "text.pt").write_text("no tensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "words.csv").write_text("a,b\nx,y\n")
+    (tmp_path / "matrix.mat").write_text("")
     for file, words in [
         ("nowhere.npy", "cannot be read"),
         ("text.npy", "damaged"),
         ("two.npz", "holds a, b; call the array of the features 'features'"),
         ("objects.npy", "of plain numbers"),
+        ("run.pt", "holds Python objects besides tensors"),
+        ("empty.pt", "holds no array"),
+        ("text.pt", "is damaged"),
+        ("text.safetensors", "is damaged"),
+        ("text.parquet", "is damaged"),
+        ("words.csv", "the column 'a' of the features holds no numbers"),
+        ("matrix.mat", "its ending is none of .npy, .npz"),
     ]:
         assert run("--features", tmp_path / file, "--labels", model, "--classifier", model) == 2
         said = capsys.readouterr().err
         assert words in said and file in said and len(said.splitlines()) == 1
     assert whole(model, "--output", tmp_path / "t.xlsx") == 2
     assert "must end in .parquet or .csv" in capsys.readouterr().err
+    assert whole(model, "--output", "/proc/t.csv") == 2
+    assert "/proc/t.csv: cannot be written" in capsys.readouterr().err
+    narrow = tmp_path / "narrow.npy"
+    np.save(narrow, np.ones((3, 5)))
+    assert whole(model, "--test-features", narrow, "--test-labels", model) == 2
+    assert "narrow.npy: the test features have 5 columns" in capsys.readouterr().err
     assert whole(model, "--test-features", model) == 2
     assert "belong together" in capsys.readouterr().err
 

@@ -221,7 +221,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     cli.group = "your own model"
     parser = cli.command("statistics", "NC1 to NC4 of features that you have saved", _own)
-    array = "a .npy file, or a .npz file that holds it"
+    array = "a .npy, .npz, .pt, .safetensors, .csv or .parquet file"
     _path(parser, "features", help=f"(N, d), the input of the last linear layer: {array}")
     _path(parser, "labels", help=f"(N,), classes from 0: {array}")
     _path(parser, "classifier", help=f"(C, d), the last layer's weight: {array}")
@@ -595,8 +595,15 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _own(options: argparse.Namespace) -> None:
-    from ..collapse.saved_features import render_statistics, statistics_of_files, write_statistics
+    from ..collapse.saved_features import (
+        check_table_path,
+        render_statistics,
+        statistics_of_files,
+        write_statistics,
+    )
 
+    if options.output is not None:
+        check_table_path(options.output)
     table = statistics_of_files(
         options.features,
         options.labels,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attacks import DeepFoolResult, deepfool, robustness
     from .features import extract, extract_rows, extract_splits
+    from .functional import ReducedRankWarning
     from .moments import Moments, StoredMoments, compute_moments, load_moments, save_moments
     from .statistics import (
         FURTHER_STATISTICS,
@@ -26,6 +27,7 @@ __all__ = [
     "STATISTICS",
     "DeepFoolResult",
     "Moments",
+    "ReducedRankWarning",
     "StoredMoments",
     "UndefinedStatisticWarning",
     "compute_moments",
@@ -44,6 +46,7 @@ __all__ = [
 _MODULES = {
     "attacks": ("DeepFoolResult", "deepfool", "robustness"),
     "features": ("extract", "extract_rows", "extract_splits"),
+    "functional": ("ReducedRankWarning",),
     "moments": (
         "Moments",
         "StoredMoments",

@@ -23,7 +23,8 @@ from ..data.images import CPU_BATCH, Normalisation
 from ..io.errors import UserError
 from ..networks.arithmetic import arithmetic
 from ..networks.folding import fold_batch_norms
-from .moments import Moments, checked_labels, compute_moments
+from .arrays import label_array
+from .moments import Moments, compute_moments
 
 if TYPE_CHECKING:
     from ..data.prepared import PreparedDataset
@@ -143,6 +144,7 @@ def extract_rows(
 ) -> np.ndarray:
     """Features of the chosen examples only, (len(rows), d) float32; arguments as in `extract`."""
     check_images(images, mean, std, "given")
+    _check_network(network)
     rows = _row_index(rows, images)
     features_ND = np.empty((len(rows), network.classifier.in_features), dtype=np.float32)
     places_N = np.arange(len(rows))
@@ -345,13 +347,24 @@ def _checked(
 ) -> np.ndarray:
     """The labels as (N,) int64, where everything fits together; else a UserError."""
     check_images(images, mean, std, split)
-    labels = checked_labels(labels, len(images), num_classes, split)
+    _check_network(network)
+    labels = label_array(labels, len(images), num_classes, split)
     decided = network.classifier.out_features
     if decided != num_classes:
         raise UserError(
             f"The network decides between {decided} classes, the data set has {num_classes}."
         )
     return labels
+
+
+def _check_network(network: nn.Module) -> None:
+    classifier = getattr(network, "classifier", None)
+    if not (callable(getattr(network, "features", None)) and isinstance(classifier, nn.Linear)):
+        raise UserError(
+            f"{type(network).__name__} is not a network of this project: it needs a method "
+            "features(x), the input of its last layer, and that nn.Linear as its attribute "
+            "classifier."
+        )
 
 
 def check_images(images: np.ndarray, mean, std, split: str) -> None:

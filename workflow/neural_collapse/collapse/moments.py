@@ -2,9 +2,12 @@
 
 Shape suffixes: N examples, C classes, d (written D) feature dimension, B rows of one block.
 
-NC1, Tr(Sigma_W Sigma_B^+) / C, sees the within-class scatter only through the span of the
-centred class means M = [mu_c - mu_G], so the C x C matrix M^T Sigma_W M carries all of it and no
-d x d matrix is ever formed. A checkpoint is stored in about 1 MB for ten classes.
+NC1, Tr(Sigma_W Sigma_B^+) / C, depends on the within-class covariance only in the span of the
+centred class means M = [mu_c - mu_G], so a C x C matrix holds all of it and no d x d matrix is
+formed. With the singular value decomposition M = U diag(s) V^T that matrix is Q^T Sigma_W Q,
+Q = U V^T: Q's columns span what M's do, without the factors s, so that a direction in which the
+means hardly differ keeps its digits beside one in which they differ widely. A checkpoint is
+stored in about 1 MB for ten classes.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +25,14 @@ from torch import Tensor
 
 from ..io.errors import UserError
 from ..io.tensors import read_tensors, write_tensors
+from .arrays import check_weight, label_array, parameter, real_array
+from .functional import centred_class_means, span_of_means
 
-FORMAT = "neural_collapse.moments/1"
+FORMAT = "neural_collapse.moments/2"
 BLOCK_ROWS = {"cpu": 1024, "cuda": 8192}
 """Rows held in float64 at a time; memory is O(rows (d + C) + C (C + d))."""
+
+LARGEST_FEATURE = 1e140
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -38,8 +46,8 @@ class Moments:
         class_means: (C, d), mu_c.
         class_variances: (C,), mean squared distance of class c's features to mu_c
             (the trace of its covariance).
-        scatter_projected: (C, C), (1/N) sum_i y_i y_i^T with y_i = M^T (h_i - mu_c(i)) and
-            M = [mu_c - mu_G] of this same split; that is M^T Sigma_W M.
+        scatter_projected: (C, C), (1/N) sum_i y_i y_i^T with y_i = Q^T (h_i - mu_c(i)) and
+            Q = U V^T of M = [mu_c - mu_G] = U diag(s) V^T, of this same split; Q^T Sigma_W Q.
         weight: (C, d), the last layer's rows w_c.
         bias: (C,), the last layer's bias; zeros where it has none.
         decisions_network: (N,), argmax_c <w_c, h> + b_c.
@@ -82,6 +90,11 @@ class Moments:
                 )
         if int(self.counts.sum()) != examples:
             raise ValueError(f"counts add up to {int(self.counts.sum())}, not {examples}")
+
+    @cached_property
+    def centred_means(self) -> Tensor:
+        """M^T, (C, d): mu_c - mu_G."""
+        return centred_class_means(self.class_means)
 
     @property
     def num_classes(self) -> int:
@@ -129,13 +142,15 @@ def compute_moments(
     leave no trace. Deviations are taken from float64 means before anything is squared: raw second
     moments lose every digit near collapse.
     """
-    features_ND, labels = _checked(features_ND, labels_N, num_classes, split)
+    features_ND = _feature_matrix(features_ND, split)
     examples, dim = features_ND.shape
-    weight_CD = _parameter(weight, (num_classes, dim), "weight").to(device)
+    labels = label_array(labels_N, examples, num_classes, split)
+    check_weight(weight, dim, split)
+    weight_CD = parameter(weight, (num_classes, dim), "weight").to(device)
     bias_C = (
         torch.zeros(num_classes, dtype=torch.float64)
         if bias is None
-        else _parameter(bias, (num_classes,), "bias")
+        else parameter(bias, (num_classes,), "bias")
     ).to(device)
 
     source = _Source(features_ND, device)
@@ -146,15 +161,14 @@ def compute_moments(
     centres_CD = (
         means_CD
         if reference_means is None
-        else _parameter(reference_means, (num_classes, dim), "reference_means").to(device)
+        else parameter(reference_means, (num_classes, dim), "reference_means").to(device)
     )
     # Everything below is a product of a row's deviation from its own class mean, y = h - mu_c, with
     # these rows, plus a constant of its class: W h = W y + W mu_c. So each feature is read once.
-    centred_CD = means_CD - means_CD.mean(0)
+    basis_CD = span_of_means(means_CD).basis_CD.to(device)
     origin_D = centres_CD.mean(0)
     towards_CD = centres_CD - origin_D
-    own_centres = torch.equal(centres_CD, means_CD)  # then M^T is both
-    products_PD = torch.cat([*([] if own_centres else [centred_CD]), towards_CD, weight_CD])
+    products_PD = torch.cat([basis_CD, towards_CD, weight_CD])
     offset_CD = means_CD - origin_D
     # Of the centres c the nearest has the largest <c, h> - |c|^2 / 2: -|h - c|^2 / 2 but for |h|^2.
     halves_C = towards_CD.square().sum(1) / 2
@@ -195,6 +209,11 @@ def compute_moments(
     decisions_2N = torch.empty(2, examples, dtype=index_dtype)
     decisions_2N.index_copy_(1, torch.from_numpy(order_N), torch.cat(decisions, dim=1).cpu())
     decisions_ncc, decisions_network = decisions_2N.unbind()
+    if not torch.isfinite(scatter_CC).all() or means_CD.abs().max() > LARGEST_FEATURE:
+        raise UserError(
+            f"The features of the {split} split are larger than {LARGEST_FEATURE:.0e}, so their "
+            "squares overflow float64; divide features and class means by a constant."
+        )
     squares_of_class = torch.cat(squares).cpu().split(counts_C.tolist())
     scatter_CC = (scatter_CC + scatter_CC.T) / (2 * examples)
     return Moments(
@@ -335,39 +354,13 @@ def _class_order(labels: np.ndarray, num_classes: int, split: str) -> tuple[np.n
     return np.argsort(labels, kind="stable"), counts
 
 
-def _checked(features_ND, labels_N, num_classes: int, split: str):
-    if isinstance(features_ND, Tensor):
-        features_ND = features_ND.detach()
-    elif not isinstance(features_ND, np.ndarray):
-        features_ND = np.asarray(features_ND)
-    if isinstance(features_ND, np.ndarray) and features_ND.dtype.kind not in "fiu":
-        raise UserError(f"The features of the {split} split are {features_ND.dtype}, not numbers.")
+def _feature_matrix(features_ND, split: str) -> np.ndarray | Tensor:
+    features_ND = real_array(features_ND, f"features of the {split} split")
     if features_ND.ndim != 2 or features_ND.shape[1] == 0:
         raise UserError(
             f"The features of the {split} split have shape {tuple(features_ND.shape)}, not (N, d)."
         )
-    labels = labels_N.detach().cpu().numpy() if isinstance(labels_N, Tensor) else labels_N
-    return features_ND, checked_labels(labels, features_ND.shape[0], num_classes, split)
-
-
-def checked_labels(labels, examples: int, num_classes: int, split: str) -> np.ndarray:
-    """Labels as (N,) int64, or a UserError."""
-    labels = np.asarray(labels)
-    if labels.shape != (examples,):
-        raise UserError(
-            f"The {split} split has {examples} examples but labels of shape {labels.shape}."
-        )
-    if labels.dtype.kind not in "iu":
-        raise UserError(
-            f"The labels of the {split} split are {labels.dtype}, not whole numbers of an integer "
-            "type."
-        )
-    if examples and not (labels.min() >= 0 and labels.max() < num_classes):
-        raise UserError(
-            f"The labels of the {split} split run from {labels.min()} to {labels.max()}, but with "
-            f"{num_classes} classes they must lie in 0..{num_classes - 1}."
-        )
-    return labels.astype(np.int64)
+    return features_ND
 
 
 def _checked_rows(rows_N, examples: int) -> np.ndarray:
@@ -375,17 +368,6 @@ def _checked_rows(rows_N, examples: int) -> np.ndarray:
     if rows_N.dtype.kind not in "iu" or not np.array_equal(np.sort(rows_N), np.arange(examples)):
         raise UserError(f"rows_N must name each of the {examples} rows of features once.")
     return rows_N
-
-
-def _parameter(values, shape: tuple[int, ...], name: str) -> Tensor:
-    if not isinstance(values, Tensor):
-        values = torch.from_numpy(np.array(values, dtype=np.float64))
-    tensor = values.detach().cpu().to(torch.float64)
-    if tuple(tensor.shape) != shape:
-        raise UserError(f"{name} has shape {tuple(tensor.shape)}, but {shape} is needed.")
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{name} holds NaN or infinite values; the training has diverged.")
-    return tensor.clone()
 
 
 def _index_dtype(num_classes: int) -> torch.dtype:

@@ -1,58 +1,144 @@
-"""Statistics of a model of one's own, from the arrays that it was saved as."""
+"""Statistics of features that were saved by any program, from files of arrays."""
 
 from __future__ import annotations
 
-import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..io.errors import UserError
-from ..io.files import atomic_path
+from ..io.files import atomic_path, require_writable
 from ..results.tables import STATISTICS
+from .arrays import real_array
 
-# How an array may be called in a .npz file that holds several.
+# How an array may be called in a file that holds several.
 NAMES = {
     "features": ("features",),
     "labels": ("labels",),
     "classifier": ("classifier", "weight"),
     "bias": ("bias",),
-    "test features": ("test_features",),
-    "test labels": ("test_labels",),
+    "test features": ("test_features", "features"),
+    "test labels": ("test_labels", "labels"),
 }
 
 
 def read_array(path: Path, what: str) -> np.ndarray:
-    """The array of a .npy file, or of a .npz file that holds one alone or one called `what`."""
-    array = _read_array(path, what)
-    if array.dtype.kind not in "fiu":
-        raise UserError(f"{path}: the {what} are {array.dtype}, not numbers")
-    return array
+    """One array of numbers from a file.
 
+    Args:
+        path: .npy; .npz, .safetensors or a torch file (.pt, .pth, .bin, .ckpt; read with
+            weights_only, so that nothing in it is run), which hold one array or one called by
+            its name; .csv or .parquet, one row an example.
+        what: a key of `NAMES`; its array's names.
 
-def _read_array(path: Path, what: str) -> np.ndarray:
+    Raises:
+        UserError: an unreadable file, no or several candidates, no numbers.
+    """
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise UserError(f"{path}: its ending is none of {', '.join(_READERS)}")
     try:
-        loaded = np.load(path, allow_pickle=False)
+        found = read(path)
+    except ImportError as error:
+        raise UserError(f"{path}: reading it needs the package {error.name}") from None
     except OSError as error:
-        reason = error.strerror or "it is no .npy or .npz file"
-        raise UserError(f"{path}: cannot be read: {reason}") from None
-    except (ValueError, EOFError, OverflowError, BadZipFile):
-        raise UserError(f"{path}: is damaged, or no .npy or .npz file of plain numbers") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'it is damaged'}") from None
+    except Exception as error:  # each format's library has errors of its own
+        kind = path.suffix.lower()
+        reason = _torch_reason(error) if read is _torch else "is damaged"
+        raise UserError(f"{path}: {reason}, or is no {kind} file of plain numbers") from None
+    array = _chosen(found, path, what)
+    try:
+        return _numpy(real_array(array, what))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _numpy(array: Any) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array
+    return (array.double() if array.is_floating_point() else array).cpu().numpy()
+
+
+def _npy(path: Path) -> Any:
+    return np.load(path, allow_pickle=False)
+
+
+def _npz(path: Path) -> Mapping[str, Any]:
+    loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return loaded
     with loaded:
-        found = [name for name in NAMES[what] if name in loaded.files] or loaded.files
-        if len(found) != 1:
-            raise UserError(
-                f"{path}: holds {', '.join(loaded.files) or 'nothing'}; "
-                f"call the array of the {what} {NAMES[what][0]!r}"
-            )
-        try:
-            return loaded[found[0]]
-        except (ValueError, OSError, EOFError, OverflowError, BadZipFile, zlib.error):
-            raise UserError(f"{path}: {found[0]} is damaged, or not of plain numbers") from None
+        return dict(loaded)
+
+
+def _torch(path: Path) -> Any:
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _torch_reason(error: Exception) -> str:
+    if "GLOBAL" in str(error):
+        return "holds Python objects besides tensors (save the tensors or the state_dict alone)"
+    return "is damaged"
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    if pd.to_numeric(pd.Series(table.columns), errors="coerce").notna().all():
+        table = pd.read_csv(path, header=None)  # its first line is numbers, not names
+    return table
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _torch),
+    ".safetensors": _safetensors,
+    ".csv": _csv,
+    ".parquet": pd.read_parquet,
+}
+
+
+def _chosen(found: Any, path: Path, what: str) -> Any:
+    """The array called by one of its names, or the only one there is."""
+    if isinstance(found, pd.DataFrame):
+        return _columns(found, path, what)
+    if not isinstance(found, Mapping):
+        return found
+    arrays = {name: value for name, value in found.items() if hasattr(value, "shape")}
+    names = [name for name in NAMES[what] if name in arrays][:1] or list(arrays)
+    if len(names) != 1:
+        listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise UserError(
+            f"{path}: holds {listed or 'no array'}; call the array of the {what} {NAMES[what][0]!r}"
+        )
+    return arrays[names[0]]
+
+
+def _columns(table: pd.DataFrame, path: Path, what: str) -> np.ndarray:
+    """The column of that name, or all others; an index that was written is no feature."""
+    table = table.loc[:, [not str(name).startswith("Unnamed:") for name in table.columns]]
+    if "features" not in what and what != "classifier":
+        named = [name for name in NAMES[what] if name in table.columns]
+        if not named and table.shape[1] != 1:
+            raise UserError(f"{path}: has {table.shape[1]} columns; call one {NAMES[what][0]!r}")
+        return table[named[0] if named else table.columns[0]].to_numpy()
+    table = table.drop(columns=[n for n in ("labels", "test_labels") if n in table.columns])
+    text = [str(name) for name in table.columns if table[name].dtype.kind not in "fiu"]
+    if text:
+        raise UserError(f"{path}: the column {text[0]!r} of the {what} holds no numbers")
+    return table.to_numpy()
 
 
 def statistics_of_files(
@@ -78,28 +164,19 @@ def statistics_of_files(
     if (test_features is None) != (test_labels is None):
         raise UserError("test features and test labels belong together; give both or none")
     weight = read_array(classifier, "classifier")
-    if weight.ndim != 2:
-        raise UserError(f"{classifier}: the classifier's shape is {weight.shape}, not (C, d)")
     offset = None if bias is None else read_array(bias, "bias")
-    train = compute_moments(
-        read_array(features, "features"),
-        read_array(labels, "labels"),
-        len(weight),
-        weight,
-        offset,
-        split="train",
-    )
+
+    def moments(split: str, features: Path, labels: Path, what: str, centres=None):
+        h = read_array(features, f"{what}features")
+        _check_width(weight, classifier, h, features, f"{what}features")
+        c = read_array(labels, f"{what}labels")
+        classes = len(weight)
+        return compute_moments(h, c, classes, weight, offset, reference_means=centres, split=split)
+
+    train = moments("train", features, labels, "")
     measured = {"train": train}
-    if test_features is not None:
-        measured["test"] = compute_moments(
-            read_array(test_features, "test features"),
-            read_array(test_labels, "test labels"),
-            len(weight),
-            weight,
-            offset,
-            reference_means=train.class_means,
-            split="test",
-        )
+    if test_features is not None and test_labels is not None:
+        measured["test"] = moments("test", test_features, test_labels, "test ", train.class_means)
     rows = [
         {
             "split": split,
@@ -113,10 +190,36 @@ def statistics_of_files(
     return pd.DataFrame(rows)
 
 
-def write_statistics(table: pd.DataFrame, path: Path) -> None:
-    """Write the table as parquet or CSV, by the file's ending."""
+def _check_width(
+    weight: np.ndarray, classifier: Path, features_ND: np.ndarray, path: Path, what: str
+) -> None:
+    if weight.ndim != 2:
+        raise UserError(f"{classifier}: the classifier's shape is {weight.shape}, not (C, d)")
+    if features_ND.ndim != 2:
+        raise UserError(f"{path}: the {what} have shape {features_ND.shape}, not (N, d)")
+    dim = features_ND.shape[1]
+    if weight.shape[1] == dim:
+        return
+    if weight.shape[0] == dim:
+        raise UserError(
+            f"{classifier}: --classifier has shape {weight.shape} and the {what} {dim} columns: "
+            "it is transposed; save it as (C, d), one row a class"
+        )
+    raise UserError(
+        f"{path}: the {what} have {dim} columns, but --classifier ({classifier}) is for "
+        f"{weight.shape[1]}"
+    )
+
+
+def check_table_path(path: Path) -> None:
+    """Raise UserError where `write_statistics` could not write."""
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: the table's file must end in .parquet or .csv")
+    require_writable(path)
+
+
+def write_statistics(table: pd.DataFrame, path: Path) -> None:
+    """Write the table as parquet or CSV, by the file's ending."""
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
             table.to_csv(temporary, index=False, lineterminator="\n")

@@ -88,7 +88,9 @@ def written(path: str | Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: the disk is full; make room and start again, finished work is kept"
             ) from None
-        if error.errno in UNWRITABLE:
+        # Pseudo file systems such as /proc say that the file to be made does not exist.
+        beside = Path(str(error.filename)).parent == Path(path).parent
+        if error.errno in UNWRITABLE or (error.errno == errno.ENOENT and beside):
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}); check the folder's permissions"
             ) from None
