@@ -798,7 +798,10 @@ OWN_CASES = [
         ("has text for an image", PICTURE, own_folder(lambda w: w.write(PICTURE, "no image"))),
         ("has an empty image", PICTURE, own_folder(lambda w: w.write(PICTURE, ""))),
         ("has a truncated image", PICTURE, own_folder(lambda w: w.cut(PICTURE))),
-        ("has a folder for an image", PICTURE, own_folder(lambda w: w.folder_instead(PICTURE))),
+        ("has an image of floats", PICTURE, own_folder(lambda w: Image.fromarray(
+            np.ones((8, 8), np.float32)).save(w / PICTURE, "TIFF"))),
+        ("has a dangling link", PICTURE, own_folder(lambda w: (w.remove(PICTURE),
+            (w / PICTURE).symlink_to(w / "gone")))),
         ("has an SVG for an image", PICTURE, own_folder(lambda w: w.write(PICTURE,
             '<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'))),
         ("has images of two sizes", PICTURE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import sys
 import threading
@@ -15,12 +14,11 @@ import pytest
 
 from neural_collapse.data.download import DownloadSettings
 from neural_collapse.data.registry import DATASETS
-from neural_collapse.data.sources import Checksum
 
 # The tests are no package; this lets them import dataset_files, which lies beside them.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from dataset_files import MAKERS, WNIDS, Behaviour, Made, Server, content_of
+from dataset_files import MAKERS, WNIDS, Behaviour, Made, Server, make_cifar, small
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -31,16 +29,12 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
 
     def publish(name: str, *bases: str) -> Made:
         made, entry = MAKERS[name](), DATASETS[name]
-        files = tuple(
-            dataclasses.replace(
-                file,
-                urls=tuple(base + file.name for base in bases),
-                size_bytes=len(made.files[file.name]),
-                checksum=Checksum("md5", hashlib.md5(made.files[file.name]).hexdigest()),
-                content=content_of(file.name, made.files[file.name], file.content),
-            )
-            for file in entry.files
-        )
+        files = tuple(small(file, made.files[file.name], bases) for file in entry.files)
+        if name in ("cifar10", "cifar100"):  # its Python version is accepted as well
+            python = make_cifar(fine=name == "cifar100", python=True)
+            (data,), (file,) = python.files.values(), entry.files
+            other = small(file.alternatives[0], data)
+            files = (dataclasses.replace(files[0], alternatives=(other,)),)
         classes = len(WNIDS) if name == "imagenet" else entry.num_classes
         changed = dataclasses.replace(entry, files=files, num_classes=classes)
         monkeypatch.setitem(DATASETS, name, changed)
@@ -50,8 +44,9 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Made]:
 
 
 @pytest.fixture(autouse=True)
-def no_mirror_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_mirror_and_no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NC_DATA_MIRROR", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 
 
 REAL_DATA = Path(os.environ.get("NC_DATA_MIRROR") or REPOSITORY.parent / "shared" / "data")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
 import os
-import pickle
 import tarfile
 import threading
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neural_collapse.data.sources import Checksum
+from neural_collapse.data.sources import SourceFile
 
 # --------------------------------------------------------------------------- the true formats
 
@@ -111,32 +111,34 @@ def make_svhn() -> Made:
     return Made(files, *splits)
 
 
-def make_cifar10(mode: str = "w:gz") -> Made:
+def make_cifar(fine: bool, python: bool) -> Made:
+    """CIFAR100 (`fine`) or CIFAR10 in either version; both hold the same images."""
     parts, members = [], {}
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
-    for number in range(1, 7):
-        images, labels = images_and_labels(20, (3, 32, 32), 10, number)
-        name = f"data_batch_{number}" if number < 6 else "test_batch"
-        members[f"cifar-10-batches-py/{name}"] = python2_batch(
-            images.reshape(20, -1), {"labels": labels.tolist()}
-        )
+    count, classes = (200, 100) if fine else (20, 10)
+    files = ["train", "test"] if fine else [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    names = [f"thing{i}" for i in range(classes)]
+    ends = ("100-binary", "100-python") if fine else ("10-batches-bin", "10-batches-py")
+    folder = f"cifar-{ends[python]}"
+    for seed, name in enumerate(files):
+        images, labels = images_and_labels(count, (3, 32, 32), classes, seed)
         parts.append((images, labels))
-    members["cifar-10-batches-py/batches.meta"] = python2_names("label_names", names)
-    train = tuple(np.concatenate(part) for part in zip(*parts[:5], strict=True))
-    return Made({"cifar-10-python.tar.gz": tar_bytes(members, mode)}, train, parts[5], tuple(names))
-
-
-def make_cifar100() -> Made:
-    names, splits, members = [f"thing{i}" for i in range(100)], [], {}
-    for seed, name in enumerate(["train", "test"]):
-        images, labels = images_and_labels(200, (3, 32, 32), 100, seed)
-        members[f"cifar-100-python/{name}"] = python2_batch(
-            images.reshape(200, -1),
-            {"coarse_labels": (labels // 5).tolist(), "fine_labels": labels.tolist()},
-        )
-        splits.append((images, labels))
-    members["cifar-100-python/meta"] = python2_names("fine_label_names", names)
-    return Made({"cifar-100-python.tar.gz": tar_bytes(members, "w:gz")}, *splits, tuple(names))
+        coarse = labels // 5
+        if python:
+            keys = {"coarse_labels": coarse.tolist()} if fine else {}
+            keys |= {"fine_labels" if fine else "labels": labels.tolist()}
+            members[f"{folder}/{name}"] = python2_batch(images.reshape(count, -1), keys)
+        else:
+            columns = [*([coarse] if fine else []), labels, images.reshape(count, -1)]
+            members[f"{folder}/{name}.bin"] = np.column_stack(columns).astype(np.uint8).tobytes()
+    meta, key = ("meta", "fine_label_names") if fine else ("batches.meta", "label_names")
+    text = "fine_label_names.txt" if fine else "batches.meta.txt"
+    if python:
+        members[f"{folder}/{meta}"] = python2_names(key, names)
+    else:
+        members[f"{folder}/{text}"] = "".join(f"{name}\n" for name in names).encode()
+    train = tuple(np.concatenate(part) for part in zip(*parts[:-1], strict=True))
+    name = f"cifar-{classes}-{'python' if python else 'binary'}.tar.gz"
+    return Made({name: tar_bytes(members, "w:gz")}, train, parts[-1], tuple(names))
 
 
 def make_stl10() -> Made:
@@ -206,26 +208,35 @@ MAKERS: dict[str, Callable[[], Made]] = {
     "mnist": make_mnist,
     "fashion_mnist": make_mnist,
     "svhn": make_svhn,
-    "cifar10": make_cifar10,
-    "cifar100": make_cifar100,
+    "cifar10": lambda: make_cifar(fine=False, python=False),
+    "cifar100": lambda: make_cifar(fine=True, python=False),
     "stl10": make_stl10,
     "imagenet": make_ilsvrc,
 }
 
 
-def content_of(name: str, data: bytes, like: dict[str, Checksum]) -> dict[str, Checksum]:
-    """Checksums of what a small file holds, of the same members as the published one's."""
-    found = {}
-    if "" in like:
-        return {"": Checksum("sha256", hashlib.sha256(gzip.decompress(data)).hexdigest())}
-    if like:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            for member in archive:
-                base = os.path.basename(member.name)
-                if base in like:
-                    inner = archive.extractfile(member).read()
-                    found[base] = Checksum("md5", hashlib.md5(inner).hexdigest())
-    return found
+def small(file: SourceFile, data: bytes, bases: tuple[str, ...] = ()) -> SourceFile:
+    """A published file's description, with the size and checksums of a small one."""
+    content = {}
+    if "" in file.content:
+        content[""] = f"sha256 {hashlib.sha256(gzip.decompress(data)).hexdigest()}"
+    elif file.content:
+        members = {os.path.basename(name): inner for name, inner in members_of(data).items()}
+        content = {name: f"md5 {hashlib.md5(members[name]).hexdigest()}" for name in file.content}
+    return dataclasses.replace(
+        file,
+        urls=tuple(base + file.name for base in bases),
+        size_bytes=len(data),
+        checksum=f"md5 {hashlib.md5(data).hexdigest()}",
+        content=content,
+        alternatives=(),
+    )
+
+
+def members_of(data: bytes) -> dict[str, bytes]:
+    """The members of a .tar.gz by their whole names."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        return {member.name: archive.extractfile(member).read() for member in archive}
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> Path:
@@ -234,23 +245,6 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
-
-
-class Malicious:
-    """Its pickle calls os.system."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-def malicious_pickle(command: str) -> bytes:
-    return pickle.dumps({"data": Malicious(command)}, protocol=2)
-
-
-# --------------------------------------------------------------------------- the server
 
 
 @dataclass

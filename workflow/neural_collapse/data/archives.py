@@ -1,0 +1,213 @@
+"""Checksums and archives: reading members as a stream, packing files again, verifying content.
+
+Nothing is ever unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import posixpath
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..io.errors import UserError
+from .sources import SourceFile
+
+BLOCK_BYTES = 1 << 20
+MAX_DECODED_BYTES = 4 << 30
+"""No single array of a published file is larger; a header that claims more is refused."""
+
+
+@contextlib.contextmanager
+def reading(
+    path: object, kind: str, remedy: str = "delete it and download the dataset again"
+) -> Iterator[None]:
+    """Turn any failure to read `path` as a `kind` into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: does not exist, or is a link to a file that does not; {remedy}"
+        ) from None
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a corrupt file can make a decoder fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: is corrupt or not {kind} ({reason}); {remedy}") from None
+
+
+def read_exactly(handle: BinaryIO, count: int) -> bytes:
+    """Up to `count` bytes, in blocks: memory grows with what is there, not what is claimed."""
+    blocks, missing = [], count
+    while missing and (block := handle.read(min(missing, BLOCK_BYTES))):
+        blocks.append(block)
+        missing -= len(block)
+    return b"".join(blocks)
+
+
+def digests(handle: BinaryIO, algorithms: Iterable[str]) -> dict[str, str]:
+    """Checksums of a stream by algorithm, each "<algorithm> <digest>", read once."""
+    found = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    while block := handle.read(BLOCK_BYTES):
+        for digest in found.values():
+            digest.update(block)
+    return {name: f"{name} {digest.hexdigest()}" for name, digest in found.items()}
+
+
+def _algorithm(checksum: str) -> str:
+    return checksum.partition(" ")[0]
+
+
+# --------------------------------------------------------------------------- archives
+
+
+def check_member(member: tarfile.TarInfo, where: str | Path) -> None:
+    """Raise UserError for a member that no published archive has: outside, a link, a device."""
+    name = member.name.replace("\\", "/")
+    if name.startswith("/") or ".." in name.split("/") or ":" in name.split("/")[0]:
+        raise UserError(f"{where}: its member {member.name!r} leaves the folder; refused")
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        raise UserError(f"{where}: its member {member.name!r} is a link or a device; refused")
+
+
+def _members(path: str | Path, names: Iterable[str]) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
+    """The members of a .tar.gz with these base names, in the archive's order, as streams."""
+    wanted, found = set(names), set()
+    with tarfile.open(path, "r|gz") as archive:
+        for member in archive:
+            check_member(member, path)
+            name = posixpath.basename(member.name)
+            if not member.isreg() or name not in wanted:
+                continue
+            if name in found:
+                raise UserError(f"{path}: holds its member {name} twice; refused")
+            handle = archive.extractfile(member)
+            assert handle is not None
+            yield member, handle
+            found.add(name)
+            if found == wanted:
+                return
+
+
+def read_members(
+    path: str | Path, names: Iterable[str], optional: Iterable[str] = ()
+) -> dict[str, bytes]:
+    """The bytes of members of a .tar.gz by base name, read as a stream without unpacking it.
+
+    Raises UserError where one of `names` is missing, is there twice, or any member is unsafe.
+    """
+    names = set(names)
+    found: dict[str, bytes] = {}
+    with reading(path, "a .tar.gz archive"):
+        for member, handle in _members(path, {*names, *optional}):
+            name = posixpath.basename(member.name)
+            if member.size > MAX_DECODED_BYTES:
+                raise UserError(f"{path}: its member {name} claims {member.size} bytes; refused")
+            found[name] = read_exactly(handle, member.size)
+            if len(found[name]) != member.size:
+                raise UserError(f"{path}: ends inside its member {name}")
+    missing = sorted(names - found.keys())
+    if missing:
+        raise UserError(f"{path}: holds no {missing[0]}; it is not the published archive")
+    return found
+
+
+def pack(source: Path, file: SourceFile, target: Path) -> None:
+    """Write `source`, which is `file` packed, not packed, or the folder it unpacks to, as `file`.
+
+    What is packed here gets the fastest compression and no times, so the same bytes each time.
+    """
+    with open(target, "wb") as raw:
+        if source.is_dir():
+            with (
+                gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed,
+                tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive,
+            ):
+                for name in (*file.content, *file.optional):
+                    if name in file.optional and not (source / name).is_file():
+                        continue
+                    member = tarfile.TarInfo(f"{source.name}/{name}")
+                    member.size = (source / name).stat().st_size
+                    with open(source / name, "rb") as handle:
+                        archive.addfile(member, handle)
+            return
+        with open(source, "rb") as handle:
+            is_packed = handle.read(2) == b"\x1f\x8b"
+            handle.seek(0)
+            if "" in file.content and not is_packed:
+                with gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:
+                    shutil.copyfileobj(handle, packed, BLOCK_BYTES)
+            else:
+                shutil.copyfileobj(handle, raw, BLOCK_BYTES)
+
+
+# --------------------------------------------------------------------------- verification
+
+
+def content_checksums(path: str | Path, file: SourceFile) -> dict[str, str]:
+    """Checksums of what is inside a packed file, by the names of `file.content`."""
+    found: Any
+    if "" in file.content:
+        with reading(path, "a gzip file"), gzip.open(path, "rb") as handle:
+            (found,) = digests(handle, [_algorithm(file.content[""])]).values()
+            return {"": found}
+    found = {}
+    with reading(path, "a .tar.gz archive"):
+        for member, handle in _members(path, file.content):
+            name = posixpath.basename(member.name)
+            (found[name],) = digests(handle, [_algorithm(file.content[name])]).values()
+    return found
+
+
+def check_content(data: bytes, expected: str, where: str | Path) -> None:
+    """Raise UserError unless `data` has the checksum `expected`."""
+    (found,) = digests(io.BytesIO(data), [_algorithm(expected)]).values()
+    if found != expected:
+        raise UserError(f"{where}: is not the published file: expected {expected}, found {found}")
+
+
+def verify_file(path: Path, file: SourceFile) -> dict[str, Any]:
+    """Check one raw file against what is published; returns its record for source.json.
+
+    The file's own checksum suffices.  Where it differs, the content's does: an archive packed
+    again holds the same data.  Raises UserError with expected and found checksum.
+    """
+    algorithms = {"sha256", *([_algorithm(file.checksum)] if file.checksum else [])}
+    try:
+        with open(path, "rb") as handle:
+            found = digests(handle, algorithms)
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    as_published = file.checksum in found.values()
+    content: dict[str, str] = {}
+    # The content of a single packed file is cheap to read, so its checksum is always recorded.
+    if "" in file.content or (file.content and not as_published):
+        content = content_checksums(path, file)
+        for name, expected in file.content.items():
+            if content.get(name) != expected:
+                what = f"its member {name}" if name else "its decoded content"
+                raise UserError(
+                    f"{path}: is not the published file: {what} should have {expected}, found "
+                    f"{content.get(name, 'no such member')}"
+                )
+    elif not as_published and file.checksum is not None:
+        raise UserError(
+            f"{path}: is not the published file: it should have {file.checksum}, found "
+            f"{found[_algorithm(file.checksum)]} ({size} bytes)"
+        )
+    return {
+        "name": file.name,
+        "size_bytes": size,
+        "sha256": found["sha256"].partition(" ")[2],
+        "content": content,
+        "verified_by": "file checksum" if as_published else "content checksum",
+    }

@@ -1,0 +1,175 @@
+"""One file over http: resumed where it stopped, retried while that may help."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import tenacity
+
+from ..io.errors import UserError
+
+log = logging.getLogger(__name__)
+
+RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+LONGEST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """When a download is given up. `sleep` is replaced in tests, which must not wait."""
+
+    attempts: int = 5
+    """Attempts in a row without a new byte before a source is given up."""
+    connect_timeout_s: float = 15.0
+    """How long a server may take to accept a connection."""
+    stall_timeout_s: float = 60.0
+    """How long a server may send nothing before the attempt counts as failed."""
+    first_wait_s: float = 1.0
+    """Wait after the first failure, doubled with each further one, with jitter."""
+    sleep: Callable[[float], None] = time.sleep
+
+
+class Refused(Exception):
+    """This source cannot be used; the next one is tried."""
+
+    unresolved = False
+    """Whether the host's name has no address, as on a machine that is offline."""
+
+
+class _Interrupted(Exception):
+    """The attempt failed in a way that another may not."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _is_unresolved(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _error(state: tenacity.RetryCallState) -> BaseException:
+    error = state.outcome.exception() if state.outcome else None
+    assert error is not None
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return f"nothing came within the time limit ({type(error).__name__})"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _attempt(
+    client: httpx.Client,
+    url: str,
+    part: Path,
+    limit_bytes: int | None,
+    progress: Callable[[int, int | None], None],
+) -> None:
+    """One request for what `part` lacks of `url`; whether it is right, its checksum decides."""
+    have = _size(part)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with client.stream("GET", url, headers=headers) as response:
+        status = response.status_code
+        if status == 416 and have:  # there is no more to come
+            return
+        if status in RETRIED_STATUS:
+            asked = None
+            with suppress(ValueError):
+                asked = min(float(response.headers.get("Retry-After", "")), LONGEST_WAIT_S)
+            raise _Interrupted(f"{status} {response.reason_phrase}", asked)
+        if status not in (200, 206):
+            raise Refused(f"{status} {response.reason_phrase}".strip())
+        have = have if status == 206 else 0
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() else None
+        if limit_bytes is not None and (total or 0) > limit_bytes:
+            raise Refused(f"it offers {total} bytes, at most {limit_bytes} are expected")
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - have > free:
+            raise UserError(
+                f"{part.parent}: {part.stem} needs {total - have} bytes and the disk has {free} "
+                "left; make room and start again"
+            )
+        with open(part, "ab" if have else "wb") as handle:
+            # Written as they arrive, so that a cut or a kill loses nothing.
+            for block in response.iter_raw():
+                handle.write(block)
+                handle.flush()
+                have += len(block)
+                if limit_bytes is not None and have > limit_bytes:
+                    part.unlink()
+                    raise Refused(f"it sends more than the {limit_bytes} bytes expected")
+                progress(have, total)
+
+
+def fetch(
+    url: str,
+    part: Path,
+    limit_bytes: int | None,
+    settings: DownloadSettings,
+    progress: Callable[[int, int | None], None],
+) -> None:
+    """Download `url` to `part`, going on from what it holds; raises Refused.
+
+    Retries end after `settings.attempts` in a row without a new byte, and at once where the host's
+    name has no address. Proxies and certificates are taken from the usual environment variables.
+    """
+    at_first = best = _size(part)
+    fruitless = 0
+
+    def gives_up(state: tenacity.RetryCallState) -> bool:
+        nonlocal best, fruitless
+        fruitless = 0 if _size(part) > best else fruitless + 1
+        best = max(best, _size(part))
+        return fruitless >= settings.attempts
+
+    def may_help(error: BaseException) -> bool:
+        transient = isinstance(error, (httpx.TransportError, _Interrupted))
+        return transient and (not _is_unresolved(error) or _size(part) > at_first)
+
+    backoff = tenacity.wait_exponential_jitter(
+        settings.first_wait_s, LONGEST_WAIT_S, jitter=settings.first_wait_s
+    )
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        asked = getattr(_error(state), "wait_s", None)
+        return backoff(state) if asked is None else asked
+
+    retrying = tenacity.Retrying(
+        sleep=settings.sleep,
+        stop=gives_up,
+        wait=wait,
+        before_sleep=lambda state: log.warning("%s: %s; trying again", url, _reason(_error(state))),
+        retry=tenacity.retry_if_exception(may_help),
+        reraise=True,
+    )
+    try:
+        with httpx.Client(
+            timeout=httpx.Timeout(settings.stall_timeout_s, connect=settings.connect_timeout_s),
+            follow_redirects=True,
+            # The bytes as stored: a .gz file must not be decoded on the way.
+            headers={"Accept-Encoding": "identity", "User-Agent": "neural-collapse"},
+        ) as client:
+            retrying(_attempt, client, url, part, limit_bytes, progress)
+    except (httpx.HTTPError, httpx.InvalidURL, _Interrupted) as error:
+        refused = Refused(_reason(error))
+        refused.unresolved = _is_unresolved(error)
+        raise refused from None

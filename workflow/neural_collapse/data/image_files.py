@@ -1,0 +1,310 @@
+"""Datasets of encoded images: where each image lies, and how one is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..io.errors import UserError
+from .archives import check_member, read_members, reading
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+REMEDY = "replace or remove it"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where one encoded image lies: a whole file (`size` None), or a part of a tar file."""
+
+    path: str
+    offset: int = 0
+    size: int | None = None
+    name: str = ""
+
+    def read(self) -> bytes:
+        """Its bytes; raises UserError where the file is gone or has become shorter."""
+        with reading(self, "an image", REMEDY), open(self.path, "rb") as handle:
+            handle.seek(self.offset)
+            data = handle.read() if self.size is None else handle.read(self.size)
+            if self.size is not None and len(data) != self.size:
+                raise UserError(f"{self}: the file ends inside it")
+            return data
+
+    def size_bytes(self) -> int:
+        """Bytes of the encoded image; raises UserError where the file is gone."""
+        if self.size is not None:
+            return self.size
+        with reading(self, "an image", REMEDY):
+            return os.stat(self.path).st_size
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.name})" if self.name else self.path
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Encoded images of a dataset, nothing decoded yet; labels (N,) int64."""
+
+    train: list[ImageRef]
+    train_labels: np.ndarray
+    test: list[ImageRef]
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """By reason: how many files of a folder were not read, and the first of them."""
+
+
+# --------------------------------------------------------------------------- decoding
+
+# Only these decoders are offered a file, whatever its first bytes say.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff .webp".split()  # noqa: SIM905
+)
+EIGHT_BIT_MODES = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"}
+)
+
+
+def _rgb(image: Image, ref: ImageRef) -> Image:
+    """An image as 8-bit RGB: grey three times, without its alpha, 16 bits scaled to 8.
+
+    Pillow's own conversion would clip more than 8 bits at 255.
+    """
+    from PIL import Image as pillow
+
+    # Pillow calls 16-bit grey I;16, but I where it comes from a PPM (or, before 10.3, a PNG) file.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = pillow.fromarray(grey.astype(np.uint8))
+    elif image.mode not in EIGHT_BIT_MODES:
+        raise UserError(
+            f"{ref}: its pixels have mode {image.mode} (32-bit integers or floating point), whose "
+            "range is not known; save it with 8 or 16 bits a channel"
+        )
+    return image.convert("RGB")
+
+
+def decode_image(ref: ImageRef, resize_px: int | None, crop_px: int | None) -> np.ndarray:
+    """One image as RGB uint8 (3, height, width); raises UserError naming it.
+
+    The shorter side is resized to `resize_px` (bilinear, antialiased; the longer side rounded
+    down) and the centre square of `crop_px` cut out, as torchvision's Resize and CenterCrop do
+    with PIL images.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    data = ref.read()
+    with reading(ref, "an image", REMEDY):
+        try:
+            opened = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        except UnidentifiedImageError:
+            formats = ", ".join(IMAGE_FORMATS)
+            raise UserError(f"{ref}: is not an image ({formats}); {REMEDY}") from None
+        with opened:
+            image = _rgb(opened, ref)
+        if resize_px is not None:
+            width, height = image.size
+            short, long = sorted((width, height))
+            longer = int(resize_px * long / short)
+            if short != resize_px:
+                size = (resize_px, longer) if width <= height else (longer, resize_px)
+                image = image.resize(size, Image.Resampling.BILINEAR)
+        if crop_px is not None:
+            width, height = image.size
+            left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
+            image = image.crop((left, top, left + crop_px, top + crop_px))
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+# --------------------------------------------------------------------------- image folders
+
+
+class _LeftOut:
+    """Counts files that are not read, by reason, and keeps the first of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, path: Path) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, str(path))
+
+    def said(self) -> dict[str, str]:
+        return {reason: f"{n} ({self.first[reason]})" for reason, n in self.counts.items()}
+
+
+def _is_hidden(name: str) -> bool:
+    """Names that systems and editors put beside images: dot files, thumbnails, resource forks."""
+    return name.startswith(".") or name in ("@eaDir", "__MACOSX")
+
+
+def _is_image(path: Path) -> bool:
+    """By its suffix, so that a corrupt one is named when it is read; otherwise by its content."""
+    from PIL import Image, UnidentifiedImageError
+
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    with reading(path, "an image", REMEDY):
+        try:
+            Image.open(path, formats=IMAGE_FORMATS).close()
+        except (UnidentifiedImageError, ValueError, SyntaxError):
+            return False
+        return True
+
+
+def _visible(folder: Path, left_out: _LeftOut) -> Iterator[os.DirEntry]:
+    """The entries of a folder that are not hidden, by name."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if _is_hidden(entry.name):
+            left_out.add("hidden", Path(entry.path))
+        else:
+            yield entry
+
+
+def _images_below(folder: Path, left_out: _LeftOut, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The image files of a class folder and of its sub-folders."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise UserError(f"{folder}: is a link to a folder that it lies in; {REMEDY}")
+    for entry in _visible(folder, left_out):
+        path = Path(entry.path)
+        if entry.is_dir():
+            yield from _images_below(path, left_out, (*above, here))
+        elif _is_image(path):
+            yield entry.path
+        else:
+            left_out.add("not an image", path)
+
+
+def _split(folder: Path, left_out: _LeftOut) -> dict[str, list[ImageRef]]:
+    """The images of train/ or test/ by class."""
+    classes: dict[str, list[ImageRef]] = {}
+    flat = False
+    with reading(folder, "a folder of class folders", REMEDY):
+        for entry in _visible(folder, left_out):
+            if entry.is_dir():
+                found = _images_below(Path(entry.path), left_out)
+                classes[entry.name] = [ImageRef(path) for path in sorted(found)]
+            else:
+                flat = flat or _is_image(Path(entry.path))
+                left_out.add("outside the class folders", Path(entry.path))
+    if flat and not classes:
+        raise UserError(
+            f"{folder}: is flat, that is, holds images but no class folders (as Kaggle's ImageNet "
+            "does); move its images into one folder per class"
+        )
+    return classes
+
+
+def index_image_folder(folder: str | Path) -> ImageIndex:
+    """The images of train/<class>/ and test/<class>/ (or val/<class>/) in `folder`.
+
+    Classes are numbered in the alphabetical order of their folders; sub-folders of a class are
+    read, hidden files and those that are no images are counted in `left_out`.  Raises UserError
+    where a split is missing, a class is empty, or the splits differ in their classes.
+    """
+    folder, left_out = Path(folder), _LeftOut()
+    test_name = "test" if (folder / "test").is_dir() else "val"
+    for name in ("train", test_name):
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder}: holds no folder train/, or neither test/ nor val/")
+    train, test = _split(folder / "train", left_out), _split(folder / test_name, left_out)
+    if train.keys() != test.keys():
+        odd = min(train.keys() ^ test.keys())
+        raise UserError(f"{folder}: the class {odd!r} is in one of train/ and {test_name}/ only")
+    for split, classes in (("train", train), (test_name, test)):
+        for name, refs in classes.items():
+            if not refs:
+                raise UserError(f"{folder / split / name}: holds no image files")
+    return ImageIndex(*_flat(train), *_flat(test), tuple(train), left_out.said())
+
+
+def _flat(classes: dict[str, list[ImageRef]]) -> tuple[list[ImageRef], np.ndarray]:
+    """The images of all classes in order, and their labels."""
+    refs = [ref for refs in classes.values() for ref in refs]
+    labels = np.repeat(np.arange(len(classes)), [len(refs) for refs in classes.values()])
+    return refs, labels.astype(np.int64)
+
+
+# --------------------------------------------------------------------------- ILSVRC-2012
+
+
+def _index_tar(path: Path, offset: int = 0, size: int | None = None) -> list[ImageRef]:
+    """The plain files of an uncompressed tar, or of one that lies inside another."""
+    with open(path, "rb") as handle:
+        handle.seek(offset)
+        refs = []
+        # fileobj's position is where the archive starts; offsets count from the file's start.
+        with tarfile.open(fileobj=handle, mode="r:") as archive:
+            for member in archive:
+                check_member(member, path)
+                if member.isreg():
+                    if size is not None and member.offset_data + member.size > offset + size:
+                        raise UserError(f"{path}: ends inside its member {member.name}")
+                    refs.append(ImageRef(str(path), member.offset_data, member.size, member.name))
+                archive.members = []  # keeps memory bounded: a member's header is not needed again
+        return sorted(refs, key=lambda ref: ref.name)
+
+
+def _validation_wnids(folder: Path) -> list[str]:
+    """The class of each validation image, in the images' order."""
+    mapping = folder / "imagenet_2012_validation_synset_labels.txt"
+    if mapping.is_file():
+        with reading(mapping, "a text file"):
+            return mapping.read_text(encoding="ascii").split()
+    path = folder / "ILSVRC2012_devkit_t12.tar.gz"
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; it says which class a validation image belongs to")
+    members = read_members(path, ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
+    import scipy.io
+
+    with reading(path, "the ILSVRC-2012 development kit"):
+        synsets = scipy.io.loadmat(io.BytesIO(members["meta.mat"]), squeeze_me=True)["synsets"]
+        wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
+        truth = members["ILSVRC2012_validation_ground_truth.txt"].decode("ascii").split()
+        return [wnids[int(number)] for number in truth]
+
+
+def index_ilsvrc(folder: str | Path) -> ImageIndex:
+    """ILSVRC-2012's images in its tar files, classes in alphabetical order of their WordNet ids.
+
+    Reads ILSVRC2012_img_train.tar (a tar of one tar a class), ILSVRC2012_img_val.tar, and the
+    validation labels from ILSVRC2012_devkit_t12.tar.gz or, where it exists,
+    imagenet_2012_validation_synset_labels.txt (one WordNet id a line).  Only headers are read.
+    """
+    folder = Path(folder)
+    train_path, val_path = folder / "ILSVRC2012_img_train.tar", folder / "ILSVRC2012_img_val.tar"
+    train: dict[str, list[ImageRef]] = {}
+    with reading(train_path, "ILSVRC-2012's training archive"):
+        for outer in _index_tar(train_path):
+            wnid = posixpath.basename(outer.name).removesuffix(".tar")
+            train[wnid] = _index_tar(train_path, outer.offset, outer.size)
+            if not train[wnid]:
+                raise UserError(f"{train_path}: its class {wnid} holds no images")
+    with reading(val_path, "ILSVRC-2012's validation archive"):
+        images = _index_tar(val_path)
+    wnids = _validation_wnids(folder)
+    if len(wnids) != len(images):
+        raise UserError(f"{val_path}: holds {len(images)} images for {len(wnids)} labels")
+    unknown = sorted(set(wnids) - train.keys())
+    if unknown:
+        raise UserError(f"{val_path}: its class {unknown[0]} is not in {train_path.name}")
+    number = {wnid: label for label, wnid in enumerate(train)}
+    test_labels = np.array([number[wnid] for wnid in wnids], np.int64)
+    return ImageIndex(*_flat(train), images, test_labels, tuple(train))
+
+
+__all__ = ["ImageIndex", "ImageRef", "decode_image", "index_ilsvrc", "index_image_folder"]

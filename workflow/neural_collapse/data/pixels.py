@@ -1,0 +1,67 @@
+"""Steps on images as bytes, and what they are normalised with. Pure functions of arrays."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..io.errors import UserError
+
+
+def average_pooled(images: np.ndarray, side: int) -> np.ndarray:
+    """The mean of each `side` x `side` square, rounded half up; uint8 (..., H/side, W/side).
+
+    Raises UserError where `side` does not divide height and width.
+    """
+    if side == 1:
+        return images
+    height, width = images.shape[-2:]
+    if height % side or width % side:
+        raise UserError(
+            f"data.average_pooling: {side} does not divide the images' {height} x {width} pixels"
+        )
+    squares = images.reshape(*images.shape[:-2], height // side, side, width // side, side)
+    sums = squares.sum(axis=(-3, -1), dtype=np.uint32)
+    return ((sums + side * side // 2) // (side * side)).astype(np.uint8)
+
+
+def padded(images: np.ndarray, pixels: int) -> np.ndarray:
+    """`pixels` zeros on each side of height and width."""
+    if pixels == 0:
+        return images
+    return np.pad(images, [(0, 0)] * (images.ndim - 2) + [(pixels, pixels)] * 2)
+
+
+def channel_sums(images: np.ndarray) -> np.ndarray:
+    """Exact sums and sums of squares a channel of uint8 images (N, C, H, W); int64 (2, C)."""
+    total = np.zeros((2, images.shape[1]), np.int64)
+    for start in range(0, len(images), 256):  # bounded memory
+        block = images[start : start + 256]
+        total[0] += block.sum(axis=(0, 2, 3), dtype=np.int64)
+        squares = np.multiply(block, block, dtype=np.uint16)  # 255 squared still fits
+        total[1] += squares.sum(axis=(0, 2, 3), dtype=np.int64)
+    return total
+
+
+def mean_and_std(sums: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel mean and population standard deviation in [0, 1] of `pixels` pixels a channel.
+
+    `sums` is what :func:`channel_sums` gives; the arithmetic up to the last division is exact.
+    A channel of one value only has the standard deviation 1, so that normalising it gives zeros.
+    """
+    means, stds = [], []
+    for first, second in zip(*(row.tolist() for row in sums), strict=True):
+        means.append(first / pixels / 255)
+        variance = pixels * second - first * first  # times pixels^2; whole numbers, no rounding
+        stds.append(math.sqrt(variance) / pixels / 255 if variance > 0 else 1.0)
+    return tuple(means), tuple(stds)
+
+
+def check_square(shape: tuple[int, ...], where: object) -> None:
+    """Raise UserError for images (..., height, width) that are not square."""
+    if shape[-1] != shape[-2]:
+        raise UserError(
+            f"{where}: images of {shape[-1]} x {shape[-2]} pixels; only square ones can be used "
+            "(the image_size_px of a folder of images crops them)"
+        )
