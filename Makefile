@@ -89,7 +89,7 @@ lock:
 
 schema: $(STAMP)
 	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json
-	@$(BIN)/python -c 'from neural_collapse.experiment.config import load_config; from neural_collapse.results.paper import recipes_json; print(end=recipes_json(load_config("config.yaml")))' > $(RECIPES).new
+	@$(BIN)/python -c 'from neural_collapse.experiment.config import load_config; from neural_collapse.experiment.paper_recipes import paper_recipes_json; print(end=paper_recipes_json(load_config("config.yaml")))' > $(RECIPES).new
 	@mv $(RECIPES).new $(RECIPES)
 
 reference: $(STAMP)

@@ -25,7 +25,7 @@ def papers_tables():
     tables["runs"] = tables["runs"].assign(
         network=[protocol.network for protocol in protocols],
         train_examples=[protocol.train_examples for protocol in protocols],
-        recipe=[protocol.recipe.model_dump_json() for protocol in protocols],
+        recipe=[json.dumps(protocol.recipe) for protocol in protocols],
     )
     return tables
 

@@ -176,8 +176,8 @@ def _sized_images(runs: list[pd.Series], layout: Layout) -> list[str]:
         if run["train_examples"] != protocol.train_examples:
             texts.append(f"{run['train_examples'] / run['num_classes']:,.0f} images a class")
         data = json.loads(run.get("recipe", "{}")).get("data", {})
-        side = paper.image_size_px(run["dataset"], data)
-        if side not in (None, protocol.image_size_px):
+        side = protocol.side_px(data)
+        if side != protocol.image_size_px:
             texts.append(f"{side} px")
         if texts:
             title = dict(layout.datasets)[run["dataset"]]

@@ -11,10 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from ..data import registry
-from ..experiment.config import Config, Recipe, resolve_recipe
-from ..networks.registry import label
+from typing import Any
 
 DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
 """The columns of the paper's figures, in ascending difficulty."""
@@ -63,51 +60,27 @@ RECIPES_FILE = Path(__file__).with_name("paper_recipes.json")
 class Protocol:
     """What the paper did in one cell, as the shipped config.yaml has it."""
 
-    recipe: Recipe
+    network: str
+    """How its network is called, e.g. ResNet18."""
+    train_examples: int
+    """Images in the balanced train set."""
+    image_size_px: int
+    """Side of the images that its network sees."""
+    recipe: Mapping[str, Mapping[str, Any]]
 
-    @property
-    def network(self) -> str:
-        """How its network is called, e.g. ResNet18."""
-        return label(self.recipe.network)
-
-    @property
-    def train_examples(self) -> int:
-        """Images in the balanced train set."""
-        entry, of_each = registry.DATASETS[self.recipe.dataset], self.recipe.data.examples_per_class
-        return of_each * entry.num_classes if of_each else entry.train_examples
-
-    @property
-    def image_size_px(self) -> int:
-        """Side of the images that its network sees."""
-        return image_size_px(self.recipe.dataset, self.recipe.data.model_dump())
-
-
-def image_size_px(dataset: str, data: Mapping[str, int]) -> int | None:
-    """Side of the images that a network sees, by a recipe's `data`; None for unknown datasets."""
-    entry = registry.DATASETS.get(dataset)
-    if entry is None or not {"average_pooling", "padding_pixels"} <= data.keys():
-        return None
-    return entry.image_size_px // data["average_pooling"] + 2 * data["padding_pixels"]
-
-
-def recipes_json(config: Config) -> str:
-    """The recipes of `config`'s cells, as shipped in paper_recipes.json: a line each.
-
-    They stand apart from config.yaml, which a person may change and an installed package lacks.
-    """
-    lines = [
-        resolve_recipe(config, dataset, architecture).model_dump_json(exclude={"resources"})
-        for dataset in config.datasets
-        for architecture in config.architectures
-    ]
-    return "[\n" + ",\n".join(lines) + "\n]\n"
+    def side_px(self, data: Mapping[str, int]) -> int:
+        """Side of the images that a network sees, by the part `data` of a run's recipe."""
+        published = self.image_size_px - 2 * self.recipe["data"]["padding_pixels"]
+        if not {"average_pooling", "padding_pixels"} <= data.keys():
+            return self.image_size_px
+        return published // data["average_pooling"] + 2 * data["padding_pixels"]
 
 
 PROTOCOL: dict[tuple[str, str], Protocol] = {
-    (values["dataset"], values["architecture"]): Protocol(Recipe.model_validate(values))
-    for values in json.loads(RECIPES_FILE.read_text(encoding="utf-8"))
+    (facts.pop("dataset"), facts.pop("architecture")): Protocol(**facts)
+    for facts in json.loads(RECIPES_FILE.read_text(encoding="utf-8"))
 }
-"""The paper's recipe of each cell."""
+"""The paper's recipe of each cell; experiment.paper_recipes writes the file from config.yaml."""
 
 
 def paper_order(names: list[str], known: tuple[str, ...]) -> list[str]:

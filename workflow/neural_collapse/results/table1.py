@@ -79,33 +79,32 @@ def deviations(run: pd.Series) -> list[str]:
     found = []
     if run["network"] != protocol.network:
         found.append(f"{run['network']} for {protocol.network}")
-    theirs = protocol.recipe
+    theirs = recipe_values(protocol.recipe)
     for column, unit, expected in [
         ("train_examples", "train images", protocol.train_examples),
-        ("epochs", "epochs", theirs.training.epochs),
+        ("epochs", "epochs", theirs["training.epochs"]),
     ]:
         if run[column] != expected:
             found.append(f"{run[column]:,} for {expected:,} {unit}")
-    accuracy = theirs.measurement.terminal_phase_accuracy
+    accuracy = theirs["measurement.terminal_phase_accuracy"]
     if not np.isclose(run["terminal_phase_accuracy"], accuracy):
         found.append(
             f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for {100 * accuracy:.4g} %"
         )
     recipe = json.loads(run.get("recipe", "{}"))
-    side = paper.image_size_px(run["dataset"], recipe.get("data", {}))
-    if side not in (None, protocol.image_size_px):
+    side = protocol.side_px(recipe.get("data", {}))
+    if side != protocol.image_size_px:
         found.append(f"{side} for {protocol.image_size_px} px")
     pinned = run["learning_rate_origin"] == "pinned"
     if pinned:
         found.append("learning rate pinned")
     ours = recipe_values(recipe)
-    expected = recipe_values(theirs.model_dump(mode="json"))
     for key, words in _WORDS.items():
         told = (key.startswith("sweep.") and pinned) or (
             key.startswith("network.") and run["network"] != protocol.network
         )
-        if key in ours and key in expected and not told:
-            values = [_said(key, values[key]) for values in (ours, expected)]
+        if key in ours and key in theirs and not told:
+            values = [_said(key, values[key]) for values in (ours, theirs)]
             if values[0] != values[1]:
                 found.append(words.format(*values))
     return found
