@@ -11,7 +11,6 @@ import yaml
 from neural_collapse.cli.main import main
 from neural_collapse.experiment import versions
 from neural_collapse.experiment.config import Recipe, check_config, resolve_recipe, write_recipe
-from neural_collapse.experiment.stages import DECIDES_TRAINING
 from neural_collapse.inspect.status import (
     SILENT_SECONDS,
     jobs_of,
@@ -19,6 +18,7 @@ from neural_collapse.inspect.status import (
     status_of,
     status_text,
 )
+from neural_collapse.results.run_facts import DECIDES_TRAINING
 
 CONFIG = {
     "experiment": "e",

@@ -11,8 +11,8 @@ import pytest
 
 from neural_collapse.cli.main import main
 from neural_collapse.experiment.config import Recipe, load_config, write_recipe
+from neural_collapse.experiment.export import export_reference
 from neural_collapse.results.claims import summary
-from neural_collapse.results.reference_runs import export_reference
 from neural_collapse.results.tables import read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
@@ -300,7 +300,7 @@ def test_table_1_and_claims_judge_each_on_its_own(own_run, reference, tmp_path):
 
 
 def test_no_path_of_the_machine_is_exported():
-    from neural_collapse.results.reference_runs import _without_places
+    from neural_collapse.experiment.export import _without_places
 
     card = {"source": {"files": [{"source": "/home/me/mnist/a.gz", "name": "a.gz"}]}, "n": 1}
     files = [{"source": "a local file", "name": "a.gz"}]

@@ -542,8 +542,9 @@ def _plot(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     import yaml
 
-    from ..experiment.stages import read_json, read_run
+    from ..io.files import read_json
     from ..report.build import build_report, report_figures
+    from ..results.run_facts import read_run
 
     config = options.config_json
     if not isinstance(config, dict) or not isinstance(config.get("experiment"), str):
@@ -618,7 +619,7 @@ def _own(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from ..results.reference_runs import export_reference
+    from ..experiment.export import export_reference
 
     export_reference(options.results_folder, options.output_folder, options.resources_folder)
 

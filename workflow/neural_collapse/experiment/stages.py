@@ -18,60 +18,9 @@ from typing import Any
 from ..io.errors import UserError
 from ..io.files import deliver, require_writable, write_text_atomically
 from ..io.progress import Progress
+from ..results.run_facts import DECIDES_TRAINING, read_run, recipe_of
 from . import versions
 from .config import READ_ELSEWHERE, SWEEP_EVALUATIONS, Recipe, read_recipe, spaced_epochs
-
-
-def read_json(path: str | Path, kind: str, of: type = dict) -> Any:
-    """What a JSON file of this project holds, an object or a list; raises UserError."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, of):
-        raise UserError(f"{path}: is truncated or no {kind}; delete it and run again")
-    return values
-
-
-ADDED_TO_RUNS = (
-    "origin",
-    "architecture_label",
-    "terminal_phase_accuracy",
-    "terminal_phase_epoch",
-    "recipe",
-)
-"""Columns that a run does not know of itself: they come where tables are put together."""
-
-DECIDES_TRAINING = {"dataset", "architecture", "network", "data", "training"}
-"""The parts of a recipe that run.json keeps; others may change after the training."""
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """What a run said of itself; raises UserError where a key that tables need is not right."""
-    from ..results.tables import schema_of
-
-    run = read_json(path, "run.json")
-    types = {"string": str, "int64": int, "float64": (int, float), "bool": bool}
-    for column in schema_of("runs").columns:
-        if column.name in ADDED_TO_RUNS:
-            continue
-        value = run.get(column.name)
-        right = isinstance(value, types[column.type]) and (
-            column.type == "bool" or not isinstance(value, bool)
-        )
-        if not right and not (column.nullable and value is None and column.name in run):
-            raise UserError(
-                f"{path}: {column.name!r} is missing or no {column.type}; train this run again"
-            )
-    return run
-
-
-def recipe_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that a run said it was trained with; empty where it says none."""
-    recipe = run.get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
 
 
 def _read_curve(path: Path, recipe: Recipe):
@@ -595,40 +544,6 @@ def compute_statistics(
     write_table(points, activations, "activations")
 
 
-REFERENCE_TABLES = ("measurements", "runs", "sweep", "activations")
-"""The tables of a set of reference results."""
-
-
-def reference_tables(folder: Path) -> dict[str, Any]:
-    """The tables of a set of reference results by name, of the runs that its runs.json lists.
-
-    An export that is under way, or was interrupted, has written rows of others.
-    """
-    import pandas as pd
-
-    from ..results.tables import RUN_KEY, read_table
-
-    listed = read_json(folder / "runs.json", "list of runs", list)
-    tables = {}
-    for name in REFERENCE_TABLES:
-        table = read_table(folder / "tables" / f"{name}.parquet", name)
-        # A sweep's seed is its own; every seed of the cell has its winner.
-        key = RUN_KEY[:2] if name == "sweep" else RUN_KEY
-        known = [tuple(run.get(column) for column in key) for run in listed]
-        rows = pd.MultiIndex.from_frame(table[key])
-        tables[name] = table[rows.isin(known)].reset_index(drop=True)
-    # Sets that were exported before tables held recipes have them in runs.json alone.
-    recipes = {tuple(map(run.get, RUN_KEY)): recipe_of(run) for run in listed}
-    runs = tables["runs"]
-    kept = [
-        json.dumps(recipes[key]) if text == "{}" else text
-        for *key, text in runs[[*RUN_KEY, "recipe"]].itertuples(index=False, name=None)
-        for key in [tuple(key)]
-    ]
-    tables["runs"] = runs.assign(recipe=pd.Series(kept, dtype="str"))
-    return tables
-
-
 def _recipe_text(run: dict[str, Any], recipe: Recipe) -> str:
     """What a run was trained with, as it says itself, and what it was then measured with."""
     values = recipe.model_dump(mode="json", exclude={"resources"})
@@ -657,6 +572,7 @@ def collect_tables(
     """
     import pandas as pd
 
+    from ..results.reference_runs import read_tables
     from ..results.tables import (
         OWN,
         RUN_KEY,
@@ -697,7 +613,7 @@ def collect_tables(
         "sweep": [concat_files(sweeps, "sweep")],
         "activations": [concat_files(activations, "activations")],
     }
-    reference = {} if reference_folder is None else reference_tables(reference_folder)
+    reference = {} if reference_folder is None else read_tables(reference_folder)
     for name, parts in tables.items():
         if name in reference:
             shipped = reference[name]

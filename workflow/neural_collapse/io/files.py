@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
@@ -202,3 +204,16 @@ def tree_digest(folder: str | Path) -> str:
                 own = os.path.relpath(path, folder), found.st_size, found.st_mtime_ns
                 digest.update(repr(own).encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def read_json(path: str | Path, kind: str, of: type = dict) -> Any:
+    """What a JSON file of this project holds, an object or a list; raises UserError."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, of):
+        raise UserError(f"{path}: is truncated or no {kind}; delete it and run again")
+    return values

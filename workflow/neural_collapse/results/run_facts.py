@@ -1,0 +1,47 @@
+"""What a training said of itself: run.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..io.errors import UserError
+from ..io.files import read_json
+
+ADDED_TO_RUNS = (
+    "origin",
+    "architecture_label",
+    "terminal_phase_accuracy",
+    "terminal_phase_epoch",
+    "recipe",
+)
+"""Columns that a run does not know of itself: they come where tables are put together."""
+
+DECIDES_TRAINING = {"dataset", "architecture", "network", "data", "training"}
+"""The parts of a recipe that run.json keeps; others may change after the training."""
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """What a run said of itself; raises UserError where a key that tables need is not right."""
+    from .tables import schema_of
+
+    run = read_json(path, "run.json")
+    types = {"string": str, "int64": int, "float64": (int, float), "bool": bool}
+    for column in schema_of("runs").columns:
+        if column.name in ADDED_TO_RUNS:
+            continue
+        value = run.get(column.name)
+        right = isinstance(value, types[column.type]) and (
+            column.type == "bool" or not isinstance(value, bool)
+        )
+        if not right and not (column.nullable and value is None and column.name in run):
+            raise UserError(
+                f"{path}: {column.name!r} is missing or no {column.type}; train this run again"
+            )
+    return run
+
+
+def recipe_of(run: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that a run said it was trained with; empty where it says none."""
+    recipe = run.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
