@@ -223,6 +223,14 @@ def test_table_1_names_deviations_and_dashes_what_is_not_there():
     assert "recalled" in lines[-1]
 
 
+def test_table_1_names_a_user_defined_network_by_its_label():
+    own = {"architecture": "vit", "architecture_label": "My ViT", "network": "my_nets:vit"}
+    table = build_table_1(measured({"error": {350: 0.1}}, architecture="vit"), runs(own))
+    for format in ("md", "tex"):
+        text = render_table_1(table, format)
+        assert "My ViT" in text and "my_nets" not in text
+
+
 def papers_recipe(**changes):
     """The paper's recipe of MNIST x ResNet as a runs table holds it, with `changes`: part__key."""
     recipe = copy.deepcopy(paper.PROTOCOL["mnist", "resnet"].recipe)

@@ -199,8 +199,7 @@ def display_rows(table: pd.DataFrame) -> list[list[str]]:
         rows.append(
             [
                 row.dataset_label,
-                (row.network or _paper_network(row) or row.architecture_label)
-                + (origin_note(row) if row.seeds else ""),
+                _network_name(row) + (origin_note(row) if row.seeds else ""),
                 number(row.paper_start),
                 number(row.paper_end),
                 number(row.ours_start),
@@ -215,9 +214,12 @@ def display_rows(table: pd.DataFrame) -> list[list[str]]:
     return rows
 
 
-def _paper_network(row) -> str:
+def _network_name(row) -> str:
+    """How a row names its network: a user-defined one, `module:function`, by its label."""
+    if row.network and ":" not in row.network:
+        return row.network
     protocol = paper.PROTOCOL.get((row.dataset, row.architecture))
-    return protocol.network if protocol else ""
+    return protocol.network if protocol and not row.network else row.architecture_label
 
 
 def notes(table: pd.DataFrame) -> str:
