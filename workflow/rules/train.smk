@@ -44,8 +44,9 @@ checkpoint select_learning_rate:
     input:
         curves=curves,
     output:
-        table="<sweep>/sweep.parquet",
+        # First, since a checkpoint whose outputs are incomplete is asked for its first one alone.
         selection="<sweep>/selection.json",
+        table="<sweep>/sweep.parquet",
     log:
         "<logs>/select_learning_rate/{dataset}-{architecture}.log",
     benchmark:
