@@ -478,7 +478,7 @@ def test_no_gpu_asked_takes_no_lock(machine, tmp_path):
     [
         ({}, 3, None, "asks for 3 GPUs and may use 2"),
         ({"CUDA_VISIBLE_DEVICES": "1"}, 2, None, "asks for 2 GPUs and may use 1"),
-        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 1, None, "may use 0"),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 1, None, "none was found"),
         ({"NC_GPU_SLOTS": "many"}, 1, None, "NC_GPU_SLOTS: is 'many'"),
         ({"NC_GPU_SLOTS": "0"}, 1, None, "NC_GPU_SLOTS: is '0'"),
         ({}, 1, 0, "slots: 0 jobs cannot share"),

@@ -111,6 +111,12 @@ def gpu_slots() -> int:
     return int(text)
 
 
+NO_GPU = (
+    "device: a GPU is asked for, but none was found (nvidia-smi lists none, or "
+    "CUDA_VISIBLE_DEVICES hides them all); set device: auto or cpu"
+)
+
+
 @contextlib.contextmanager
 def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> Iterator[list[str]]:
     """Hold `count` GPUs that no other job holds, and show CUDA only those.
@@ -125,6 +131,8 @@ def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> It
     if count == 0 or ("SLURM_JOB_ID" in os.environ and len(gpus) <= count):
         yield gpus
         return
+    if not gpus:
+        raise UserError(NO_GPU)
     if len(gpus) < count:
         raise UserError(
             f"resources.gpu: this job asks for {count} GPUs and may use {len(gpus)}; "
@@ -394,6 +402,8 @@ def device_for(
             raise UserError(
                 "device: there is a GPU, but this torch cannot use it; "
                 "install a torch built for its driver or set device: cpu"
+                if visible_gpus()
+                else NO_GPU
             )
         if wanted:
             # Nothing here is nondeterministic on the CPU, where this call would load torch's
