@@ -95,6 +95,26 @@ def test_a_wrong_config_is_one_sentence_before_any_job(change, sentence, folder)
     assert "Traceback" not in output and "Job stats" not in output
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("datasets: [mnist]", "the key 'datasets' stands twice in line"),
+        ("results_folder: /dev/null", "results_folder: /dev/null is a file, not a folder"),
+        ("recipe: {sweep: {learning_rate: 0.1}}", "the key 'recipe' stands twice in line"),
+    ],
+)
+@pytest.mark.parametrize("default", [False, True], ids=["--configfile", "config.yaml"])
+def test_a_wrong_config_file_is_one_sentence_as_of_the_plan(line, sentence, default, tmp_path):
+    path = tmp_path / ("config.yaml" if default else "other.yaml")
+    path.write_text((ROOT / "config/tiny.yaml").read_text() + f"\n{line}\n")
+    given = [] if default else ["--configfile", path]
+    done = dry_run("--cores", "1", *given, folder=tmp_path)
+    plan = run("neural-collapse", "plan", "--config", path)
+    for output in (done.stdout + done.stderr, plan.stderr):
+        assert sentence in output and path.name in output
+        assert "Traceback" not in output and "Job stats" not in output
+
+
 def test_a_recipe_that_cannot_be_written_is_one_sentence_before_any_job(folder):
     (folder / "results/tiny").mkdir(parents=True)
     (folder / "results/tiny/digits").touch()

@@ -14,6 +14,7 @@ from neural_collapse.experiment.config import (
     READ_ELSEWHERE,
     check_config,
     learning_rate_name,
+    read_yaml,
     resolve_recipe,
     write_recipe,
 )
@@ -24,9 +25,9 @@ from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.training.devices import physical_gpus
 
 try:
-    CONFIG = check_config(
-        config, ", ".join(map(str, workflow.overwrite_configfiles)) or "config.yaml"
-    )
+    for path in workflow.configfiles:
+        read_yaml(path)  # Snakemake takes the last of two equal keys in silence
+    CONFIG = check_config(config, ", ".join(map(str, workflow.configfiles)))
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -351,5 +352,9 @@ onstart:
                 f"{dataset}: left out, since it cannot be downloaded freely; "
                 "give its folder as imagenet_folder in the config"
             )
+    for index in CONFIG.overrides_without_effect:
+        logger.warning(
+            f"overrides.{index}: matches no dataset x architecture of this experiment"
+        )
     if CONFIG.device == "auto" and not has_gpu():
         logger.info("No GPU found: networks run on the CPU.")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from neural_collapse.experiment.config import (
@@ -85,12 +85,12 @@ def test_measured_epochs_rise_from_the_first_to_the_last(last, count):
     assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(steps))
 
 
-def test_epoch_0_is_measured_always_and_lists_are_taken_as_they_are():
+def test_measured_epochs_hold_the_first_and_the_last_whatever_is_listed():
     recipe = resolve_recipe(check_config(minimal()), "digits", "resnet")
     assert list(recipe.measured_epochs) == [0, *NOTEBOOK_EPOCHS]
     changed = minimal(**{"recipe.measurement": {"epochs": [3, 7], "activation_epochs": [0, 7]}})
     recipe = resolve_recipe(check_config(changed), "digits", "resnet")
-    assert recipe.measured_epochs == (0, 3, 7)
+    assert recipe.measured_epochs == (0, 3, 7, 350)
     assert recipe.activation_epochs == (0, 7)
 
 
@@ -127,20 +127,20 @@ def test_the_learning_rate_falls_after_the_papers_epochs():
 )
 @settings(max_examples=30, deadline=None)
 def test_the_learning_rate_is_torchs_multi_step_schedule(epochs, thirds, initial, factor):
+    milestones = [epochs // 3, 2 * epochs // 3] if thirds else [epochs // 2, 3 * epochs // 4]
+    milestones = [epoch for epoch in milestones if epoch > 0]
+    assume(len(set(milestones)) == len(milestones))
     recipe = TrainingRecipe(
         epochs=epochs,
         learning_rate_milestones=["1/3", "2/3"] if thirds else [0.5, 0.75],
         learning_rate_factor=factor,
     )
-    milestones = [epochs // 3, 2 * epochs // 3] if thirds else [epochs // 2, 3 * epochs // 4]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=initial)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, factor)
     for epoch in range(1, epochs + 1):
-        # A milestone of 0 comes before torch's schedule begins, which leaves it out.
-        if milestones[0] > 0:
-            assert math.isclose(
-                recipe.learning_rate_at(initial, epoch), schedule.get_last_lr()[0], rel_tol=1e-12
-            )
+        assert math.isclose(
+            recipe.learning_rate_at(initial, epoch), schedule.get_last_lr()[0], rel_tol=1e-12
+        )
         optimizer.step()
         schedule.step()
 
@@ -197,6 +197,23 @@ def test_later_overrides_win_and_leave_what_they_do_not_name():
     assert digits.training.momentum == subset.training.momentum == 0.5
     assert digits.training.batch_size == 32
     assert digits.training.weight_decay == 5e-4
+
+
+def test_overrides_that_match_no_cell_are_known():
+    overrides = [
+        {"datasets": ["digits"], "recipe": {}},
+        {"datasets": ["mnist"], "recipe": {}},
+        {"datasets": ["digits"], "architectures": ["vgg"], "recipe": {}},
+        {"recipe": {}},
+    ]
+    assert check_config(minimal(overrides=overrides)).overrides_without_effect == [1, 2]
+    # The cells of ImageNet are left out for want of its folder, not for want of a name.
+    assert load_config(ROOT / "config.yaml").overrides_without_effect == []
+
+
+def test_a_batch_larger_than_the_dataset_is_taken_where_incomplete_ones_are_kept():
+    large = {"batch_size": 2000, "keep_incomplete_batch": True}
+    check_config(minimal(**{"recipe.training": large}))
 
 
 def test_another_network_begins_anew_and_numbers_alone_change_the_one_there():
@@ -369,12 +386,18 @@ BAD_VALUES = [
     ({"seeds": 0}, ["seeds", "list"]),
     ({"device": "gpu"}, ["device", "'cuda'", "'gpu'"]),
     ({"experiment": "a/b"}, ["experiment", "'a/b'"]),
+    ({"experiment": "a" * 400}, ["experiment", "64 characters"]),
+    ({"custom_architectures": {"a" * 400: {"label": "x"}}}, ["custom_architectures.aaa", "64"]),
     ({"experiment": "../up"}, ["experiment"]),
     ({"experiment": ""}, ["experiment"]),
     ({"experiment": True}, ["experiment", "true or false"]),
     ({"experiment": None}, ["experiment", "text"]),
     ({"results_folder": ""}, ["results_folder", "empty"]),
     ({"results_folder": "out/{dataset}"}, ["results_folder", "{"]),
+    ({"results_folder": "/dev/null"}, ["results_folder", "/dev/null is a file"]),
+    ({"resources_folder": "/dev/null/deeper"}, ["resources_folder", "/dev/null is a file"]),
+    ({"results_folder": "a" * 256}, ["results_folder", "too long"]),
+    ({"results_folder": "a/" * 2000}, ["results_folder", "too long"]),
     ({"results_folder": "a\0b"}, ["results_folder", "not text"]),
     ({"mirror": "  "}, ["mirror", "empty"]),
     ({"mirror": 7}, ["mirror", "text"]),
@@ -407,6 +430,10 @@ BAD_VALUES = [
     ({"recipe.training.learning_rate_milestones": 0.5}, ["milestones", "list of fractions"]),
     ({"recipe.training.learning_rate_milestones": ["1/3", "1/3"]}, ["rising order"]),
     ({"recipe.training.learning_rate_milestones": ["2/3", "1/3"]}, ["rising order"]),
+    (
+        {"recipe.training": {"epochs": 6, "learning_rate_milestones": ["1/3", "0.35", "2/3"]}},
+        ["digits x resnet", "learning_rate_milestones", "epoch 2 of 6", "twice", "leave one out"],
+    ),
     ({"recipe.training.learning_rate_milestones": ["4/3"]}, ["'4/3'", "between 0 and 1"]),
     ({"recipe.training.learning_rate_milestones": ["1/0"]}, ["'1/0' is not a fraction"]),
     ({"recipe.training.learning_rate_milestones": ["half"]}, ["'half' is not a fraction"]),
@@ -429,6 +456,26 @@ BAD_VALUES = [
     ({"recipe.sweep.additional_learning_rates": [0.25]}, ["0.25 stands twice"]),
     ({"recipe.sweep.additional_learning_rates": [-1.0]}, ["additional_learning_rates.0"]),
     ({"recipe.sweep.learning_rate": 0}, ["recipe.sweep.learning_rate"]),
+    ({"recipe.sweep.learning_rate": 1e300}, ["recipe.sweep.learning_rate", "1000000"]),
+    ({"recipe.sweep.learning_rate_max": 1e300}, ["recipe.sweep.learning_rate_max"]),
+    ({"recipe.sweep.additional_learning_rates": [1e300]}, ["additional_learning_rates.0"]),
+    ({"recipe.training.weight_decay": 1e300}, ["recipe.training.weight_decay"]),
+    ({"recipe.robustness.overshoot": 1e300}, ["recipe.robustness.overshoot"]),
+    ({"recipe.network.width": 10**9}, ["network", "width"]),
+    ({"recipe.network.blocks": [10**6]}, ["network", "blocks"]),
+    # More than the dataset has: 1400 and 397 images, at least 140 and 34 a class.
+    ({"recipe.training.batch_size": 1401}, ["training.batch_size", "1401", "1400", "lower it"]),
+    (
+        {"recipe.training.batch_size": 801, "recipe.data.examples_per_class": 80},
+        ["training.batch_size", "801", "800"],
+    ),
+    ({"recipe.data.examples_per_class": 141}, ["data.examples_per_class", "141", "140"]),
+    ({"recipe.data.test_examples_per_class": 35}, ["data.test_examples_per_class", "35", "34"]),
+    ({"recipe.robustness.images": 398}, ["robustness.images", "398", "397"]),
+    (
+        {"recipe.robustness.images": 51, "recipe.data.test_examples_per_class": 5},
+        ["robustness.images", "51", "50"],
+    ),
     ({"recipe.measurement.epochs": [1, 351]}, ["measurement.epochs", "351", "350"]),
     ({"recipe.measurement.epochs": [5, 2]}, ["recipe.measurement.epochs", "rising order"]),
     ({"recipe.measurement.epochs": []}, ["recipe.measurement.epochs"]),
@@ -517,7 +564,9 @@ BAD_FILES = [
     (b"experiment: 'unclosed\n", "not valid YAML"),
     (b"a: b: c\n", "not valid YAML"),
     (b"\tdatasets: x\n", "not valid YAML"),
-    (b"experiment: \xff\xfe\n", "not valid YAML"),
+    (b"experiment: \xff\xfe\n", "UTF-8"),
+    (b"experiment: t\n# caf\xe9\n", "not UTF-8 text in line 2"),
+    (b'{"datasets": ["digits"],\t"datasets": ["mnist"]}', "'datasets' stands twice"),
     (b"experiment: *nobody\n", "not valid YAML"),
     (b"experiment: !!python/object/apply:os.system ['exit 3']\n", "not valid YAML"),
     (b"experiment: 2020-13-45\n", "not valid YAML"),

@@ -9,8 +9,10 @@ Importing this module imports no torch, so that planning a workflow stays fast.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
+import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +33,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..data.registry import DATASETS, CustomDataset, dataset_entry
+from ..data.registry import DATASETS, CustomDataset, dataset_entry, published_sizes
 from ..io.errors import UserError
 from ..io.files import with_home, write_text_atomically
 from ..networks.recipes import NetworkRecipe
@@ -44,7 +46,10 @@ READ_ELSEWHERE = {
 }
 """Keys of a recipe's parts whose change runs no training and no measurement again."""
 EXPERIMENT = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-Name = Annotated[str, Field(pattern=NAME)]
+LONGEST_NAME = 64
+"""Characters of a name: a log's file name holds several, and file systems allow 255 bytes."""
+Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
+LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
 
 def _path_text(value: str) -> str:
@@ -53,6 +58,8 @@ def _path_text(value: str) -> str:
     value = with_home(value)
     if "{" in value or "}" in value:
         raise ValueError("must not hold { or }, which stand for wildcards in Snakemake")
+    if len(value) > 2000 or max(len(part.encode()) for part in value.split("/")) > 255:
+        raise ValueError("is too long for a file system; shorten it")
     return value
 
 
@@ -134,7 +141,7 @@ class TrainingRecipe(Model):
     """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD momentum; no Nesterov."""
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
     """Coupled L2 penalty, on every parameter as in the notebook; ImageNet uses 1e-4."""
     learning_rate_milestones: tuple[str, ...] = ("1/3", "2/3")
     """Fractions of `epochs`, rounded down, after which the learning rate is multiplied by
@@ -181,10 +188,25 @@ class TrainingRecipe(Model):
             raise ValueError("must be in rising order, each once")
         return tuple(str(item) for item in value)
 
+    @model_validator(mode="after")
+    def _one_milestone_an_epoch(self) -> TrainingRecipe:
+        for first, second in itertools.pairwise(self.milestones):
+            if first == second:
+                given = ", ".join(map(repr, self.learning_rate_milestones))
+                raise ValueError(
+                    f"learning_rate_milestones: two of {given} are epoch {first} of {self.epochs}, "
+                    "which would lower the learning rate twice; leave one out"
+                )
+        return self
+
     @property
     def milestones(self) -> tuple[int, ...]:
-        """The epochs after which the learning rate falls, e.g. (116, 233) of 350."""
-        return tuple(math.floor(self.epochs * Fraction(f)) for f in self.learning_rate_milestones)
+        """The epochs after which the learning rate falls, e.g. (116, 233) of 350.
+
+        One that is rounded down to 0, of a training of one or two epochs, is left out.
+        """
+        epochs = (math.floor(self.epochs * Fraction(f)) for f in self.learning_rate_milestones)
+        return tuple(epoch for epoch in epochs if epoch > 0)
 
     def learning_rate_at(self, initial: float, epoch: int) -> float:
         """The learning rate during `epoch` (the first is 1) of a run that began with `initial`."""
@@ -194,15 +216,15 @@ class TrainingRecipe(Model):
 class SweepRecipe(Model):
     """Which learning rates are tried, and how one is chosen."""
 
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: LearningRate | None = None
     """Pins the learning rate and skips the sweep; null sweeps."""
-    learning_rate_min: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate_min: LearningRate = 1e-4
     """Smallest of the geometrically spaced learning rates."""
-    learning_rate_max: Annotated[float, Field(gt=0)] = 0.25
+    learning_rate_max: LearningRate = 0.25
     """Largest of them."""
     count: Annotated[int, Field(ge=1, le=1000)] = 25
     """How many there are: numpy.geomspace(min, max, count); ImageNet has 10."""
-    additional_learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    additional_learning_rates: tuple[LearningRate, ...] = ()
     """Tried as well; adding one later trains only that one."""
     selection: Literal["test_error", "held_out_error"] = "test_error"
     """What chooses the winner, at the last epoch: the test error, as in the paper, or the error on
@@ -247,7 +269,7 @@ class MeasurementRecipe(Model):
 
     epochs: Annotated[int, Field(ge=2, le=1_000_000)] | tuple[Annotated[int, Field(ge=1)], ...] = 50
     """How many epochs are measured, spaced as in the authors' notebook, or the epochs themselves.
-    Epoch 0, the network before training, is always measured as well."""
+    Epoch 0, the network before training, and the last epoch are always measured as well."""
     terminal_phase_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.999
     """Train accuracy at which the terminal phase of training starts; ImageNet 0.996."""
     activation_classes: tuple[int, int, int] = (0, 1, 2)
@@ -279,7 +301,7 @@ class RobustnessRecipe(Model):
 
     images: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
     """Test images attacked, the same ones at every epoch."""
-    overshoot: Annotated[float, Field(ge=0)] = 0.02
+    overshoot: Annotated[float, Field(ge=0, le=1000)] = 0.02
     """How far past the boundary the perturbation goes, as a share of its length."""
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
     """Linearisations before DeepFool gives up on an image."""
@@ -342,11 +364,11 @@ class Recipe(_RecipeParts):
 
     @property
     def measured_epochs(self) -> tuple[int, ...]:
-        """Epoch 0 and the measured ones, ending with the last where only a number was given."""
-        value = self.measurement.epochs
+        """The measured epochs, in order: among them 0 and the last one."""
+        value, last = self.measurement.epochs, self.training.epochs
         if isinstance(value, int):
-            value = spaced_epochs(self.training.epochs, value)
-        return (0, *value)
+            value = spaced_epochs(last, value)
+        return tuple(sorted({0, *value, last}))
 
     @property
     def activation_epochs(self) -> tuple[int, ...]:
@@ -515,7 +537,7 @@ DEFAULT_ARCHITECTURES = {
 class Config(Model):
     """One experiment: what `config.yaml` holds."""
 
-    experiment: Annotated[str, Field(pattern=EXPERIMENT)]
+    experiment: Annotated[str, Field(pattern=EXPERIMENT, max_length=LONGEST_NAME)]
     """Names the folder of its results, `results/<experiment>`."""
     datasets: tuple[str, ...] = Field(min_length=1)
     """The columns of the figures, in this order."""
@@ -578,6 +600,19 @@ class Config(Model):
     def missing(self, dataset: str) -> bool:
         """Whether this dataset's cells are left out, since its images cannot be downloaded."""
         return self.shows_own and dataset == "imagenet" and self.imagenet_folder is None
+
+    @property
+    def overrides_without_effect(self) -> list[int]:
+        """The overrides, counted from 0, that match no dataset x architecture named here."""
+        return [
+            index
+            for index, override in enumerate(self.overrides)
+            if not any(
+                override.matches(dataset, architecture)
+                for dataset in self.datasets
+                for architecture in self.architectures
+            )
+        ]
 
     @property
     def shows_own(self) -> bool:
@@ -751,10 +786,21 @@ def check_config(values: Any, where: str = "config") -> Config:
             f"{where}: custom_datasets.{min(shadowed)}: this name is a built-in dataset's; "
             "choose another"
         )
+    for key in ("results_folder", "resources_folder"):
+        _check_folder(Path(getattr(config, key)), f"{where}: {key}")
     for dataset in config.datasets if config.shows_own else ():
         for architecture in config.architectures:
             resolve_recipe(config, dataset, architecture, where)
     return config
+
+
+def _check_folder(folder: Path, where: str) -> None:
+    """Raise UserError where a folder cannot be made, since a file is in its place."""
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path):
+            if not path.is_dir():
+                raise UserError(f"{where}: {path} is a file, not a folder; choose another")
+            return
 
 
 def _check_name(name: str, choices: Iterable[str], kind: str, where: str) -> None:
@@ -780,12 +826,34 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"the key {shown(key)} stands twice")
+    return dict(pairs)
+
+
 def read_yaml(path: str | Path) -> Any:
-    """What a YAML file holds; raises UserError where it cannot be read."""
+    """What a JSON or YAML file holds, as Snakemake reads one; but a key that stands twice is an
+    error. Raises UserError where it cannot be read."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        try:
+            return json.loads(text, object_pairs_hook=_object)
+        except UserError:  # a ValueError as well
+            raise
+        except ValueError:
+            return yaml.load(text, _Loader)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}: is not UTF-8 text in line {line}; save it with that encoding"
+        ) from None
     except RecursionError:
         raise UserError(f"{path}: is not valid YAML: nested too deep") from None
     except yaml.MarkedYAMLError as error:
@@ -844,13 +912,40 @@ def resolve_recipe(
     except ValidationError as error:
         raise UserError(one_sentence(error, place, Recipe)) from None
     entry = dataset_entry(config.custom_datasets, dataset)
-    if entry.num_classes is not None:
-        try:
+    try:
+        if entry.num_classes is not None:
             recipe.figure_1_classes(entry.num_classes)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from None
+            _require_images(recipe, entry.num_classes)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
     _ = recipe.activation_epochs  # raises where one is not measured
     return recipe
+
+
+def _require_images(recipe: Recipe, num_classes: int) -> None:
+    """Raise UserError where a recipe asks for more images than its built-in dataset has."""
+    sizes, data = published_sizes(recipe.dataset), recipe.data
+    if sizes is None:
+        return
+    train, test = sizes.train, sizes.test
+    if data.examples_per_class is not None:
+        train = num_classes * data.examples_per_class
+    if data.test_examples_per_class is not None:
+        test = num_classes * data.test_examples_per_class
+    for key, asked, most, what in [
+        ("data.examples_per_class", data.examples_per_class, sizes.train_per_class,
+         "train images of its smallest class"),
+        ("data.test_examples_per_class", data.test_examples_per_class, sizes.test_per_class,
+         "test images of its smallest class"),
+        ("robustness.images", recipe.robustness.images, test, "test images"),
+    ]:  # fmt: skip
+        if asked is not None and asked > most:
+            raise UserError(f"{key}: is {asked}, but {recipe.dataset} has {most} {what}; lower it")
+    if recipe.training.batch_size > train and not recipe.training.keep_incomplete_batch:
+        raise UserError(
+            f"training.batch_size: is {recipe.training.batch_size}, but {train} train images are "
+            f"used of {recipe.dataset}, so no batch is full; lower it"
+        )
 
 
 def write_recipe(recipe: Recipe, path: str | Path) -> None:

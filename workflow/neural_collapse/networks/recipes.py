@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 # Strict: ``width: "64"`` or ``memory_efficient: 1`` in a YAML file is an error, not a guess.
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=100_000)]
+Layers = Annotated[int, Field(strict=True, ge=1, le=1000)]
 Flag = Annotated[bool, Field(strict=True)]
-BlockCounts = Annotated[tuple[Count, ...], Field(min_length=1)]
+BlockCounts = Annotated[tuple[Layers, ...], Field(min_length=1, max_length=20)]
 Stem = Literal["small", "imagenet"]
 
 PLACEHOLDERS = ("$channels", "$num_classes", "$image_size_px")
@@ -33,7 +34,7 @@ class VGGRecipe(_Recipe):
 
     family: Literal["vgg"]
     """Marks this as a VGG."""
-    convolutions: Annotated[tuple[Count, ...], Field(min_length=1, max_length=5)]
+    convolutions: Annotated[tuple[Layers, ...], Field(min_length=1, max_length=5)]
     """Number of 3x3 convolutions in each stage, one to five stages; (1, 1, 2, 2, 2) is VGG11."""
     width: Count = 64
     """Channels of the first stage; the following have 2, 4, 8 and 8 times as many."""
