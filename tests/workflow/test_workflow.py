@@ -126,6 +126,19 @@ def test_a_recipe_that_cannot_be_written_is_one_sentence_before_any_job(folder):
     assert "UserError" not in output and "files.py" not in output and "rule " not in output
 
 
+def test_custom_datasets_of_one_name_are_kept_apart(folder):
+    """Two experiments call different files "mine": neither overwrites the other's arrays."""
+    prepared = set()
+    for path in ("one.npz", "two.npz"):
+        (folder / path).touch()
+        mine = f"custom_datasets={{mine: {{label: Mine, path: {path}}}}}"
+        done = dry_run("--cores", "1", "--config", "datasets=[mine]", mine, folder=folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        prepared |= set(re.findall(r"resources/mine/prepared/[^/]+/card\.json", done.stdout))
+        prepared |= set(re.findall(r"resources/mine/raw[^/]*/source\.json", done.stdout))
+    assert len(prepared) == 4
+
+
 def test_plan_prints_jobs_epochs_checkpoints_and_disk():
     done = run("neural-collapse", "plan", "--config", "config/quickstart.yaml")
     assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
+from neural_collapse.data.registry import folder_suffix
 from neural_collapse.experiment import versions
 from neural_collapse.experiment.config import (
     READ_ELSEWHERE,
@@ -33,7 +34,15 @@ except UserError as error:
 
 FOLDER, RESOURCES = CONFIG.folder, CONFIG.resources_folder
 RECIPES = {cell: resolve_recipe(CONFIG, *cell) for cell in CONFIG.cells()}
-PREPARATIONS = {(dataset, recipe.data.name): recipe for (dataset, _), recipe in RECIPES.items()}
+# Two user-defined datasets of the same name may share the resources folder.
+SUFFIXES = {
+    dataset: folder_suffix(CONFIG.custom_datasets.get(dataset), RESOURCES)
+    for dataset in CONFIG.datasets
+}
+PREPARATIONS = {
+    (dataset, recipe.data.name + SUFFIXES[dataset]): recipe
+    for (dataset, _), recipe in RECIPES.items()
+}
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
@@ -67,6 +76,7 @@ wildcard_constraints:
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
     preparation="|".join(sorted({name for _, name in PREPARATIONS})),
+    suffix="|".join(sorted(set(SUFFIXES.values()))),
 
 
 MACHINE_HAS_GPU = bool(physical_gpus())
@@ -152,8 +162,8 @@ def prepared(name):
     """An input function: a file of the prepared dataset that this cell trains on."""
 
     def of(wildcards):
-        folder = f"{RESOURCES}/{wildcards.dataset}/prepared/{recipe_of(wildcards).data.name}"
-        return f"{folder}/{name}"
+        preparation = recipe_of(wildcards).data.name + SUFFIXES[wildcards.dataset]
+        return f"{RESOURCES}/{wildcards.dataset}/prepared/{preparation}/{name}"
 
     return of
 
@@ -201,6 +211,11 @@ def winner(wildcards):
     ).output.selection
     with open(chosen, encoding="utf-8") as file:
         return curve(wildcards, json.load(file)["learning_rate_name"])
+
+
+def raw_source(wildcards):
+    """An input function: the record of a dataset's raw files."""
+    return f"{RESOURCES}/{wildcards.dataset}/raw{SUFFIXES[wildcards.dataset]}/source.json"
 
 
 def custom_of(wildcards):

@@ -3,11 +3,11 @@
 
 rule download_dataset:
     output:
-        source="<resources>/{dataset}/raw/source.json",
+        source="<resources>/{dataset}/raw{suffix}/source.json",
     log:
-        "<logs>/download_dataset/{dataset}.log",
+        "<logs>/download_dataset/{dataset}{suffix}.log",
     benchmark:
-        "<logs>/download_dataset/{dataset}.tsv"
+        "<logs>/download_dataset/{dataset}{suffix}.tsv"
     retries: 2
     conda:
         "../../envs/neural_collapse.yaml"
@@ -27,7 +27,7 @@ rule download_dataset:
 
 rule prepare_dataset:
     input:
-        source="<resources>/{dataset}/raw/source.json",
+        source=raw_source,
         own=custom_files,
     output:
         **{name: f"<prepared>/{name}.npy" for name in ARRAYS},

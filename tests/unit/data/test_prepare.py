@@ -19,7 +19,13 @@ from neural_collapse.data.image_files import ImageRef, decode_image
 from neural_collapse.data.pixels import average_pooled, channel_sums, mean_and_std
 from neural_collapse.data.prepare import balanced_subset, prepare_dataset
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.data.registry import DATASETS, PAPER_DATASETS, CustomDataset, published_sizes
+from neural_collapse.data.registry import (
+    DATASETS,
+    PAPER_DATASETS,
+    CustomDataset,
+    folder_suffix,
+    published_sizes,
+)
 from neural_collapse.experiment.config import DataRecipe
 from neural_collapse.io.errors import UserError
 
@@ -485,6 +491,20 @@ def test_published_sizes_every_built_in_dataset_has_them():
         assert sizes.train_per_class * entry.num_classes <= sizes.train == entry.train_examples
         assert sizes.test_per_class * entry.num_classes <= sizes.test == entry.test_examples
     assert published_sizes("mine") is None
+
+
+def test_folder_suffix_differs_with_the_entry_but_not_with_its_label(monkeypatch, tmp_path):
+    def suffix(path: str, resources: str = "resources", **more) -> str:
+        entry = {"label": "Mine", "path": path} | more
+        return folder_suffix(CustomDataset(**entry), resources)
+
+    assert folder_suffix(None, "resources") == ""
+    assert suffix("a") == suffix("./a") == suffix("a", label="Other") == suffix("a", "./resources")
+    different = {suffix("a"), suffix("b"), suffix("/a"), suffix("a", image_size_px=8)}
+    assert len(different) == 4 and all(len(s) == 9 and s[0] == "-" for s in different)
+    before = suffix("a"), suffix("a", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # a project that was moved; another one with the same resources
+    assert suffix("a") == before[0] and suffix("a", str(tmp_path)) != before[1]
 
 
 def test_registry_import_loads_no_numpy():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,22 @@ class CustomDataset(BaseModel):
                 "image_size_px is for a folder of images; the arrays of a .npz file keep their size"
             )
         return self
+
+
+def folder_suffix(custom: CustomDataset | None, resources_folder: str) -> str:
+    """What tells the folders of a user-defined dataset from those of another of the same name.
+
+    A hash of its entry without the label; nothing for a built-in dataset. A relative path counts
+    from `resources_folder`, so that both may be moved together.
+    """
+    if custom is None:
+        return ""
+    path = custom.path
+    if not os.path.isabs(path):
+        path = os.path.relpath(path, resources_folder)
+    entry = custom.model_copy(update={"path": path})
+    text = entry.model_dump_json(exclude={"label"}, exclude_defaults=True)
+    return "-" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 # The paper's seven in its order, ascending difficulty; then those that ship inside packages.

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.registry import folder_suffix
 from ..experiment.config import SWEEP_EVALUATIONS, Config, spaced_epochs
 from ..io.locks import FINISHED
 from .status import Job, experiment_jobs, lock_holder, process_lives, status_of
@@ -86,7 +87,9 @@ def _usable(name: str, job: Job, config: Config | None) -> bool:
         return False
     if config is None or job.rule not in ("train_candidate", "train_model"):
         return True
-    prepared = Path(config.resources_folder) / job.dataset / "prepared" / job.recipe.data.name
+    suffix = folder_suffix(config.custom_datasets.get(job.dataset), config.resources_folder)
+    preparation = job.recipe.data.name + suffix
+    prepared = Path(config.resources_folder) / job.dataset / "prepared" / preparation
     try:
         data_hash = str(json.loads((prepared / "card.json").read_text("utf-8"))["data_hash"])
     except (OSError, ValueError, KeyError, TypeError):
