@@ -132,10 +132,12 @@ def test_custom_datasets_of_one_name_are_kept_apart(folder):
     for path in ("one.npz", "two.npz"):
         (folder / path).touch()
         mine = f"custom_datasets={{mine: {{label: Mine, path: {path}}}}}"
-        done = dry_run("--cores", "1", "--config", "datasets=[mine]", mine, folder=folder)
+        network = "recipe={network: {name: resnet18}}"
+        given = ("datasets=[mine]", "architectures=[resnet]", mine, network)
+        done = dry_run("--cores", "1", "--config", *given, folder=folder)
         assert done.returncode == 0, done.stdout + done.stderr
-        prepared |= set(re.findall(r"resources/mine/prepared/[^/]+/card\.json", done.stdout))
-        prepared |= set(re.findall(r"resources/mine/raw[^/]*/source\.json", done.stdout))
+        found = r"resources/mine/(?:prepared/[^/]+/card|raw[^/]*/source)\.json"
+        prepared |= set(re.findall(found, done.stdout + done.stderr))
     assert len(prepared) == 4
 
 

@@ -76,7 +76,7 @@ wildcard_constraints:
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
     preparation="|".join(sorted({name for _, name in PREPARATIONS})),
-    suffix="|".join(sorted(set(SUFFIXES.values()))),
+    suffix=r"(-[0-9a-f]{8})?",
 
 
 MACHINE_HAS_GPU = bool(physical_gpus())
