@@ -10,13 +10,11 @@ import torch
 from neural_collapse.collapse.moments import compute_moments, save_moments
 from neural_collapse.experiment import provenance
 from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.cost import DataSize, features_bytes, plan_cells
 from neural_collapse.experiment.plan import (
-    DataSize,
     FinishedRun,
-    features_bytes,
     finished_runs,
     plan,
-    plan_cells,
     telling_runs,
     throughput,
 )
@@ -92,7 +90,7 @@ def finish(config, seconds=100.0, **changes):
 
 def test_a_network_of_ones_own_is_counted(own):
     (cell,) = plan_cells(own("small"))
-    assert cell.parameters == 650 and cell.flops > 0
+    assert cell.network.parameters == 650 and cell.flops > 0
     assert "unknown" not in plan(own("small"), "cpu")
 
 
@@ -100,6 +98,35 @@ def test_a_network_that_needs_numbers_has_an_unknown_cost(own):
     text = plan(own("Curious"), "cpu")
     assert "not counted  digits x mine: its time is unknown" in text
     assert "time         unknown" in text and "650" in text
+
+
+def test_a_user_defined_dataset_is_counted_before_and_after_it_is_prepared(own, tmp_path):
+    values = own("small").model_dump(exclude_unset=True) | {
+        "datasets": ["mine", "digits"],
+        "seeds": [0, 1],
+        "resources_folder": str(tmp_path / "resources"),
+        "custom_datasets": {"mine": {"label": "Mine", "path": "mine.npz"}},
+    }
+    text = plan(check_config(values), "cpu")
+    # Of each of two cells: two trainings with features, statistics and attack; and two datasets.
+    assert "jobs         20 before figures, 4 of them trainings" in text
+    assert "epochs       36" in text and "checkpoints  16" in text
+    assert "not counted  mine: disk and time" in text
+    card = {"num_classes": 10, "channels": 1, "image_size_px": 8}
+    card["counts"] = {"train": {"kept": [140] * 10}, "test": {"kept": [397]}}
+    path = tmp_path / "resources/mine/prepared/as-published/card.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(card))
+    config = check_config(values)
+    mine, digits = plan_cells(config)
+    assert mine.size == digits.size and mine.flops == digits.flops > 0
+    assert "not counted  " not in plan(config, "cpu")
+
+
+def test_an_override_without_effect_is_said(own):
+    values = own("small").model_dump(exclude_unset=True)
+    values["overrides"] = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]
+    assert "no effect    overrides.0: matches no" in plan(check_config(values), "cpu")
 
 
 def test_a_function_that_is_not_there_is_one_sentence(own):

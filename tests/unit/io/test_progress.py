@@ -12,16 +12,7 @@ import torch
 
 import neural_collapse
 from neural_collapse.experiment import provenance
-from neural_collapse.io.progress import Progress, clock
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0:00"), (0.4, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (61, "1:01"), (3599.5, "1:00:00"),
-     (7384, "2:03:04"), (360000, "100:00:00")],
-)  # fmt: skip
-def test_clock(seconds, text):
-    assert clock(seconds) == text
+from neural_collapse.io.progress import Progress
 
 
 class Watch:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from ..experiment import versions
 from ..experiment.config import READ_ELSEWHERE, Config, Recipe, read_recipe, resolve_recipe, shown
 from ..io.errors import UserError
+from ..io.text import aligned, counted, duration_text, size_text
 
 State = Literal["done", "outdated", "running", "failed", "stopped", "waiting"]
 STATES: tuple[State, ...] = ("done", "outdated", "running", "failed", "stopped", "waiting")
@@ -357,7 +358,6 @@ def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
 
 def status_text(folder: Path, config: Config | None = None) -> str:
     """The whole status as text."""
-    from ..experiment.plan import _aligned, _bytes, _count, _hours
     from .leftovers import find_leftovers
 
     jobs = experiment_jobs(folder, config)
@@ -374,7 +374,7 @@ def status_text(folder: Path, config: Config | None = None) -> str:
     for cell in cells:
         own = [s for s in statuses if (s.job.dataset, s.job.architecture) == cell]
         rows.append((*cell, *(_summary([s for s in own if s.job.rule == r]) for r in STAGES)))
-    lines += _aligned(rows)
+    lines += aligned(rows, left=3)
     outdated = Counter(
         (status.job.dataset, status.job.architecture, status.note)
         for status in statuses
@@ -383,7 +383,7 @@ def status_text(folder: Path, config: Config | None = None) -> str:
     if outdated:
         lines += ["", "outdated, which will run again:"]
     for (dataset, architecture, changed), number in outdated.items():
-        lines.append(f"  {dataset} x {architecture}, {_count(number, 'job')}: {changed}")
+        lines.append(f"  {dataset} x {architecture}, {counted(number, 'job')}: {changed}")
     for state in ("running", "failed", "stopped"):
         chosen = [status for status in statuses if status.state == state]
         if chosen:
@@ -396,14 +396,14 @@ def status_text(folder: Path, config: Config | None = None) -> str:
                 lines.append(f"    log: {job.log}")
     if counts["done"] < len(statuses):
         seconds, unknown = seconds_left(statuses)
-        left = f"about {_hours(seconds)} of one job after another" if seconds else "unknown"
+        left = f"about {duration_text(seconds)} of one job after another" if seconds else "unknown"
         if unknown:
             left += f"; {unknown} jobs not counted, since none like them is done"
         lines += ["", f"left: {left}"]
     if leftovers:
         lines += ["", "resume states that no job can use any more; each line deletes one:"]
     for state in leftovers:
-        size, age = _bytes(state.size_bytes), _hours(state.age_seconds)
+        size, age = size_text(state.size_bytes), duration_text(state.age_seconds)
         lines.append(f"  {state.command}   # {size}, written {age} ago")
     page = folder / "report.html"
     lines += ["", f"report: {page if page.exists() else 'not built yet'}"]

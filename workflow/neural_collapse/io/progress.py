@@ -6,13 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-
-def clock(seconds: float) -> str:
-    """`seconds` as m:ss or h:mm:ss."""
-    whole = int(seconds + 0.5)
-    hours, rest = divmod(whole, 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+from .text import clock_text
 
 
 def say(line: str) -> None:
@@ -54,9 +48,9 @@ class Progress:
         parts += [f"{name.replace('_', ' ')} {value}" for name, value in values.items()]
         elapsed = now - self.started_at
         if done >= self.total:
-            parts.append(f"done in {clock(elapsed)}")
+            parts.append(f"done in {clock_text(elapsed)}")
         elif made > 0:
-            parts.append(f"{clock(elapsed / made * (self.total - done))} left")
+            parts.append(f"{clock_text(elapsed / made * (self.total - done))} left")
         self.write("  ".join(parts))
 
 

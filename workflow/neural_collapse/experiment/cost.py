@@ -1,0 +1,201 @@
+"""What the cells of a config cost: sizes, parameters, bytes, floating-point operations."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..data.registry import dataset_entry
+from ..networks.recipes import CustomRecipe, NetworkRecipe
+from .config import SWEEP_EVALUATIONS, Config, Recipe, resolve_recipe
+
+SIZE_KEYS = ("train_examples", "test_examples", "channels", "image_size_px", "num_classes")
+"""How a run.json calls the fields of a DataSize."""
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """What a plan needs to know of a prepared dataset."""
+
+    train: int
+    test: int
+    channels: int
+    side_px: int
+    num_classes: int
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Size of its prepared arrays."""
+        return (self.train + self.test) * (self.channels * self.side_px**2 + 8)
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs for images of one size."""
+
+    parameters: int
+    feature_dimension: int
+    forward_flops: int | None
+    """Operations of an image's forward pass, two a multiply-add; None where a user-defined network
+    does not run without numbers."""
+
+    @classmethod
+    def of(cls, network: NetworkRecipe, size: DataSize) -> NetworkCost:
+        """Built without memory for its weights, unless it is user-defined."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from ..networks.build import construct_without_weights
+
+        built = construct_without_weights(
+            network,
+            channels=size.channels,
+            num_classes=size.num_classes,
+            image_size_px=size.side_px,
+        )
+        known = sum(weight.numel() for weight in built.parameters()), built.classifier.in_features
+        inputs = torch.empty(1, size.channels, size.side_px, size.side_px, device="meta")
+        try:
+            # A user-defined network comes with its weights.
+            built.eval().to("meta")
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                built(inputs)
+        except Exception:
+            if not isinstance(network, CustomRecipe):
+                raise
+            return cls(*known, None)
+        return cls(*known, counter.get_total_flops())
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The cost of one dataset x architecture over all its trainings.
+
+    What depends on the dataset's size is None while that is unknown.
+    """
+
+    recipe: Recipe
+    runs: int
+    """Trainings whose checkpoints are kept: one a seed."""
+    size: DataSize | None
+    network: NetworkCost | None
+
+    @property
+    def candidates(self) -> int:
+        """Trainings of the sweep; 0 where the learning rate is pinned."""
+        sweep = self.recipe.sweep
+        return 0 if sweep.learning_rate is not None else len(sweep.learning_rates)
+
+    @property
+    def trainings(self) -> int:
+        """Candidates and kept runs."""
+        return self.candidates + self.runs
+
+    @property
+    def jobs(self) -> int:
+        """Trainings, selection, and of each kept run its features, statistics and attack."""
+        return self.trainings + bool(self.candidates) + 3 * self.runs
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all trainings together."""
+        return self.trainings * self.recipe.training.epochs
+
+    @property
+    def checkpoints(self) -> int:
+        """Of all kept runs."""
+        return self.runs * len(self.recipe.measured_epochs)
+
+    @property
+    def checkpoint_bytes(self) -> int | None:
+        """Of all checkpoints together."""
+        return self.network and 4 * self.checkpoints * self.network.parameters
+
+    @property
+    def features_bytes(self) -> int | None:
+        """Of what is kept of their features: moments, and Figure 1's raw ones."""
+        if self.size is None or self.network is None:
+            return None
+        return self.runs * features_bytes(self.recipe, self.size, self.network.feature_dimension)
+
+    @cached_property
+    def flops(self) -> float | None:
+        """Operations of all trainings and measurements; None where they cannot be counted."""
+        size, network, epochs = self.size, self.network, self.recipe.training.epochs
+        if size is None or network is None or network.forward_flops is None:
+            return None
+        # A checkpoint is one more pass over both sets and the attack, some steps of a few images.
+        robustness = self.recipe.robustness
+        attack = robustness.images * robustness.candidate_classes * 3 * 4
+        measured = len(self.recipe.measured_epochs) * (size.train + size.test + attack)
+        evaluations = 1 + min(epochs, SWEEP_EVALUATIONS)
+        candidate = 3 * size.train * epochs + (size.train + size.test) * evaluations
+        kept = epochs * training_images(size) + measured
+        return (self.candidates * candidate + self.runs * kept) * network.forward_flops
+
+    @property
+    def kind(self) -> str:
+        """What networks that compute alike share: see `network_kind`."""
+        return network_kind(self.recipe.network)
+
+
+def data_size(config: Config, recipe: Recipe) -> DataSize | None:
+    """Sizes after preparation; None for a user-defined dataset that is not prepared yet."""
+    entry, data = dataset_entry(config.custom_datasets, recipe.dataset), recipe.data
+    if None in (entry.num_classes, entry.train_examples, entry.image_size_px, entry.channels):
+        return _prepared_size(config, recipe)
+    side = math.ceil(entry.image_size_px / data.average_pooling) + 2 * data.padding_pixels
+    train, test = (
+        published if kept is None else min(published, kept * entry.num_classes)
+        for published, kept in [
+            (entry.train_examples, data.examples_per_class),
+            (entry.test_examples, data.test_examples_per_class),
+        ]
+    )
+    return DataSize(train, test, entry.channels, side, entry.num_classes)
+
+
+def _prepared_size(config: Config, recipe: Recipe) -> DataSize | None:
+    folder = Path(config.resources_folder) / recipe.dataset / "prepared" / recipe.data.name
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        train, test = (sum(card["counts"][split]["kept"]) for split in ("train", "test"))
+        return DataSize(train, test, *(card[key] for key in SIZE_KEYS[2:]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def network_kind(network: NetworkRecipe) -> str:
+    """The network's family; of a user-defined one the function, which may compute anything."""
+    return network.function if isinstance(network, CustomRecipe) else network.family
+
+
+def features_bytes(recipe: Recipe, size: DataSize, dim: int) -> int:
+    """What is kept of the features of one run's checkpoints, but for names and the like."""
+    classes, examples = size.num_classes, size.train + size.test
+    # In float64 both splits' class means, their scatter matrices, the last layer; of an example its
+    # label and two decisions.
+    moments = 8 * (3 * classes * dim + 2 * classes**2) + 3 * 2 * examples
+    chosen = len(recipe.figure_1_classes(classes))
+    raw = 4 * dim * chosen * recipe.measurement.activation_examples_per_class
+    return len(recipe.measured_epochs) * moments + len(recipe.activation_epochs) * raw
+
+
+def training_images(size: DataSize) -> int:
+    """Forward passes that cost as much as one epoch: backward costs twice forward, and both sets
+    are evaluated."""
+    return 3 * size.train + size.train + size.test
+
+
+def plan_cells(config: Config) -> list[CellPlan]:
+    """The cost of every cell."""
+    cells = []
+    for cell in config.cells():
+        recipe = resolve_recipe(config, *cell)
+        size = data_size(config, recipe)
+        network = None if size is None else NetworkCost.of(recipe.network, size)
+        cells.append(CellPlan(recipe, len(config.seeds), size, network))
+    return cells
