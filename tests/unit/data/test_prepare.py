@@ -19,6 +19,7 @@ from neural_collapse.data.image_files import ImageRef, decode_image
 from neural_collapse.data.pixels import average_pooled, channel_sums, mean_and_std
 from neural_collapse.data.prepare import balanced_subset, prepare_dataset
 from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.data.recipe import DataRecipe
 from neural_collapse.data.registry import (
     DATASETS,
     PAPER_DATASETS,
@@ -26,7 +27,6 @@ from neural_collapse.data.registry import (
     folder_suffix,
     published_sizes,
 )
-from neural_collapse.experiment.config import DataRecipe
 from neural_collapse.io.errors import UserError
 
 IN_MEMORY = ["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10"]
@@ -244,7 +244,7 @@ def test_prepare_two_processes_at_once_both_succeed(folder_of_images, tmp_path):
     download_dataset("mine", tmp_path / "raw", custom=custom)
     program = (
         "import sys\n"
-        "from neural_collapse.experiment.config import DataRecipe\n"
+        "from neural_collapse.data.recipe import DataRecipe\n"
         "from neural_collapse.data.prepare import prepare_dataset\n"
         "from neural_collapse.data.registry import CustomDataset\n"
         "custom = CustomDataset(label='Mine', path=sys.argv[1], image_size_px=16)\n"

@@ -372,7 +372,8 @@ def _download(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> None:
     from ..data.prepare import prepare_dataset
-    from ..experiment.config import DataRecipe, parse_model
+    from ..data.recipe import DataRecipe
+    from ..experiment.config import parse_model
     from ..io.progress import Amounts
 
     prepare_dataset(

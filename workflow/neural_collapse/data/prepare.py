@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -35,10 +35,8 @@ from .decoding import Decoding, decode_images
 from .image_files import ImageIndex, index_ilsvrc, index_image_folder
 from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
 from .pixels import average_pooled, channel_sums, check_square, mean_and_std, padded
+from .recipe import DataRecipe
 from .registry import CustomDataset, DatasetEntry, dataset_entry
-
-if TYPE_CHECKING:
-    from ..experiment.config import DataRecipe
 
 CARD_FILE = "card.json"
 CARD_VERSION = 1

@@ -27,15 +27,16 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     create_model,
     field_validator,
     model_validator,
 )
 
+from ..data.recipe import DataRecipe
 from ..data.registry import DATASETS, CustomDataset, dataset_entry, published_sizes
 from ..io.errors import UserError
 from ..io.files import with_home, write_text_atomically
+from ..io.model import Model, Strict
 from ..networks.recipes import NetworkRecipe
 from ..networks.registry import resolve_network
 
@@ -71,61 +72,10 @@ def learning_rate_name(rate: float) -> str:
     return f"{rate:.5g}"
 
 
-class _Strict(BaseModel):
-    """Frozen, and a key it does not know is an error, as are nan, inf and true for a number."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean(cls, value: Any, info: ValidationInfo) -> Any:
-        # Python takes true for 1.
-        items = value if isinstance(value, (list, tuple)) else [value]
-        wanted = cls.model_fields[info.field_name].annotation  # type: ignore[index]
-        if wanted is not bool and any(isinstance(item, bool) for item in items):
-            raise ValueError("must not be true or false")
-        return value
-
-
-class Model(_Strict):
-    """A part of the config or of a recipe."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
 # --------------------------------------------------------------------------- the recipe's parts
 
 
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
-
-
-class DataRecipe(Model):
-    """How the published images become the arrays that are trained on."""
-
-    examples_per_class: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
-    """Train images kept of each class, drawn with `subset_seed`; null keeps all. The paper
-    balances its train sets: MNIST 5000, SVHN 4600, ImageNet 600."""
-    test_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
-    """Test images kept of each class; null keeps the whole published test set, as in the paper."""
-    padding_pixels: Annotated[int, Field(ge=0, le=32)] = 0
-    """Zero pixels added on each side before normalising: 2 makes 28-pixel images 32 wide."""
-    average_pooling: Literal[1, 2, 4] = 1
-    """Averages squares of this many pixels a side, rounded to a byte; 1 leaves images alone."""
-    subset_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides which images a balanced subset keeps; recorded in the data card."""
-
-    @property
-    def name(self) -> str:
-        """How the prepared arrays' folder is called: what is not as published."""
-        parts = [
-            ("train", self.examples_per_class, None),
-            ("test", self.test_examples_per_class, None),
-            ("subset", self.subset_seed, 0),
-            ("average", self.average_pooling, 1),
-            ("pad", self.padding_pixels, 0),
-        ]
-        changed = [f"{word}-{value}" for word, value, usual in parts if value != usual]
-        return "_".join(changed) or "as-published"
 
 
 class TrainingRecipe(Model):
@@ -461,7 +411,7 @@ def _partial(model: type[Model]) -> type[BaseModel]:
     }
     return create_model(
         f"Partial{model.__name__}",
-        __base__=_Strict,
+        __base__=Strict,
         __doc__=model.__doc__,
         __validators__=checks,
         **fields,
@@ -565,9 +515,9 @@ class Config(Model):
     size is shipped yet; results/reference/mnist-small is."""
     figures: FiguresConfig = FiguresConfig()
     """How figures look."""
-    custom_datasets: dict[Name, CustomDataset] = {}
+    custom_datasets: dict[Name, CustomDataset] = {}  # noqa: RUF012 (pydantic copies it)
     """A person's own datasets, by name."""
-    custom_architectures: dict[Name, ArchitectureEntry] = {}
+    custom_architectures: dict[Name, ArchitectureEntry] = {}  # noqa: RUF012 (pydantic copies it)
     """A person's own rows, by name; their network is given in `overrides`."""
     recipe: PartialRecipe = PartialRecipe()  # type: ignore[valid-type]
     """The recipe of every cell; what is left out is the paper's."""
