@@ -114,10 +114,11 @@ def test_a_user_defined_dataset_is_counted_before_and_after_it_is_prepared(own, 
     assert "not counted  mine: disk and time" in text
     card = {"num_classes": 10, "channels": 1, "image_size_px": 8}
     card["counts"] = {"train": {"kept": [140] * 10}, "test": {"kept": [397]}}
-    path = tmp_path / "resources/mine/prepared/as-published/card.json"
+    config = check_config(values)
+    preparation = config.preparation(resolve_recipe(config, "mine", "mine"))
+    path = tmp_path / "resources/mine/prepared" / preparation / "card.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(card))
-    config = check_config(values)
     mine, digits = plan_cells(config)
     assert mine.size == digits.size and mine.flops == digits.flops > 0
     assert "not counted  " not in plan(config, "cpu")

@@ -14,7 +14,7 @@ from neural_collapse.experiment.config import (
     write_recipe,
 )
 from neural_collapse.inspect.curves import text_plot
-from neural_collapse.inspect.status import experiment_jobs, jobs_of
+from neural_collapse.inspect.jobs import experiment_jobs, jobs_of
 from neural_collapse.results.tables import write_table
 from neural_collapse.training.loop import EpochRecord
 from neural_collapse.training.state import StateFolder
@@ -117,7 +117,7 @@ def begun(tmp_path):
             if job.rule == "train_model":
                 job.log.parent.mkdir(parents=True, exist_ok=True)
                 job.log.touch()
-    return folder, {(j.architecture, j.rule, j.name): j for j in experiment_jobs(folder, None)}
+    return folder, {(j.cell[1], j.rule, j.name): j for j in experiment_jobs(folder, None)}
 
 
 def end_epochs(job, last, key="0123456789abcdef"):

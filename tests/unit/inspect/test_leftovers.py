@@ -14,8 +14,9 @@ from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.experiment import versions
 from neural_collapse.experiment.config import check_config, resolve_recipe, write_recipe
 from neural_collapse.inspect import leftovers
+from neural_collapse.inspect.jobs import jobs_of
 from neural_collapse.inspect.leftovers import find_leftovers
-from neural_collapse.inspect.status import jobs_of, status_text
+from neural_collapse.inspect.status import status_text
 from neural_collapse.io.locks import FINISHED
 from neural_collapse.training.state import StateFolder
 
@@ -112,7 +113,7 @@ def test_what_a_done_job_left_is_listed_without_a_config_too(folder, make_config
     job = job_named(folder, config, "0.01", "train_candidate")
     kept = state(job)
     write_recipe(job.recipe, folder / "digits/resnet/recipe.json")
-    assert find_leftovers(folder) == [], "it may be what an unfinished job goes on from"
+    assert find_leftovers(folder) == [], "an unfinished job may resume from it"
     job.output.parent.mkdir(parents=True)
     job.output.touch()
     for given in (None, config):
@@ -139,7 +140,7 @@ def test_a_config_of_a_part_does_not_condemn_the_rest(folder, make_config):
     kept = state(job)
     assert [found.folder for found in find_leftovers(folder, make_config())] == [kept]
     write_recipe(recipe, folder / "digits/vgg/recipe.json")
-    # The folder knows that cell's recipe, which goes on from its own states alone.
+    # The folder knows that cell's recipe, which resumes from its own states alone.
     assert [found.folder for found in find_leftovers(folder, make_config())] == [kept]
     fingerprints = leftovers._fingerprints(job, _hash(job, whole))
     kept.rename(kept.with_name(*fingerprints))
@@ -177,7 +178,7 @@ def test_status_says_how_to_delete_it_and_deletes_nothing(folder, make_config):
     job.log.write_text("digits x resnet  epoch 1/9  loss 0.1  1:30 left\n")
     text = status_text(folder, config)
     (line,) = [line for line in text.splitlines() if "rm -r" in line]
-    assert "goes on after" not in text and "6 jobs, 6 waiting" in text
+    assert "resumes after" not in text and "6 jobs, 6 waiting" in text
     assert str(kept) in line and "1 kB, written 0 s ago" in line
     assert kept.is_dir()
     subprocess.run(line, shell=True, check=True)

@@ -11,13 +11,8 @@ import yaml
 from neural_collapse.cli.main import main
 from neural_collapse.experiment import versions
 from neural_collapse.experiment.config import Recipe, check_config, resolve_recipe, write_recipe
-from neural_collapse.inspect.status import (
-    SILENT_SECONDS,
-    jobs_of,
-    seconds_left,
-    status_of,
-    status_text,
-)
+from neural_collapse.inspect.jobs import jobs_of
+from neural_collapse.inspect.status import SILENT_SECONDS, seconds_left, status_of, status_text
 from neural_collapse.results.run_facts import DECIDES_TRAINING
 
 CONFIG = {
@@ -97,7 +92,7 @@ def test_a_killed_process_is_stopped_where_its_state_says(jobs):
     for epoch in (2, 3):
         (job.state / "abc" / f"state-{epoch:06d}-0.safetensors").touch()
     status = status_of(job)
-    assert (status.state, status.note) == ("stopped", "goes on after epoch 3")
+    assert (status.state, status.note) == ("stopped", "resumes after epoch 3")
 
 
 def test_a_lock_of_another_recipe_hides_no_living_process(jobs):

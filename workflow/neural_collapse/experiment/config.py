@@ -33,7 +33,13 @@ from pydantic import (
 )
 
 from ..data.recipe import DataRecipe
-from ..data.registry import DATASETS, CustomDataset, dataset_entry, published_sizes
+from ..data.registry import (
+    DATASETS,
+    CustomDataset,
+    dataset_entry,
+    folder_suffix,
+    published_sizes,
+)
 from ..io.errors import UserError
 from ..io.files import with_home, write_text_atomically
 from ..io.model import Model, Strict
@@ -578,6 +584,21 @@ class Config(Model):
     def folder(self) -> str:
         """The folder of this experiment's results."""
         return f"{self.results_folder}/{self.experiment}"
+
+    def preparation(self, recipe: Recipe) -> str:
+        """The name of the folder in which a recipe's dataset is prepared."""
+        custom = self.custom_datasets.get(recipe.dataset)
+        return recipe.data.name + folder_suffix(custom, self.resources_folder)
+
+    def data_card(self, recipe: Recipe) -> dict[str, Any] | None:
+        """What is known of a recipe's prepared dataset; None where it is not prepared yet."""
+        folder = Path(self.resources_folder) / recipe.dataset / "prepared"
+        try:
+            text = (folder / self.preparation(recipe) / "card.json").read_text(encoding="utf-8")
+            card = json.loads(text)
+        except (OSError, ValueError):
+            return None
+        return card if isinstance(card, dict) else None
 
 
 def _names(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from ..data.registry import dataset_entry
 from ..networks.recipes import CustomRecipe, NetworkRecipe
@@ -159,12 +157,11 @@ def data_size(config: Config, recipe: Recipe) -> DataSize | None:
 
 
 def _prepared_size(config: Config, recipe: Recipe) -> DataSize | None:
-    folder = Path(config.resources_folder) / recipe.dataset / "prepared" / recipe.data.name
+    card = config.data_card(recipe) or {}
     try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         train, test = (sum(card["counts"][split]["kept"]) for split in ("train", "test"))
         return DataSize(train, test, *(card[key] for key in SIZE_KEYS[2:]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return None
 
 

@@ -110,36 +110,34 @@ def unfinished_curves(path: Path) -> list[pd.DataFrame]:
     `terminal_phase_accuracy`.
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
-    from ..experiment.config import read_recipe
     from ..experiment.stages import candidate_frame, history_frame
-    from .status import experiment_jobs, facts_so_far
+    from .jobs import experiment_jobs, facts_so_far
 
     experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)
     curves = []
     for job in experiment_jobs(experiment, None) if experiment else ():
-        if job.output.exists() or job.rule not in ("train_model", "train_candidate"):
+        shown = {"train_model": (experiment, job.output.parent), "train_candidate": (job.output,)}
+        if job.output.exists() or path not in shown.get(job.rule, ()):
             continue
-        recipe = read_recipe(experiment / job.dataset / job.architecture / "recipe.json")
-        if job.rule == "train_model":
-            rate, paths = None, (experiment, job.output.parent)
-        else:
-            rate, paths = recipe.sweep.named()[job.name], (job.output,)
-        facts = facts_so_far(job) if path in paths else None
+        facts = facts_so_far(job)
         if facts is None:
             continue
         records, diverged = facts
         history = SimpleNamespace(
-            learning_rate=np.nan if rate is None else rate,
+            learning_rate=np.nan if job.learning_rate is None else job.learning_rate,
             records=[SimpleNamespace(**record) for record in records],
             diverged=diverged,
         )
-        if rate is None:
-            frame = history_frame(recipe, int(job.name.removeprefix("seed-")), history)
+        if job.seed is None:
+            frame = candidate_frame(job.recipe, history)
         else:
-            frame = candidate_frame(recipe, history)
-        accuracy = recipe.measurement.terminal_phase_accuracy
-        more = {"epochs": recipe.training.epochs, "terminal_phase_accuracy": accuracy}
-        curves.append(frame.assign(**more))
+            frame = history_frame(job.recipe, job.seed, history)
+        curves.append(
+            frame.assign(
+                epochs=job.recipe.training.epochs,
+                terminal_phase_accuracy=job.recipe.measurement.terminal_phase_accuracy,
+            )
+        )
     return curves
 
 

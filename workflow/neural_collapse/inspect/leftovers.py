@@ -1,22 +1,20 @@
 """Resume states that no job can use any more: of a recipe, or of training code, before a change.
 
-A job's own are deleted when the next job has begun. These lie until a person deletes them, since a
+A job's own are deleted when the next job has begun. These stay until somebody deletes them, since a
 recipe may be changed back.
 """
 
 from __future__ import annotations
 
-import json
 import shlex
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.registry import folder_suffix
 from ..experiment.config import SWEEP_EVALUATIONS, Config, spaced_epochs
 from ..io.locks import FINISHED
-from .status import Job, experiment_jobs, lock_holder, process_lives, status_of
+from .jobs import Job, changed_since, experiment_jobs, lock_holder, process_lives
 
 FORGOTTEN_SECONDS = 86_400
 """A state that a process on another machine has locked is taken for in use for so long after it
@@ -82,19 +80,13 @@ def _in_use(folder: Path, age_seconds: float) -> bool:
 
 
 def _usable(name: str, job: Job, config: Config | None) -> bool:
-    """Whether a state of this fingerprint is one that the job would go on from, or may be."""
-    if status_of(job).state == "done":
+    """Whether a state of this fingerprint is one from which the job would resume, or may."""
+    if job.output.exists() and not changed_since(job):
         return False
     if config is None or job.rule not in ("train_candidate", "train_model"):
         return True
-    suffix = folder_suffix(config.custom_datasets.get(job.dataset), config.resources_folder)
-    preparation = job.recipe.data.name + suffix
-    prepared = Path(config.resources_folder) / job.dataset / "prepared" / preparation
-    try:
-        data_hash = str(json.loads((prepared / "card.json").read_text("utf-8"))["data_hash"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
-    return name in _fingerprints(job, data_hash)
+    card = config.data_card(job.recipe)
+    return card is None or "data_hash" not in card or name in _fingerprints(job, card["data_hash"])
 
 
 def _fingerprints(job: Job, data_hash: str) -> set[str]:
@@ -103,13 +95,13 @@ def _fingerprints(job: Job, data_hash: str) -> set[str]:
     from ..training.selection import held_out_hash
 
     recipe, sweep = job.recipe, job.recipe.sweep
-    if job.rule == "train_model":
-        seed, epochs = int(job.name.removeprefix("seed-")), recipe.measured_epochs
+    if job.seed is not None:
         # Which rate wins may not be known yet.
-        rates = sweep.learning_rates
-        return {training_fingerprint(recipe, data_hash, rate, seed, epochs) for rate in rates}
+        return {
+            training_fingerprint(recipe, data_hash, rate, job.seed, recipe.measured_epochs)
+            for rate in sweep.learning_rates
+        }
     if sweep.selection == "held_out_error":
         data_hash = held_out_hash(data_hash, sweep.held_out_fraction, sweep.seed)
     judged = spaced_epochs(recipe.training.epochs, SWEEP_EVALUATIONS)
-    rate = sweep.named()[job.name]
-    return {training_fingerprint(recipe, data_hash, rate, sweep.seed, (), judged)}
+    return {training_fingerprint(recipe, data_hash, job.learning_rate, sweep.seed, (), judged)}

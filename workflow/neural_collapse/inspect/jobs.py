@@ -1,0 +1,206 @@
+"""The long jobs of an experiment, and what their files say: outputs, locks, resume states."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..experiment import versions
+from ..experiment.config import READ_ELSEWHERE, Config, Recipe, read_recipe, resolve_recipe, shown
+from ..io.errors import UserError
+
+STAGES = {
+    "train_candidate": "sweep",
+    "train_model": "training",
+    "extract_features": "features",
+    "compute_statistics": "statistics",
+    "measure_robustness": "robustness",
+}
+"""Rules of long jobs, and what each is called in texts."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the workflow and where it leaves its traces."""
+
+    rule: str
+    recipe: Recipe
+    """By which it is to be made."""
+    name: str
+    """The learning rate or seed-<n>, as its log is called."""
+    output: Path
+    log: Path
+    benchmark: Path
+    runs: tuple[Path, ...]
+    """The run.json of every training that this job is, follows, or chose the learning rate of."""
+    state: Path | None = None
+    """Where its resume states lie; None for short jobs."""
+    seed: int | None = None
+    """Of the run; None for a training of the sweep."""
+    learning_rate: float | None = None
+    """Of a training of the sweep; None for a run."""
+
+    @property
+    def cell(self) -> tuple[str, str]:
+        """(dataset, architecture)."""
+        return self.recipe.dataset, self.recipe.architecture
+
+    def __str__(self) -> str:
+        return f"{' x '.join(self.cell)}, {STAGES[self.rule]} {self.name}"
+
+
+def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
+    """Every long job of one cell, in the order in which they run."""
+    cell = f"{recipe.dataset}-{recipe.architecture}"
+    home = folder / recipe.dataset / recipe.architecture
+    runs = {seed: home / f"seed-{seed}" / "run.json" for seed in seeds}
+
+    def job(rule: str, name: str, output: Path, state: str | None, **of) -> Job:
+        log, benchmark = (
+            folder / "logs" / rule / f"{cell}-{name}{end}" for end in (".log", ".tsv")
+        )
+        trainings = (runs[of["seed"]],) if "seed" in of else tuple(runs.values())
+        states = None if state is None else folder / ".state" / state
+        return Job(rule, recipe, name, output, log, benchmark, trainings, states, **of)
+
+    jobs = []
+    if recipe.sweep.learning_rate is None:
+        for name, rate in recipe.sweep.named().items():
+            curve = home / "sweep" / f"learning-rate-{name}.parquet"
+            jobs.append(job("train_candidate", name, curve, f"{cell}-{name}", learning_rate=rate))
+    for seed, facts in runs.items():
+        name, run = f"seed-{seed}", facts.parent
+        state = f"{cell}-{name}"
+        jobs += [
+            job(rule, name, output, states, seed=seed)
+            for rule, output, states in [
+                ("train_model", facts, state),
+                ("extract_features", run / "features", f"{state}-features"),
+                ("compute_statistics", run / "statistics.parquet", None),
+                ("measure_robustness", run / "robustness.parquet", f"{state}-robustness"),
+            ]
+        ]
+    return jobs
+
+
+def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
+    """Every long job of an experiment: of its config, or of the recipes found in its folder."""
+    if config is not None:
+        return [
+            job
+            for cell in config.cells()
+            for job in jobs_of(folder, resolve_recipe(config, *cell), config.seeds)
+        ]
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: there is no such folder of results; give results/<experiment>, or a "
+            "config with --config"
+        )
+    recipes = [read_recipe(path) for path in sorted(folder.glob("*/*/recipe.json"))]
+    if not recipes:
+        raise UserError(f"{folder}: no recipe is in it, so nothing was started here yet")
+    seeds = sorted(
+        {
+            int(found[1])
+            for path in [*folder.glob("*/*/seed-*"), *folder.glob("logs/train_model/*.log")]
+            if (found := re.search(r"seed-(\d+)(?:\.log)?$", path.name))
+        }
+    )
+    return [job for recipe in recipes for job in jobs_of(folder, recipe, seeds or [0])]
+
+
+def changed_since(job: Job) -> str:
+    """What the recipe says otherwise than when a finished job was done; empty where it agrees.
+
+    A training says by which recipe it was made. What was measured of an outdated one is outdated
+    as well, and so is the part of the sweep that is older than it.
+    """
+    for path in job.runs:
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if job.rule == "train_candidate" and _is_newer(job.output, path):
+                continue
+            changed = _difference(run, job.recipe, job.rule == "train_candidate")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # not there yet, or not one of this project's
+        if changed:
+            return changed
+    return ""
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime > other.stat().st_mtime
+
+
+def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
+    """The first thing that decides a training and is not in its run.json as it is now.
+
+    These are the params of the rules train_model and, where `of_sweep`, train_candidate. A key that
+    run.json does not hold says nothing.
+    """
+    version = run.get("training_version", versions.TRAINING)
+    if version != versions.TRAINING:
+        return f"trained by version {version} of the training, which is {versions.TRAINING} now"
+    made = run["recipe"]
+    for part in ("network", "data", "training"):
+        wanted = getattr(recipe, part).model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
+        for key, now in wanted.items():
+            before = made.get(part, {}).get(key, now)
+            if before != now:
+                return f"{part}.{key} was {shown(before)}, is {shown(now)}"
+    if not of_sweep and "learning_rate_origin" in run:
+        before = run["learning_rate"] if run["learning_rate_origin"] == "pinned" else None
+        now = recipe.sweep.learning_rate
+        if before != now:
+            return f"sweep.learning_rate was {shown(before)}, is {shown(now)}"
+    if not of_sweep and "kept_epochs" in run:
+        before, now = set(run["kept_epochs"]), set(recipe.measured_epochs)
+        if before != now:
+            other = min(before ^ now)
+            asks = "asks" if other in now else "no longer asks"
+            return f"measurement.epochs {asks} for epoch {other}"
+    return ""
+
+
+def lock_holder(lock: Path) -> tuple[int, str] | None:
+    """(process, host) that wrote itself into a lock; None where none did."""
+    try:
+        found = re.match(r"process (\d+) on (.+)", lock.read_text(encoding="utf-8").strip())
+    except OSError:
+        return None
+    return (int(found[1]), found[2]) if found else None
+
+
+def process_lives(process: int) -> bool:
+    """Whether a process of this machine is still there."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def facts_so_far(job: Job) -> Any | None:
+    """What the job's newest resume state says besides its tensors; None where there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    def age(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except OSError:
+            return 0.0  # a newer one has replaced it meanwhile
+
+    for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
+        try:
+            with safe_open(path, "numpy") as file:
+                return json.loads(file.metadata()["facts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+    return None
