@@ -504,8 +504,9 @@ class Config(Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run: auto takes a GPU where there is one."""
     mirror: PathText | None = None
-    """A folder <mirror>/<dataset>/ or an http address with the datasets' files, tried first; the
-    environment variable NC_DATA_MIRROR does the same."""
+    """Where the datasets' files are looked for first, as <mirror>/<dataset>/<file> or
+    <mirror>/<file>: an http address, or a folder, which may hold them unpacked or as torchvision
+    leaves them. The environment variable NC_DATA_MIRROR does the same."""
     imagenet_folder: PathText | None = None
     """Where ILSVRC-2012 lies: its tar files or an ImageFolder. Without it, its cells are left
     out."""
