@@ -11,10 +11,11 @@ from torch import nn
 
 from neural_collapse.collapse import compute_statistics, extract_splits
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.experiment.config import Recipe, TrainingRecipe
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.networks.build import build_network
 from neural_collapse.networks.convolutions import PointwiseConv2d
 from neural_collapse.networks.registry import resolve_network
+from neural_collapse.training.recipe import TrainingRecipe
 from neural_collapse.training.trainer import Trainer
 
 from . import data

@@ -12,7 +12,8 @@ from neural_collapse.collapse import PAPER_STATISTICS, compute_statistics, extra
 from neural_collapse.data.download import download_dataset
 from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.experiment.config import Config, Recipe, load_config, resolve_recipe
+from neural_collapse.experiment.config import Config, load_config, resolve_recipe
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.training.loop import train
 
 from .. import data

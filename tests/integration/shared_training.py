@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import distributed, nn
 
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.experiment.config import Recipe
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.io.errors import UserError
 from neural_collapse.training import trainer as trainers
 

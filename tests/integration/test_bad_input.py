@@ -34,7 +34,7 @@ from experiments import CHANGES, Experiment
 from PIL import Image
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import Recipe, write_recipe
+from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.io.tensors import read_tensors
 from neural_collapse.networks.build import build_network
 from neural_collapse.results.tables import METADATA_VERSION

@@ -27,7 +27,7 @@ from shared_training import (
 from neural_collapse.data.download import download_dataset
 from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.experiment.config import write_recipe
+from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.io.errors import UserError
 from neural_collapse.training.distributed import _dumps, launch, process_count
 from neural_collapse.training.loop import train

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from sample_tables import write_experiment
 
-from neural_collapse.experiment.config import load_config, resolve_recipe, write_recipe
+from neural_collapse.experiment.config import load_config, resolve_recipe
+from neural_collapse.experiment.recipe import write_recipe
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

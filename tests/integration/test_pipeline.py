@@ -12,8 +12,8 @@ import pytest
 from experiments import CHANGES, Experiment
 from PIL import Image
 
-from neural_collapse.experiment.config import spaced_epochs
 from neural_collapse.results.tables import STATISTICS, read_table
+from neural_collapse.training.schedule import spaced_epochs
 
 FIGURES = [*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview"]
 CELLS = [("digits", "vgg"), ("digits", "resnet")]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.experiment.config import Recipe, write_recipe
+from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.io.locks import clear_finished
 
 EPOCHS = 60

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import Recipe, write_recipe
+from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.results.tables import read_table
 
 RECIPE = {

@@ -11,14 +11,10 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from neural_collapse.data.registry import folder_suffix
 from neural_collapse.experiment import versions
-from neural_collapse.experiment.config import (
-    READ_ELSEWHERE,
-    check_config,
-    learning_rate_name,
-    read_yaml,
-    resolve_recipe,
-    write_recipe,
-)
+from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
+from neural_collapse.io.yaml import read_yaml
+from neural_collapse.training.schedule import learning_rate_name
 from neural_collapse.figures import MOVING, NAMES
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest

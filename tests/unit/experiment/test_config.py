@@ -20,20 +20,15 @@ from hypothesis import strategies as st
 
 from neural_collapse.experiment.config import (
     Config,
-    Recipe,
-    SweepRecipe,
-    TrainingRecipe,
     check_config,
     json_schema,
-    learning_rate_name,
     load_config,
-    parse_recipe,
-    read_recipe,
     resolve_recipe,
-    spaced_epochs,
-    write_recipe,
 )
+from neural_collapse.experiment.recipe import Recipe, parse_recipe, read_recipe, write_recipe
 from neural_collapse.io.errors import UserError
+from neural_collapse.training.recipe import SweepRecipe, TrainingRecipe
+from neural_collapse.training.schedule import learning_rate_name, spaced_epochs
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted([ROOT / "config.yaml", *(ROOT / "config").glob("*.yaml")])

@@ -8,11 +8,8 @@ import pytest
 import torch
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import (
-    check_config,
-    resolve_recipe,
-    write_recipe,
-)
+from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect.curves import text_plot
 from neural_collapse.inspect.jobs import experiment_jobs, jobs_of
 from neural_collapse.results.tables import write_table

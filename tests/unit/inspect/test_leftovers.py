@@ -12,7 +12,8 @@ from neural_collapse.cli.main import main
 from neural_collapse.data.download import download_dataset
 from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.experiment import versions
-from neural_collapse.experiment.config import check_config, resolve_recipe, write_recipe
+from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect import leftovers
 from neural_collapse.inspect.jobs import jobs_of
 from neural_collapse.inspect.leftovers import find_leftovers

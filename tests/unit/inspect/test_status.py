@@ -10,7 +10,8 @@ import yaml
 
 from neural_collapse.cli.main import main
 from neural_collapse.experiment import versions
-from neural_collapse.experiment.config import Recipe, check_config, resolve_recipe, write_recipe
+from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.inspect.jobs import jobs_of
 from neural_collapse.inspect.status import SILENT_SECONDS, seconds_left, status_of, status_text
 from neural_collapse.results.run_facts import DECIDES_TRAINING

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import Recipe, load_config, write_recipe
+from neural_collapse.experiment.config import load_config
 from neural_collapse.experiment.export import export_reference
+from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.results.claims import summary
 from neural_collapse.results.tables import read_table, write_table
 

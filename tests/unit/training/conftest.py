@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from neural_collapse.data.prepared import PreparedDataset
-from neural_collapse.experiment.config import Recipe
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.training.devices import set_determinism
 
 

@@ -9,7 +9,7 @@ import torch
 
 from neural_collapse.collapse import compute_moments, compute_statistics, extract
 from neural_collapse.collapse.attacks import deepfool
-from neural_collapse.experiment.config import Recipe
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.networks import build_network, resolve_network
 from neural_collapse.networks.arithmetic import arithmetic
 from neural_collapse.training.loop import train

@@ -373,7 +373,7 @@ def _download(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     from ..data.prepare import prepare_dataset
     from ..data.recipe import DataRecipe
-    from ..experiment.config import parse_model
+    from ..experiment.messages import parse_model
     from ..io.progress import Amounts
 
     prepare_dataset(
@@ -389,7 +389,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _custom(options: argparse.Namespace):
     from ..data.registry import CustomDataset
-    from ..experiment.config import parse_model
+    from ..experiment.messages import parse_model
 
     given = options.custom
     return None if given is None else parse_model(CustomDataset, given, "--custom")

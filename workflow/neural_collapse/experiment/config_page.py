@@ -12,7 +12,8 @@ from pydantic_core import PydanticUndefined
 from ..data.registry import DATASETS, CustomDataset
 from ..networks.recipes import FAMILIES
 from ..networks.registry import NAMED
-from .config import ArchitectureEntry, Config, FiguresConfig, Override, _RecipeParts
+from .config import ArchitectureEntry, Config, FiguresConfig, Override
+from .recipe import RecipeParts
 
 HEAD = """\
 # Every key of a config
@@ -77,7 +78,7 @@ def config_reference() -> str:
         "| `overrides` | Changes for some cells, below. | list | `[]` |",
         "",
     ]
-    for name, field in _RecipeParts.model_fields.items():
+    for name, field in RecipeParts.model_fields.items():
         lines += [f"## `recipe.{name}`", "", f"{field.description}", ""]
         lines += [*_table(field.annotation), ""]
     lines += [

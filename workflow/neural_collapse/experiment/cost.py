@@ -8,7 +8,9 @@ from functools import cached_property
 
 from ..data.registry import dataset_entry
 from ..networks.recipes import CustomRecipe, NetworkRecipe
-from .config import SWEEP_EVALUATIONS, Config, Recipe, resolve_recipe
+from ..training.schedule import SWEEP_EVALUATIONS
+from .config import Config, resolve_recipe
+from .recipe import Recipe
 
 SIZE_KEYS = ("train_examples", "test_examples", "channels", "image_size_px", "num_classes")
 """How a run.json calls the fields of a DataSize."""

@@ -19,8 +19,9 @@ from ..io.errors import UserError
 from ..io.files import deliver, require_writable, write_text_atomically
 from ..io.progress import Progress
 from ..results.run_facts import DECIDES_TRAINING, read_run, recipe_of
+from ..training.schedule import SWEEP_EVALUATIONS, spaced_epochs
 from . import versions
-from .config import READ_ELSEWHERE, SWEEP_EVALUATIONS, Recipe, read_recipe, spaced_epochs
+from .recipe import READ_ELSEWHERE, Recipe, read_recipe
 
 
 def _read_curve(path: Path, recipe: Recipe):
@@ -153,8 +154,8 @@ def select_learning_rate(
     the recipe says so, on held-out train images.
     """
     from ..results.tables import concat_tables, write_table
+    from ..training.schedule import learning_rate_name
     from ..training.selection import choose
-    from .config import learning_rate_name
 
     recipe = read_recipe(recipe_path)
     if not curve_paths:

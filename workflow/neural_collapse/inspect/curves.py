@@ -189,7 +189,7 @@ def load_measurements(
             frame = pd.concat([frame, read_table(file, "measurements")], ignore_index=True)
     start, recipe = None, folder.parent / "recipe.json"
     if recipe.is_file():
-        from ..experiment.config import read_recipe
+        from ..experiment.recipe import read_recipe
 
         accuracy = read_recipe(recipe).measurement.terminal_phase_accuracy
         start = terminal_phase_epoch(frame, accuracy)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..experiment import versions
-from ..experiment.config import READ_ELSEWHERE, Config, Recipe, read_recipe, resolve_recipe, shown
+from ..experiment.config import Config, resolve_recipe
+from ..experiment.recipe import READ_ELSEWHERE, Recipe, read_recipe
 from ..io.errors import UserError
+from ..io.text import shown
 
 STAGES = {
     "train_candidate": "sweep",

@@ -12,8 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..experiment.config import SWEEP_EVALUATIONS, Config, spaced_epochs
+from ..experiment.config import Config
 from ..io.locks import FINISHED
+from ..training.schedule import SWEEP_EVALUATIONS, spaced_epochs
 from .jobs import Job, changed_since, experiment_jobs, lock_holder, process_lives
 
 FORGOTTEN_SECONDS = 86_400

@@ -1,8 +1,21 @@
-"""Numbers, amounts, durations and columns as text that people read."""
+"""Values, amounts, durations and columns as text that people read."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
+from typing import Any
+
+_LIMITED = reprlib.Repr()
+_LIMITED.maxstring = _LIMITED.maxother = _LIMITED.maxlong = 60
+
+
+def shown(value: Any) -> str:
+    """A value as a sentence can show it: of any kind and size, on one line."""
+    try:
+        return _LIMITED.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def counted(number: int, what: str) -> str:

@@ -18,13 +18,14 @@ from torch import nn
 
 from ..data.prepared import PreparedDataset
 from ..experiment import versions
-from ..experiment.config import READ_ELSEWHERE, Recipe, learning_rate_name
+from ..experiment.recipe import READ_ELSEWHERE, Recipe
 from ..io.files import deliver
 from ..io.progress import Progress, say
 from ..io.tensors import from_bytes, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint
 from .distributed import launch
 from .ranks import ALONE, Ranks
+from .schedule import learning_rate_name
 from .state import BackgroundWriter, StateFolder, fingerprint
 from .trainer import EpochRecord, Trainer, build
 

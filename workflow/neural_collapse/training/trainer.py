@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from ..data.images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
 from ..data.prepared import PreparedDataset
-from ..experiment.config import Recipe, TrainingRecipe
+from ..experiment.recipe import Recipe
 from ..io.errors import UserError
 from ..io.progress import say
 from ..networks.arithmetic import arithmetic
@@ -28,6 +28,7 @@ from ..networks.folding import fold_batch_norms
 from .graphs import GraphedStep
 from .optimisers import SGD
 from .ranks import ALONE, Ranks
+from .recipe import TrainingRecipe
 
 
 @dataclass(frozen=True)

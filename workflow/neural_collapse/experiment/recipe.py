@@ -1,0 +1,189 @@
+"""The recipe of one dataset x architecture: everything that its jobs depend on, and its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from ..data.recipe import DataRecipe
+from ..io.errors import UserError
+from ..io.files import write_text_atomically
+from ..io.model import Model
+from ..networks.recipes import NetworkRecipe
+from ..training.recipe import SweepRecipe, TrainingRecipe
+from ..training.schedule import spaced_epochs
+from .messages import one_sentence
+
+READ_ELSEWHERE = {
+    "training": {"evaluation_batch_size"},  # changes no result
+    "measurement": {"terminal_phase_accuracy"},  # read where tables are collected
+}
+"""Keys of a recipe's parts whose change runs no training and no measurement again."""
+
+
+class MeasurementRecipe(Model):
+    """Which epochs are measured, and what is kept of them."""
+
+    epochs: Annotated[int, Field(ge=2, le=1_000_000)] | tuple[Annotated[int, Field(ge=1)], ...] = 50
+    """How many epochs are measured, spaced as in the authors' notebook, or the epochs themselves.
+    Epoch 0, the network before training, and the last epoch are always measured as well."""
+    terminal_phase_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.999
+    """Train accuracy at which the terminal phase of training starts; ImageNet 0.996."""
+    activation_classes: tuple[int, int, int] = (0, 1, 2)
+    """The three classes of Figure 1. A dataset of two classes is left out of it."""
+    activation_epochs: (
+        Annotated[int, Field(ge=1, le=1000)] | tuple[Annotated[int, Field(ge=0)], ...]
+    ) = 4
+    """Epochs whose raw features are kept for Figure 1: how many, or the epochs themselves."""
+    activation_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
+    """Raw features kept of each of those classes."""
+
+    @field_validator("epochs", "activation_epochs")
+    @classmethod
+    def _rising(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and (not value or list(value) != sorted(set(value))):
+            raise ValueError("must be a number, or a list of epochs in rising order, each once")
+        return value
+
+    @field_validator("activation_classes")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != 3 or min(value) < 0:
+            raise ValueError("must be three different classes, numbered from 0")
+        return value
+
+
+class RobustnessRecipe(Model):
+    """DeepFool, as the paper runs it."""
+
+    images: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
+    """Test images attacked, the same ones at every epoch."""
+    overshoot: Annotated[float, Field(ge=0, le=1000)] = 0.02
+    """How far past the boundary the perturbation goes, as a share of its length."""
+    max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    """Linearisations before DeepFool gives up on an image."""
+    candidate_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10
+    """Classes with the largest logits whose boundaries are considered."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Draws the images."""
+
+
+class ResourcesRecipe(Model):
+    """What a job asks of the scheduler. No result depends on it."""
+
+    gpu: Annotated[int, Field(ge=0, le=1024)] = 1
+    """GPUs of a training or measuring job; 0 where the machine has none."""
+    gpu_slots: Annotated[int, Field(ge=1, le=64)] = 1
+    """Small jobs that may share one card on purpose; with `--resources gpu=8` and 4 slots, eight
+    jobs run on two cards. Only jobs of equal slots share."""
+    memory_mb: Annotated[int, Field(ge=1, le=1_000_000_000)] = 8000
+    """Main memory of such a job."""
+    runtime_minutes: Annotated[int, Field(ge=1, le=1_000_000)] = 1440
+    """Time limit of such a job on a cluster; a job that hits it resumes."""
+
+
+class RecipeParts(Model):
+    """The parts of a recipe that a config may change, all with the paper's values."""
+
+    data: DataRecipe = DataRecipe()
+    """How the images are prepared."""
+    training: TrainingRecipe = TrainingRecipe()
+    """Optimiser, schedule and arithmetic."""
+    sweep: SweepRecipe = SweepRecipe()
+    """Learning rates and their selection."""
+    measurement: MeasurementRecipe = MeasurementRecipe()
+    """Measured epochs and kept features."""
+    robustness: RobustnessRecipe = RobustnessRecipe()
+    """DeepFool."""
+    resources: ResourcesRecipe = ResourcesRecipe()
+    """GPUs, memory and time of a job."""
+
+
+class Recipe(RecipeParts):
+    """Everything that the jobs of one dataset x architecture depend on, the seed apart."""
+
+    dataset: str
+    """A dataset's name."""
+    architecture: str
+    """The row of the figures that it stands in: vgg, resnet, densenet, or a person's own."""
+    network: NetworkRecipe
+    """The network, every number resolved."""
+
+    @model_validator(mode="after")
+    def _epochs_exist(self) -> Recipe:
+        last = self.training.epochs
+        for key in ("epochs", "activation_epochs"):
+            value = getattr(self.measurement, key)
+            if isinstance(value, tuple) and value[-1] > last:
+                raise ValueError(
+                    f"measurement.{key} asks for epoch {value[-1]}, past the last one, "
+                    f"{last} (training.epochs)"
+                )
+        return self
+
+    @property
+    def measured_epochs(self) -> tuple[int, ...]:
+        """The measured epochs, in order: among them 0 and the last one."""
+        value, last = self.measurement.epochs, self.training.epochs
+        if isinstance(value, int):
+            value = spaced_epochs(last, value)
+        return tuple(sorted({0, *value, last}))
+
+    @property
+    def activation_epochs(self) -> tuple[int, ...]:
+        """The measured epochs whose raw features are kept: evenly spread over the measured ones."""
+        value, measured = self.measurement.activation_epochs, self.measured_epochs
+        if isinstance(value, int):
+            if value == 1:
+                return measured[-1:]
+            steps = [round(i * (len(measured) - 1) / (value - 1)) for i in range(value)]
+            return tuple(sorted({measured[i] for i in steps}))
+        missing = sorted(set(value) - set(measured))
+        if missing:
+            raise UserError(
+                f"measurement.activation_epochs: epoch {missing[0]} is not a measured epoch of "
+                f"{self.dataset} x {self.architecture}; add it to measurement.epochs"
+            )
+        return value
+
+    def figure_1_classes(self, num_classes: int) -> tuple[int, ...]:
+        """The classes of Figure 1 in a dataset of `num_classes`; none where those are fewer than 3.
+
+        Raises UserError where the dataset lacks one of them.
+        """
+        if num_classes < 3:
+            return ()
+        classes = self.measurement.activation_classes
+        if max(classes) >= num_classes:
+            raise UserError(
+                f"measurement.activation_classes: {self.dataset} has the classes 0 to "
+                f"{num_classes - 1}, so there is no class {max(classes)}; choose three of them"
+            )
+        return classes
+
+
+def write_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write a recipe as JSON."""
+    write_text_atomically(path, recipe.model_dump_json(indent=2) + "\n")
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """The recipe that JSON text holds; raises UserError naming `where` it came from."""
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise UserError(f"{where}: is not a recipe written by this project") from None
+        raise UserError(one_sentence(error, where, Recipe)) from None
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read a recipe written by :func:`write_recipe`; raises UserError."""
+    try:
+        return parse_recipe(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a recipe written by this project") from None

@@ -1,0 +1,152 @@
+"""What a recipe says of trainings: one training, and the sweep of learning rates.
+
+Light: importing it imports no torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..io.model import Model
+from ..io.text import shown
+from .schedule import learning_rate_at, learning_rate_name, milestone_epochs
+
+FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
+LearningRate = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class TrainingRecipe(Model):
+    """Stochastic gradient descent as in the paper."""
+
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
+    """Passes over the train set."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000_000)] = 128
+    """Examples a step."""
+    keep_incomplete_batch: bool = False
+    """Also train on the last, incomplete batch of an epoch; the authors' notebook skips it."""
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD momentum; no Nesterov."""
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
+    """Coupled L2 penalty, on every parameter as in the notebook; ImageNet uses 1e-4."""
+    learning_rate_milestones: tuple[str, ...] = ("1/3", "2/3")
+    """Fractions of `epochs`, rounded down, after which the learning rate is multiplied by
+    `learning_rate_factor`: 116 and 233 of 350. ImageNet uses 1/2 and 3/4."""
+    learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """What each milestone multiplies the learning rate by."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of the training step: true float32, TF32 matrix units (GPU), or bfloat16
+    autocast. Features, statistics and attack always use true float32; losses and errors after each
+    epoch do with float32, and TF32 otherwise."""
+    cuda_graphs: bool = False
+    """On one GPU, launch a training step's kernels all at once; for narrow networks. Last digits
+    may differ. Not yet measured by this project; several GPUs do without."""
+    compile: bool = False
+    """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
+    measured on a GPU by this project."""
+    deterministic: bool = True
+    """Ask the GPU for deterministic kernels: the same recipe gives the same bits there too. A
+    custom network's layer may have none (torch's adaptive pooling to more than 1 px)."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads of a training; part of the recipe, because another count gives other bits."""
+    evaluation_batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
+    """Examples a step where nothing is trained, at most: the CPU takes 128, and a GPU halves it
+    when its memory runs out."""
+
+    @field_validator("learning_rate_milestones", mode="before")
+    @classmethod
+    def _fractions(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError("must be a list of fractions such as ['1/3', '2/3']")
+        fractions = []
+        for item in value:
+            # Fraction itself would work for hours on "1e999999999".
+            number = isinstance(item, (int, float)) and not isinstance(item, bool)
+            if not number and not re.fullmatch(FRACTION, str(item)):
+                raise ValueError(f"{shown(item)} is not a fraction such as '1/3'")
+            try:
+                fractions.append(Fraction(str(item)))
+            except (ValueError, ZeroDivisionError):
+                raise ValueError(f"{shown(item)} is not a fraction such as '1/3'") from None
+            if not 0 < fractions[-1] < 1:
+                raise ValueError(f"{shown(item)} must lie between 0 and 1")
+        if fractions != sorted(set(fractions)):
+            raise ValueError("must be in rising order, each once")
+        return tuple(str(item) for item in value)
+
+    @model_validator(mode="after")
+    def _one_milestone_an_epoch(self) -> TrainingRecipe:
+        for first, second in itertools.pairwise(self.milestones):
+            if first == second:
+                given = ", ".join(map(repr, self.learning_rate_milestones))
+                raise ValueError(
+                    f"learning_rate_milestones: two of {given} are epoch {first} of {self.epochs}, "
+                    "which would lower the learning rate twice; leave one out"
+                )
+        return self
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """As :func:`milestone_epochs` has them."""
+        return milestone_epochs(self.epochs, self.learning_rate_milestones)
+
+    def learning_rate_at(self, initial: float, epoch: int) -> float:
+        """The learning rate during `epoch` (the first is 1) of a run that began with `initial`."""
+        return learning_rate_at(initial, epoch, self.milestones, self.learning_rate_factor)
+
+
+class SweepRecipe(Model):
+    """Which learning rates are tried, and how one is chosen."""
+
+    learning_rate: LearningRate | None = None
+    """Pins the learning rate and skips the sweep; null sweeps."""
+    learning_rate_min: LearningRate = 1e-4
+    """Smallest of the geometrically spaced learning rates."""
+    learning_rate_max: LearningRate = 0.25
+    """Largest of them."""
+    count: Annotated[int, Field(ge=1, le=1000)] = 25
+    """How many there are: numpy.geomspace(min, max, count); ImageNet has 10."""
+    additional_learning_rates: tuple[LearningRate, ...] = ()
+    """Tried as well; adding one later trains only that one."""
+    selection: Literal["test_error", "held_out_error"] = "test_error"
+    """What chooses the winner, at the last epoch: the test error, as in the paper, or the error on
+    train images that the sweep's trainings did not see."""
+    held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """The seed of the sweep's trainings. Every seed of the experiment then uses its winner."""
+
+    @model_validator(mode="after")
+    def _range(self) -> SweepRecipe:
+        if self.learning_rate_min > self.learning_rate_max:
+            raise ValueError(
+                f"learning_rate_min ({self.learning_rate_min:g}) is above "
+                f"learning_rate_max ({self.learning_rate_max:g}); swap them"
+            )
+        if self.count > 1 and self.learning_rate_min == self.learning_rate_max:
+            raise ValueError("learning_rate_min equals learning_rate_max; set count to 1")
+        names = [learning_rate_name(rate) for rate in self.learning_rates]
+        doubled = {name for name in names if names.count(name) > 1}
+        if doubled:
+            raise ValueError(f"the learning rate {min(doubled)} stands twice in the sweep")
+        return self
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """Every candidate in ascending order; one alone where it is pinned."""
+        if self.learning_rate is not None:
+            return (self.learning_rate,)
+        import numpy
+
+        spaced = numpy.geomspace(self.learning_rate_min, self.learning_rate_max, self.count)
+        return tuple(sorted([*map(float, spaced), *self.additional_learning_rates]))
+
+    def named(self) -> dict[str, float]:
+        """The candidates by the name that they have in paths."""
+        return {learning_rate_name(rate): rate for rate in self.learning_rates}
