@@ -37,29 +37,29 @@ localrules:
 rule all:
     default_target: True
     input:
-        "<results>/report.html",
+        PATHS.report,
 
 
 rule data:
     input:
-        cards(),
+        EXPERIMENT.cards(),
 
 
 rule models:
     input:
-        of_runs("run.json"),
+        EXPERIMENT.of_runs("run.json"),
 
 
 rule tables:
     input:
-        table_files(),
+        EXPERIMENT.table_files(),
 
 
 rule figures:
     input:
-        figure_files(),
+        EXPERIMENT.drawings(*CONFIG.figures.formats).values(),
 
 
 rule report:
     input:
-        "<results>/report.html",
+        PATHS.report,

@@ -103,7 +103,7 @@ def finish_without_work(folder: Path) -> int:
             if path.name == "selection.json":
                 curve = min(p for p in outputs if p.match(f"{path.parent}/learning-rate-*"))
                 rate = curve.stem.removeprefix("learning-rate-")
-                path.write_text(json.dumps({"learning_rate_name": rate}), encoding="utf-8")
+                path.write_text(json.dumps({"learning_rate": float(rate)}), encoding="utf-8")
             else:
                 file.touch()
         for path in outputs:  # of one age: none is newer than what was made of it

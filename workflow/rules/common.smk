@@ -1,4 +1,4 @@
-# All functions of the workflow: the typed config, recipe slices, and what targets consist of.
+# What only Snakemake can say: the config as it reads it, wildcards, resources, params functions.
 
 import json
 import os
@@ -9,38 +9,30 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from neural_collapse.data.registry import folder_suffix
 from neural_collapse.experiment import versions
-from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.config import check_config
+from neural_collapse.experiment.paths import TABLES, candidate_job, cell_job, run_job
+from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
-from neural_collapse.io.yaml import read_yaml
-from neural_collapse.training.schedule import learning_rate_name
-from neural_collapse.figures import MOVING, NAMES
+from neural_collapse.experiment.targets import Experiment
+from neural_collapse.figures import MOVING
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest
-from neural_collapse.experiment.provenance import code_hash
+from neural_collapse.io.yaml import read_yaml
 from neural_collapse.training.devices import physical_gpus
+from neural_collapse.training.schedule import learning_rate_name
 
 try:
     for path in workflow.configfiles:
         read_yaml(path)  # Snakemake takes the last of two equal keys in silence
     CONFIG = check_config(config, ", ".join(map(str, workflow.configfiles)))
+    EXPERIMENT = Experiment(CONFIG)
+    REFERENCE = EXPERIMENT.reference_files(ROOT)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-FOLDER, RESOURCES = CONFIG.folder, CONFIG.resources_folder
-RECIPES = {cell: resolve_recipe(CONFIG, *cell) for cell in CONFIG.cells()}
-# Two user-defined datasets of the same name may share the resources folder.
-SUFFIXES = {
-    dataset: folder_suffix(CONFIG.custom_datasets.get(dataset), RESOURCES)
-    for dataset in CONFIG.datasets
-}
-PREPARATIONS = {
-    (dataset, recipe.data.name + SUFFIXES[dataset]): recipe
-    for (dataset, _), recipe in RECIPES.items()
-}
+PATHS = EXPERIMENT.paths
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
 
 # Jobs import the library from this checkout, in whichever environment they run. Where files come
@@ -56,22 +48,12 @@ if CONFIG.imagenet_folder:
 shell.prefix("".join(f"export {export}; " for export in EXPORTS))
 
 
-pathvars:
-    results=FOLDER,
-    resources=RESOURCES,
-    logs=f"{FOLDER}/logs",
-    prepared=f"{RESOURCES}/{{dataset}}/prepared/{{preparation}}",
-    cell=f"{FOLDER}/{{dataset}}/{{architecture}}",
-    sweep="<cell>/sweep",
-    run="<cell>/seed-{seed}",
-
-
 wildcard_constraints:
-    dataset="|".join(sorted({dataset for dataset, _ in RECIPES})),
+    dataset="|".join(sorted({dataset for dataset, _ in EXPERIMENT.recipes})),
     architecture="|".join(CONFIG.architectures),
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
-    preparation="|".join(sorted({name for _, name in PREPARATIONS})),
+    preparation="|".join(sorted({name for _, name in EXPERIMENT.preparations})),
     suffix=r"(-[0-9a-f]{8})?",
 
 
@@ -101,7 +83,7 @@ def asked_as_gres(rule):
 
 
 def recipe_of(wildcards):
-    return RECIPES[wildcards.dataset, wildcards.architecture]
+    return EXPERIMENT.recipes[wildcards.dataset, wildcards.architecture]
 
 
 def recipe_file(wildcards):
@@ -109,11 +91,7 @@ def recipe_file(wildcards):
 
     It is no input: Snakemake would not look at the params of any job after one that makes it.
     """
-    return recipe_path(wildcards.dataset, wildcards.architecture)
-
-
-def recipe_path(dataset, architecture):
-    return f"{FOLDER}/{dataset}/{architecture}/recipe.json"
+    return PATHS.recipe(wildcards.dataset, wildcards.architecture)
 
 
 def recipe_slice(*parts):
@@ -146,6 +124,15 @@ def one_gpu(wildcards, rulename):
     return min(1, recipe_resource("gpu")(wildcards, rulename))
 
 
+TRAINING = {
+    "gpu": recipe_resource("gpu"),
+    "gpu_slots": recipe_resource("gpu_slots"),
+    "mem_mb": recipe_resource("memory_mb"),
+    "runtime": recipe_resource("runtime_minutes"),
+}
+MEASURING = TRAINING | {"gpu": one_gpu}
+
+
 def threads_of(wildcards):
     return recipe_of(wildcards).training.threads
 
@@ -154,44 +141,30 @@ def epochs_of(wildcards):
     return recipe_of(wildcards).measured_epochs
 
 
-def prepared(name):
-    """An input function: a file of the prepared dataset that this cell trains on."""
-
-    def of(wildcards):
-        preparation = recipe_of(wildcards).data.name + SUFFIXES[wildcards.dataset]
-        return f"{RESOURCES}/{wildcards.dataset}/prepared/{preparation}/{name}"
-
-    return of
+def card(wildcards):
+    """An input function: the card of the prepared dataset that this cell trains on."""
+    return EXPERIMENT.card(wildcards.dataset, wildcards.architecture)
 
 
-def state(name):
-    """A params function: where an interrupted job keeps what it has, outside of its outputs."""
+def raw_source(wildcards):
+    """An input function: the record of a dataset's raw files."""
+    return PATHS.raw(wildcards.dataset, EXPERIMENT.suffixes[wildcards.dataset])
 
-    def of(wildcards):
-        return f"{FOLDER}/.state/{name.format(**wildcards)}"
 
-    return of
+def candidates(wildcards):
+    """An input function: the learning curve of every candidate of a sweep."""
+    return [
+        PATHS.candidate(name, wildcards.dataset, wildcards.architecture)
+        for name in recipe_of(wildcards).sweep.named()
+    ]
 
 
 def sweep_states(wildcards):
-    """A params function: where the candidates of a sweep keep theirs."""
-    names = recipe_of(wildcards).sweep.named()
-    return [state(f"{{dataset}}-{{architecture}}-{name}")(wildcards) for name in names]
-
-
-def swept(dataset, architecture):
-    return RECIPES[dataset, architecture].sweep.learning_rate is None
-
-
-def curve(wildcards, learning_rate):
-    """A candidate's learning curve."""
-    folder = f"{FOLDER}/{wildcards.dataset}/{wildcards.architecture}/sweep"
-    return f"{folder}/learning-rate-{learning_rate}.parquet"
-
-
-def curves(wildcards):
-    """The learning curves of every candidate of a sweep."""
-    return [curve(wildcards, rate) for rate in recipe_of(wildcards).sweep.named()]
+    """A params function: where the candidates of a sweep keep what they have."""
+    return [
+        PATHS.state(candidate_job(name, wildcards.dataset, wildcards.architecture))
+        for name in recipe_of(wildcards).sweep.named()
+    ]
 
 
 def winner(wildcards):
@@ -200,27 +173,16 @@ def winner(wildcards):
     Every job of a run takes it as an input, not the selection itself: so a sweep that is made
     larger runs nothing again where its winner stays.
     """
-    if not swept(wildcards.dataset, wildcards.architecture):
+    cell = wildcards.dataset, wildcards.architecture
+    if recipe_of(wildcards).sweep.learning_rate is not None:
         return []
-    chosen = checkpoints.select_learning_rate.get(
-        dataset=wildcards.dataset, architecture=wildcards.architecture
-    ).output.selection
-    with open(chosen, encoding="utf-8") as file:
-        return curve(wildcards, json.load(file)["learning_rate_name"])
-
-
-def raw_source(wildcards):
-    """An input function: the record of a dataset's raw files."""
-    return f"{RESOURCES}/{wildcards.dataset}/raw{SUFFIXES[wildcards.dataset]}/source.json"
+    chosen = checkpoints.select_learning_rate.get(dataset=cell[0], architecture=cell[1])
+    with open(chosen.output.selection, encoding="utf-8") as file:
+        return PATHS.candidate(learning_rate_name(json.load(file)["learning_rate"]), *cell)
 
 
 def custom_of(wildcards):
-    """A person's own dataset as JSON for the command line; nothing for a built-in one."""
-    custom = CONFIG.custom_datasets.get(wildcards.dataset)
-    if custom is None:
-        return []
-    # How its column is titled is read where tables are collected.
-    return ["--custom", custom.model_copy(update={"label": wildcards.dataset}).model_dump_json()]
+    return EXPERIMENT.custom_options(wildcards.dataset)
 
 
 def custom_files(wildcards):
@@ -229,107 +191,14 @@ def custom_files(wildcards):
 
 
 def custom_contents(wildcards):
-    """A params function: the images of a person's folder, of which its own time says nothing."""
+    """A params function: the images of a user's folder, of which its own time says nothing."""
     custom = CONFIG.custom_datasets.get(wildcards.dataset)
     return tree_digest(custom.path) if custom and os.path.isdir(custom.path) else None
 
 
-def cards():
-    return [f"{RESOURCES}/{dataset}/prepared/{name}/card.json" for dataset, name in PREPARATIONS]
-
-
-def of_runs(name):
-    """A file of every run."""
-    return [
-        f"{FOLDER}/{dataset}/{architecture}/seed-{seed}/{name}"
-        for dataset, architecture in RECIPES
-        for seed in CONFIG.seeds
-    ]
-
-
-def recipe_files():
-    """The recipe of every cell."""
-    return [recipe_path(*cell) for cell in RECIPES]
-
-
-def terminal_phase_accuracies():
-    """At which train accuracy each cell's terminal phase starts."""
-    return {
-        f"{dataset} x {architecture}": recipe.measurement.terminal_phase_accuracy
-        for (dataset, architecture), recipe in RECIPES.items()
-    }
-
-
-def robustness_states():
-    """Where the attacks of all runs keep what they have."""
-    of = state("{dataset}-{architecture}-seed-{seed}-robustness")
-    return [
-        of({"dataset": dataset, "architecture": architecture, "seed": seed})
-        for dataset, architecture in RECIPES
-        for seed in CONFIG.seeds
-    ]
-
-
-def sweep_tables():
-    return [
-        f"{FOLDER}/{dataset}/{architecture}/sweep/sweep.parquet"
-        for dataset, architecture in RECIPES
-        if swept(dataset, architecture)
-    ]
-
-
-def reference_folder():
-    """The set of reference runs that is shown: where the config says, or in this checkout."""
-    given = Path(CONFIG.reference_folder)
-    return given if given.is_dir() else ROOT / given
-
-
-def reference_files():
-    """The files of the reference runs that are shown; none where only one's own are."""
-    if not CONFIG.shows_reference:
-        return []
-    folder = reference_folder()
-    if not (folder / "runs.json").is_file():
-        known = sorted(path.parent.name for path in folder.parent.glob("*/runs.json"))
-        raise WorkflowError(
-            f"reference_folder: {CONFIG.reference_folder} holds no reference runs; "
-            f"beside it: {', '.join(known) or 'none'}"
-        )
-    tables = [str(folder / "tables" / f"{name}.parquet") for name in TABLES]
-    return [*tables, str(folder / "runs.json"), str(folder / "cards.json")]
-
-
 def reference_options():
-    return ["--reference-folder", reference_folder()] if CONFIG.shows_reference else []
-
-
-TABLES = ("measurements", "runs", "sweep", "activations")
-
-
-def table_files():
-    names = [*TABLES, "table_1", "claims"]
-    return [f"{FOLDER}/tables/{name}.parquet" for name in names]
-
-
-def drawn_figures():
-    sweeps = sweep_tables() or CONFIG.shows_reference
-    return [name for name in NAMES if name != "sweep" or sweeps]
-
-
-def drawings(reported):
-    """Files of all figures by name: those that Snakemake's report shows, or the others."""
-    files = [
-        (name, format) for name in drawn_figures() for format in (*CONFIG.figures.formats, "rst")
-    ]
-    return {
-        f"{name}_{format}": f"{FOLDER}/figures/{name}.{format}"
-        for name, format in files
-        if (format not in MOVING or name == "figure_1") and reported == (format in ("png", *MOVING))
-    }
-
-
-def figure_files():
-    return [*drawings(reported=True).values(), *drawings(reported=False).values()]
+    folder = EXPERIMENT.reference_folder(ROOT)
+    return ["--reference-folder", folder] if CONFIG.shows_reference else []
 
 
 def in_report(path):
@@ -342,19 +211,15 @@ def in_report(path):
     )
 
 
-def titles():
-    """How columns and rows are titled, as JSON."""
-    from neural_collapse.data.registry import dataset_entry
-
-    labels = {name: dataset_entry(CONFIG.custom_datasets, name).label for name in CONFIG.datasets}
-    labels |= {name: CONFIG.rows[name].label for name in CONFIG.architectures}
-    return json.dumps(labels)
+# Formats of figures that Snakemake's report shows, and others.
+REPORTED = [suffix for suffix in CONFIG.figures.formats if suffix in ("png", *MOVING)]
+UNREPORTED = [suffix for suffix in (*CONFIG.figures.formats, "rst") if suffix not in REPORTED]
 
 
 onstart:
     try:
-        for (dataset, architecture), recipe in RECIPES.items():
-            write_recipe(recipe, recipe_path(dataset, architecture))
+        for cell, recipe in EXPERIMENT.recipes.items():
+            write_recipe(recipe, PATHS.recipe(*cell))
     except UserError as error:
         raise WorkflowError(str(error)) from None
     for dataset in CONFIG.datasets:

@@ -3,11 +3,11 @@
 
 rule download_dataset:
     output:
-        source="<resources>/{dataset}/raw{suffix}/source.json",
+        source=PATHS.raw(),
     log:
-        "<logs>/download_dataset/{dataset}{suffix}.log",
+        PATHS.log("download_dataset", "{dataset}{suffix}"),
     benchmark:
-        "<logs>/download_dataset/{dataset}{suffix}.tsv"
+        PATHS.benchmark("download_dataset", "{dataset}{suffix}")
     retries: 2
     conda:
         "../../envs/neural_collapse.yaml"
@@ -30,12 +30,12 @@ rule prepare_dataset:
         source=raw_source,
         own=custom_files,
     output:
-        **{name: f"<prepared>/{name}.npy" for name in ARRAYS},
-        card="<prepared>/card.json",
+        **{name: PATHS.prepared(f"{name}.npy") for name in ARRAYS},
+        card=PATHS.prepared("card.json"),
     log:
-        "<logs>/prepare_dataset/{dataset}-{preparation}.log",
+        PATHS.log("prepare_dataset", "{dataset}-{preparation}"),
     benchmark:
-        "<logs>/prepare_dataset/{dataset}-{preparation}.tsv"
+        PATHS.benchmark("prepare_dataset", "{dataset}-{preparation}")
     conda:
         "../../envs/neural_collapse.yaml"
     threads: lambda wildcards: 8 if wildcards.dataset == "imagenet" else 1
@@ -45,7 +45,7 @@ rule prepare_dataset:
     params:
         raw=subpath(input.source, parent=True),
         folder=subpath(output.card, parent=True),
-        recipe=lambda wildcards: PREPARATIONS[
+        recipe=lambda wildcards: EXPERIMENT.preparations[
             wildcards.dataset, wildcards.preparation
         ].data.model_dump_json(),
         custom=custom_of,

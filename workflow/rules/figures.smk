@@ -9,19 +9,19 @@ localrules:
 
 rule collect_tables:
     input:
-        histories=of_runs("history.parquet"),
-        statistics=of_runs("statistics.parquet"),
-        robustness=of_runs("robustness.parquet"),
-        activations=of_runs("activations.parquet"),
-        runs=of_runs("run.json"),
-        sweeps=sweep_tables(),
-        reference=reference_files(),
+        histories=EXPERIMENT.of_runs("history.parquet"),
+        statistics=EXPERIMENT.of_runs("statistics.parquet"),
+        robustness=EXPERIMENT.of_runs("robustness.parquet"),
+        activations=EXPERIMENT.of_runs("activations.parquet"),
+        runs=EXPERIMENT.of_runs("run.json"),
+        sweeps=EXPERIMENT.sweep_tables(),
+        reference=REFERENCE,
     output:
-        **{name: f"<results>/tables/{name}.parquet" for name in TABLES},
+        **{name: PATHS.table(name) for name in TABLES},
     log:
-        "<logs>/collect_tables.log",
+        PATHS.log("collect_tables"),
     benchmark:
-        "<logs>/collect_tables.tsv"
+        PATHS.benchmark("collect_tables")
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 1
@@ -30,11 +30,11 @@ rule collect_tables:
         runtime=30,
     params:
         folder=subpath(output.measurements, parent=True),
-        labels=lambda wildcards: titles(),
-        recipes=recipe_files(),
-        depends_on=terminal_phase_accuracies(),
+        labels=lambda wildcards: EXPERIMENT.titles(),
+        recipes=EXPERIMENT.recipe_files(),
+        depends_on=EXPERIMENT.terminal_phase_accuracies(),
         reference=reference_options(),
-        done=robustness_states(),
+        done=EXPERIMENT.robustness_states(),
         code=code_hash("results/tables.py"),
     message:
         "Collect the tables of all runs"
@@ -48,14 +48,14 @@ rule collect_tables:
 
 rule plot_figures:
     input:
-        **{name: f"<results>/tables/{name}.parquet" for name in TABLES},
+        **{name: PATHS.table(name) for name in TABLES},
     output:
-        **drawings(reported=False),
-        **{name: in_report(path) for name, path in drawings(reported=True).items()},
+        **EXPERIMENT.drawings(*UNREPORTED),
+        **{name: in_report(path) for name, path in EXPERIMENT.drawings(*REPORTED).items()},
     log:
-        "<logs>/plot_figures.log",
+        PATHS.log("plot_figures"),
     benchmark:
-        "<logs>/plot_figures.tsv"
+        PATHS.benchmark("plot_figures")
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 2
@@ -65,12 +65,12 @@ rule plot_figures:
     params:
         tables=subpath(input.measurements, parent=True),
         folder=subpath(output.overview_png, parent=True),
-        figures=drawn_figures(),
+        figures=EXPERIMENT.figures,
         formats=[*CONFIG.figures.formats, "rst"],
         epoch_axis=CONFIG.figures.epoch_axis,
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
-        labels=lambda wildcards: titles(),
+        labels=lambda wildcards: EXPERIMENT.titles(),
         code=code_hash("figures", "results"),
     message:
         "Draw the figures"
@@ -83,27 +83,31 @@ rule plot_figures:
 
 rule compare_with_paper:
     input:
-        measurements="<results>/tables/measurements.parquet",
-        runs="<results>/tables/runs.parquet",
+        measurements=PATHS.table("measurements"),
+        runs=PATHS.table("runs"),
     output:
-        parquet=expand("<results>/tables/{table}.parquet", table=["table_1", "claims"]),
+        parquet=[PATHS.table("table_1"), PATHS.table("claims")],
         table_1=report(
-            "<results>/tables/table_1.csv",
+            PATHS.table("table_1", "csv"),
             caption="../report/table_1.rst",
             category="Tables",
             labels={"table": "Table 1"},
         ),
         claims=report(
-            "<results>/tables/claims.csv",
+            PATHS.table("claims", "csv"),
             caption="../report/claims.rst",
             category="Tables",
             labels={"table": "Claims"},
         ),
-        texts=expand("<results>/tables/{text}", text=["table_1.md", "table_1.tex", "claims.md"]),
+        texts=[
+            PATHS.table("table_1", "md"),
+            PATHS.table("table_1", "tex"),
+            PATHS.table("claims", "md"),
+        ],
     log:
-        "<logs>/compare_with_paper.log",
+        PATHS.log("compare_with_paper"),
     benchmark:
-        "<logs>/compare_with_paper.tsv"
+        PATHS.benchmark("compare_with_paper")
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 1
@@ -114,7 +118,7 @@ rule compare_with_paper:
         folder=subpath(input.measurements, parent=True),
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
-        labels=lambda wildcards: titles(),
+        labels=lambda wildcards: EXPERIMENT.titles(),
         code=code_hash("results"),
     message:
         "Compare with the paper: Table 1 and claims"
@@ -126,17 +130,17 @@ rule compare_with_paper:
 
 rule build_report:
     input:
-        tables=table_files(),
-        figures=figure_files(),
-        runs=of_runs("run.json"),
-        cards=cards(),
-        reference=reference_files(),
+        tables=EXPERIMENT.table_files(),
+        figures=list(EXPERIMENT.drawings(*CONFIG.figures.formats).values()),
+        runs=EXPERIMENT.of_runs("run.json"),
+        cards=EXPERIMENT.cards(),
+        reference=REFERENCE,
     output:
-        page=report("<results>/report.html", caption="../report/report.rst", category="Report"),
+        page=report(PATHS.report, caption="../report/report.rst", category="Report"),
     log:
-        "<logs>/build_report.log",
+        PATHS.log("build_report"),
     benchmark:
-        "<logs>/build_report.tsv"
+        PATHS.benchmark("build_report")
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 1
@@ -149,7 +153,7 @@ rule build_report:
         config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
-        labels=lambda wildcards: titles(),
+        labels=lambda wildcards: EXPERIMENT.titles(),
         reference=reference_options(),
         code=code_hash("report", "figures", "results"),
     message:
@@ -164,7 +168,7 @@ rule build_report:
 
 rule plan:
     log:
-        "<logs>/plan.log",
+        PATHS.log("plan"),
     conda:
         "../../envs/neural_collapse.yaml"
     params:

@@ -3,30 +3,27 @@
 
 rule extract_features:
     input:
-        card=prepared("card.json"),
-        checkpoints="<run>/checkpoints",
+        card=card,
+        checkpoints=PATHS.run("checkpoints"),
         winner=winner,
     output:
-        features=directory("<run>/features"),
+        features=directory(PATHS.run("features")),
     log:
-        "<logs>/extract_features/{dataset}-{architecture}-seed-{seed}.log",
+        PATHS.log("extract_features", run_job()),
     benchmark:
-        "<logs>/extract_features/{dataset}-{architecture}-seed-{seed}.tsv"
+        PATHS.benchmark("extract_features", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
     threads: threads_of
     resources:
-        gpu=one_gpu,
-        gpu_slots=recipe_resource("gpu_slots"),
-        mem_mb=recipe_resource("memory_mb"),
-        runtime=recipe_resource("runtime_minutes"),
+        **MEASURING,
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("network", "measurement"),
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
-        state=state("{dataset}-{architecture}-seed-{seed}-features"),
-        done=state("{dataset}-{architecture}-seed-{seed}"),
+        state=PATHS.state(run_job(), "features"),
+        done=PATHS.state(run_job()),
     message:
         "Extract features of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
@@ -39,15 +36,15 @@ rule extract_features:
 
 rule compute_statistics:
     input:
-        features="<run>/features",
+        features=PATHS.run("features"),
         winner=winner,
     output:
-        statistics="<run>/statistics.parquet",
-        activations="<run>/activations.parquet",
+        statistics=PATHS.run("statistics.parquet"),
+        activations=PATHS.run("activations.parquet"),
     log:
-        "<logs>/compute_statistics/{dataset}-{architecture}-seed-{seed}.log",
+        PATHS.log("compute_statistics", run_job()),
     benchmark:
-        "<logs>/compute_statistics/{dataset}-{architecture}-seed-{seed}.tsv"
+        PATHS.benchmark("compute_statistics", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 1
@@ -58,7 +55,7 @@ rule compute_statistics:
         recipe=recipe_file,
         depends_on=recipe_slice("measurement"),
         code=code_hash("collapse/statistics.py", "collapse/projection.py"),
-        done=state("{dataset}-{architecture}-seed-{seed}-features"),
+        done=PATHS.state(run_job(), "features"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:
@@ -70,29 +67,26 @@ rule compute_statistics:
 
 rule measure_robustness:
     input:
-        card=prepared("card.json"),
-        checkpoints="<run>/checkpoints",
+        card=card,
+        checkpoints=PATHS.run("checkpoints"),
         winner=winner,
     output:
-        robustness="<run>/robustness.parquet",
+        robustness=PATHS.run("robustness.parquet"),
     log:
-        "<logs>/measure_robustness/{dataset}-{architecture}-seed-{seed}.log",
+        PATHS.log("measure_robustness", run_job()),
     benchmark:
-        "<logs>/measure_robustness/{dataset}-{architecture}-seed-{seed}.tsv"
+        PATHS.benchmark("measure_robustness", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
     threads: threads_of
     resources:
-        gpu=one_gpu,
-        gpu_slots=recipe_resource("gpu_slots"),
-        mem_mb=recipe_resource("memory_mb"),
-        runtime=recipe_resource("runtime_minutes"),
+        **MEASURING,
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("network", "robustness"),
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
-        state=state("{dataset}-{architecture}-seed-{seed}-robustness"),
+        state=PATHS.state(run_job(), "robustness"),
     message:
         "Attack {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:

@@ -7,21 +7,18 @@ localrules:
 
 rule train_candidate:
     input:
-        card=prepared("card.json"),
+        card=card,
     output:
-        curve="<sweep>/learning-rate-{learning_rate}.parquet",
+        curve=PATHS.candidate(),
     log:
-        "<logs>/train_candidate/{dataset}-{architecture}-{learning_rate}.log",
+        PATHS.log("train_candidate", candidate_job()),
     benchmark:
-        "<logs>/train_candidate/{dataset}-{architecture}-{learning_rate}.tsv"
+        PATHS.benchmark("train_candidate", candidate_job())
     conda:
         "../../envs/neural_collapse.yaml"
     threads: threads_of
     resources:
-        gpu=recipe_resource("gpu"),
-        gpu_slots=recipe_resource("gpu_slots"),
-        mem_mb=recipe_resource("memory_mb"),
-        runtime=recipe_resource("runtime_minutes"),
+        **TRAINING,
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("network", "training"),
@@ -29,28 +26,28 @@ rule train_candidate:
         sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_BY_CANDIDATES),
         version=versions.TRAINING,
         data=subpath(input.card, parent=True),
-        state=state("{dataset}-{architecture}-{learning_rate}"),
+        state=PATHS.state(candidate_job()),
     message:
         "Train {wildcards.dataset} x {wildcards.architecture} at learning rate"
         " {wildcards.learning_rate}"
     shell:
         "python -m neural_collapse train-candidate --recipe {params.recipe:q}"
-        " --data-folder {params.data:q} --learning-rate {wildcards.learning_rate}"
+        " --data-folder {params.data:q} --learning-rate {params.learning_rate}"
         " --output {output.curve:q} --state-root {params.state:q}"
         " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --log {log:q}"
 
 
 checkpoint select_learning_rate:
     input:
-        curves=curves,
+        curves=candidates,
     output:
         # First, since a checkpoint whose outputs are incomplete is asked for its first one alone.
-        selection="<sweep>/selection.json",
-        table="<sweep>/sweep.parquet",
+        selection=PATHS.sweep("selection.json"),
+        table=PATHS.sweep("sweep.parquet"),
     log:
-        "<logs>/select_learning_rate/{dataset}-{architecture}.log",
+        PATHS.log("select_learning_rate", cell_job()),
     benchmark:
-        "<logs>/select_learning_rate/{dataset}-{architecture}.tsv"
+        PATHS.benchmark("select_learning_rate", cell_job())
     conda:
         "../../envs/neural_collapse.yaml"
     threads: 1
@@ -71,24 +68,21 @@ checkpoint select_learning_rate:
 
 rule train_model:
     input:
-        card=prepared("card.json"),
+        card=card,
         winner=winner,
     output:
-        checkpoints=directory("<run>/checkpoints"),
-        history="<run>/history.parquet",
-        run="<run>/run.json",
+        checkpoints=directory(PATHS.run("checkpoints")),
+        history=PATHS.run("history.parquet"),
+        run=PATHS.run("run.json"),
     log:
-        "<logs>/train_model/{dataset}-{architecture}-seed-{seed}.log",
+        PATHS.log("train_model", run_job()),
     benchmark:
-        "<logs>/train_model/{dataset}-{architecture}-seed-{seed}.tsv"
+        PATHS.benchmark("train_model", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
     threads: threads_of
     resources:
-        gpu=recipe_resource("gpu"),
-        gpu_slots=recipe_resource("gpu_slots"),
-        mem_mb=recipe_resource("memory_mb"),
-        runtime=recipe_resource("runtime_minutes"),
+        **TRAINING,
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("network", "training"),
@@ -97,7 +91,7 @@ rule train_model:
         pinned=lambda wildcards: recipe_of(wildcards).sweep.learning_rate,
         winner=lambda wildcards, input: ["--winner", input.winner] if input.winner else [],
         data=subpath(input.card, parent=True),
-        state=state("{dataset}-{architecture}-seed-{seed}"),
+        state=PATHS.state(run_job()),
     message:
         "Train {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
     shell:

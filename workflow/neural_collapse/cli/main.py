@@ -269,7 +269,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = cli.command("train-candidate", "train one learning rate of the sweep", _candidate)
     _path(parser, "recipe", "data-folder", "output")
-    parser.add_argument("--learning-rate", required=True, help="as the sweep names it")
+    parser.add_argument("--learning-rate", type=float, required=True, help="one of the sweep's")
     _training_device(parser)
 
     parser = cli.command("select-learning-rate", "choose the sweep's winner", _select)

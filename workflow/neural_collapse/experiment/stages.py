@@ -43,7 +43,7 @@ def train_candidate(
     data_folder: Path,
     output: Path,
     *,
-    learning_rate: str,
+    learning_rate: float,
     state_root: Path,
     device: str,
     gpus: int,
@@ -59,7 +59,11 @@ def train_candidate(
     from ..training.loop import train
 
     recipe = read_recipe(recipe_path)
-    rate = _named_rate(recipe_path, recipe, learning_rate)
+    if learning_rate not in recipe.sweep.learning_rates:
+        known = ", ".join(map(str, recipe.sweep.learning_rates))
+        raise UserError(
+            f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; known: {known}"
+        )
     require_writable(output)
     data = _sweep_data(recipe, data_folder)
     training = recipe.training
@@ -67,7 +71,7 @@ def train_candidate(
         history, _ = train(
             recipe,
             data,
-            learning_rate=rate,
+            learning_rate=learning_rate,
             seed=recipe.sweep.seed,
             device=where,
             state_root=state_root,
@@ -76,16 +80,6 @@ def train_candidate(
             processes=process_count(where, gpus, processes),
         )
     write_table(candidate_frame(recipe, history), output, "history")
-
-
-def _named_rate(recipe_path: Path, recipe: Recipe, name: str) -> float:
-    named = recipe.sweep.named()
-    if name not in named:
-        raise UserError(
-            f"{recipe_path}: the learning rate {name} is not in its sweep; "
-            f"known: {', '.join(named)}"
-        )
-    return named[name]
 
 
 def _open_data(recipe: Recipe, data_folder: Path):
@@ -154,7 +148,6 @@ def select_learning_rate(
     the recipe says so, on held-out train images.
     """
     from ..results.tables import concat_tables, write_table
-    from ..training.schedule import learning_rate_name
     from ..training.selection import choose
 
     recipe = read_recipe(recipe_path)
@@ -178,7 +171,6 @@ def select_learning_rate(
         "dataset": recipe.dataset,
         "architecture": recipe.architecture,
         "learning_rate": winner,
-        "learning_rate_name": learning_rate_name(winner),
         "criterion": f"lowest {split.replace('_', '-')} error at the last epoch",
         "candidates": len(curve_paths),
         "diverged": diverged,
