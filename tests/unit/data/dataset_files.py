@@ -227,7 +227,7 @@ def small(file: SourceFile, data: bytes, bases: tuple[str, ...] = ()) -> SourceF
         file,
         urls=tuple(base + file.name for base in bases),
         size_bytes=len(data),
-        checksum=f"md5 {hashlib.md5(data).hexdigest()}",
+        checksum=file.checksum and f"md5 {hashlib.md5(data).hexdigest()}",
         content=content,
         alternatives=(),
     )

