@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from neural_collapse.collapse import robustness as our_robustness
-from neural_collapse.collapse import statistics_of
+from neural_collapse.collapse.attacks import robustness as our_robustness
+from neural_collapse.collapse.measure import measure
 from neural_collapse.data.images import Normalisation
 
 from . import data
@@ -94,7 +94,7 @@ def statistics(variant: str, shape: str, examples: int, mirror: str | None) -> P
     if variant == OURS:
         order = np.argsort(labels, kind="stable")  # as the extraction writes them
         features, labels = features[order], labels[order]
-        return lambda: statistics_of(features, labels, weight, bias)[NC1], examples
+        return lambda: measure(features, labels, weight, bias)[NC1], examples
     batches = batches_of(torch.from_numpy(features), torch.from_numpy(labels), weight, bias)
     if variant == ACCUMULATORS:
         return lambda: accumulated_statistics(batches, weight)[NC1], examples

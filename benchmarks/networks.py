@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from neural_collapse.collapse import compute_statistics, extract_splits
+from neural_collapse.collapse.features import extract_splits
+from neural_collapse.collapse.result import compute_statistics
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.networks.build import build_network

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neural_collapse.collapse import compute_moments, compute_statistics, statistics_of
 from neural_collapse.collapse.features import extract_rows
+from neural_collapse.collapse.measure import compute_moments, measure
+from neural_collapse.collapse.result import compute_statistics
 
 from .. import data
 from ..harness import Goal, Results, Settings, Variant, case, cores, interleave, torch_threads
@@ -98,7 +99,7 @@ def accuracy(settings: Settings, results: Results) -> None:
                     torch.from_numpy(features), torch.from_numpy(labels), weight, bias
                 )
                 found = {
-                    "ours": statistics_of(features, labels, weight, bias)[NC1],
+                    "ours": measure(features, labels, weight, bias)[NC1],
                     "float64 pinv": per_class_nc1(features, labels, classes),
                     "float32 pinv": per_class_nc1(features, labels, classes, np.float32),
                     "notebook": notebook_statistics(batches, weight)[0][NC1],
@@ -124,7 +125,7 @@ def growth(settings: Settings, results: Results) -> None:
     with torch_threads(1):
         times = interleave(
             {
-                str(n): Variant(lambda n=n: statistics_of(features[:n], labels[:n], weight, bias))
+                str(n): Variant(lambda n=n: measure(features[:n], labels[:n], weight, bias))
                 for n in sizes
             },
             settings.rounds,
@@ -175,9 +176,9 @@ def _measure_peak(examples: int, dim: int, classes: int) -> int:
     features = np.empty((examples, dim), np.float32)
     np.random.default_rng(0).standard_normal(out=features, dtype=np.float32)
     # What the first use loads is not counted.
-    statistics_of(features[:200], labels[:200], weight, bias)
+    measure(features[:200], labels[:200], weight, bias)
     before = _largest_resident_bytes()
-    statistics_of(features, labels, weight, bias)
+    measure(features, labels, weight, bias)
     return _largest_resident_bytes() - before
 
 

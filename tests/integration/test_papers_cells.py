@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from neural_collapse.collapse import compute_statistics, extract
 from neural_collapse.collapse.attacks import robustness
+from neural_collapse.collapse.features import extract
+from neural_collapse.collapse.result import compute_statistics
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.data.registry import DATASETS
 from neural_collapse.experiment.config import load_config, resolve_recipe

@@ -76,7 +76,7 @@ def test_pages_that_are_written_elsewhere_are_there(site):
     assert 'src="images/quickstart-figure-6.png"' in index
     assert "25 learning rates" in (site / "paper.html").read_text(encoding="utf-8")
     api = (site / "api.html").read_text(encoding="utf-8")
-    assert 'id="neural_collapse.collapse.statistics.statistics_of"' in api
+    assert 'id="neural_collapse.collapse.measure.measure"' in api
 
 
 @pytest.mark.parametrize(

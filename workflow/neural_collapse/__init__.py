@@ -1,3 +1,67 @@
-"""Reference reproduction of Neural Collapse (Papyan, Han and Donoho, PNAS 2020)."""
+"""Neural collapse (Papyan, Han and Donoho, PNAS 2020): measuring it, and reproducing the paper.
+
+    >>> import neural_collapse as nc
+    >>> result = nc.measure([[1.0, 0.0], [-1.0, 0.0]], labels=[0, 1])
+    >>> result.nc1
+    0.0
+
+Names are imported on first use: `import neural_collapse` alone does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .collapse import functional
+    from .collapse.attacks import DeepFoolResult, deepfool
+    from .collapse.functional import ReducedRankWarning, UndefinedStatistic
+    from .collapse.measure import measure
+    from .collapse.metric import CollapseMetric
+    from .collapse.registry import REGISTRY, Statistic
+    from .collapse.result import CollapseResult, UndefinedStatisticWarning
+    from .io.errors import UserError
 
 __version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CollapseMetric": ".collapse.metric",
+    "CollapseResult": ".collapse.result",
+    "DeepFoolResult": ".collapse.attacks",
+    "REGISTRY": ".collapse.registry",
+    "ReducedRankWarning": ".collapse.functional",
+    "Statistic": ".collapse.registry",
+    "UndefinedStatistic": ".collapse.functional",
+    "UndefinedStatisticWarning": ".collapse.result",
+    "UserError": ".io.errors",
+    "deepfool": ".collapse.attacks",
+    "functional": ".collapse.functional",
+    "measure": ".collapse.measure",
+}
+
+__all__ = [
+    "REGISTRY",
+    "CollapseMetric",
+    "CollapseResult",
+    "DeepFoolResult",
+    "ReducedRankWarning",
+    "Statistic",
+    "UndefinedStatistic",
+    "UndefinedStatisticWarning",
+    "UserError",
+    "deepfool",
+    "functional",
+    "measure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(_MODULE_OF[name], __name__)
+    value = module if name == "functional" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -54,7 +54,13 @@ rule compute_statistics:
     params:
         recipe=recipe_file,
         depends_on=recipe_slice("measurement"),
-        code=code_hash("collapse/statistics.py", "collapse/projection.py"),
+        code=code_hash(
+            "collapse/functional.py",
+            "collapse/moments.py",
+            "collapse/projection.py",
+            "collapse/registry.py",
+            "collapse/result.py",
+        ),
         done=PATHS.state(run_job(), "features"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"

@@ -27,8 +27,8 @@ from benchmarks.references.statistics import (
 )
 from benchmarks.worker import take_turns
 
-from neural_collapse.collapse import statistics_of
 from neural_collapse.collapse.attacks import deepfool
+from neural_collapse.collapse.measure import measure
 from neural_collapse.data.images import Normalisation
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.training.trainer import epoch_order
@@ -81,7 +81,7 @@ def test_training_gives_the_same_losses(images, monkeypatch):
 def test_statistics_agree_on_a_benign_case():
     features, labels = features_near_collapse(600, 32, 5, nc1=0.1)
     weight, bias = last_layer(32, 5)
-    ours = statistics_of(features, labels, weight, bias)
+    ours = measure(features, labels, weight, bias)
     batches = batches_of(torch.from_numpy(features), torch.from_numpy(labels), weight, bias)
     theirs, means = notebook_statistics(batches, weight)
     accumulated = accumulated_statistics(batches, weight)

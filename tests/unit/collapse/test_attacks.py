@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from torch import nn
 
-from neural_collapse.collapse import deepfool, robustness
+from neural_collapse.collapse.attacks import deepfool, robustness
 from neural_collapse.io.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

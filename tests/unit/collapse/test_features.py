@@ -11,8 +11,14 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
-from neural_collapse.collapse import compute_moments, extract, extract_rows, extract_splits
-from neural_collapse.collapse.features import in_batches, measurement_mode
+from neural_collapse.collapse.features import (
+    extract,
+    extract_rows,
+    extract_splits,
+    in_batches,
+    measurement_mode,
+)
+from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.io.errors import UserError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -80,7 +86,10 @@ def plain_features(network, images):
 
 
 def same(a, b):
-    return all(torch.equal(x, getattr(b, name)) for name, x in vars(a).items())
+    tensors = ("counts", "class_means", "class_variances", "scatter_projected", "weight", "bias")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors) and all(
+        map(torch.equal, a.decisions, b.decisions)
+    )
 
 
 def test_features_and_moments(network, data):
@@ -90,8 +99,8 @@ def test_features_and_moments(network, data):
     layer = network.classifier
     assert same(moments, compute_moments(rows, data[1], 3, layer.weight, layer.bias))
     with torch.no_grad():
-        logits = layer(torch.from_numpy(rows))
-    assert_array_equal(moments.decisions_network, logits.argmax(1))
+        right = layer(torch.from_numpy(rows)).argmax(1).numpy() == data[1]
+    assert_array_equal(moments.decisions.network_correct, np.bincount(data[1][right], minlength=3))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 36, 37, 1000])
@@ -100,14 +109,15 @@ def test_batch_size_leaves_the_features_alone(network, data, batch_size):
     assert_allclose(rows, run(network, data)[1], rtol=1e-5, atol=1e-7)
 
 
-def test_reference_means_and_chosen_rows(network, data):
+def test_train_means_and_chosen_rows(network, data):
     centres = torch.roll(run(network, data)[0].class_means, 1, 0)
     chosen = [5, 0, 5, 36]
-    moments, rows = run(network, data, reference_means=centres, keep_rows=chosen)
+    moments, rows = run(network, data, train_means=centres, keep_rows=chosen)
     everything = run(network, data)[1]
     assert_array_equal(rows, everything[chosen])
     distances = np.linalg.norm(everything[:, None] - centres.numpy(), axis=2)
-    assert_array_equal(moments.decisions_ncc, distances.argmin(1))
+    right = distances.argmin(1) == data[1]
+    assert_array_equal(moments.decisions.ncc_correct, np.bincount(data[1][right], minlength=3))
     assert run(network, data, keep_rows=None)[1] is None
     assert run(network, data, keep_rows=[])[1].shape == (0, 6)
 
@@ -121,7 +131,7 @@ def test_both_splits_are_what_each_is_by_itself(network, data):
     alone, rows = run(network, of_train, keep_rows=[4])
     assert same(train, alone) and np.array_equal(kept, rows)
     by_itself = partial(run, network, of_test, keep_rows=None)
-    assert same(test, by_itself(reference_means=alone.class_means)[0])
+    assert same(test, by_itself(train_means=alone.class_means)[0])
     assert not same(test, by_itself()[0])  # which decides by the test means
 
 

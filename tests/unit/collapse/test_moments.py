@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,12 @@ import scipy.sparse
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from neural_collapse.collapse import compute_moments, compute_statistics, load_moments, save_moments
-from neural_collapse.collapse import moments as moments_module
+from neural_collapse.collapse import measure as measure_module
+from neural_collapse.collapse.measure import compute_moments
+from neural_collapse.collapse.metric import CollapseMetric
+from neural_collapse.collapse.moments import FORMAT, load_moments, save_moments
+from neural_collapse.collapse.result import compute_statistics
+from neural_collapse.collapse.second_pass import SecondPass
 from neural_collapse.io.errors import UserError
 
 
@@ -41,6 +46,26 @@ def plain_moments(features, labels, classes):
     return means, np.array(variances), Q.T @ sigma_w @ Q
 
 
+def same(a, b):
+    """Whether two moments are the same bits."""
+    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name != "decisions"]
+    pairs += zip(a.decisions, b.decisions, strict=True)
+    return all(x is y is None or (x.dtype == y.dtype and torch.equal(x, y)) for x, y in pairs)
+
+
+def decide(features, labels, classes, weight, bias, train_means=None):
+    """The nearest class centre's and the network's decision on each example."""
+    h, c = torch.as_tensor(np.array(features, float)), torch.as_tensor(labels)
+    metric = CollapseMetric(classes, h.shape[1], "none")
+    metric.update(h, c)
+    W, b, centres = (
+        None if a is None else torch.as_tensor(np.array(a, float))
+        for a in (weight, bias, train_means)
+    )
+    ncc, network = SecondPass(metric.class_means, W, b, centres, basis=False).update(h, c)
+    return ncc, network
+
+
 @pytest.mark.parametrize("within", [1.0, 1e-3, 1e-6])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_moments_equal_their_definitions(within, dtype):
@@ -56,10 +81,15 @@ def test_moments_equal_their_definitions(within, dtype):
         m.scatter_projected, scatter.astype(float), rtol=1e-9, atol=1e-9 * scatter.max()
     )
     distances = np.linalg.norm(features[:, None].astype(float) - means.astype(float), axis=2)
-    assert_array_equal(m.decisions_ncc, distances.argmin(1))
-    assert_array_equal(m.decisions_network, (features.astype(float) @ weight.T + bias).argmax(1))
-    assert_array_equal(m.labels, labels)
-    assert m.labels.dtype == torch.int16
+    ncc, network = distances.argmin(1), (features.astype(float) @ weight.T + bias).argmax(1)
+    assert_array_equal(decide(features, labels, 4, weight, bias), [ncc, network])
+    for found, which in [
+        (m.decisions.counted, labels >= 0),
+        (m.decisions.ncc_correct, ncc == labels),
+        (m.decisions.network_correct, network == labels),
+        (m.decisions.agreeing, ncc == network),
+    ]:
+        assert_array_equal(found, np.bincount(labels[which], minlength=4))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e18, 1e30])
@@ -73,7 +103,8 @@ def test_float32_features_of_any_size(scale):
     assert_allclose(m.class_variances, variances.astype(float), rtol=1e-12)
     assert_allclose(m.scatter_projected, scatter.astype(float), atol=1e-12 * scatter.max())
     distances = np.linalg.norm(features[:, None].astype(float) - means.astype(float), axis=2)
-    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+    found = decide(features, labels, 3, *last_layer(rng, 3, 6))[0]
+    assert_array_equal(found, distances.argmin(1))
 
 
 def test_decisions_that_float32_cannot_make():
@@ -89,10 +120,10 @@ def test_decisions_that_float32_cannot_make():
     coarse = (features @ weight.T.astype(np.float32) + bias.astype(np.float32)).argmax(1)
     assert (coarse != exact).sum() > 100
     assert set(exact) == {1, 2}
-    m = compute_moments(features, labels, 4, weight, bias, reference_means=weight)
-    assert_array_equal(m.decisions_network, exact)
+    ncc, network = decide(features, labels, 4, weight, bias, train_means=weight)
+    assert_array_equal(network, exact)
     distances = ((features.astype(np.longdouble)[:, None] - weight) ** 2).sum(2)
-    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+    assert_array_equal(ncc, distances.argmin(1))
 
 
 def test_decisions_far_from_the_origin():
@@ -102,8 +133,8 @@ def test_decisions_far_from_the_origin():
     weight = rng.standard_normal((2, 64))
     weight -= weight.mean(1, keepdims=True)  # so that the scores are small
     exact = (features.astype(np.longdouble) @ weight.T.astype(np.longdouble)).argmax(1)
-    m = compute_moments(features, np.arange(2000) % 2, 2, weight, None)
-    assert_array_equal(m.decisions_network, exact)
+    _, network = decide(features, np.arange(2000) % 2, 2, weight, None)
+    assert_array_equal(network, exact)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -116,8 +147,7 @@ def test_rows_may_lie_anywhere(dtype):
         moved = np.empty_like(features)
         moved[rows] = features
         got = compute_moments(moved, labels, 3, *layer, rows_N=rows)
-        for name, tensor in vars(expected).items():
-            assert torch.equal(getattr(got, name), tensor), name
+        assert same(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +167,8 @@ def test_a_class_out_of_reach_leaves_the_others_their_ranks(to_bias, to_weight):
     weight, bias = last_layer(rng, 4, 64)
     bias[3] += to_bias
     weight[3, 0] += to_weight
-    m = compute_moments(features, labels, 4, weight, bias)
-    assert_array_equal(m.decisions_network, (features @ weight.T + bias)[:, :3].argmax(1))
+    _, network = decide(features, labels, 4, weight, bias)
+    assert_array_equal(network, (features @ weight.T + bias)[:, :3].argmax(1))
 
 
 def test_means_of_a_large_collapsed_class_are_right_to_the_last_bits():
@@ -151,10 +181,10 @@ def test_means_of_a_large_collapsed_class_are_right_to_the_last_bits():
 
 def test_bias_decides():
     features = np.array([[1.0, 0.0], [0.0, 1.0]])
-    m = compute_moments(features, np.array([0, 1]), 2, np.eye(2), np.array([0.0, 2.0]))
-    assert m.decisions_network.tolist() == [1, 1]
-    m = compute_moments(features, np.array([0, 1]), 2, np.eye(2), None)
-    assert m.decisions_network.tolist() == [0, 1] and m.bias.tolist() == [0, 0]
+    labels = np.array([0, 1])
+    assert decide(features, labels, 2, np.eye(2), np.array([0.0, 2.0]))[1].tolist() == [1, 1]
+    assert decide(features, labels, 2, np.eye(2), None)[1].tolist() == [0, 1]
+    assert compute_moments(features, labels, 2, np.eye(2), None).bias.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("within", [1.0, 1e-6])
@@ -165,7 +195,7 @@ def test_batches_blocks_and_order_change_nothing(monkeypatch, within):
     whole = compute_statistics(compute_moments(features, labels, 4, weight, bias))
     assert (whole["nc1_within_class_variability"] < 1e-10) == (within < 1)
     for block_rows in (1, 7, 64, 100_000):
-        monkeypatch.setattr(moments_module, "BLOCK_ROWS", {"cpu": block_rows})
+        monkeypatch.setattr(measure_module, "BLOCK_ROWS", {"cpu": block_rows})
         order = rng.permutation(len(labels))
         cut = compute_statistics(compute_moments(features[order], labels[order], 4, weight, bias))
         assert_allclose(list(cut.values()), list(whole.values()), rtol=1e-12, atol=1e-14)
@@ -213,10 +243,11 @@ def test_test_split_decides_by_the_train_means():
     train_means = np.array([[0.0, 0.0], [10.0, 0.0]])
     features = np.array([[1.0, 0.0], [4.0, 0.0], [4.5, 0.0], [6.0, 0.0]])
     labels = np.array([0, 0, 1, 1])
-    m = compute_moments(features, labels, 2, np.eye(2), None, reference_means=train_means)
-    assert m.decisions_ncc.tolist() == [0, 0, 0, 1]
-    own = compute_moments(features, labels, 2, np.eye(2), None)
-    assert own.decisions_ncc.tolist() == [0, 1, 1, 1]
+    by_train = decide(features, labels, 2, np.eye(2), None, train_means)[0]
+    assert by_train.tolist() == [0, 0, 0, 1]
+    assert decide(features, labels, 2, np.eye(2), None)[0].tolist() == [0, 1, 1, 1]
+    m = compute_moments(features, labels, 2, np.eye(2), None, train_means=train_means)
+    assert m.decisions.ncc_correct.tolist() == [2, 1]
 
 
 def test_ties_go_to_the_lowest_class():
@@ -234,11 +265,11 @@ def test_ties_go_to_the_lowest_class():
     labels = np.concatenate([np.arange(7), [5, 2, 5], np.arange(40) % 7])
     weight = rng.standard_normal((7, 33))
     weight[3] = weight[6]
-    m = compute_moments(features, labels, 7, weight, None, reference_means=means)
-    assert m.decisions_ncc.tolist() == [0, 1, 2, 3, 4, 2, 6, 2, 2, 2] + [0] * 40
-    assert 6 not in m.decisions_network.tolist()
-    zero = compute_moments(features, labels, 7, np.zeros((7, 33)), np.zeros(7))
-    assert set(zero.decisions_network.tolist()) == {0}
+    ncc, network = decide(features, labels, 7, weight, None, train_means=means)
+    assert ncc.tolist() == [0, 1, 2, 3, 4, 2, 6, 2, 2, 2] + [0] * 40
+    assert 6 not in network.tolist()
+    zero = decide(features, labels, 7, np.zeros((7, 33)), np.zeros(7))[1]
+    assert set(zero.tolist()) == {0}
 
 
 def test_ties_of_the_network_that_rounding_breaks_go_to_the_lowest_class():
@@ -250,8 +281,7 @@ def test_ties_of_the_network_that_rounding_breaks_go_to_the_lowest_class():
     weight[3] = weight[1, ::-1]
     scores = features @ weight.T
     assert 0 < (scores[:, 3] > scores[:, 1]).sum() < 200
-    m = compute_moments(features, np.arange(200) % 4, 4, weight, None)
-    assert set(m.decisions_network.tolist()) == {1}
+    assert set(decide(features, np.arange(200) % 4, 4, weight, None)[1].tolist()) == {1}
 
 
 def test_the_scatter_is_projected_on_its_own_means_whatever_the_centres():
@@ -259,12 +289,13 @@ def test_the_scatter_is_projected_on_its_own_means_whatever_the_centres():
     features, labels = features_near_collapse(rng, [9, 14, 5], 11, 0.1)
     layer = last_layer(rng, 3, 11)
     centres = rng.standard_normal((3, 11))
-    m = compute_moments(features, labels, 3, *layer, reference_means=centres)
+    m = compute_moments(features, labels, 3, *layer, train_means=centres)
     _, _, scatter = plain_moments(features, labels, 3)
     assert_allclose(m.scatter_projected, scatter.astype(float), atol=1e-12 * scatter.max())
-    assert_array_equal(m.decisions_network, (features @ layer[0].T + layer[1]).argmax(1))
     distances = np.linalg.norm(features[:, None] - centres, axis=2)
-    assert_array_equal(m.decisions_ncc, distances.argmin(1))
+    found = decide(features, labels, 3, *layer, train_means=centres)
+    assert_array_equal(found[0], distances.argmin(1))
+    assert_array_equal(found[1], (features @ layer[0].T + layer[1]).argmax(1))
 
 
 def test_many_classes():
@@ -272,12 +303,7 @@ def test_many_classes():
     features, labels = features_near_collapse(rng, [3] * 700, 710, 0.1, np.float32)
     m = compute_moments(features, labels, 700, *last_layer(rng, 700, 710))
     assert m.scatter_projected.shape == (700, 700)
-    assert (m.decisions_ncc == m.labels).all()
-
-
-def test_index_dtype_grows_with_the_classes():
-    assert moments_module._index_dtype(32_767) == torch.int16
-    assert moments_module._index_dtype(32_768) == torch.int32
+    assert_array_equal(m.decisions.ncc_correct, m.counts)
 
 
 # ------------------------------------------------------------------------------ a user's mistakes
@@ -329,7 +355,7 @@ def test_arrays_that_cannot_be_measured_are_named(wrap, sentence):
     mistake(sentence, features_ND=wrap(valid()["features_ND"]))
 
 
-@pytest.mark.parametrize("name", ["weight", "bias", "reference_means"])
+@pytest.mark.parametrize("name", ["weight", "bias", "train_means"])
 def test_complex_parameters_are_refused(name):
     shape = (3,) if name == "bias" else (3, 5)
     mistake(f"values of {name} are complex", **{name: np.zeros(shape, dtype=complex)})
@@ -350,7 +376,7 @@ def test_labels_of_any_form_give_the_same_bits(wrap):
     arguments = valid()
     expected = compute_moments(**arguments)
     got = compute_moments(**arguments | {"labels_N": wrap(arguments["labels_N"])})
-    assert all(torch.equal(vars(got)[name], t) for name, t in vars(expected).items())
+    assert same(got, expected)
 
 
 def test_a_transposed_classifier_and_another_width_are_said():
@@ -359,7 +385,7 @@ def test_a_transposed_classifier_and_another_width_are_said():
         r"weight has shape \(3, 5\), .* features of the test split have 4 columns",
         features_ND=np.ones((12, 4)),
     )
-    mistake(r"reference_means .* it is transposed", reference_means=np.ones((5, 3)))
+    mistake(r"train_means .* it is transposed", train_means=np.ones((5, 3)))
 
 
 def test_shapes_and_types_are_checked():
@@ -371,7 +397,7 @@ def test_shapes_and_types_are_checked():
     mistake("0..2", labels_N=np.arange(12) - 1)
     mistake("weight has shape", weight=np.zeros((5, 3)))
     mistake("bias holds NaN", bias=np.full(3, np.nan))
-    mistake("reference_means has shape", reference_means=np.zeros((2, 5)))
+    mistake("train_means has shape", train_means=np.zeros((2, 5)))
 
 
 # ------------------------------------------------------------------------------------ the file
@@ -381,7 +407,7 @@ def stored():
     arguments = valid()
     train = compute_moments(**arguments)
     arguments["features_ND"] = arguments["features_ND"] + 0.5
-    test = compute_moments(**arguments, reference_means=train.class_means)
+    test = compute_moments(**arguments, train_means=train.class_means)
     return train, test
 
 
@@ -392,10 +418,7 @@ def test_file_keeps_every_bit(tmp_path):
     save_moments(path, train, test, metadata)
     loaded = load_moments(path)
     assert loaded.metadata == metadata
-    for ours, theirs in ((train, loaded.train), (test, loaded.test)):
-        for name, tensor in vars(ours).items():
-            read = getattr(theirs, name)
-            assert read.dtype == tensor.dtype and torch.equal(read, tensor), name
+    assert same(train, loaded.train) and same(test, loaded.test)
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -465,7 +488,7 @@ def test_foreign_and_incomplete_safetensors_are_named(tmp_path):
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match=r"weights\.safetensors: is no moments"):
         load_moments(path)
-    save_file({"weight": torch.zeros(3)}, path, {"format": moments_module.FORMAT})
+    save_file({"weight": torch.zeros(3)}, path, {"format": FORMAT})
     with pytest.raises(UserError, match=r"weights\.safetensors: is no complete"):
         load_moments(path)
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from neural_collapse.collapse.moments import compute_moments, save_moments
+from neural_collapse.collapse.measure import compute_moments
+from neural_collapse.collapse.moments import save_moments
 from neural_collapse.experiment import provenance
 from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.cost import DataSize, features_bytes, plan_cells

@@ -7,8 +7,10 @@ import itertools
 import pytest
 import torch
 
-from neural_collapse.collapse import compute_moments, compute_statistics, extract
 from neural_collapse.collapse.attacks import deepfool
+from neural_collapse.collapse.features import extract
+from neural_collapse.collapse.measure import compute_moments
+from neural_collapse.collapse.result import compute_statistics
 from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.networks import build_network, resolve_network
 from neural_collapse.networks.arithmetic import arithmetic

@@ -70,9 +70,7 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
     if isinstance(labels, Tensor):
         labels = labels.detach().cpu()
         labels = labels.double() if labels.is_floating_point() else labels
-    if not (isinstance(labels, (np.ndarray, Tensor)) and "bool" in str(labels.dtype)):
-        labels = real_array(labels, name)
-    labels = np.asarray(labels)
+    labels = np.asarray(_label_numbers(labels, name))
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (examples,):
@@ -125,3 +123,78 @@ def _native(values: np.ndarray | Tensor) -> np.ndarray | Tensor:
     if isinstance(values, Tensor):
         return values
     return np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
+
+
+def float64_tensor(values: Any, name: str = "values") -> Tensor:
+    """A float64 tensor on the device where the values are; the CPU for arrays.
+
+    Raises:
+        UserError: as `real_array`.
+    """
+    tensor = torch.as_tensor(_native(real_array(values, name)))
+    if tensor.device.type == "mps":  # which has no float64
+        tensor = tensor.cpu()
+    return tensor.to(torch.float64)
+
+
+POOLS = ("mean", "flatten")
+
+
+def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor, Tensor]:
+    """A batch as rows: features (B, d) as they are typed, and labels (B,) int64 on their device.
+
+    Args:
+        features: (B, d), tokens (B, T, d) with labels (B, T), or maps (B, d, height, width).
+        labels: (B,), (B, 1) or (B, T); fractions become a number that is no label.
+        pool: "mean" or "flatten", for maps.
+
+    Raises:
+        UserError: shapes that do not fit together, maps without `pool`.
+    """
+    h = torch.as_tensor(_native(real_array(features, "features")))
+    c = torch.as_tensor(_native(_label_numbers(labels, "labels"))).to(h.device)
+    if h.dim() == 4:
+        if pool is None:
+            raise UserError(
+                f"The features are maps of shape {tuple(h.shape)}; say how they become vectors: "
+                'pool="mean" or pool="flatten".'
+            )
+        h = h.flatten(2).to(torch.float64).mean(2) if pool == "mean" else h.flatten(1)
+    if h.dim() == 3 and c.shape == h.shape[:2]:
+        h, c = h.flatten(0, 1), c.flatten()
+    if c.dim() == 2 and c.shape[1] == 1:
+        c = c[:, 0]
+    if h.dim() != 2 or c.shape != h.shape[:1]:
+        raise UserError(
+            f"Features of shape {tuple(h.shape)} and labels of shape {tuple(c.shape)} do not fit; "
+            "(B, d) and (B,), or tokens (B, T, d) and (B, T), are needed."
+        )
+    if c.is_floating_point():
+        c = torch.where(c == c.round(), c, 2.0**62)
+    return h, c.to(torch.int64)
+
+
+def _label_numbers(labels: Any, name: str) -> np.ndarray | Tensor:
+    if isinstance(labels, (np.ndarray, Tensor)) and "bool" in str(labels.dtype):
+        return labels
+    return real_array(labels, name)
+
+
+def feature_rows(
+    features: Any, labels: Any, ignore_index: int | None, pool: str | None
+) -> tuple[np.ndarray | Tensor, np.ndarray | Tensor]:
+    """Features and labels of a whole set, as `flat_examples` where they are not (N, d), (N,).
+
+    Rows to be ignored are left out.
+    """
+    features = real_array(features, "features")
+    labels = _label_numbers(labels, "labels")
+    if features.ndim != 2:
+        features, labels = flat_examples(features, labels, pool)
+    if ignore_index is not None:
+        kept = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels) != ignore_index
+        kept = kept.reshape(-1)
+        at = torch.from_numpy(kept).to(features.device) if isinstance(features, Tensor) else kept
+        features = features[at]
+        labels = labels[torch.from_numpy(kept) if isinstance(labels, Tensor) else kept]
+    return features, labels

@@ -24,7 +24,8 @@ from ..io.errors import UserError
 from ..networks.arithmetic import arithmetic
 from ..networks.folding import fold_batch_norms
 from .arrays import label_array
-from .moments import Moments, compute_moments
+from .measure import compute_moments
+from .moments import Moments
 
 if TYPE_CHECKING:
     from ..data.prepared import PreparedDataset
@@ -42,7 +43,7 @@ def extract(
     batch_size: int,
     device: str | torch.device,
     num_classes: int,
-    reference_means: Tensor | np.ndarray | None = None,
+    train_means: Tensor | np.ndarray | None = None,
     keep_rows: Sequence[int] | np.ndarray | None = None,
     split: str = "given",
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
@@ -58,7 +59,7 @@ def extract(
         std: likewise.
         batch_size: images a forward pass; halved, for good, whenever the device runs out of
             memory.
-        reference_means: the train split's class means when this is the test split.
+        train_means: the train split's class means when this is the test split.
         keep_rows: indices of the examples whose raw features to return.
         split: the split's name, for error messages.
         memory_limit_bytes: features larger than this go to a temporary file.
@@ -79,7 +80,7 @@ def extract(
             mean,
             std,
             batch_size,
-            reference_means=reference_means,
+            train_means=train_means,
             keep_rows=keep_rows,
             split=split,
             memory_limit_bytes=memory_limit_bytes,
@@ -126,7 +127,7 @@ def extract_splits(
             mean,
             std,
             batch_size,
-            reference_means=train.class_means,
+            train_means=train.class_means,
             split="test",
         )
     return train, test, kept
@@ -231,7 +232,7 @@ def _moments(
     std: Sequence[float],
     batch_size: int,
     *,
-    reference_means: Tensor | np.ndarray | None = None,
+    train_means: Tensor | np.ndarray | None = None,
     keep_rows: Sequence[int] | np.ndarray | None = None,
     split: str,
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
@@ -252,7 +253,7 @@ def _moments(
             classifier.weight,
             classifier.bias,
             rows_N=places_N,
-            reference_means=reference_means,
+            train_means=train_means,
             split=split,
             device=device if device.type == "cuda" else "cpu",  # mps has no float64
         )

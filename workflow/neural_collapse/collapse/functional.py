@@ -1,18 +1,21 @@
-"""The formulas of neural collapse: pure functions of tensors, computed in float64.
+"""The formulas of neural collapse: pure functions of arrays or tensors, computed in float64.
 
-Shape suffixes: N examples, C classes, d (written D) feature dimension.
+Shape suffixes: N examples, C classes, d (written D) feature dimension, P pairs of classes.
 
     mu_c        mean of the features of class c                         class_means_CD, row c
     mu_G        unweighted mean of the mu_c
     M           [mu_c - mu_G]; here its transpose                       centred_CD, row c
     W, b        last layer                                              weight_CD, bias_C
-    Sigma_W     average over all N examples of (h - mu_c)(h - mu_c)^T
+    Sigma_W     average over all N examples of (h - mu_c)(h - mu_c)^T   scatter_DD
     Sigma_B     average over the C classes of (mu_c - mu_G)(mu_c - mu_G)^T = M M^T / C
 
 "The paper" is Papyan, Han and Donoho, PNAS 117 (40), 2020, doi:10.1073/pnas.2015509117; figures
 are its figures. All statistics are pure numbers (no unit) unless stated. Standard deviations have
 ddof 0, as in the paper's formulas; the authors' notebook has torch.std (ddof 1), larger by
 sqrt(C / (C - 1)) in figure 2.
+
+Arguments of any real dtype are widened to float64, and results are Python floats. Pairs of classes
+are visited in tiles, so that C = 50,000 classes need no C x C matrix.
 
 Degenerate input. A statistic that its formula does not define (a division by a norm that is zero)
 raises `UndefinedStatistic`. Two thresholds say what counts as zero:
@@ -26,15 +29,20 @@ raises `UndefinedStatistic`. Two thresholds say what counts as zero:
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .arrays import float64_tensor
+
 _EPS = torch.finfo(torch.float64).eps
 _SMALLEST_SINGULAR_VALUE = 1e-9
+_TILE_ELEMENTS = 2**22
 
 
 class UndefinedStatistic(ArithmeticError):
@@ -45,10 +53,30 @@ class ReducedRankWarning(UserWarning):
     """There are fewer dimensions than C - 1, so NC1 sums over d directions instead."""
 
 
+def _of_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Widen all arguments to float64 tensors."""
+
+    @functools.wraps(function)
+    def widened(*arguments: Any, **named: Any) -> Any:
+        return function(
+            *map(float64_tensor, arguments),
+            **{name: float64_tensor(value) for name, value in named.items()},
+        )
+
+    return widened
+
+
+# --------------------------------------------------------------------------- the class means' span
+
+
+@_of_arrays
 def centred_class_means(class_means_CD: Tensor) -> Tensor:
     """M^T, (C, d): the rows mu_c - mu_G, with mu_G the unweighted mean of the class means.
 
     A row no longer than the rounding error of the means is set to exactly zero.
+
+    >>> centred_class_means([[1.0, 0.0], [0.0, 1.0]]).tolist()
+    [[0.5, -0.5], [-0.5, 0.5]]
     """
     centred_CD = class_means_CD - class_means_CD.mean(0)
     is_rounding = centred_CD.norm(dim=1) <= _rounding_error(class_means_CD)
@@ -72,8 +100,13 @@ class SpanOfMeans(NamedTuple):
     basis_CD: Tensor
 
 
+@_of_arrays
 def span_of_means(class_means_CD: Tensor) -> SpanOfMeans:
-    """The directions in which the class means differ; on the CPU, whatever the device."""
+    """The directions in which the class means (C, d) differ; on the CPU, whatever the device.
+
+    >>> span_of_means([[1.0, 0.0], [-1.0, 0.0]]).rank
+    1
+    """
     means_CD = class_means_CD.cpu()
     centred_CD = centred_class_means(means_CD)
     V, s, Uh = torch.linalg.svd(centred_CD, full_matrices=False)
@@ -84,14 +117,36 @@ def span_of_means(class_means_CD: Tensor) -> SpanOfMeans:
     return SpanOfMeans(s, rank, V, V[:, :rank] @ Uh[:rank])
 
 
+@_of_arrays
+def project_scatter(scatter_DD: Tensor, class_means_CD: Tensor) -> Tensor:
+    """Q^T Sigma_W Q, (C, C), which `within_class_variability` takes; Q: see `SpanOfMeans`.
+
+    >>> project_scatter([[4.0, 0.0], [0.0, 9.0]], [[1.0, 0.0], [-1.0, 0.0]]).round(decimals=9)
+    tensor([[ 2., -2.],
+            [-2.,  2.]], dtype=torch.float64)
+    """
+    basis_CD = span_of_means(class_means_CD).basis_CD.to(scatter_DD.device)
+    return basis_CD @ scatter_DD @ basis_CD.T
+
+
+# -------------------------------------------------------------------------------- the paper's NC1-4
+
+
+@_of_arrays
 def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tensor) -> float:
     """NC1, figure 6: Tr(Sigma_W Sigma_B^+) / C.
 
-    scatter_projected_CC: Q^T Sigma_W Q, with Q^T the `basis_CD` of `span_of_means`.
+    Args:
+        class_means_CD: (C, d), mu_c.
+        scatter_projected_CC: (C, C), Q^T Sigma_W Q as `project_scatter` gives it.
 
     With M = U diag(s) V^T, Sigma_B^+ = C U diag(s)^-2 U^T, so the trace is
     sum_k v_k^T (Q^T Sigma_W Q) v_k / s_k^2. The pseudo-inverse has rank min(d, C - 1); where that
-    is d, a `ReducedRankWarning` says so.
+    is d < C - 1, a `ReducedRankWarning` says so.
+
+    >>> means = [[1.0, 0.0], [-1.0, 0.0]]
+    >>> within_class_variability(means, project_scatter([[4.0, 0.0], [0.0, 9.0]], means))
+    2.0
     """
     classes, dim = class_means_CD.shape
     _need_two_classes(classes)
@@ -107,53 +162,92 @@ def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tenso
             f"{classes} classes in {dim} dimensions: NC1's pseudo-inverse has rank {dim} instead "
             f"of C - 1 = {classes - 1}.",
             ReducedRankWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     V = span.vectors_CK
-    return float(
-        ((V.T @ scatter_projected_CC @ V).diagonal() / span.singular_values.square()).sum()
-    )
+    scatter_KK = V.T @ scatter_projected_CC.cpu() @ V
+    return float((scatter_KK.diagonal() / span.singular_values.square()).sum())
 
 
+@_of_arrays
 def equinorm(vectors_CD: Tensor) -> float:
-    """Figure 2: std_c |v_c| / mean_c |v_c|."""
+    """NC2, figure 2: std_c |v_c| / mean_c |v_c|, of centred class means or of the rows of W.
+
+    >>> equinorm([[1.0, 0.0], [0.0, 3.0]])
+    0.5
+    """
     norms_C = vectors_CD.norm(dim=1)
     if not norms_C.any():
         raise UndefinedStatistic("all vectors are zero")
     return float(norms_C.std(correction=0) / norms_C.mean())
 
 
+@_of_arrays
 def equiangularity(vectors_CD: Tensor) -> float:
-    """Figure 3: std over the pairs c != c' of cos(v_c, v_c')."""
-    return float(_cosines_of_pairs(vectors_CD).std(correction=0))
+    """NC2, figure 3: std over the pairs c != c' of cos(v_c, v_c').
+
+    >>> equiangularity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    0.4714045207910317
+    """
+    pairs, mean, squares = 0, 0.0, 0.0
+    for cosines_P in _cosines_of_pairs(vectors_CD):
+        count, tile_mean = len(cosines_P), cosines_P.mean()
+        # Chan's update, since near collapse all cosines are almost alike.
+        delta = tile_mean - mean
+        squares += (cosines_P - tile_mean).square().sum()
+        squares += delta**2 * (pairs * count / (pairs + count))
+        pairs += count
+        mean += delta * (count / pairs)
+    return math.sqrt(float(squares) / pairs)
 
 
+@_of_arrays
 def maximal_angle(vectors_CD: Tensor) -> float:
-    """Figure 4: mean over the pairs c != c' of |cos(v_c, v_c') + 1 / (C - 1)|."""
+    """NC2, figure 4: mean over the pairs c != c' of |cos(v_c, v_c') + 1 / (C - 1)|.
+
+    >>> maximal_angle([[1.0, 0.0], [-1.0, 0.0]])
+    0.0
+    """
     classes = vectors_CD.shape[0]
-    return float((_cosines_of_pairs(vectors_CD) + 1 / (classes - 1)).abs().mean())
+    tiles = _cosines_of_pairs(vectors_CD)
+    total = sum(float((cosines_P + 1 / (classes - 1)).abs().sum()) for cosines_P in tiles)
+    return total / (classes * (classes - 1) / 2)
 
 
+@_of_arrays
 def self_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
-    """NC3, figure 5: squared Frobenius norm of W^T / |W|_F - M / |M|_F."""
+    """NC3, figure 5: squared Frobenius norm of W^T / |W|_F - M / |M|_F.
+
+    >>> self_duality([[2.0, 0.0], [0.0, 2.0]], [[0.5, -0.5], [-0.5, 0.5]])
+    0.5857864376269051
+    """
     difference = _over_frobenius(weight_CD, "the classifier") - _over_frobenius(
         centred_CD, "M (all class means coincide)"
     )
     return float(difference.square().sum())
 
 
-def ncc_mismatch(decisions_network_N: Tensor, decisions_ncc_N: Tensor) -> float:
-    """NC4, figure 7: share of examples that network and nearest class centre decide otherwise."""
-    return float((decisions_network_N != decisions_ncc_N).to(torch.float64).mean())
+def mismatch(decisions_N: Any, others_N: Any) -> float:
+    """NC4, figure 7: share of examples on which two decisions (N,) differ.
+
+    >>> mismatch([0, 1, 1, 2], [0, 1, 2, 2])
+    0.25
+    """
+    return float((torch.as_tensor(decisions_N) != torch.as_tensor(others_N)).double().mean())
 
 
-def accuracy(decisions_N: Tensor, labels_N: Tensor) -> float:
-    """Share of examples decided as labelled."""
-    return float((decisions_N == labels_N).to(torch.float64).mean())
+# -------------------------------------------------------------------------------- beyond the paper
 
 
+@_of_arrays
 def trace_ratio(counts_C: Tensor, variances_C: Tensor, centred_CD: Tensor) -> float:
-    """Tr Sigma_W / Tr Sigma_B (Tirer, Huang and Niles-Weed 2023)."""
+    """Tr Sigma_W / Tr Sigma_B (Tirer, Huang and Niles-Weed 2023).
+
+    variances_C: mean squared distance of each class's features to mu_c.
+
+    >>> trace_ratio([5, 5], [1.0, 3.0], [[1.0, 0.0], [-1.0, 0.0]])
+    2.0
+    """
     within = (counts_C * variances_C).sum() / counts_C.sum()
     between = centred_CD.square().sum(1).mean()
     if between == 0:
@@ -161,35 +255,62 @@ def trace_ratio(counts_C: Tensor, variances_C: Tensor, centred_CD: Tensor) -> fl
     return float(within / between)
 
 
+@_of_arrays
 def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tensor) -> float:
-    """CDNV (Galanti, Gyorgy and Hutter 2021): mean over c < c' of
+    """CDNV (Galanti, György and Hutter 2022): mean over c < c' of
     (v_c + v_c') / (2 |mu_c - mu_c'|^2), v_c the mean squared distance to mu_c.
+
+    >>> class_distance_normalized_variance([[1.0, 0.0], [-1.0, 0.0]], [1.0, 3.0])
+    0.5
     """
     classes = class_means_CD.shape[0]
     _need_two_classes(classes)
-    distances_P = torch.pdist(class_means_CD)  # from differences: no cancellation of squares
-    if distances_P.min() <= _rounding_error(class_means_CD):
-        raise UndefinedStatistic("two class means coincide")
-    first, second = torch.triu_indices(classes, classes, offset=1)  # in pdist's order
-    variances_P = (variances_C[first] + variances_C[second]) / 2
-    return float((variances_P / distances_P.square()).mean())
+    smallest, total = _rounding_error(class_means_CD), 0.0
+    for (first, second), squares_P in _squared_distances(class_means_CD - class_means_CD.mean(0)):
+        if squares_P.min() <= smallest**2:
+            raise UndefinedStatistic("two class means coincide")
+        total += ((variances_C[first] + variances_C[second]) / squares_P).sum()
+    return float(total) / (classes * (classes - 1))
 
 
-def etf_error(gram_CC: Tensor) -> float:
-    """Distance of a C x C matrix G from the simplex ETF's Gram matrix (Zhu et al. 2021):
+@_of_arrays
+def etf_error(left_CD: Tensor, right_CD: Tensor) -> float:
+    """Distance of G = left right^T (C, C) from the simplex ETF's Gram matrix (Zhu et al. 2021):
     | G / |G|_F - (I - 1 1^T / C) / sqrt(C - 1) |_F.
+
+    Of the means: both arguments M^T; of the classifier: both W; of W M: W and M^T.
+
+    >>> round(etf_error([[1.0, 0.0], [-1.0, 0.0]], [[2.0, 0.0], [-2.0, 0.0]]), 12)
+    0.0
     """
-    classes = gram_CC.shape[0]
+    classes, dim = left_CD.shape
     _need_two_classes(classes)
-    etf_CC = torch.eye(classes, dtype=gram_CC.dtype) - 1 / classes
-    return float((_over_frobenius(gram_CC, "G") - etf_CC / math.sqrt(classes - 1)).norm())
+    rows = _tile_rows(classes)
+    tiles = range(0, classes, rows)
+    norm = torch.stack([(left_CD[i : i + rows] @ right_CD.T).square().sum() for i in tiles]).sum()
+    norm = norm.sqrt()
+    if norm <= dim * _EPS * left_CD.norm() * right_CD.norm():
+        raise UndefinedStatistic("the Gram matrix is zero")
+    squares = 0.0
+    for start in tiles:
+        block = left_CD[start : start + rows] @ (right_CD.T / norm)
+        block += 1 / classes / math.sqrt(classes - 1)
+        block.diagonal(start).sub_(1 / math.sqrt(classes - 1))
+        squares += block.square().sum()
+    return math.sqrt(float(squares))
 
 
+@_of_arrays
 def bias_collapse(weight_CD: Tensor, bias_C: Tensor, global_mean_D: Tensor) -> float:
-    """|W mu_G + b|_2 (Zhu et al. 2021), in units of the logits."""
+    """|W mu_G + b|_2 (Zhu et al. 2021), in units of the logits.
+
+    >>> bias_collapse([[1.0, 0.0], [0.0, 1.0]], [-1.0, -2.0], [1.0, 5.0])
+    3.0
+    """
     return float((weight_CD @ global_mean_D + bias_C).norm())
 
 
+@_of_arrays
 def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
     """GNC2 (Liu et al. 2023, arXiv:2303.06484): the hyperspherical energy of s = 0, a pair.
 
@@ -197,27 +318,105 @@ def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
     (s = 0) kernel, independent of d. Lower is more uniform. For C <= d + 1 the least value is
     the simplex ETF's, -log(2 C / (C - 1)) / 2; for more classes there is no closed form. (Wu and
     Papyan 2024 report the coefficient of variation of the same kernel instead of its mean.)
+
+    >>> hyperspherical_uniformity([[1.0, 0.0], [-3.0, 0.0]])  # -log 2
+    -0.6931471805599453
     """
-    _need_two_classes(vectors_CD.shape[0])
-    distances_P = torch.pdist(_directions(vectors_CD))
-    if distances_P.min() <= 64 * _EPS:
-        raise UndefinedStatistic("two vectors have the same direction")
-    return float(-distances_P.log().mean())
+    classes = vectors_CD.shape[0]
+    _need_two_classes(classes)
+    total = 0.0
+    for _, squares_P in _squared_distances(_directions(vectors_CD)):
+        if squares_P.min() <= (64 * _EPS) ** 2:
+            raise UndefinedStatistic("two vectors have the same direction")
+        total -= squares_P.log().sum() / 2
+    return float(total) / (classes * (classes - 1) / 2)
 
 
+@_of_arrays
 def cosine_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
-    """GNC3 (Jiang et al. 2024): mean over c of 1 - cos(w_c, mu_c - mu_G)."""
+    """GNC3 (Jiang et al. 2024): mean over c of 1 - cos(w_c, mu_c - mu_G).
+
+    >>> cosine_duality([[1.0, 0.0], [0.0, 1.0]], [[5.0, 0.0], [0.0, -5.0]])
+    1.0
+    """
     # |u - v|^2 / 2 = 1 - cos for unit vectors, and keeps its digits where cos is almost 1.
     difference_CD = _directions(weight_CD) - _directions(centred_CD)
     return float(difference_CD.square().sum(1).mean() / 2)
 
 
-def _cosines_of_pairs(vectors_CD: Tensor) -> Tensor:
-    """(C (C - 1),) cosines of all ordered pairs c != c'."""
+@_of_arrays
+def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> float:
+    """VCI (Xu and Liu 2023): 1 - Tr((Sigma_W + Sigma_B)^+ Sigma_B) / min(d, C - 1).
+
+    Args:
+        class_means_CD: (C, d), mu_c.
+        scatter_DD: (d, d), Sigma_W.
+
+    In an orthonormal basis that begins with span(M), Sigma_W has the blocks A, X, X^T, Z, and
+    with G = A - X Z^+ X^T and D = diag(s^2) / C the index is Tr((D + G)^-1 G) / K: no
+    difference of two almost equal traces.
+
+    >>> means = [[1.0, 0.0], [-1.0, 0.0]]
+    >>> variability_collapse_index(means, [[1.0, 0.0], [0.0, 9.0]])  # 1 - 1 / (1 + 1)
+    0.5
+    """
+    classes, dim = class_means_CD.shape
+    _need_two_classes(classes)
+    span = span_of_means(class_means_CD)
+    needed = min(dim, classes - 1)
+    if span.rank < needed:
+        raise UndefinedStatistic("class means coincide or depend linearly on each other")
+    basis_DD = torch.linalg.svd(centred_class_means(class_means_CD).cpu())[2]
+    scatter_DD = basis_DD @ scatter_DD.cpu() @ basis_DD.T
+    A, X = scatter_DD[:needed, :needed], scatter_DD[:needed, needed:]
+    Z = scatter_DD[needed:, needed:]
+    if dim > needed:
+        A = A - X @ torch.linalg.pinv(Z, hermitian=True, rtol=dim * _EPS) @ X.T
+    total = A + (span.singular_values.square() / classes).diag()
+    return float(torch.linalg.solve(total, A).trace()) / needed
+
+
+# ------------------------------------------------------------------------------------------ pairs
+
+
+def _tile_rows(classes: int) -> int:
+    return max(1, _TILE_ELEMENTS // classes)
+
+
+def _pairs(classes: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Tiles of the upper triangle: rows, columns, and which of the tile's elements are pairs."""
+    rows = _tile_rows(classes)
+    for start in range(0, classes, rows):
+        stop = min(start + rows, classes)
+        mask = torch.ones(stop - start, classes - start, dtype=torch.bool).triu(1)
+        if mask.any():
+            yield slice(start, stop), slice(start, classes), mask
+
+
+def _cosines_of_pairs(vectors_CD: Tensor) -> Iterator[Tensor]:
+    """The cosines of all pairs c < c', in tiles."""
     classes = vectors_CD.shape[0]
     _need_two_classes(classes)
     unit_CD = _directions(vectors_CD)
-    return (unit_CD @ unit_CD.T)[~torch.eye(classes, dtype=torch.bool)]
+    for rows, columns, mask in _pairs(classes):
+        yield (unit_CD[rows] @ unit_CD[columns].T)[mask.to(unit_CD.device)]
+
+
+def _squared_distances(vectors_CD: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """Indices (P,), (P,) and |v_c - v_c'|^2 (P,) of all pairs c < c', in tiles.
+
+    From |v|^2 + |v'|^2 - 2 <v, v'>, and again from the difference where that has lost digits.
+    """
+    squares_C = vectors_CD.square().sum(1)
+    for rows, columns, mask in _pairs(len(vectors_CD)):
+        first, second = mask.to(vectors_CD.device).nonzero(as_tuple=True)
+        sums = (squares_C[rows, None] + squares_C[columns])[first, second]
+        found_P = sums - 2 * (vectors_CD[rows] @ vectors_CD[columns].T)[first, second]
+        first, second = first + rows.start, second + columns.start
+        for close in (found_P < 0.1 * sums).nonzero().flatten().split(_TILE_ELEMENTS // 1024):
+            difference = vectors_CD[first[close]] - vectors_CD[second[close]]
+            found_P[close] = difference.square().sum(1)
+        yield (first, second), found_P
 
 
 def _directions(vectors_CD: Tensor) -> Tensor:

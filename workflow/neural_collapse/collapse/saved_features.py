@@ -11,8 +11,8 @@ import pandas as pd
 
 from ..io.errors import UserError
 from ..io.files import atomic_path, require_writable
-from ..results.tables import STATISTICS
 from .arrays import real_array
+from .registry import REGISTRY
 
 # How an array may be called in a file that holds several.
 NAMES = {
@@ -159,7 +159,8 @@ def statistics_of_files(
         test_features: (N', d) of a test set, measured as well; NC4 uses the train set's means.
         test_labels: (N',).
     """
-    from . import compute_moments, compute_statistics
+    from .measure import compute_moments
+    from .result import compute_statistics
 
     if (test_features is None) != (test_labels is None):
         raise UserError("test features and test labels belong together; give both or none")
@@ -171,7 +172,7 @@ def statistics_of_files(
         _check_width(weight, classifier, h, features, f"{what}features")
         c = read_array(labels, f"{what}labels")
         classes = len(weight)
-        return compute_moments(h, c, classes, weight, offset, reference_means=centres, split=split)
+        return compute_moments(h, c, classes, weight, offset, train_means=centres, split=split)
 
     train = moments("train", features, labels, "")
     measured = {"train": train}
@@ -182,7 +183,7 @@ def statistics_of_files(
             "split": split,
             "statistic": statistic,
             "value": value,
-            "what it is": STATISTICS.get(statistic, ""),
+            "what it is": REGISTRY[statistic].what,
         }
         for split, moments in measured.items()
         for statistic, value in compute_statistics(moments).items()

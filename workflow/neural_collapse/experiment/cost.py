@@ -174,10 +174,9 @@ def network_kind(network: NetworkRecipe) -> str:
 
 def features_bytes(recipe: Recipe, size: DataSize, dim: int) -> int:
     """What is kept of the features of one run's checkpoints, but for names and the like."""
-    classes, examples = size.num_classes, size.train + size.test
-    # In float64 both splits' class means, their scatter matrices, the last layer; of an example its
-    # label and two decisions.
-    moments = 8 * (3 * classes * dim + 2 * classes**2) + 3 * 2 * examples
+    classes = size.num_classes
+    # In float64 both splits' class means, their scatter matrices, and the last layer.
+    moments = 8 * (3 * classes * dim + 2 * classes**2)
     chosen = len(recipe.figure_1_classes(classes))
     raw = 4 * dim * chosen * recipe.measurement.activation_examples_per_class
     return len(recipe.measured_epochs) * moments + len(recipe.activation_epochs) * raw

@@ -496,7 +496,7 @@ def compute_statistics(
 
     from ..collapse.moments import load_moments
     from ..collapse.projection import project_three_classes
-    from ..collapse.statistics import compute_statistics as of
+    from ..collapse.result import compute_statistics as of
     from ..results.tables import empty_table, write_table
     from ..training.checkpoints import checkpoint_name
 

@@ -18,37 +18,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..collapse.registry import REGISTRY
 from ..io.errors import UserError
 from ..io.files import atomic_path
 
 METADATA_NAME = b"neural_collapse.table"
 METADATA_VERSION = b"neural_collapse.version"
 
-STATISTICS = {
-    "loss": "mean cross-entropy, every epoch",
-    "error": "share of examples classified wrongly (0 to 1), every epoch",
-    "robustness": "mean over attacked test images of norm2(DeepFool perturbation) / norm2(image)",
-    "nc1_within_class_variability": "Tr(Sigma_W Sigma_B^+) / C",
-    "nc2_equinorm_means": "std / mean of the norms of mu_c - mu_G",
-    "nc2_equinorm_classifier": "std / mean of the norms of w_c",
-    "nc2_equiangularity_means": "std over pairs of cos(mu_c - mu_G, mu_c' - mu_G)",
-    "nc2_equiangularity_classifier": "std over pairs of cos(w_c, w_c')",
-    "nc2_maximal_angle_means": "mean over pairs of |cos + 1/(C-1)|, class means",
-    "nc2_maximal_angle_classifier": "mean over pairs of |cos + 1/(C-1)|, classifiers",
-    "nc3_self_duality": "squared Frobenius norm of W^T/||W||_F - M/||M||_F",
-    "nc4_ncc_mismatch": "share of examples where network and nearest class centre disagree",
-    "within_between_trace_ratio": "Tr Sigma_W / Tr Sigma_B (Tirer 2023)",
-    "cdnv": "class-distance normalised variance, mean over pairs (Galanti 2021)",
-    "etf_error_means": "distance of M's normalised Gram matrix from a simplex ETF's (Zhu 2021)",
-    "etf_error_classifier": "the same of W",
-    "etf_error_product": "the same of W M",
-    "bias_collapse": "norm2(W mu_G + b) (Zhu 2021)",
-    "gnc2_hyperspherical_uniformity_means": "hyperspherical energy of the means (Liu 2023)",
-    "gnc2_hyperspherical_uniformity_classifier": "the same of the classifiers",
-    "gnc3_cosine_duality": "mean of 1 - cos(w_c, mu_c - mu_G) (Jiang 2024)",
-    "ncc_accuracy": "accuracy of the nearest class centre (0 to 1)",
-    "network_accuracy": "accuracy of the network (0 to 1)",
-}
+STATISTICS = {name: entry.what for name, entry in REGISTRY.items()}
 """Statistics known to this project, with what each is; a table may hold others."""
 
 

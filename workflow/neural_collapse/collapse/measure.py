@@ -1,0 +1,231 @@
+"""Moments and statistics of features that are all there, in memory or in a memory map.
+
+Shape suffixes: N examples, C classes, d (written D) feature dimension, B rows of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..io.errors import UserError
+from .arrays import check_weight, feature_rows, label_array, parameter, real_array
+from .metric import CollapseMetric
+from .moments import Moments
+from .result import CollapseResult
+
+BLOCK_ROWS = {"cpu": 1024, "cuda": 8192}
+"""Rows held in float64 at a time; memory is O(rows (d + C) + C (C + d))."""
+LARGEST_FEATURE = 1e140
+
+
+def measure(
+    features: Any,
+    labels: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    train_means: Any = None,
+    num_classes: int | None = None,
+    scatter: str = "projected",
+    ignore_index: int | None = None,
+    pool: str | None = None,
+) -> CollapseResult:
+    """Neural collapse of given features: every statistic, exact to float64 rounding.
+
+    Args:
+        features: (N, d) array or tensor on any device, of any real dtype; tokens (N, T, d); or
+            maps (N, d, height, width), see `pool`.
+        labels: (N,), (N, 1) or (N, T), whole numbers from 0.
+        weight: (C, d) of the last layer; without it NC3, NC4 and all else of the classifier is
+            absent.
+        bias: (C,), or None for a layer without one.
+        train_means: (C, d) class means of the train set, where these are a test set's features:
+            the centres that NC4 decides by.
+        num_classes: C; by default the rows of `weight`, else of `train_means`, else the largest
+            label + 1.
+        scatter: "projected", or "full" for the variability collapse index as well (d x d), or
+            "none" for very many classes, without NC1.
+        ignore_index: a label whose rows are left out.
+        pool: how maps become rows: "mean" or "flatten".
+
+    Raises:
+        UserError: input that does not fit, NaN or infinite features.
+
+    A class without examples makes what needs its mean NaN, with one warning.
+
+    >>> import torch
+    >>> features = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
+    >>> result = measure(features, labels=[0, 0, 1, 1])
+    >>> round(result["cdnv"], 6), result.nc1
+    (0.0025, 0.0)
+    """
+    features_ND, labels_N = feature_rows(features, labels, ignore_index, pool)
+    known = next((len(v) for v in (weight, train_means) if v is not None and np.ndim(v)), None)
+    if num_classes is None:
+        num_classes = known
+    if num_classes is None:
+        num_classes = int(labels_N.max()) + 1 if len(labels_N) else 0
+    on_gpu = isinstance(features_ND, Tensor) and features_ND.device.type == "cuda"
+    return CollapseResult.of(
+        compute_moments(
+            features_ND,
+            labels_N,
+            num_classes,
+            weight,
+            bias,
+            train_means=train_means,
+            scatter=scatter,
+            allow_empty=True,
+            device=features_ND.device if on_gpu else "cpu",
+        )
+    )
+
+
+def compute_moments(
+    features_ND: Any,
+    labels_N: Any,
+    num_classes: int,
+    weight: Any,
+    bias: Any,
+    *,
+    rows_N: np.ndarray | None = None,
+    train_means: Any = None,
+    scatter: str = "projected",
+    allow_empty: bool = False,
+    split: str = "given",
+    device: str | torch.device = "cpu",
+) -> Moments:
+    """Moments of features in memory or in a memory map: both passes of `CollapseMetric`.
+
+    Args:
+        features_ND: (N, d) float array or tensor; never held in float64 as a whole. Fastest where
+            each class's rows lie together.
+        labels_N: (N,) whole numbers in [0, num_classes), in the order of the examples.
+        weight: (C, d) last-layer weight, or None; bias: (C,), or None for a layer without one.
+        rows_N: the row of each example's features; None: they lie in the order of the examples.
+        train_means: (C, d) class means that the nearest-class-centre decision uses; the train
+            split's when these features are the test split's. None: this split's own.
+        scatter: see `CollapseMetric`.
+        allow_empty: whether classes may have no example.
+        split: the split's name, for error messages.
+        device: where the float64 arithmetic runs (a device that has float64).
+
+    Raises:
+        UserError: shapes or rows that do not fit, a class without examples, NaN or infinite
+            features.
+
+    Features are visited in class order and fixed blocks, so the batches in which they were made
+    leave no trace.
+
+    >>> compute_moments([[0.0, 1.0], [0.0, 3.0]], [0, 0], 1, None, None).class_variances
+    tensor([1.], dtype=torch.float64)
+    """
+    features_ND = real_array(features_ND, f"features of the {split} split")
+    if features_ND.ndim != 2 or 0 in features_ND.shape:
+        raise UserError(
+            f"The features of the {split} split have shape {tuple(features_ND.shape)}, not (N, d)."
+        )
+    examples, dim = features_ND.shape
+    labels = label_array(labels_N, examples, num_classes, split)
+    shape = (num_classes, dim)
+    if weight is not None:
+        check_weight(weight, dim, split)
+        weight = parameter(weight, shape, "weight")
+    bias = None if bias is None else parameter(bias, shape[:1], "bias")
+    train_means = None if train_means is None else parameter(train_means, shape, "train_means")
+    if not allow_empty:
+        _require_all_classes(labels, num_classes, split)
+    order_N = np.argsort(labels, kind="stable")
+    rows_of_order_N = order_N if rows_N is None else _checked_rows(rows_N, examples)[order_N]
+    classes_N = torch.from_numpy(labels[order_N])
+
+    metric = CollapseMetric(num_classes, dim, scatter, device=device)
+    source = _Source(features_ND, metric.device)
+
+    def one_pass() -> None:
+        for block in source.blocks(examples):
+            h_BD = source.read(rows_of_order_N[block])
+            metric.add_sorted(h_BD, classes_N[block].to(metric.device))
+
+    one_pass()
+    _check_means(metric.class_means, source, split)
+    metric.second_pass(weight, bias, train_means=train_means)
+    one_pass()
+    return metric.moments()
+
+
+def _check_means(class_means_CD: Tensor, source: _Source, split: str) -> None:
+    largest = class_means_CD.abs().max()
+    if largest <= LARGEST_FEATURE:
+        return
+    rows_N = np.arange(len(source.features_ND))
+    spoiled = sum(
+        int((~torch.isfinite(source.read(rows_N[block])).all(dim=1)).sum())
+        for block in source.blocks(len(rows_N))
+    )
+    if spoiled:
+        raise UserError(
+            f"{spoiled} of the {len(rows_N)} examples of the {split} split have NaN "
+            "or infinite features; the training has probably diverged: lower its learning rate."
+        )
+    raise UserError(
+        f"The features of the {split} split are larger than {LARGEST_FEATURE:.0e}, so their "
+        "squares overflow float64; divide features and class means by a constant."
+    )
+
+
+class _Source:
+    """Features, read in blocks of rows by the device that computes."""
+
+    def __init__(self, features_ND: np.ndarray | Tensor, device: torch.device):
+        self.features_ND, self.device = features_ND, device
+        self.block_rows = BLOCK_ROWS.get(self.device.type, BLOCK_ROWS["cpu"])
+        rows = min(self.block_rows, len(features_ND))
+        self._buffer_BD = torch.empty(
+            rows, features_ND.shape[1], dtype=torch.float64, device=self.device
+        )
+
+    def blocks(self, examples: int) -> Iterator[slice]:
+        """So many examples, block by block."""
+        for start in range(0, examples, self.block_rows):
+            yield slice(start, start + self.block_rows)
+
+    def read(self, rows: np.ndarray) -> Tensor:
+        """(B, d) float64, the features of a block's rows, in the place of those read before."""
+        together = bool((np.diff(rows) == 1).all())
+        h_BD = self._take(slice(rows[0], rows[-1] + 1) if together else rows)
+        # Widened where it is computed with: float32 is half to copy to a GPU.
+        return self._buffer_BD[: len(rows)].copy_(h_BD.to(self.device))
+
+    def _take(self, rows: np.ndarray | slice) -> Tensor:
+        """Rows as they are, a view where possible."""
+        features_ND = self.features_ND
+        if isinstance(features_ND, Tensor):
+            if isinstance(rows, slice):
+                return features_ND[rows]
+            return features_ND.index_select(0, torch.from_numpy(rows).to(features_ND.device))
+        # torch takes neither foreign byte orders nor strides that go back.
+        h = np.require(features_ND[rows], features_ND.dtype.newbyteorder("="), ["C", "W"])
+        return torch.from_numpy(h)
+
+
+def _require_all_classes(labels: np.ndarray, num_classes: int, split: str) -> None:
+    empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if len(empty):
+        named = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        raise UserError(
+            f"The {split} split has no example of class {named}; "
+            "every class needs at least one to have a mean."
+        )
+
+
+def _checked_rows(rows_N, examples: int) -> np.ndarray:
+    rows_N = np.asarray(rows_N)
+    if rows_N.dtype.kind not in "iu" or not np.array_equal(np.sort(rows_N), np.arange(examples)):
+        raise UserError(f"rows_N must name each of the {examples} rows of features once.")
+    return rows_N

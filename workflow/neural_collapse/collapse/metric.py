@@ -1,0 +1,363 @@
+"""Class means, variances and within-class scatter from batches, exact to float64 rounding.
+
+Shape suffixes: B rows of one batch, R runs of one class in it (see `Runs`), C classes, d (D)
+feature dimension.
+
+A class's first example is its anchor, and all sums are of deviations from the anchor: near
+collapse all of a class lies within a hair of it, so that float64 keeps every digit of the
+deviations, whatever the features' norm. Batches and whole metrics are joined by Chan's pairwise
+update (Chan, Golub and LeVeque 1983): of two parts with n and n' examples, means m and m' and
+scatters S and S', the whole has the scatter S + S' + (m - m')(m - m')^T n n' / (n + n').
+No step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..io.errors import UserError
+from .arrays import POOLS, flat_examples, parameter
+from .functional import project_scatter
+from .moments import Decisions, Moments
+from .result import CollapseResult
+from .runs import Runs
+from .second_pass import SecondPass
+
+SCATTERS = ("projected", "full", "none")
+
+
+class CollapseMetric:
+    """Neural collapse from batches of features, in the manner of torchmetrics.
+
+    One pass (`update`, then `compute`) gives what class means and variances give (NC2, CDNV, NC3),
+    and NC1 and the variability collapse index with `scatter="full"`. What needs the class means
+    before it can look at an example takes a second pass over the same examples: the decisions of
+    the nearest class centre (NC4), and NC1 with `scatter="projected"`, whose C x C matrix is in
+    coordinates of the final means, which no smaller summary of one pass can supply.
+
+    Results do not depend on batches, their order or `merge` beyond float64 rounding, about 1e-15
+    relative. The first update costs about 10 passes over the batch in float64, and 2 B d^2
+    operations with `scatter="full"`.
+
+    Args:
+        num_classes: C; labels are 0..C - 1.
+        dim: d.
+        scatter: "full" keeps one d x d matrix (d = 2048: 34 MB); "projected" C x C, filled by the
+            second pass; "none" neither, for tens of thousands of classes.
+        device: where the sums lie; a device with float64 (not mps).
+        ignore_index: a label whose rows are left out, such as -100 for padding tokens.
+        pool: how feature maps (B, d, height, width) become rows: "mean" over the map, or
+            "flatten"; None refuses them.
+
+    >>> metric = CollapseMetric(num_classes=2, dim=2)
+    >>> metric.update(torch.tensor([[1.0, 0.2], [-1.0, 0.0]]), torch.tensor([0, 1]))
+    >>> metric.update(torch.tensor([[1.0, -0.2], [-1.0, 0.0]]), torch.tensor([0, 1]))
+    >>> round(metric.compute()["within_between_trace_ratio"], 6)
+    0.02
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        scatter: str = "full",
+        *,
+        device: torch.device | str | None = None,
+        ignore_index: int | None = None,
+        pool: str | None = None,
+    ) -> None:
+        if pool not in (None, *POOLS):
+            raise UserError(f"pool is {pool!r}, not one of {', '.join(POOLS)}.")
+        if scatter not in SCATTERS:
+            raise UserError(f"scatter is {scatter!r}, not one of {', '.join(SCATTERS)}.")
+        if num_classes < 1 or dim < 1:
+            raise UserError(f"num_classes and dim are {num_classes} and {dim}; both must be >= 1.")
+        self.num_classes, self.dim, self.scatter = num_classes, dim, scatter
+        self.device = torch.device("cpu" if device is None else device)
+        if self.device.type == "mps":
+            raise UserError('mps has no float64; give device="cpu", features are copied there.')
+        self.ignore_index, self.pool = ignore_index, pool
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        # One more row than classes: rows to be ignored count as a class of their own.
+        rows, of = self.num_classes + 1, {"dtype": torch.float64, "device": self.device}
+        self._counts = torch.zeros(rows, dtype=torch.int64, device=self.device)
+        self._anchors = torch.zeros(rows, self.dim, **of)
+        self._offsets = torch.zeros(rows, self.dim, **of)  # of the mean from the anchor
+        self._squares = torch.zeros(rows, **of)  # of the distances from the mean
+        self._scatter = torch.zeros(self.dim, self.dim, **of) if self.scatter == "full" else None
+        self._refused = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self._second: SecondPass | None = None
+
+    # ------------------------------------------------------------------------------------ updates
+
+    def update(self, features: Any, labels: Any) -> None:
+        """Take a batch.
+
+        Args:
+            features: (B, d), tokens (B, T, d), or maps, see `pool`; any real dtype and device; no
+                graph is kept.
+            labels: (B,), (B, 1) or (B, T), whole numbers of any dtype.
+
+        Raises:
+            UserError: shapes or dtypes that do not fit. Labels outside 0..C - 1 and NaN or
+                infinite features are found at once on the CPU, on other devices by `compute`.
+        """
+        h_BD, c_B = flat_examples(features, labels, self.pool)
+        if h_BD.shape[1] != self.dim:
+            raise UserError(f"The features have {h_BD.shape[1]} columns, the metric {self.dim}.")
+        h_BD, c_B = h_BD.to(self.device), c_B.to(self.device)
+        kept_B = torch.ones_like(c_B, dtype=torch.bool)
+        if self.ignore_index is not None:
+            kept_B = c_B != self.ignore_index
+        inside_B = (c_B >= 0) & (c_B < self.num_classes)
+        finite_B = torch.isfinite(h_BD).all(dim=1)
+        refused = torch.stack([(kept_B & ~inside_B).sum(), (kept_B & ~finite_B).sum()])
+        if self.device.type == "cpu":
+            _refuse(refused, self.num_classes)
+        self._refused += refused
+        # Rows that do not count are zeros of one more class.
+        kept_B &= inside_B & finite_B
+        c_B, order_B = torch.where(kept_B, c_B, self.num_classes).sort(stable=True)
+        h_BD = h_BD.masked_fill(~kept_B[:, None], 0)[order_B].to(torch.float64)
+        self.add_sorted(h_BD, c_B)
+
+    def add_sorted(self, h_BD: Tensor, c_B: Tensor) -> None:
+        """`update` with a batch in class order: h_BD float64, finite, is overwritten; c_B int64."""
+        if not len(c_B):
+            return
+        if self._second is not None:
+            self._second.update(h_BD, c_B)
+            return
+        runs = Runs(c_B, min(len(c_B), self.num_classes + 1))
+        first_RD = h_BD[runs.start_R]
+        new_R = (self._counts[runs.class_R] == 0) & (runs.count_R > 0)
+        added_RD = torch.where(new_R[:, None], first_RD, 0)
+        self._anchors.index_add_(0, runs.class_R, added_RD)
+        runs.subtract_(h_BD, self._anchors[runs.class_R])
+        mean_RD = runs.sums(h_BD) / runs.count_R.clamp(min=1)[:, None]
+        runs.subtract_(h_BD, mean_RD)
+        squares_R = runs.sums(torch.linalg.vector_norm(h_BD, dim=1).square())
+        delta_RD = mean_RD - self._offsets[runs.class_R]
+        before_R, count_R = self._counts[runs.class_R].double(), runs.count_R.double()
+        share_R = count_R / (before_R + count_R).clamp(min=1)
+        self._offsets.index_add_(0, runs.class_R, delta_RD * share_R[:, None])
+        between_R = before_R * share_R
+        squares_R += between_R * delta_RD.square().sum(1)
+        self._squares.index_add_(0, runs.class_R, squares_R)
+        self._counts.index_add_(0, runs.class_R, runs.count_R)
+        if self._scatter is not None:
+            delta_RD *= between_R.sqrt()[:, None]
+            rows_XD = torch.cat([h_BD, delta_RD])
+            self._scatter.addmm_(rows_XD.T, rows_XD)
+
+    def second_pass(self, weight: Any = None, bias: Any = None, *, train_means: Any = None) -> None:
+        """End the first pass; `update` then takes the same examples again.
+
+        Args:
+            weight: (C, d) of the last layer, for the network's decisions; bias: (C,).
+            train_means: (C, d), the centres of the nearest-class-centre decision, where these
+                examples are a test set. None: this metric's own class means.
+        """
+        _refuse(self._refused, self.num_classes)
+        if self._second is not None:
+            raise UserError("The second pass has begun already; reset() begins anew.")
+        means_CD = self.class_means
+        self._second = SecondPass(
+            means_CD,
+            None if weight is None else parameter(weight, tuple(means_CD.shape), "weight"),
+            None if bias is None else parameter(bias, (self.num_classes,), "bias"),
+            None
+            if train_means is None
+            else parameter(train_means, tuple(means_CD.shape), "train_means"),
+            basis=self.scatter == "projected",
+        )
+
+    # ------------------------------------------------------------------------------------ results
+
+    @property
+    def counts(self) -> Tensor:
+        """(C,) int64, examples a class."""
+        return self._counts[:-1]
+
+    @property
+    def class_means(self) -> Tensor:
+        """(C, d) float64; zero for a class without examples."""
+        return self._anchors[:-1] + self._offsets[:-1]
+
+    def moments(
+        self, weight: Any = None, bias: Any = None, *, min_count: int | None = None
+    ) -> Moments:
+        """What has been summed, on the CPU; arguments as in `compute`."""
+        _refuse(self._refused, self.num_classes)
+        means_CD, counts_C = self.class_means.cpu(), self.counts.cpu()
+        shape = (self.num_classes, self.dim)
+        second = self._second
+        if weight is None and second is not None:
+            weight, bias = second.weight, second.bias
+        weight = None if weight is None else parameter(weight, shape, "weight")
+        if weight is not None:
+            bias = torch.zeros(shape[0]) if bias is None else bias
+            bias = parameter(bias, shape[:1], "bias")
+        scatter = projected = None
+        examples = max(int(counts_C.sum()), 1)
+        if self._scatter is not None:
+            scatter = (self._scatter + self._scatter.T).cpu() / (2 * examples)
+            projected = project_scatter(scatter, means_CD)
+        elif second is not None and second.scatter_CC is not None:
+            projected = (second.scatter_CC + second.scatter_CC.T).cpu() / (2 * examples)
+        decisions = None if second is None else second.decisions()
+        if decisions is not None and not torch.equal(decisions.counted, counts_C):
+            raise UserError(
+                f"The second pass has seen {int(decisions.counted.sum())} examples and the first "
+                f"{int(counts_C.sum())}; both must see the same ones."
+            )
+        variances_C = self._squares[:-1].cpu() / counts_C.clamp(min=1)
+        whole = Moments(
+            counts_C.clone(), means_CD, variances_C, projected, scatter, weight, bias, decisions
+        )
+        return whole if min_count is None else _frequent_classes(whole, min_count)
+
+    def compute(
+        self, weight: Any = None, bias: Any = None, *, min_count: int | None = None
+    ) -> CollapseResult:
+        """The statistics of everything seen so far.
+
+        Args:
+            weight: (C, d) of the last layer; without it NC3 and all else of the classifier is
+                absent. By default the second pass's.
+            bias: (C,).
+            min_count: leave out classes of fewer examples; with `scatter="none"` only, since
+                scatter matrices are sums over all classes.
+        """
+        return CollapseResult.of(self.moments(weight, bias, min_count=min_count))
+
+    # -------------------------------------------------------------------------------- joining parts
+
+    def merge(self, other: CollapseMetric) -> CollapseMetric:
+        """Add what another metric of the same kind has seen; returns this one.
+
+        In the second pass both must have the same first pass, as after `sync`.
+        """
+        kind = (self.num_classes, self.dim, self.scatter, self._second is None)
+        others = (other.num_classes, other.dim, other.scatter, other._second is None)
+        if kind != others:
+            raise UserError(
+                "Only metrics of the same num_classes, dim, scatter and pass can be merged."
+            )
+        state = {name: tensor.to(self.device) for name, tensor in other.state_dict().items()}
+        if self._second is not None:
+            if not torch.equal(self._counts, state["counts"]):
+                raise UserError("In the second pass only parts of the same first pass are merged.")
+            self._second.add(state)
+        else:
+            self._merge_first_pass(state)
+        self._refused += state["refused"]
+        return self
+
+    def _merge_first_pass(self, state: Mapping[str, Tensor]) -> None:
+        theirs_C = state["counts"]
+        new_C1 = ((self._counts == 0) & (theirs_C > 0))[:, None]
+        self._anchors = torch.where(new_C1, state["anchors"], self._anchors)
+        delta_CD = (state["anchors"] - self._anchors) + (state["offsets"] - self._offsets)
+        delta_CD.masked_fill_((theirs_C == 0)[:, None], 0)
+        share_C = theirs_C.double() / (self._counts + theirs_C).clamp(min=1)
+        self._offsets = self._offsets + delta_CD * share_C[:, None]
+        between_C = self._counts * share_C
+        self._squares = self._squares + state["squares"] + between_C * delta_CD.square().sum(1)
+        self._counts = self._counts + theirs_C
+        if self._scatter is not None:
+            delta_CD = delta_CD[:-1] * between_C[:-1, None].sqrt()
+            self._scatter = self._scatter + state["scatter"] + delta_CD.T @ delta_CD
+
+    def sync(self, group: Any = None) -> CollapseMetric:
+        """A new metric with what all processes of torch.distributed have seen, the same bits on
+        each; this one's copy where no process group is initialised. This one is left as it was.
+
+        After the first pass: `total = metric.sync()`, `total.second_pass(...)`, updates, and
+        `total.sync()` again.
+        """
+        distributed = torch.distributed
+        together = distributed.is_available() and distributed.is_initialized()
+        ranks = distributed.get_world_size(group) if together else 1
+        total: CollapseMetric | None = None
+        for rank in range(ranks):
+            part = self._copy()
+            if together:
+                source = distributed.get_global_rank(group, rank) if group is not None else rank
+                for tensor in part.state_dict().values():
+                    distributed.broadcast(tensor, source, group=group)
+            total = part if total is None else total.merge(part)
+        assert total is not None
+        return total
+
+    def _copy(self) -> CollapseMetric:
+        copy = CollapseMetric(
+            self.num_classes,
+            self.dim,
+            self.scatter,
+            device=self.device,
+            ignore_index=self.ignore_index,
+            pool=self.pool,
+        )
+        copy._second = None if self._second is None else self._second.copy()
+        copy.load_state_dict({name: t.clone() for name, t in self.state_dict().items()})
+        return copy
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All sums, for `load_state_dict` of a metric made alike."""
+        state = {
+            "counts": self._counts,
+            "anchors": self._anchors,
+            "offsets": self._offsets,
+            "squares": self._squares,
+            "refused": self._refused,
+        }
+        if self._scatter is not None:
+            state["scatter"] = self._scatter
+        return state | ({} if self._second is None else self._second.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave; a second pass must have been begun if it had been."""
+        own = self.state_dict()
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise UserError("The state is that of another kind of metric, or of another pass.")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _refuse(refused: Tensor, classes: int) -> None:
+    outside, bad = refused.tolist()
+    if outside:
+        raise UserError(f"{outside} labels are not whole numbers in 0..{classes - 1}.")
+    if bad:
+        raise UserError(f"{bad} examples have NaN or infinite features.")
+
+
+def _frequent_classes(moments: Moments, min_count: int) -> Moments:
+    kept = (moments.counts >= min_count).nonzero().flatten()
+    if len(kept) == moments.num_classes:
+        return moments
+    if moments.scatter is not None or moments.scatter_projected is not None:
+        raise UserError('min_count needs scatter="none": scatters are sums over all classes.')
+    if not len(kept):
+        raise UserError(f"No class has {min_count} examples.")
+
+    def of(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor[kept]
+
+    decisions = moments.decisions
+    return Moments(
+        moments.counts[kept],
+        moments.class_means[kept],
+        moments.class_variances[kept],
+        weight=of(moments.weight),
+        bias=of(moments.bias),
+        decisions=None if decisions is None else Decisions(*(t[kept] for t in decisions)),
+    )

@@ -1,0 +1,323 @@
+"""Every statistic in one place: its name, formula, source, what it tends to, its computation.
+
+The documentation, printed tables, the pipeline's tables and figures are made from `REGISTRY`; a
+new statistic is one entry here (and its formula in `functional`). Nothing here imports torch.
+
+In formulas mu_c is the mean of class c's features, mu_G the unweighted mean of the class means,
+M = [mu_c - mu_G], W and b the last layer with rows w_c, Sigma_W the within-class covariance (over
+all examples) and Sigma_B = M M^T / C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a statistic was defined."""
+
+    authors: str
+    year: int
+    venue: str
+    doi: str
+
+
+PAPER = Source("Papyan, Han and Donoho", 2020, "PNAS 117 (40)", "10.1073/pnas.2015509117")
+_ZHU = Source("Zhu et al.", 2021, "NeurIPS", "10.48550/arXiv.2105.02375")
+_TIRER = Source("Tirer, Huang and Niles-Weed", 2023, "ICML", "10.48550/arXiv.2210.16658")
+_GALANTI = Source("Galanti, György and Hutter", 2022, "ICLR", "10.48550/arXiv.2112.15121")
+_LIU = Source("Liu et al.", 2023, "ICLR", "10.48550/arXiv.2303.06484")
+_JIANG = Source("Jiang et al.", 2024, "ICML", "10.48550/arXiv.2310.05351")
+_XU = Source("Xu and Liu", 2023, "ICML", "10.48550/arXiv.2306.03440")
+_DEEPFOOL = Source("Moosavi-Dezfooli, Fawzi and Frossard", 2016, "CVPR", "10.1109/CVPR.2016.282")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One statistic.
+
+    Attributes:
+        name: as in tables and files.
+        what: one line, in plain text.
+        formula: LaTeX.
+        tends_to: its value at neural collapse.
+        source: where it was defined.
+        figure: the paper's figure that shows it, or None.
+        alias: a short name, `nc1`, or None.
+        needs: fields of `Moments` without which it is absent.
+        compute: function of (the module `functional`, moments); None where it is not a function
+            of a split's moments.
+    """
+
+    name: str
+    what: str
+    formula: str
+    tends_to: str
+    source: Source
+    figure: int | None = None
+    alias: str | None = None
+    needs: tuple[str, ...] = ("class_means",)
+    compute: Callable[[Any, Any], float] | None = None
+
+
+_EQUINORM = r"\mathrm{Std}_c \lVert v_c \rVert / \mathrm{Avg}_c \lVert v_c \rVert,\ v_c = "
+_COSINES = r"\mathrm{Std}_{c \ne c'} \cos(v_c, v_{c'}),\ v_c = "
+_ANGLE = r"\mathrm{Avg}_{c \ne c'} \lvert \cos(v_c, v_{c'}) + \tfrac{1}{C - 1} \rvert,\ v_c = "
+_ETF = (
+    r"\lVert G / \lVert G \rVert_F - (I - \tfrac{1}{C} \mathbf{1}\mathbf{1}^\top)"
+    r" / \sqrt{C - 1} \rVert_F,\ G = "
+)
+_ENERGY = (
+    r"\mathrm{Avg}_{c \ne c'} \log \lVert \hat v_c - \hat v_{c'} \rVert^{-1},"
+    r"\ \hat v_c = v_c / \lVert v_c \rVert,\ v_c = "
+)
+_MEANS, _ROWS = r"\mu_c - \mu_G", "w_c"
+_WEIGHT, _BOTH = ("weight",), ("class_means", "weight")
+_LEAST_ENERGY = "-log(2 C / (C - 1)) / 2"
+
+_ENTRIES = (
+    Statistic(
+        "nc1_within_class_variability",
+        "Tr(Sigma_W Sigma_B^+) / C",
+        r"\mathrm{Tr}(\Sigma_W \Sigma_B^{\dagger}) / C",
+        "0",
+        PAPER,
+        6,
+        "nc1",
+        ("class_means", "scatter_projected"),
+        lambda f, m: f.within_class_variability(m.class_means, m.scatter_projected),
+    ),
+    Statistic(
+        "nc2_equinorm_means",
+        "std / mean of the norms of mu_c - mu_G",
+        _EQUINORM + _MEANS,
+        "0",
+        PAPER,
+        2,
+        compute=lambda f, m: f.equinorm(m.centred_means),
+    ),
+    Statistic(
+        "nc2_equinorm_classifier",
+        "std / mean of the norms of w_c",
+        _EQUINORM + _ROWS,
+        "0",
+        PAPER,
+        2,
+        needs=_WEIGHT,
+        compute=lambda f, m: f.equinorm(m.weight),
+    ),
+    Statistic(
+        "nc2_equiangularity_means",
+        "std over pairs of cos(mu_c - mu_G, mu_c' - mu_G)",
+        _COSINES + _MEANS,
+        "0",
+        PAPER,
+        3,
+        compute=lambda f, m: f.equiangularity(m.centred_means),
+    ),
+    Statistic(
+        "nc2_equiangularity_classifier",
+        "std over pairs of cos(w_c, w_c')",
+        _COSINES + _ROWS,
+        "0",
+        PAPER,
+        3,
+        needs=_WEIGHT,
+        compute=lambda f, m: f.equiangularity(m.weight),
+    ),
+    Statistic(
+        "nc2_maximal_angle_means",
+        "mean over pairs of |cos + 1/(C-1)|, class means",
+        _ANGLE + _MEANS,
+        "0",
+        PAPER,
+        4,
+        compute=lambda f, m: f.maximal_angle(m.centred_means),
+    ),
+    Statistic(
+        "nc2_maximal_angle_classifier",
+        "mean over pairs of |cos + 1/(C-1)|, classifiers",
+        _ANGLE + _ROWS,
+        "0",
+        PAPER,
+        4,
+        needs=_WEIGHT,
+        compute=lambda f, m: f.maximal_angle(m.weight),
+    ),
+    Statistic(
+        "nc3_self_duality",
+        "squared Frobenius norm of W^T/||W||_F - M/||M||_F",
+        r"\lVert W^\top / \lVert W \rVert_F - M / \lVert M \rVert_F \rVert_F^2",
+        "0",
+        PAPER,
+        5,
+        "nc3",
+        _BOTH,
+        lambda f, m: f.self_duality(m.weight, m.centred_means),
+    ),
+    Statistic(
+        "nc4_ncc_mismatch",
+        "share of examples where network and nearest class centre disagree",
+        r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c \ne"
+        r" \arg\min_c \lVert h_i - \mu_c \rVert]",
+        "0",
+        PAPER,
+        7,
+        "nc4",
+        ("decisions", "weight"),
+        lambda f, m: m.share(lambda d: d.counted - d.agreeing),
+    ),
+    Statistic(
+        "within_between_trace_ratio",
+        "Tr Sigma_W / Tr Sigma_B (Tirer 2023)",
+        r"\mathrm{Tr}\,\Sigma_W / \mathrm{Tr}\,\Sigma_B",
+        "0",
+        _TIRER,
+        compute=lambda f, m: f.trace_ratio(m.counts, m.class_variances, m.centred_means),
+    ),
+    Statistic(
+        "cdnv",
+        "class-distance normalised variance, mean over pairs (Galanti 2021)",
+        r"\mathrm{Avg}_{c < c'} (\sigma_c^2 + \sigma_{c'}^2) / (2 \lVert \mu_c - \mu_{c'}"
+        r" \rVert^2)",
+        "0",
+        _GALANTI,
+        compute=lambda f, m: f.class_distance_normalized_variance(m.class_means, m.class_variances),
+    ),
+    Statistic(
+        "etf_error_means",
+        "distance of M's normalised Gram matrix from a simplex ETF's (Zhu 2021)",
+        _ETF + r"M^\top M",
+        "0",
+        _ZHU,
+        compute=lambda f, m: f.etf_error(m.centred_means, m.centred_means),
+    ),
+    Statistic(
+        "etf_error_classifier",
+        "the same of W",
+        _ETF + r"W W^\top",
+        "0",
+        _ZHU,
+        needs=_WEIGHT,
+        compute=lambda f, m: f.etf_error(m.weight, m.weight),
+    ),
+    Statistic(
+        "etf_error_product",
+        "the same of W M",
+        _ETF + "W M",
+        "0",
+        _ZHU,
+        needs=_BOTH,
+        compute=lambda f, m: f.etf_error(m.weight, m.centred_means),
+    ),
+    Statistic(
+        "bias_collapse",
+        "norm2(W mu_G + b) (Zhu 2021)",
+        r"\lVert W \mu_G + b \rVert_2",
+        "0",
+        _ZHU,
+        needs=_BOTH,
+        compute=lambda f, m: f.bias_collapse(m.weight, m.bias, m.class_means.mean(0)),
+    ),
+    Statistic(
+        "gnc2_hyperspherical_uniformity_means",
+        "hyperspherical energy of the means (Liu 2023)",
+        _ENERGY + _MEANS,
+        _LEAST_ENERGY,
+        _LIU,
+        compute=lambda f, m: f.hyperspherical_uniformity(m.centred_means),
+    ),
+    Statistic(
+        "gnc2_hyperspherical_uniformity_classifier",
+        "the same of the classifiers",
+        _ENERGY + _ROWS,
+        _LEAST_ENERGY,
+        _LIU,
+        needs=_WEIGHT,
+        compute=lambda f, m: f.hyperspherical_uniformity(m.weight),
+    ),
+    Statistic(
+        "gnc3_cosine_duality",
+        "mean of 1 - cos(w_c, mu_c - mu_G) (Jiang 2024)",
+        r"\mathrm{Avg}_c\, 1 - \cos(w_c, \mu_c - \mu_G)",
+        "0",
+        _JIANG,
+        needs=_BOTH,
+        compute=lambda f, m: f.cosine_duality(m.weight, m.centred_means),
+    ),
+    Statistic(
+        "vci",
+        "variability collapse index 1 - Tr(Sigma_T^+ Sigma_B) / min(d, C - 1) (Xu 2023)",
+        r"1 - \mathrm{Tr}(\Sigma_T^{\dagger} \Sigma_B) / \min(d, C - 1),"
+        r"\ \Sigma_T = \Sigma_W + \Sigma_B",
+        "0",
+        _XU,
+        needs=("class_means", "scatter"),
+        compute=lambda f, m: f.variability_collapse_index(m.class_means, m.scatter),
+    ),
+    Statistic(
+        "ncc_accuracy",
+        "accuracy of the nearest class centre (0 to 1)",
+        r"\mathrm{Avg}_i\, [\arg\min_c \lVert h_i - \mu_c \rVert = y_i]",
+        "1",
+        PAPER,
+        needs=("decisions",),
+        compute=lambda f, m: m.share(lambda d: d.ncc_correct),
+    ),
+    Statistic(
+        "network_accuracy",
+        "accuracy of the network (0 to 1)",
+        r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c = y_i]",
+        "1",
+        PAPER,
+        needs=("decisions", "weight"),
+        compute=lambda f, m: m.share(lambda d: d.network_correct),
+    ),
+    Statistic(
+        "loss",
+        "mean cross-entropy, every epoch",
+        r"\mathrm{Avg}_i\, -\log \mathrm{softmax}(W h_i + b)_{y_i}",
+        "0",
+        PAPER,
+    ),
+    Statistic(
+        "error",
+        "share of examples classified wrongly (0 to 1), every epoch",
+        r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c \ne y_i]",
+        "0",
+        PAPER,
+    ),
+    Statistic(
+        "robustness",
+        "mean over attacked test images of norm2(DeepFool perturbation) / norm2(image)",
+        r"\mathrm{Avg}_i\, \lVert r(x_i) \rVert_2 / \lVert x_i \rVert_2",
+        "rises",
+        _DEEPFOOL,
+        8,
+    ),
+)
+
+REGISTRY: dict[str, Statistic] = {entry.name: entry for entry in _ENTRIES}
+"""Every statistic by name."""
+
+OF_MOMENTS = {name: entry for name, entry in REGISTRY.items() if entry.compute is not None}
+"""Those that a split's moments give, in the order in which they are computed and printed."""
+
+ALIASES = {entry.alias: entry.name for entry in _ENTRIES if entry.alias}
+"""Short name -> name."""
+
+
+def registry_markdown() -> str:
+    """The registry as the documentation's table."""
+    lines = ["| statistic | formula | tends to | source | figure |", "|---|---|---|---|---|"]
+    for s in REGISTRY.values():
+        doi = f"[{s.source.authors} {s.source.year}](https://doi.org/{s.source.doi})"
+        formula = s.formula.replace("|", r"\vert ")
+        lines.append(
+            f"| `{s.name}`: {s.what.replace('|', chr(92) + '|')} | ${formula}$ | {s.tends_to} "
+            f"| {doi} | {s.figure or ''} |"
+        )
+    return "\n".join(lines) + "\n"

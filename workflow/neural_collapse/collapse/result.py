@@ -1,0 +1,140 @@
+"""The statistics of one measurement, to read, print and store."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from . import functional
+from .functional import UndefinedStatistic
+from .moments import Moments
+from .registry import ALIASES, OF_MOMENTS
+
+_WHY_ABSENT = {
+    "weight": "the last layer's weight was not given",
+    "scatter_projected": 'it needs scatter="full", or a second pass with scatter="projected"',
+    "scatter": 'it needs scatter="full"',
+    "decisions": "it needs a second pass over the features",
+}
+
+
+class UndefinedStatisticWarning(RuntimeWarning):
+    """Names statistics that were given as NaN, and the reason."""
+
+
+class CollapseResult(Mapping[str, float]):
+    """Statistics by name, as a mapping, as attributes, and as a printed table.
+
+    `result["nc1_within_class_variability"]`, `result["nc1"]` and `result.nc1` are the same number.
+    A statistic is absent where what it needs was not given, and NaN where its formula does not
+    define it. Iteration is over full names, in the registry's order.
+
+    Attributes:
+        moments: what the statistics were computed from.
+        absent: name of each absent statistic -> the reason.
+        test: the test set's result, where one was measured as well.
+
+    >>> from neural_collapse import measure
+    >>> result = measure([[1.0, 0.0], [-1.0, 0.0]], [0, 1], weight=[[1.0, 0.0], [-1.0, 0.0]])
+    >>> result.nc1, result["nc3_self_duality"], result.absent
+    (0.0, 0.0, {'vci': 'it needs scatter="full"'})
+    """
+
+    def __init__(self, values: Mapping[str, float], absent: Mapping[str, str], moments: Moments):
+        self._values, self.absent, self.moments = dict(values), dict(absent), moments
+        self.test: CollapseResult | None = None
+
+    @classmethod
+    def of(cls, moments: Moments) -> CollapseResult:
+        """All statistics that the moments give."""
+        values: dict[str, float] = {}
+        absent: dict[str, str] = {}
+        undefined: dict[str, list[str]] = {}
+        for name, entry in OF_MOMENTS.items():
+            missing = [field for field in entry.needs if getattr(moments, field) is None]
+            if missing:
+                absent[name] = _WHY_ABSENT[missing[-1]]
+                continue
+            try:
+                values[name] = _value(name, moments)
+            except UndefinedStatistic as reason:
+                values[name] = math.nan
+                undefined.setdefault(str(reason), []).append(name)
+        for reason, names in undefined.items():
+            verb = "is" if len(names) == 1 else "are"
+            warnings.warn(
+                f"{', '.join(names)} {verb} undefined and given as NaN: {reason}.",
+                UndefinedStatisticWarning,
+                stacklevel=3,
+            )
+        return cls(values, absent, moments)
+
+    def __getitem__(self, name: str) -> float:
+        name = ALIASES.get(name, name)
+        if name in self.absent:
+            raise KeyError(f"{name} is absent: {self.absent[name]}")
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_"):
+            try:
+                return self[name]
+            except KeyError as error:
+                if ALIASES.get(name, name) in self.absent:
+                    raise AttributeError(error.args[0]) from None
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *ALIASES, *self._values]
+
+    def to_dict(self) -> dict[str, float]:
+        """Full name -> value."""
+        return dict(self._values)
+
+    def __repr__(self) -> str:
+        m = self.moments
+        shape = f"C = {m.num_classes}, d = {m.feature_dim}"
+        return f"<CollapseResult of {m.num_examples} examples, {shape}>"
+
+    def __str__(self) -> str:
+        """A table: name, value (and the test set's), what it tends to, what it is."""
+        width = max(map(len, self._values))
+        columns = ["train", "test"] if self.test is not None else ["value"]
+        lines = [f"{'statistic':{width}}" + "".join(f"{c:>12}" for c in columns) + "  tends to"]
+        for name, value in self._values.items():
+            of_test = [] if self.test is None else [self.test.get(name, math.nan)]
+            numbers = "".join(f"{v:>12.4g}" for v in [value, *of_test])
+            entry = OF_MOMENTS[name]
+            lines.append(f"{name:{width}}{numbers}  {entry.tends_to:8}  {entry.what}")
+        lines += [f"{name:{width}}{'absent':>12}  {why}" for name, why in self.absent.items()]
+        return "\n".join(lines)
+
+
+def compute_statistics(moments: Moments) -> dict[str, float]:
+    """All statistics that a split's moments give, by name, in the registry's order.
+
+    NaN, with one `UndefinedStatisticWarning` a reason, where a formula does not define them.
+    """
+    return CollapseResult.of(moments).to_dict()
+
+
+def _value(name: str, moments: Moments) -> float:
+    entry = OF_MOMENTS[name]
+    if moments.empty_classes and "class_means" in entry.needs:
+        named = ", ".join(map(str, moments.empty_classes[:10]))
+        raise UndefinedStatistic(
+            f"class {named}{', ...' * (len(moments.empty_classes) > 10)} has no example"
+        )
+    assert entry.compute is not None
+    value = entry.compute(functional, moments)
+    if not math.isfinite(value):
+        raise UndefinedStatistic(f"its formula gives {value} in float64")
+    return value

@@ -1,0 +1,153 @@
+"""What needs the class means before it looks at an example: decisions, and scatter on their span.
+
+Shape suffixes: B rows of one batch, C classes, d (D) feature dimension; 2: nearest class centre
+(NCC) and network.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from .functional import span_of_means
+from .moments import Decisions
+from .runs import Runs
+
+_EPS = torch.finfo(torch.float64).eps
+_SCORES = 2**24  # float64 numbers held at a time
+
+
+class SecondPass:
+    """Sums over examples, given the class means of the first pass.
+
+    Args:
+        means_CD: (C, d) of all examples; a row of zeros for a class without any.
+        weight: (C, d), or None for NCC decisions alone; bias: (C,).
+        centres: (C, d), what the NCC decision compares with; None: the means.
+        basis: whether to sum the scatter on the span of the means.
+    """
+
+    def __init__(
+        self,
+        means_CD: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        centres: Tensor | None,
+        *,
+        basis: bool,
+    ) -> None:
+        classes, _ = means_CD.shape
+        device = means_CD.device
+        self.weight, self.bias = weight, bias
+        # Examples that do not count are of one more class.
+        self.means_CD = torch.cat([means_CD, means_CD.new_zeros(1, means_CD.shape[1])])
+        self.basis_CD = span_of_means(means_CD).basis_CD.to(device) if basis else None
+        self.scatter_CC = means_CD.new_zeros(classes, classes) if basis else None
+        self.decided_4C = torch.zeros(4, classes + 1, dtype=torch.int64, device=device)
+        # Both decisions are by the largest of <row, h - origin> + constant: of the centres c the
+        # nearest has the largest <c, h> - |c|^2 / 2, which is -|h - c|^2 / 2 but for |h|^2.
+        centres_CD = means_CD if centres is None else centres.to(device)
+        self.origin_D = centres_CD.mean(0)
+        towards_CD = centres_CD - self.origin_D
+        halves_C = towards_CD.square().sum(1) / 2
+        rows, constants = [towards_CD], [-halves_C]
+        bounds = [_rounding(towards_CD, halves_C, 2 * self.origin_D.norm())]
+        if centres is None:  # a class without examples has no mean to be near to
+            constants[0] = constants[0].masked_fill((means_CD == 0).all(1), -torch.inf)
+        if weight is not None:
+            weight = weight.to(device)
+            bias = weight.new_zeros(classes) if bias is None else bias.to(device)
+            rows.append(weight)
+            constants.append(weight @ self.origin_D + bias)
+            bounds.append(_rounding(weight, bias.abs(), self.origin_D.norm()))
+        self.rows_PD = torch.cat(rows)
+        self.constants_2C = torch.stack(constants)
+        self.per_length_2C, self.rounding_2C = map(torch.stack, zip(*bounds, strict=True))
+        dtype = torch.int16 if classes < 2**15 else torch.int32
+        self.countdown_C = torch.arange(classes, 0, -1, dtype=dtype, device=device)
+
+    def update(self, h_BD: Tensor, c_B: Tensor) -> Tensor:
+        """Add a batch, float64 features that are overwritten; returns the decisions (1 or 2, B)."""
+        size = max(1, _SCORES // len(self.rows_PD))
+        parts = zip(h_BD.split(size), c_B.split(size), strict=True)
+        return torch.cat([self._update(h, c) for h, c in parts], dim=1)
+
+    def _update(self, h_BD: Tensor, c_B: Tensor) -> Tensor:
+        if self.basis_CD is not None and self.scatter_CC is not None:
+            runs = Runs(c_B, len(c_B))
+            rows_RD = self.means_CD[runs.class_R]
+            # A mean's own rounding error, about 1e-16 |mu|, enters only squared.
+            runs.subtract_(h_BD, rows_RD)
+            y_CB = self.basis_CD @ h_BD.T
+            self.scatter_CC.addmm_(y_CB, y_CB.T)
+            runs.subtract_(h_BD, self.origin_D - rows_RD)
+        else:
+            h_BD.sub_(self.origin_D)
+        x_BD = h_BD
+        scores_2CB = (self.rows_PD @ x_BD.T).unflatten(0, self.constants_2C.shape)
+        scores_2CB += self.constants_2C[..., None]
+        lengths_B = torch.linalg.vector_norm(x_BD, dim=1)
+        tolerance_2CB = self.per_length_2C[..., None] * lengths_B + self.rounding_2C[..., None]
+        decisions_2B = _first_best(scores_2CB, tolerance_2CB, self.countdown_C)
+        ncc_B, network_B = decisions_2B[0], decisions_2B[-1]
+        found_4B = torch.stack(
+            [
+                torch.ones_like(c_B, dtype=torch.bool),
+                ncc_B == c_B,
+                network_B == c_B,
+                ncc_B == network_B,
+            ]
+        )
+        if self.weight is None:
+            found_4B[2:] = False
+        self.decided_4C.index_add_(1, c_B, found_4B.to(torch.int64))
+        return decisions_2B
+
+    def decisions(self) -> Decisions:
+        """The counts, on the CPU."""
+        return Decisions(*self.decided_4C[:, :-1].cpu().clone())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"decided": self.decided_4C}
+        return state | ({} if self.scatter_CC is None else {"scatter_projected": self.scatter_CC})
+
+    def add(self, state: dict[str, Tensor]) -> None:
+        """Add the sums of another part."""
+        for name, tensor in self.state_dict().items():
+            tensor += state[name]
+
+    def copy(self) -> SecondPass:
+        """With sums of its own."""
+        other = copy.copy(self)
+        other.decided_4C = self.decided_4C.clone()
+        other.scatter_CC = None if self.scatter_CC is None else self.scatter_CC.clone()
+        return other
+
+
+def _rounding(rows_CD: Tensor, constants_C: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """A bound on the rounding of <row_k, x> + constant_k: (C,) for each unit of |x|, and (C,).
+
+    taken: the length of what was subtracted to get x or the rows.
+    """
+    dim = rows_CD.shape[1]
+    lengths_C = rows_CD.norm(dim=1)
+    return _EPS * dim / 2 * lengths_C, _EPS * (dim / 2 * constants_C + taken * lengths_C)
+
+
+def _first_best(scores_2CB: Tensor, tolerance_2CB: Tensor, countdown_C: Tensor) -> Tensor:
+    """(2, B), the lowest class whose score may be the best, to within float64 rounding.
+
+    countdown_C: C, C - 1, ... 1, of the decisions' dtype.
+
+    A matrix product's last bit depends on the block, the machine and its threads; a tie must not.
+    The tolerance is at most about 1e-12 of the scores, the features' own float32 rounding 6e-8. It
+    is each class's own, so that one of a huge bias leaves the others theirs.
+    """
+    enough_2B = (scores_2CB - tolerance_2CB).amax(dim=-2)
+    # The largest number that counts down from C, many times faster than argmax along this axis;
+    # scores that are no numbers give class 0, as they would there.
+    ties_2CB = scores_2CB + tolerance_2CB >= enough_2B.unsqueeze(-2)
+    first_2B = ties_2CB.mul(countdown_C[:, None]).amax(dim=-2)
+    return (len(countdown_C) - first_2B).remainder(len(countdown_C))
