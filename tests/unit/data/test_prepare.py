@@ -90,6 +90,21 @@ def test_card_says_counts_checksums_and_source(raw, tmp_path):
     np.testing.assert_allclose(data.mean, [made.train[0].mean() / 255], rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_prepare_raw_file_changed_since_its_download_is_named(name, raw, tmp_path):
+    made, folder = raw(name)
+    path = folder / next(iter(made.files))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"{path}: is corrupt .*checksum has changed"):
+        prepare_dataset(name, folder, tmp_path / "out", DataRecipe())
+    path.unlink()
+    with pytest.raises(UserError, match=f"{path}: does not exist"):
+        prepare_dataset(name, folder, tmp_path / "out", DataRecipe())
+    assert not (tmp_path / "out" / "card.json").exists()
+
+
 def test_prepare_same_recipe_gives_the_same_bytes(raw, tmp_path):
     _, folder = raw("cifar10")
     recipe = DataRecipe(examples_per_class=4)

@@ -153,7 +153,8 @@ def _obtain(
                 return _copied(source, form, folder / form.name, progress)
             return _fetched(source, form, folder / form.name, settings, progress)
         except Refused as error:
-            log.warning("%s: %s; trying the next source", source, error)
+            if not error.unresolved:
+                log.warning("%s: %s; trying the next source", source, error)
             tried.append(f"{source} ({error})")
             unresolved.append(error.unresolved)
     remedy = (

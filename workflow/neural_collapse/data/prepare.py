@@ -31,6 +31,7 @@ import numpy as np
 from ..io.errors import UserError
 from ..io.files import one_at_a_time, sha256_of, write_atomically, write_text_atomically, written
 from ..io.progress import say
+from .archives import reading
 from .decoding import Decoding, decode_images
 from .image_files import ImageIndex, index_ilsvrc, index_image_folder
 from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
@@ -103,31 +104,36 @@ def _source(raw_folder: Path, name: str) -> dict[str, Any]:
     return source | {"at": Path(source["folder"]) if source["folder"] else raw_folder}
 
 
+def _check_unchanged(folder: Path, source: dict[str, Any]) -> None:
+    """Raise UserError for a raw file that is not the one that was verified."""
+    for record in source["files"]:
+        path = folder / record["name"]
+        with reading(path, "the file that was downloaded"):
+            if sha256_of(path) != record.get("sha256"):
+                raise ValueError("its checksum has changed since")
+
+
 def _read(entry: DatasetEntry, source: dict[str, Any]) -> Arrays | ImageIndex:
     folder: Path = source["at"]
-    match source["kind"]:
-        case "idx":
-            return read_mnist(folder)
-        case "svhn":
-            return read_svhn(folder)
-        case "cifar10" | "cifar100":
-            (published,) = entry.files
-            name = source["files"][0]["name"]
-            for file in (published, *published.alternatives):
-                if file.name == name:
-                    return read_cifar(folder / name, file, 100 if "100" in source["kind"] else 10)
-        case "stl10":
-            return read_stl10(folder / entry.files[0].name)
-        case "npz":
-            return read_npz(folder / source["files"][0]["name"])
-        case "ilsvrc":
-            return index_ilsvrc(folder)
-        case "image_folder":
-            return index_image_folder(folder)
-    raise UserError(
-        f"source.json: {entry.name} from {source['files'] or source['kind']} cannot be read; "
-        "download it again"
-    )
+    if source["kind"] == "npz":
+        return read_npz(folder / source["files"][0]["name"])
+    if source["kind"] == "ilsvrc":
+        return index_ilsvrc(folder)
+    if source["kind"] == "image_folder":
+        return index_image_folder(folder)
+    _check_unchanged(folder, source)
+    if source["kind"] == "idx":
+        return read_mnist(folder)
+    if source["kind"] == "svhn":
+        return read_svhn(folder)
+    # One archive: the published one, or another with the same data.
+    forms = {f.name: f for one in entry.files for f in (one, *one.alternatives)}
+    name = source["files"][0]["name"]
+    if name not in forms:
+        raise UserError(f"{folder / name}: is not a file of {entry.name}; download it again")
+    if source["kind"] == "stl10":
+        return read_stl10(folder / name, forms[name])
+    return read_cifar(folder / name, forms[name], entry.num_classes or 10)
 
 
 def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
