@@ -1,5 +1,6 @@
 """The command line starts at once and lists every command in a group."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.cli.main import build_parser, main
+from neural_collapse.cli.main import NOT_PARAMETERS, build_parser, main
+from neural_collapse.cli.parser import function_of
 
 HEAVY = "torch numpy pandas pyarrow pydantic matplotlib seaborn yaml plotly"
 
@@ -48,6 +50,14 @@ def test_every_option_says_what_it_is():
         for action in parser._actions
         if not action.help
     ]
+
+
+@pytest.mark.parametrize("name", build_parser()._subparsers._group_actions[0].choices)
+def test_command_options_are_the_parameters_of_what_it_runs(name):
+    parser = build_parser()._subparsers._group_actions[0].choices[name]
+    function = function_of(parser.get_default("run"))
+    options = {action.dest for action in parser._actions} - {"help", *NOT_PARAMETERS}
+    inspect.signature(function).bind(**dict.fromkeys(options))
 
 
 def test_help_is_coloured_in_a_terminal_alone():

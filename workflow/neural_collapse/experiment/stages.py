@@ -47,11 +47,13 @@ def train_candidate(
     state_root: Path,
     device: str,
     gpus: int,
+    gpu_slots: int | None = None,
     processes: int | None = None,
 ) -> None:
     """Train one learning rate of the sweep and keep its learning curve.
 
     processes: how many share the training; by default one a GPU, or one on the CPU.
+    gpu_slots: jobs that may share one GPU; by default NC_GPU_SLOTS, or one.
     """
     from ..results.tables import write_table
     from ..training.devices import device_for
@@ -67,7 +69,7 @@ def train_candidate(
     require_writable(output)
     data = _sweep_data(recipe, data_folder)
     training = recipe.training
-    with device_for(device, gpus, training.threads, training.deterministic) as where:
+    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
         history, _ = train(
             recipe,
             data,
@@ -190,6 +192,7 @@ def train_model(
     state_root: Path,
     device: str,
     gpus: int,
+    gpu_slots: int | None = None,
     processes: int | None = None,
 ) -> None:
     """Train the chosen learning rate and keep the weights of the measured epochs.
@@ -217,7 +220,7 @@ def train_model(
     require_writable(*kept, history_path, run_path)
     started = time.monotonic()
     training = recipe.training
-    with device_for(device, gpus, training.threads, training.deterministic) as where:
+    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
         shared_by = process_count(where, gpus, processes)
         history, network = train(
             recipe,
@@ -289,6 +292,7 @@ def _measure_checkpoints(
     deliver,
     device: str,
     gpus: int,
+    gpu_slots: int | None = None,
 ) -> None:
     """Measure every checkpoint of a run, each once, and hand all results over at the end.
 
@@ -319,7 +323,7 @@ def _measure_checkpoints(
     threads = recipe.training.threads
     with (
         StateFolder(state_root, key) as folder,
-        device_for(device, gpus, threads, recipe.training.deterministic) as where,
+        device_for(device, gpus, threads, recipe.training.deterministic, gpu_slots) as where,
     ):
         results, progress = {}, None
         network = build_network(
@@ -352,6 +356,7 @@ def extract_features(
     state_root: Path,
     device: str,
     gpus: int,
+    gpu_slots: int | None = None,
 ) -> None:
     """Stream train and test set through every checkpoint; keep the moments of the features, and
     some raw features of the epochs that Figure 1 shows."""
@@ -405,6 +410,7 @@ def extract_features(
         deliver=hand_over,
         device=device,
         gpus=gpus,
+        gpu_slots=gpu_slots,
     )
 
 
@@ -418,6 +424,7 @@ def measure_robustness(
     state_root: Path,
     device: str,
     gpus: int,
+    gpu_slots: int | None = None,
 ) -> None:
     """Attack the same test images with DeepFool at every checkpoint."""
     import numpy as np
@@ -481,6 +488,7 @@ def measure_robustness(
         deliver=deliver,
         device=device,
         gpus=gpus,
+        gpu_slots=gpu_slots,
     )
 
 

@@ -1,0 +1,84 @@
+"""Subcommands that look at an experiment, or measure saved features of any model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .parser import Commands, at_least, json_text, option, path
+
+
+def plan(config: Path | None, config_json: Any) -> str:
+    """What a config, given as a file or as its content, will cost."""
+    from ..experiment.config import check_config, load_config
+    from ..experiment.plan import plan
+
+    return plan(load_config(config) if config_json is None else check_config(config_json))
+
+
+def status(results: Path | None, config: Path | None) -> str:
+    """How far an experiment is, given by its folder or by its config."""
+    from ..experiment.config import load_config
+    from ..inspect.status import status_text
+
+    loaded = None if config is None else load_config(config)
+    return status_text(results if loaded is None else Path(loaded.folder), loaded)
+
+
+def statistics(output: Path | None, **arrays: Path | None) -> str:
+    """NC1 to NC4 of saved features."""
+    from ..collapse.saved_features import (
+        check_table_path,
+        render_statistics,
+        statistics_of_files,
+        write_statistics,
+    )
+
+    if output is not None:
+        check_table_path(output)
+    table = statistics_of_files(**arrays)
+    if output is not None:
+        write_statistics(table, output)
+    return render_statistics(table)
+
+
+def add_to(cli: Commands) -> None:
+    """Add these subcommands."""
+    cli.group("look")
+    cli.add(
+        "plan", "say what a config will cost before it starts", plan,
+        one_of=(
+            option("--config", type=Path, metavar="PATH", help="a config file"),
+            option("--config-json", type=json_text, help="a config, as JSON"),
+        ),
+    )  # fmt: skip
+    cli.add(
+        "status", "what is done, running or failed, and the time left", status,
+        one_of=(
+            option("results", type=Path, nargs="?", metavar="RESULTS",
+                   help="a folder such as results/paper"),
+            option("--config", type=Path, metavar="PATH",
+                   help="a config file; counts what was not begun, too"),
+        ),
+    )  # fmt: skip
+    cli.add(
+        "show", "a training's curves as text: loss, error, NC1 to NC4", "inspect.curves:show",
+        option("path", type=Path, metavar="PATH",
+               help="a run's folder, an experiment's, or of tables"),
+        option("--dataset", metavar="NAME", help="trainings of this dataset alone"),
+        option("--architecture", metavar="NAME", help="trainings of this architecture alone"),
+        option("--seed", type=int, metavar="N", help="trainings of this seed alone"),
+        option("--width", type=at_least(1), help="characters a line; by default the terminal's"),
+    )  # fmt: skip
+    array = "a .npy, .npz, .pt, .safetensors, .csv or .parquet file"
+    cli.group("your own model")
+    cli.add(
+        "statistics", "NC1 to NC4 of features that you have saved", statistics,
+        path("features", f"(N, d), the input of the last linear layer: {array}"),
+        path("labels", f"(N,), classes from 0: {array}"),
+        path("classifier", f"(C, d), the last layer's weight: {array}"),
+        path("bias", f"(C,), its bias: {array}", required=False),
+        path("test-features", "measures a test set as well", required=False),
+        path("test-labels", f"their labels: {array}", required=False),
+        path("output", "write the table as .parquet or .csv", required=False),
+    )  # fmt: skip

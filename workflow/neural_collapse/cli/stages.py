@@ -1,0 +1,293 @@
+"""Subcommands of the pipeline's stages: what a rule runs, anybody can."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..io.errors import UserError
+from .parser import Commands, Option, at_least, json_text, option, path, paths, titles
+
+RECIPE = path("recipe", "the cell's recipe.json", dest="recipe_path")
+DATA = path("data-folder", "what prepare-dataset left")
+CHECKPOINTS = path("checkpoint-folder", "weights of the measured epochs")
+TABLES = path("tables-folder", "what collect-tables left")
+OUTPUT = path("output", "the file to write")
+OUTPUT_FOLDER = path("output-folder", "the folder to write")
+DATASET = option("--dataset", required=True, metavar="NAME", help="as a config names it")
+CUSTOM = option("--custom", type=json_text, help="a user-defined dataset, as JSON")
+SEED = option("--seed", type=at_least(0), required=True, metavar="N", help="of the run")
+LABELS = option("--labels", type=titles, default={}, help="titles, as JSON")
+REFERENCE = path("reference-folder", "reference runs to show as well", required=False)
+DONE_STATES = paths(
+    "done-states", "what jobs that are done kept for a kill at their end; is deleted"
+)
+RUNS = paths("runs", "the run.json of every run")
+PROCESSES = option(
+    "--processes",
+    type=at_least(1),
+    metavar="N",
+    help="processes that share the training; by default one a GPU, or one on the CPU",
+)
+_DEFAULT = "by default those of the runs, in the paper's order"
+LAYOUT = (
+    option("--datasets", nargs="+", help=f"columns, in order; {_DEFAULT}"),
+    option("--architectures", nargs="+", help=f"rows, in order; {_DEFAULT}"),
+    LABELS,
+)
+
+
+def device_options() -> tuple[Option, ...]:
+    """Where a job computes, and where it keeps what an interruption must not lose."""
+    return (
+        option(
+            "--device",
+            choices=("auto", "cpu", "cuda"),
+            default=os.environ.get("NC_DEVICE", "auto"),
+            help="auto takes a GPU where there is one; or the variable NC_DEVICE",
+        ),
+        option("--gpus", type=at_least(0), default=1, help="GPUs that the job was given"),
+        option(
+            "--gpu-slots",
+            type=at_least(1),
+            metavar="N",
+            help="jobs that may share one GPU; by default one, or the variable NC_GPU_SLOTS",
+        ),
+        path("state-root", "where an interrupted job keeps what it has"),
+    )
+
+
+def _custom_dataset(values: Any):
+    from ..data.registry import CustomDataset
+    from ..experiment.messages import parse_model
+
+    return None if values is None else parse_model(CustomDataset, values, "--custom")
+
+
+def download(dataset: str, output_folder: Path, custom: Any, **sources: Any) -> None:
+    """Fetch a dataset's files and check them."""
+    from ..data.download import download_dataset
+    from ..io.progress import Amounts
+
+    progress = Amounts(dataset, unit="MB", divisor=1e6)
+    custom = _custom_dataset(custom)
+    download_dataset(dataset, output_folder, custom=custom, progress=progress, **sources)
+
+
+def prepare(
+    dataset: str, raw_folder: Path, output_folder: Path, data_recipe: Any, custom: Any, workers: int
+) -> None:
+    """Decode, balance and pad a dataset once."""
+    from ..data.prepare import prepare_dataset
+    from ..data.recipe import DataRecipe
+    from ..experiment.messages import parse_model
+    from ..io.progress import Amounts
+
+    prepare_dataset(
+        dataset,
+        raw_folder,
+        output_folder,
+        parse_model(DataRecipe, data_recipe, "--data-recipe"),
+        custom=_custom_dataset(custom),
+        workers=workers,
+        progress=Amounts(dataset),
+    )
+
+
+def compare(tables_folder: Path, output_folder: Path, **layout: Any) -> None:
+    """Write Table 1, and judge the paper's claims."""
+    from ..results.claims import check_claims, write_claims
+    from ..results.layout import Layout
+    from ..results.table1 import build_table_1, write_table_1
+    from ..results.tables import read_table
+
+    measurements, runs = (
+        read_table(tables_folder / f"{name}.parquet", name) for name in ("measurements", "runs")
+    )
+    table_1 = build_table_1(measurements, runs, Layout.of(runs, **layout))
+    claims = check_claims(measurements, runs)
+    write_table_1(table_1, output_folder / "table_1")
+    write_claims(claims, output_folder / "claims")
+
+
+def plot(
+    tables: Path,
+    figure: Sequence[str] | None,
+    output: Sequence[Path] | None,
+    output_folder: Path | None,
+    formats: Sequence[str],
+    **look: Any,
+) -> None:
+    """Draw one figure into the given files, or several into a folder."""
+    from ..figures import MOVING, NAMES
+    from ..figures.registry import figure_entry, plot
+
+    names = [figure_entry(name).name for name in figure or NAMES]
+    if output and (len(names) > 1 or output_folder):
+        raise UserError("--output: is for one --figure; several are drawn into --output-folder")
+    if not output and not output_folder:
+        raise UserError("--output or --output-folder: give where the figures are written")
+    files = {names[0]: output}
+    if output_folder:
+        files = {
+            name: [
+                output_folder / f"{name}.{format}"
+                for format in formats
+                if format not in MOVING or name == "figure_1"
+            ]
+            for name in names
+        }
+    plot(tables, files, **look)
+
+
+def report(
+    tables_folder: Path,
+    figures_folder: Path,
+    output: Path,
+    runs: Sequence[Path],
+    cards: Sequence[Path],
+    reference_folder: Path | None,
+    config_json: Any,
+    **layout: Any,
+) -> None:
+    """Build the report page."""
+    import yaml
+
+    from ..io.files import read_json
+    from ..report.build import build_report, report_figures
+    from ..results.run_facts import read_run
+
+    if not isinstance(config_json, dict) or not isinstance(config_json.get("experiment"), str):
+        raise UserError("--config-json: is no config, which names its experiment")
+    epoch_axis = (config_json.get("figures") or {}).get("epoch_axis", "linear")
+    figures = report_figures(tables_folder, figures_folder, epoch_axis=epoch_axis, **layout)
+    shipped_runs = shipped_cards = []
+    if reference_folder is not None:
+        from ..results.reference_runs import read_cards, read_runs
+
+        shipped_runs, shipped_cards = read_runs(reference_folder), read_cards(reference_folder)
+    build_report(
+        tables_folder,
+        figures,
+        output,
+        [*map(read_run, runs), *shipped_runs],
+        [*(read_json(card, "data card") for card in cards), *shipped_cards],
+        yaml.safe_dump(config_json, sort_keys=False, allow_unicode=True),
+        title=f"Neural collapse: {config_json['experiment']}",
+    )
+
+
+def add_to(cli: Commands) -> None:
+    """Add these subcommands."""
+    cli.group("the pipeline's stages, in order")
+    _add_data(cli)
+    _add_trainings(cli)
+    _add_measurements(cli)
+    _add_results(cli)
+
+
+def _add_data(cli: Commands) -> None:
+    cli.add(
+        "download-dataset", "fetch a dataset's files and check them", download,
+        DATASET, OUTPUT_FOLDER, CUSTOM,
+        option("--mirror", default=os.environ.get("NC_DATA_MIRROR"),
+               help="a folder or address with the datasets' files; or the variable NC_DATA_MIRROR"),
+        path("imagenet-folder", "where ILSVRC-2012 lies; or the variable NC_IMAGENET_FOLDER",
+             required=False, default=os.environ.get("NC_IMAGENET_FOLDER")),
+    )  # fmt: skip
+    cli.add(
+        "prepare-dataset", "decode, balance and pad a dataset once", prepare,
+        DATASET, path("raw-folder", "what download-dataset left"), OUTPUT_FOLDER, CUSTOM,
+        option("--data-recipe", type=json_text, required=True, help="as JSON"),
+        option("--workers", type=at_least(1), default=1, metavar="N",
+               help="processes that decode images"),
+    )  # fmt: skip
+
+
+def _add_trainings(cli: Commands) -> None:
+    cli.add(
+        "train-candidate", "train one learning rate of the sweep",
+        "experiment.stages:train_candidate",
+        RECIPE, DATA, OUTPUT, PROCESSES, *device_options(),
+        option("--learning-rate", type=float, required=True, help="one of the sweep's"),
+    )  # fmt: skip
+    cli.add(
+        "select-learning-rate", "choose the sweep's winner",
+        "experiment.stages:select_learning_rate",
+        RECIPE, DONE_STATES,
+        path("table", "the sweep's table to write"),
+        path("selection", "the file to write that names the winner"),
+        paths("curves", "the learning curves of the sweep", dest="curve_paths"),
+    )  # fmt: skip
+    cli.add(
+        "train-model", "train the chosen rate and keep checkpoints",
+        "experiment.stages:train_model",
+        RECIPE, DATA, CHECKPOINTS, SEED, PROCESSES, *device_options(),
+        path("history", "the learning curve to write", dest="history_path"),
+        path("run-facts", "the run.json to write", dest="run_path"),
+        path("winner", "the winning learning curve of the sweep", required=False),
+    )  # fmt: skip
+
+
+def _add_measurements(cli: Commands) -> None:
+    cli.add(
+        "extract-features", "moments of every checkpoint's features",
+        "experiment.stages:extract_features",
+        RECIPE, DATA, CHECKPOINTS, OUTPUT_FOLDER, DONE_STATES, *device_options(),
+    )  # fmt: skip
+    cli.add(
+        "compute-statistics", "NC1 to NC4 of every measured epoch",
+        "experiment.stages:compute_statistics",
+        RECIPE, SEED, DONE_STATES,
+        path("features-folder", "what extract-features left"),
+        path("statistics", "NC1 to NC4 of every measured epoch"),
+        path("activations", "features of a few examples, for Figure 1"),
+    )  # fmt: skip
+    cli.add(
+        "measure-robustness", "DeepFool at every checkpoint",
+        "experiment.stages:measure_robustness",
+        RECIPE, DATA, CHECKPOINTS, OUTPUT, SEED, *device_options(),
+    )  # fmt: skip
+
+
+def _add_results(cli: Commands) -> None:
+    cli.add(
+        "collect-tables", "put the tables of all runs together",
+        "experiment.stages:collect_tables",
+        OUTPUT_FOLDER, REFERENCE, LABELS, RUNS, DONE_STATES,
+        paths("histories", "the learning curves of the runs"),
+        paths("statistics", "NC1 to NC4 of every measured epoch"),
+        paths("robustness", "DeepFool at every checkpoint"),
+        paths("activations", "features of a few examples, for Figure 1"),
+        paths("sweeps", "the tables of the sweeps"),
+        paths("recipes", "the recipe.json of every cell"),
+    )  # fmt: skip
+    cli.add(
+        "compare-with-paper", "write Table 1 and judge the claims", compare,
+        TABLES, OUTPUT_FOLDER, *LAYOUT,
+    )  # fmt: skip
+    cli.add(
+        "plot", "draw figures from the tables", plot,
+        path("tables", "what collect-tables left"),
+        option("--figure", nargs="+", metavar="NAME",
+               help="1 to 8, sweep or overview; by default all"),
+        path("output", "of one figure, the files to write: .png, .svg, .pdf, .rst (the caption); "
+             "of Figure 1 also .gif and .html", required=False, nargs="+"),
+        path("output-folder", "of several, where they are written", required=False),
+        option("--formats", nargs="+", default=["png", "svg", "pdf"], metavar="FORMAT",
+               help="of the files in the folder; gif and html are of Figure 1 alone"),
+        option("--epoch-axis", choices=("linear", "log"), default="linear",
+               help="how epochs are spaced"),
+        option("--processes", type=at_least(1), default=1, metavar="N",
+               help="that share the figures"),
+        *LAYOUT,
+    )  # fmt: skip
+    cli.add(
+        "report", "build the report page", report,
+        TABLES, OUTPUT, RUNS, REFERENCE, *LAYOUT,
+        path("figures-folder", "where the figures lie"),
+        paths("cards", "the data cards"),
+        option("--config-json", type=json_text, required=True, help="the config"),
+    )  # fmt: skip
