@@ -40,6 +40,7 @@ from ..io.text import shown
 from ..io.yaml import read_yaml
 from ..networks.registry import resolve_network
 from .messages import one_sentence
+from .paths import Paths
 from .recipe import Recipe, RecipeParts
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
@@ -268,10 +269,10 @@ class Config(Model):
 
     def data_card(self, recipe: Recipe) -> dict[str, Any] | None:
         """What is known of a recipe's prepared dataset; None where it is not prepared yet."""
-        folder = Path(self.resources_folder) / recipe.dataset / "prepared"
+        paths = Paths(self.folder, self.resources_folder)
+        path = paths.prepared("card.json", recipe.dataset, self.preparation(recipe))
         try:
-            text = (folder / self.preparation(recipe) / "card.json").read_text(encoding="utf-8")
-            card = json.loads(text)
+            card = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return card if isinstance(card, dict) else None

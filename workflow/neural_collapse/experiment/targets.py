@@ -30,13 +30,12 @@ class Experiment:
             for name in config.datasets
         }
         self.preparations = {
-            (dataset, recipe.data.name + self.suffixes[dataset]): recipe
-            for (dataset, _), recipe in self.recipes.items()
+            (recipe.dataset, config.preparation(recipe)): recipe for recipe in self.recipes.values()
         }
 
     def card(self, dataset: str, architecture: str) -> str:
         """The data card of the prepared dataset that a cell trains on."""
-        name = self.recipes[dataset, architecture].data.name + self.suffixes[dataset]
+        name = self.config.preparation(self.recipes[dataset, architecture])
         return self.paths.prepared("card.json", dataset, name)
 
     def cards(self) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..experiment import versions
 from ..experiment.config import Config, resolve_recipe
+from ..experiment.paths import Paths, candidate_job, cell_job, run_job
 from ..experiment.recipe import READ_ELSEWHERE, Recipe, read_recipe
 from ..io.errors import UserError
 from ..io.text import shown
@@ -58,35 +59,31 @@ class Job:
 
 def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
     """Every long job of one cell, in the order in which they run."""
-    cell = f"{recipe.dataset}-{recipe.architecture}"
-    home = folder / recipe.dataset / recipe.architecture
-    runs = {seed: home / f"seed-{seed}" / "run.json" for seed in seeds}
+    paths, cell = Paths(str(folder)), (recipe.dataset, recipe.architecture)
+    facts = {seed: Path(paths.run("run.json", *cell, seed)) for seed in seeds}
 
-    def job(rule: str, name: str, output: Path, state: str | None, **of) -> Job:
-        log, benchmark = (
-            folder / "logs" / rule / f"{cell}-{name}{end}" for end in (".log", ".tsv")
-        )
-        trainings = (runs[of["seed"]],) if "seed" in of else tuple(runs.values())
-        states = None if state is None else folder / ".state" / state
-        return Job(rule, recipe, name, output, log, benchmark, trainings, states, **of)
+    def job(rule: str, name: str, output: str, runs: Iterable[Path], **more) -> Job:
+        label = f"{cell_job(*cell)}-{name}"
+        log, benchmark = Path(paths.log(rule, label)), Path(paths.benchmark(rule, label))
+        return Job(rule, recipe, name, Path(output), log, benchmark, tuple(runs), **more)
 
     jobs = []
-    if recipe.sweep.learning_rate is None:
-        for name, rate in recipe.sweep.named().items():
-            curve = home / "sweep" / f"learning-rate-{name}.parquet"
-            jobs.append(job("train_candidate", name, curve, f"{cell}-{name}", learning_rate=rate))
-    for seed, facts in runs.items():
-        name, run = f"seed-{seed}", facts.parent
-        state = f"{cell}-{name}"
-        jobs += [
-            job(rule, name, output, states, seed=seed)
-            for rule, output, states in [
-                ("train_model", facts, state),
-                ("extract_features", run / "features", f"{state}-features"),
-                ("compute_statistics", run / "statistics.parquet", None),
-                ("measure_robustness", run / "robustness.parquet", f"{state}-robustness"),
-            ]
-        ]
+    for name, rate in recipe.sweep.named().items() if recipe.sweep.learning_rate is None else ():
+        curve = paths.candidate(name, *cell)
+        state = Path(paths.state(candidate_job(name, *cell)))
+        jobs.append(
+            job("train_candidate", name, curve, facts.values(), state=state, learning_rate=rate)
+        )
+    for seed, path in facts.items():
+        for rule, output, stage in [
+            ("train_model", "run.json", ""),
+            ("extract_features", "features", "features"),
+            ("compute_statistics", "statistics.parquet", None),
+            ("measure_robustness", "robustness.parquet", "robustness"),
+        ]:
+            states = None if stage is None else Path(paths.state(run_job(*cell, seed), stage))
+            output = paths.run(output, *cell, seed)
+            jobs.append(job(rule, f"seed-{seed}", output, [path], state=states, seed=seed))
     return jobs
 
 
