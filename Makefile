@@ -1,8 +1,8 @@
 # Each target sets up what it needs: a .venv from requirements.lock, once.
 #
 #   make quickstart   every figure of the paper from real images, on a laptop's CPU
-#   make test         unit, workflow and integration tests
-#   make test-all     the slow ones as well
+#   make test         unit, workflow and integration tests; what computes, as on an AVX2 processor too
+#   make test-all     the slow ones as well, and other versions of Python and torch
 #   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
 #   make bench        this project against reference loops, minutes; also bench-full, bench-gpu
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
@@ -16,6 +16,8 @@ CONFIG ?= config/quickstart.yaml
 REFERENCE ?= results/reference/mnist-small
 RECIPES := workflow/neural_collapse/results/paper_recipes.json
 BIN := $(VENV)/bin
+COMPUTING := tests/unit/training tests/unit/networks tests/unit/collapse tests/integration/test_pipeline.py
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
@@ -52,11 +54,15 @@ report: $(STAMP)
 plan: $(STAMP)
 	@$(BIN)/neural-collapse plan --config $(CONFIG)
 
+# Kernels differ between processors: what computes is also tested with those of AVX2.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	@$(BIN)/python -m pytest -q -n 2 -m "not slow" --durations 20
+	@$(AVX2) $(BIN)/python -m pytest -q -n 2 -m "not slow" $(COMPUTING)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -n 2 --durations 20
+	@$(AVX2) $(BIN)/python -m pytest -q -n 2 $(COMPUTING)
+	@tests/versions.sh $(COMPUTING)
 
 test-slurm: $(STAMP)
 	@NC_INSTALL_SLURM=1 $(BIN)/python -m pytest -q tests/slurm
