@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
-from neural_collapse.experiment import versions
+from neural_collapse.io import versions
 from neural_collapse.experiment.config import check_config
 from neural_collapse.experiment.paths import TABLES, candidate_job, cell_job, run_job
 from neural_collapse.experiment.provenance import code_hash

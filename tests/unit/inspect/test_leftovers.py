@@ -11,13 +11,13 @@ import pytest
 from neural_collapse.cli.main import main
 from neural_collapse.data.download import download_dataset
 from neural_collapse.data.prepare import prepare_dataset
-from neural_collapse.experiment import versions
 from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect import leftovers
 from neural_collapse.inspect.jobs import jobs_of
 from neural_collapse.inspect.leftovers import find_leftovers
 from neural_collapse.inspect.status import status_text
+from neural_collapse.io import versions
 from neural_collapse.io.locks import FINISHED
 from neural_collapse.training.state import StateFolder
 

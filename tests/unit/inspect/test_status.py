@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment import versions
 from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.inspect.jobs import jobs_of
 from neural_collapse.inspect.status import SILENT_SECONDS, seconds_left, status_of, status_text
+from neural_collapse.io import versions
 from neural_collapse.results.run_facts import DECIDES_TRAINING
 
 CONFIG = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neural_collapse.experiment import versions
+from neural_collapse.io import versions
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.locks import clear_finished
 from neural_collapse.training import loop

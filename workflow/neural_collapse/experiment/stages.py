@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..io import versions
 from ..io.errors import UserError
 from ..io.files import deliver, require_writable, write_text_atomically
 from ..io.progress import Progress
 from ..results.run_facts import DECIDES_TRAINING, read_run, recipe_of
 from ..training.schedule import SWEEP_EVALUATIONS, spaced_epochs
-from . import versions
 from .recipe import READ_ELSEWHERE, Recipe, read_recipe
 
 

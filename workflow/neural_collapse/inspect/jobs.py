@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..experiment import versions
 from ..experiment.config import Config, resolve_recipe
 from ..experiment.paths import Paths, candidate_job, cell_job, run_job
 from ..experiment.recipe import READ_ELSEWHERE, Recipe, read_recipe
+from ..io import versions
 from ..io.errors import UserError
 from ..io.text import shown
 

@@ -11,23 +11,26 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ..data.prepared import PreparedDataset
-from ..experiment import versions
-from ..experiment.recipe import READ_ELSEWHERE, Recipe
+from ..io import versions
 from ..io.files import deliver
 from ..io.progress import Progress, say
 from ..io.tensors import from_bytes, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint
 from .distributed import launch
 from .ranks import ALONE, Ranks
+from .recipe import CHANGES_NO_RESULT
 from .schedule import learning_rate_name
 from .state import BackgroundWriter, StateFolder, fingerprint
 from .trainer import EpochRecord, Trainer, build
+
+if TYPE_CHECKING:
+    from ..experiment.recipe import Recipe
 
 KEPT = "checkpoints"  # within a run's state: the weights of the measured epochs so far
 
@@ -64,7 +67,7 @@ def training_fingerprint(
     return fingerprint(
         version=versions.TRAINING,
         network=recipe.network.model_dump(),
-        training=recipe.training.model_dump(exclude=READ_ELSEWHERE["training"]),
+        training=recipe.training.model_dump(exclude=CHANGES_NO_RESULT),
         data=data_hash,
         learning_rate=learning_rate,
         seed=seed,

@@ -17,6 +17,8 @@ from ..io.text import shown
 from .schedule import learning_rate_at, learning_rate_name, milestone_epochs
 
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
+CHANGES_NO_RESULT = {"evaluation_batch_size"}
+"""Keys whose change trains nothing again."""
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from ..data.images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
 from ..data.prepared import PreparedDataset
-from ..experiment.recipe import Recipe
 from ..io.errors import UserError
 from ..io.progress import say
 from ..networks.arithmetic import arithmetic
@@ -29,6 +28,9 @@ from .graphs import GraphedStep
 from .optimisers import SGD
 from .ranks import ALONE, Ranks
 from .recipe import TrainingRecipe
+
+if TYPE_CHECKING:
+    from ..experiment.recipe import Recipe
 
 
 @dataclass(frozen=True)
