@@ -191,7 +191,7 @@ class Config(Model):
     results_folder: PathText = "results"
     """Where every experiment has its folder."""
     results_from: Literal["own", "reference", "both"] = "own"
-    """Whose runs figures, Table 1 and claims show: one's own, which are trained where they are
+    """Whose runs figures, Table 1 and claims show: own ones, which are trained where they are
     missing; the reference runs, so that nothing is trained; or both, told apart everywhere."""
     reference_folder: PathText = "results/reference/paper"
     """The set of reference runs that is shown where `results_from` says so. None of the paper's
@@ -199,9 +199,9 @@ class Config(Model):
     figures: FiguresConfig = FiguresConfig()
     """How figures look."""
     custom_datasets: dict[Name, CustomDataset] = {}  # noqa: RUF012 (pydantic copies it)
-    """A person's own datasets, by name."""
+    """User-defined datasets, by name."""
     custom_architectures: dict[Name, ArchitectureEntry] = {}  # noqa: RUF012 (pydantic copies it)
-    """A person's own rows, by name; their network is given in `overrides`."""
+    """User-defined rows, by name; their network is given in `overrides`."""
     recipe: PartialRecipe = PartialRecipe()  # type: ignore[valid-type]
     """The recipe of every cell; what is left out is the paper's."""
     overrides: tuple[Override, ...] = ()

@@ -78,7 +78,7 @@ def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> s
         problem = next((p for p in inner if p["loc"][: len(place)] == place), problem)
     location = problem["loc"]
     parts = [str(part) for part in location if not str(part).startswith(("function-", "tuple["))]
-    # A union names its branches in the location; a person's file does not.
+    # A union names its branches in the location; the file does not.
     parts = [part for part in parts if part not in {"int", "constrained-int", "float", "str"}]
     key = ".".join(part if part.isprintable() else ascii(part)[1:-1] for part in parts)
     key = key if len(key) <= 200 else f"{key[:200]}..."

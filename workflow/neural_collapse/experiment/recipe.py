@@ -107,7 +107,7 @@ class Recipe(RecipeParts):
     dataset: str
     """A dataset's name."""
     architecture: str
-    """The row of the figures that it stands in: vgg, resnet, densenet, or a person's own."""
+    """The row of the figures that it stands in: vgg, resnet, densenet, or a user-defined one."""
     network: NetworkRecipe
     """The network, every number resolved."""
 

@@ -1,4 +1,4 @@
-"""Progress that a person can read: one line every few seconds, on the screen and in the log."""
+"""Progress as text: one line every few seconds, on the screen and in the log."""
 
 from __future__ import annotations
 
