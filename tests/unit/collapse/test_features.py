@@ -92,6 +92,20 @@ def same(a, b):
     )
 
 
+def test_splits_test_set_without_a_class_keeps_its_decisions(network, data):
+    """Nearest class centres are the train set's, so NC4 needs no test image of every class."""
+    images, labels = data
+    _, whole, _ = run_both(network, data, data)
+    present = labels != 1
+    _, test, _ = run_both(network, data, (images[present], labels[present]))
+    assert test.counts.tolist() == [whole.counts[0], 0, whole.counts[2]]
+    for name, counts in test.decisions._asdict().items():
+        expected = getattr(whole.decisions, name) * torch.tensor([1, 0, 1])
+        assert torch.equal(counts, expected), name
+    with pytest.raises(UserError, match="train split has no example of class 1"):
+        run_both(network, (images[present], labels[present]), data)
+
+
 def test_features_and_moments(network, data):
     moments, rows = run(network, data)
     assert rows.dtype == np.float32 and rows.shape == (37, 6)

@@ -178,13 +178,23 @@ def test_folder_flat_split_is_called_flat(folder):
 
 def test_folder_without_a_split_or_class_is_named(folder):
     (folder / "train" / "emu").mkdir()
-    with pytest.raises(UserError, match="'emu'"):
-        index_image_folder(folder)
-    (folder / "test" / "emu").mkdir()
     with pytest.raises(UserError, match="emu: holds no image files"):
+        index_image_folder(folder)
+    (folder / "train" / "emu").rename(folder / "test" / "emu")
+    with pytest.raises(UserError, match="'emu' is in test/ but not in train/"):
         index_image_folder(folder)
     with pytest.raises(UserError, match="no folder train/"):
         index_image_folder(folder / "train")
+
+
+@pytest.mark.parametrize("remains", [True, False])
+def test_folder_class_without_test_images_is_kept(folder, remains):
+    for path in (folder / "test" / "cat").iterdir():
+        path.unlink()
+    if not remains:
+        (folder / "test" / "cat").rmdir()
+    index = index_image_folder(folder)
+    assert index.class_names == ("cat", "dog") and index.test_labels.tolist() == [1, 1, 1]
 
 
 # --------------------------------------------------------------------------- ILSVRC-2012

@@ -272,7 +272,7 @@ def test_prepare_two_processes_at_once_both_succeed(folder_of_images, tmp_path):
     assert not (tmp_path / "out.partial").exists()
 
 
-# --------------------------------------------------------------------------- a person's npz
+# --------------------------------------------------------------------------- user-defined .npz
 
 
 def test_prepare_npz_is_read_channels_first(tmp_path):
@@ -295,27 +295,39 @@ def test_prepare_npz_is_read_channels_first(tmp_path):
     assert data.num_classes == 3 and data.label == "Mine" and data.class_names == ("0", "1", "2")
 
 
+def prepare_labels(folder, train: list[int], test: list[int]):
+    """A user-defined dataset with these labels, prepared."""
+    arrays = {}
+    for split, labels in (("train", train), ("test", test)):
+        arrays[f"{split}_images"] = np.zeros((len(labels), 6, 6), np.uint8)
+        arrays[f"{split}_labels"] = np.array(labels, np.int64)
+    np.savez(folder / "mine.npz", **arrays)
+    custom = CustomDataset(label="Mine", path=str(folder / "mine.npz"))
+    download_dataset("mine", folder / "raw", custom=custom)
+    prepare_dataset("mine", folder / "raw", folder / "out", DataRecipe(), custom=custom)
+    return PreparedDataset.open(folder / "out")
+
+
 @pytest.mark.parametrize(
-    ("labels", "reason"),
+    ("train", "test", "reason"),
     [
-        ([0, 2, 0, 2], "class 1 has no train images"),
-        ([0, 0, 0, -1], "a label is -1"),
-        ([1, 2, 1, 2], "its labels begin at 1; they must begin at 0"),
+        ([0, 2, 0, 2], [0, 2], "class 1 has no train images"),
+        ([0, 1, 0, 1], [0, 2], "class 2 has no train images"),
+        ([0, 0, 0, -1], [0], "a label is -1"),
+        ([1, 2, 1, 2], [1, 2], "its labels begin at 1; they must begin at 0"),
+        ([0, 1, 0, 1], [], "holds no test images"),
     ],
 )
-def test_prepare_labels_with_a_gap_are_refused(labels, reason, tmp_path):
-    images = np.zeros((4, 6, 6), np.uint8)
-    np.savez(
-        tmp_path / "mine.npz",
-        train_images=images,
-        train_labels=np.array(labels),
-        test_images=images,
-        test_labels=np.array(labels),
-    )
-    custom = CustomDataset(label="Mine", path=str(tmp_path / "mine.npz"))
-    download_dataset("mine", tmp_path / "raw", custom=custom)
+def test_prepare_wrong_labels_are_refused(train, test, reason, tmp_path):
     with pytest.raises(UserError, match=f"mine.npz: {reason}"):
-        prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
+        prepare_labels(tmp_path, train, test)
+
+
+def test_prepare_class_without_test_images_is_kept_with_a_warning(tmp_path, capsys):
+    data = prepare_labels(tmp_path, [0, 1, 2, 3] * 2, [1, 1, 3])
+    assert "mine.npz: classes 0, 2 have no test images" in capsys.readouterr().err
+    assert data.num_classes == 4 and data.test_labels.tolist() == [1, 1, 3]
+    assert data.card["counts"]["test"]["kept"] == [0, 2, 0, 1]
 
 
 def test_custom_npz_with_image_size_px_is_refused():
@@ -394,7 +406,7 @@ def truncate(name):
         (lambda f: np.save(f / "test_images.npy", np.array([None])), "test_images.npy"),
         (change_labels(lambda x: np.where(x == 9, 10, x)), "train_labels.npy.*0 to 9"),
         (change_labels(lambda x: np.where(x == 9, -1, x)), "train_labels.npy.*0 to 9"),
-        (change_labels(lambda x: np.where(x == 4, 5, x)), "train_labels.npy.*class 4"),
+        (change_labels(lambda x: np.where(x == 4, 5, x)), "train_labels.npy.*counts"),
         (change_labels(lambda x: np.r_[x[1:], x[:1] * 0 + 1]), "train_labels.npy.*counts"),
         (change_labels(lambda x: x[:-1]), "train_images.npy.*shape"),
         (change_labels(lambda x: x.astype(np.int32)), "train_labels.npy.*int32"),

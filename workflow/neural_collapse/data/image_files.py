@@ -214,7 +214,7 @@ def index_image_folder(folder: str | Path) -> ImageIndex:
 
     Classes are numbered in the alphabetical order of their folders; sub-folders of a class are
     read, hidden files and those that are no images are counted in `left_out`.  Raises UserError
-    where a split is missing, a class is empty, or the splits differ in their classes.
+    where a split is missing, or a class has no train images; one without test images is kept.
     """
     folder, left_out = Path(folder), _LeftOut()
     test_name = "test" if (folder / "test").is_dir() else "val"
@@ -222,13 +222,13 @@ def index_image_folder(folder: str | Path) -> ImageIndex:
         if not (folder / name).is_dir():
             raise UserError(f"{folder}: holds no folder train/, or neither test/ nor val/")
     train, test = _split(folder / "train", left_out), _split(folder / test_name, left_out)
-    if train.keys() != test.keys():
-        odd = min(train.keys() ^ test.keys())
-        raise UserError(f"{folder}: the class {odd!r} is in one of train/ and {test_name}/ only")
-    for split, classes in (("train", train), (test_name, test)):
-        for name, refs in classes.items():
-            if not refs:
-                raise UserError(f"{folder / split / name}: holds no image files")
+    unknown = sorted(test.keys() - train.keys())
+    if unknown:
+        raise UserError(f"{folder}: the class {unknown[0]!r} is in {test_name}/ but not in train/")
+    for name, refs in train.items():
+        if not refs:
+            raise UserError(f"{folder / 'train' / name}: holds no image files")
+    test = {name: test.get(name, []) for name in train}
     return ImageIndex(*_flat(train), *_flat(test), tuple(train), left_out.said())
 
 

@@ -136,8 +136,14 @@ def _read(entry: DatasetEntry, source: dict[str, Any]) -> Arrays | ImageIndex:
     return read_cifar(folder / name, forms[name], entry.num_classes or 10)
 
 
+def _listed(classes: list[int]) -> str:
+    """ "class 3 has" or "classes 1, 2, 5, ... have"."""
+    shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
+    return f"class {shown} has" if len(classes) == 1 else f"classes {shown} have"
+
+
 def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
-    """The number of classes, after checking that every class is in train, and no other in test."""
+    """The number of classes; raises UserError for one without train images or an unknown label."""
     lowest = min((int(labels.min()) for labels in (train, test) if len(labels)), default=0)
     highest = max(int(train.max(initial=-1)), int(test.max(initial=-1)))
     num_classes = entry.num_classes or highest + 1
@@ -148,10 +154,17 @@ def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where
         raise UserError(f"{where}: its labels begin at {lowest}; they must begin at 0")
     if num_classes < 2 or num_classes > len(train):
         raise UserError(f"{where}: holds {len(train)} train images of {num_classes} classes")
+    if len(test) == 0:
+        raise UserError(f"{where}: holds no test images")
     for split, labels in (("train", train), ("test", test)):
-        empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-        if len(empty):
-            raise UserError(f"{where}: class {empty[0]} has no {split} images")
+        empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
+        if empty and split == "train":
+            raise UserError(f"{where}: class {empty[0]} has no train images")
+        if empty:
+            say(
+                f"warning: {where}: {_listed(empty)} no test images, so of the test set only "
+                "errors and NC4 are measured"
+            )
     return num_classes
 
 

@@ -60,6 +60,9 @@ class PreparedDataset:
             arrays[f"{split}_images"] = _open_array(folder / f"{split}_images.npy", np.uint8, shape)
             arrays[f"{split}_labels"] = labels
             _check_labels(labels_path, labels, known.counts[split].kept, known.num_classes)
+        empty = [c for c, count in enumerate(known.counts["train"].kept) if count == 0]
+        if empty:
+            raise UserError(f"{folder}: class {empty[0]} has no train images; prepare it again")
         return cls(**known.model_dump(exclude={"counts"}), card=card, **arrays)
 
 
@@ -135,9 +138,6 @@ def _check_labels(path: Path, labels: np.ndarray, expected: Any, num_classes: in
             f"{path}: its labels do not lie in 0 to {num_classes - 1}; prepare the dataset again"
         )
     counts = np.bincount(labels, minlength=num_classes)
-    empty = np.flatnonzero(counts == 0)
-    if len(empty):
-        raise UserError(f"{path}: has no example of class {empty[0]}; prepare the dataset again")
     if counts.tolist() != expected:
         raise UserError(
             f"{path}: its counts a class differ from the card's; prepare the dataset again"
