@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .collapse import functional
     from .collapse.attacks import DeepFoolResult, deepfool
-    from .collapse.functional import ReducedRankWarning, UndefinedStatistic
+    from .collapse.curve import CollapseCurve
+    from .collapse.functional import ReducedRankWarning, UndefinedStatistic, simplex_etf
     from .collapse.measure import measure
     from .collapse.metric import CollapseMetric
+    from .collapse.model import LayerInput, measure_model, watch
     from .collapse.registry import REGISTRY, Statistic
     from .collapse.result import CollapseResult, UndefinedStatisticWarning
     from .io.errors import UserError
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "CollapseCurve": ".collapse.curve",
     "CollapseMetric": ".collapse.metric",
     "CollapseResult": ".collapse.result",
     "DeepFoolResult": ".collapse.attacks",
+    "LayerInput": ".collapse.model",
     "REGISTRY": ".collapse.registry",
     "ReducedRankWarning": ".collapse.functional",
     "Statistic": ".collapse.registry",
@@ -36,13 +40,18 @@ _MODULE_OF = {
     "deepfool": ".collapse.attacks",
     "functional": ".collapse.functional",
     "measure": ".collapse.measure",
+    "measure_model": ".collapse.model",
+    "simplex_etf": ".collapse.functional",
+    "watch": ".collapse.model",
 }
 
 __all__ = [
     "REGISTRY",
+    "CollapseCurve",
     "CollapseMetric",
     "CollapseResult",
     "DeepFoolResult",
+    "LayerInput",
     "ReducedRankWarning",
     "Statistic",
     "UndefinedStatistic",
@@ -51,6 +60,9 @@ __all__ = [
     "deepfool",
     "functional",
     "measure",
+    "measure_model",
+    "simplex_etf",
+    "watch",
 ]
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.spatial.distance import pdist
 
+import neural_collapse as nc
 from neural_collapse.collapse.functional import ReducedRankWarning
 from neural_collapse.collapse.measure import compute_moments, measure
 from neural_collapse.collapse.registry import OF_MOMENTS
@@ -507,3 +508,38 @@ def test_the_variability_collapse_index_of_a_singular_scatter():
     frame = rotation(rng, 6)[:2]
     plane = measure(features, labels, scatter="full")["vci"]
     assert_allclose(measure(features @ frame, labels, scatter="full")["vci"], plane, rtol=1e-10)
+
+
+@pytest.mark.parametrize("classes, d", [(2, 1), (3, 2), (5, 4), (10, 30)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_simplex_etf_is_one(classes, d, turned):
+    generator = torch.Generator().manual_seed(0) if turned else None
+    etf = nc.simplex_etf(classes, d, generator=generator)
+    expected = (classes * np.eye(classes) - 1) / (classes - 1)
+    assert_allclose(etf @ etf.T, expected, atol=1e-14)
+    assert_allclose(etf.sum(0), 0, atol=1e-14)
+    assert nc.functional.maximal_angle(etf) < 1e-15
+
+
+def test_simplex_etf_of_too_few_dimensions_is_refused():
+    with pytest.raises(UserError, match="5 vertices in 3 dimensions does not exist"):
+        nc.simplex_etf(5, 3)
+
+
+def test_pairs_in_tiles_are_those_of_one_block(monkeypatch):
+    rng = np.random.default_rng(20)
+    features, labels, W, b = cloud(rng, 17, 20)
+    whole = measure(features, labels, W, b).to_dict()
+    monkeypatch.setattr("neural_collapse.collapse.functional._TILE_ELEMENTS", 50)
+    assert measure(features, labels, W, b).to_dict() == pytest.approx(whole, rel=1e-12)
+
+
+def test_close_means_keep_their_distances_digits():
+    """Their distance by expanded squares would have lost all digits."""
+    means = np.array([[1e3, 0.0], [1e3 + 1e-6, 0.0], [-1e3, 5.0]])
+    distances = pdist(means)
+    first, second = np.triu_indices(3, 1)
+    v = np.array([1e-12, 2e-12, 3e-12])
+    expected = np.mean((v[first] + v[second]) / (2 * distances**2))
+    got = nc.functional.class_distance_normalized_variance(means, v)
+    assert_allclose(got, expected, rtol=1e-12)

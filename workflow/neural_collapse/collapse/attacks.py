@@ -64,6 +64,12 @@ def deepfool(
         all gradients vanish or something overflows, has `converged` False and the perturbation
         reached so far.
 
+    >>> network = nn.Linear(2, 2, bias=False)
+    >>> network.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    >>> result = deepfool(network, torch.tensor([[3.0, 4.0]]))
+    >>> result.perturbation, bool(result.converged)
+    (tensor([[-3.0600,  0.0000]]), True)
+
     The authors' Python code adds 1e-4 to every step's length (relative to |f| / |w|, in units of
     the input); here, as in the paper's algorithm 2, nothing is added.
     """

@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..io.errors import UserError
 from .arrays import float64_tensor
 
 _EPS = torch.finfo(torch.float64).eps
@@ -129,6 +130,38 @@ def project_scatter(scatter_DD: Tensor, class_means_CD: Tensor) -> Tensor:
     return basis_CD @ scatter_DD @ basis_CD.T
 
 
+def simplex_etf(classes: int, dim: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """The vertices (C, d) of a simplex equiangular tight frame, float64: unit vectors whose
+    cosines are all -1 / (C - 1), which is what centred class means and W tend to.
+
+    Args:
+        classes: C >= 2.
+        dim: d >= C - 1.
+        generator: turns it at random; without one it lies in the first C - 1 coordinates.
+
+    >>> (simplex_etf(3, 5) @ simplex_etf(3, 5).T).round(decimals=6)
+    tensor([[ 1.0000, -0.5000, -0.5000],
+            [-0.5000,  1.0000, -0.5000],
+            [-0.5000, -0.5000,  1.0000]], dtype=torch.float64)
+    """
+    if classes < 2 or dim < classes - 1:
+        raise UserError(
+            f"A simplex ETF of {classes} vertices in {dim} dimensions does not exist; "
+            "classes >= 2 and dim >= classes - 1 are needed."
+        )
+    # Helmert's orthonormal basis of what is orthogonal to (1, ..., 1).
+    k = torch.arange(1, classes, dtype=torch.float64)
+    rows = torch.arange(classes)[:, None]
+    basis_CK = torch.where(rows < k, 1.0, torch.where(rows == k, -k, 0.0)) / (k * (k + 1)).sqrt()
+    vertices_CD = torch.zeros(classes, dim, dtype=torch.float64)
+    vertices_CD[:, : classes - 1] = basis_CK * math.sqrt(classes / (classes - 1))
+    if generator is None:
+        return vertices_CD
+    noise_DD = torch.randn(dim, dim, dtype=torch.float64, generator=generator)
+    Q, R = torch.linalg.qr(noise_DD)
+    return vertices_CD @ (Q * R.diagonal().sign())
+
+
 # -------------------------------------------------------------------------------- the paper's NC1-4
 
 
@@ -145,7 +178,8 @@ def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tenso
     is d < C - 1, a `ReducedRankWarning` says so.
 
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
-    >>> within_class_variability(means, project_scatter([[4.0, 0.0], [0.0, 9.0]], means))
+    >>> scatter = project_scatter([[4.0, 0.0], [0.0, 9.0]], means)
+    >>> round(within_class_variability(means, scatter), 12)
     2.0
     """
     classes, dim = class_means_CD.shape
@@ -186,8 +220,8 @@ def equinorm(vectors_CD: Tensor) -> float:
 def equiangularity(vectors_CD: Tensor) -> float:
     """NC2, figure 3: std over the pairs c != c' of cos(v_c, v_c').
 
-    >>> equiangularity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    0.4714045207910317
+    >>> round(equiangularity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 12)
+    0.471404520791
     """
     pairs, mean, squares = 0, 0.0, 0.0
     for cosines_P in _cosines_of_pairs(vectors_CD):
@@ -218,8 +252,8 @@ def maximal_angle(vectors_CD: Tensor) -> float:
 def self_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
     """NC3, figure 5: squared Frobenius norm of W^T / |W|_F - M / |M|_F.
 
-    >>> self_duality([[2.0, 0.0], [0.0, 2.0]], [[0.5, -0.5], [-0.5, 0.5]])
-    0.5857864376269051
+    >>> round(self_duality([[2.0, 0.0], [0.0, 2.0]], [[0.5, -0.5], [-0.5, 0.5]]), 12)
+    0.585786437627
     """
     difference = _over_frobenius(weight_CD, "the classifier") - _over_frobenius(
         centred_CD, "M (all class means coincide)"
@@ -266,7 +300,7 @@ def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tens
     classes = class_means_CD.shape[0]
     _need_two_classes(classes)
     smallest, total = _rounding_error(class_means_CD), 0.0
-    for (first, second), squares_P in _squared_distances(class_means_CD - class_means_CD.mean(0)):
+    for (first, second), squares_P in _squared_distances(class_means_CD):
         if squares_P.min() <= smallest**2:
             raise UndefinedStatistic("two class means coincide")
         total += ((variances_C[first] + variances_C[second]) / squares_P).sum()
@@ -319,8 +353,8 @@ def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
     the simplex ETF's, -log(2 C / (C - 1)) / 2; for more classes there is no closed form. (Wu and
     Papyan 2024 report the coefficient of variation of the same kernel instead of its mean.)
 
-    >>> hyperspherical_uniformity([[1.0, 0.0], [-3.0, 0.0]])  # -log 2
-    -0.6931471805599453
+    >>> round(hyperspherical_uniformity([[1.0, 0.0], [-3.0, 0.0]]), 12)  # -log 2
+    -0.69314718056
     """
     classes = vectors_CD.shape[0]
     _need_two_classes(classes)
@@ -357,7 +391,7 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     difference of two almost equal traces.
 
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
-    >>> variability_collapse_index(means, [[1.0, 0.0], [0.0, 9.0]])  # 1 - 1 / (1 + 1)
+    >>> round(variability_collapse_index(means, [[1.0, 0.0], [0.0, 9.0]]), 12)  # 1 - 1 / (1 + 1)
     0.5
     """
     classes, dim = class_means_CD.shape
@@ -407,11 +441,12 @@ def _squared_distances(vectors_CD: Tensor) -> Iterator[tuple[tuple[Tensor, Tenso
 
     From |v|^2 + |v'|^2 - 2 <v, v'>, and again from the difference where that has lost digits.
     """
-    squares_C = vectors_CD.square().sum(1)
+    centred_CD = vectors_CD - vectors_CD.mean(0)
+    squares_C = centred_CD.square().sum(1)
     for rows, columns, mask in _pairs(len(vectors_CD)):
         first, second = mask.to(vectors_CD.device).nonzero(as_tuple=True)
         sums = (squares_C[rows, None] + squares_C[columns])[first, second]
-        found_P = sums - 2 * (vectors_CD[rows] @ vectors_CD[columns].T)[first, second]
+        found_P = sums - 2 * (centred_CD[rows] @ centred_CD[columns].T)[first, second]
         first, second = first + rows.start, second + columns.start
         for close in (found_P < 0.1 * sums).nonzero().flatten().split(_TILE_ELEMENTS // 1024):
             difference = vectors_CD[first[close]] - vectors_CD[second[close]]

@@ -1,0 +1,205 @@
+"""Any model measured from its loaders, against its features taken by hand."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import neural_collapse as nc
+from neural_collapse.collapse.model import last_layer_of
+
+
+class Classifier(nn.Module):
+    """Convolution, batch norm, dropout, two linear layers."""
+
+    def __init__(self, classes=3, bias=True):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.hidden = nn.Linear(4, 6)
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(6, classes, bias=bias)
+
+    def features(self, x):
+        return self.hidden(self.stem(x).mean((2, 3))).tanh()
+
+    def forward(self, x):
+        return self.fc(self.drop(self.features(x)))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Classifier()
+
+
+@pytest.fixture(scope="module")
+def splits():
+    rng = np.random.default_rng(0)
+
+    def split(count):
+        labels = torch.from_numpy(rng.permutation(np.arange(count) % 3))
+        noise = torch.from_numpy(rng.standard_normal((count, 1, 5, 5))).float()
+        return TensorDataset(noise + labels[:, None, None, None], labels)
+
+    return split(40), split(23)
+
+
+def by_hand(model, data):
+    model.eval()
+    with torch.no_grad():
+        return model.features(data.tensors[0]), data.tensors[1]
+
+
+def test_both_splits_are_those_of_features_taken_by_hand(model, splits):
+    train, test = splits
+    result = nc.measure_model(model, DataLoader(train, 7, shuffle=True), DataLoader(test, 9))
+    layer = model.fc
+    expected = nc.measure(*by_hand(model, train), layer.weight, layer.bias)
+    assert result.to_dict() == pytest.approx(expected.to_dict(), rel=1e-4)
+    means = expected.moments.class_means
+    of_test = nc.measure(*by_hand(model, test), layer.weight, layer.bias, train_means=means)
+    assert result.test.to_dict() == pytest.approx(of_test.to_dict(), rel=1e-4)
+    assert "train" in str(result).splitlines()[0] and "test" in str(result).splitlines()[0]
+
+
+def test_the_model_is_left_as_it_was(model, splits):
+    model.train()
+    model.stem.eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    nc.measure_model(model, DataLoader(splits[0], 7))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in state.items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    model(splits[0].tensors[0]).sum().backward()  # and it still trains
+
+
+def test_several_layers_and_pooled_maps(model, splits):
+    loader = DataLoader(splits[0], 7)
+    results = nc.measure_model(model, loader, layer=["hidden", "fc"])
+    assert list(results) == ["hidden", "fc"]
+    assert "nc3_self_duality" in results["fc"] and "nc3_self_duality" not in results["hidden"]
+    assert results["hidden"].moments.feature_dim == 4
+    with pytest.raises(nc.UserError, match='pool="mean" or pool="flatten"'):
+        nc.measure_model(model, loader, layer="stem.2")
+    pooled = nc.measure_model(model, loader, layer="stem.2", pool="mean")
+    flat = nc.measure_model(model, loader, layer="stem.2", pool="flatten")
+    assert (pooled.moments.feature_dim, flat.moments.feature_dim) == (4, 100)
+
+
+def test_batches_that_are_dicts(model, splits):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, pixel_values, scale=1.0):
+            return self.inner(pixel_values * scale)
+
+    images, labels = splits[0].tensors
+    expected = nc.measure_model(model, [(images, labels)]).to_dict()
+    named = [{"pixel_values": images, "labels": labels}]
+    assert nc.measure_model(Named(), named).to_dict() == expected
+    keys = {"inputs_key": "image", "labels_key": "y"}
+    assert nc.measure_model(model, [{"image": images, "y": labels}], **keys).to_dict() == expected
+    with pytest.raises(nc.UserError, match="no 'labels' but image, y; name inputs_key"):
+        nc.measure_model(model, [{"image": images, "y": labels}])
+
+
+def test_tokens_with_ignored_positions(splits):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 5))
+    tokens = torch.randint(0, 11, (4, 30))
+    labels = torch.where(torch.rand(4, 30) < 0.3, -100, torch.randint(0, 5, (4, 30)))
+    result = nc.measure_model(model, [(tokens, labels)], ignore_index=-100)
+    kept = labels != -100
+    features = model[0](tokens)[kept]
+    expected = nc.measure(features, labels[kept], model[1].weight, model[1].bias)
+    assert result.to_dict() == pytest.approx(expected.to_dict(), rel=1e-12)
+
+
+def test_features_beyond_the_limit_go_to_a_file(model, splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    loader = DataLoader(splits[0], 7)
+    expected = nc.measure_model(model, loader).to_dict()
+    for limit in (0, 300):
+        found = nc.measure_model(model, loader, memory_limit_bytes=limit)
+        assert found.to_dict() == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_test_set_that_lacks_a_class_keeps_nc4(model, splits):
+    images, labels = splits[1].tensors
+    kept = labels != 1
+    with pytest.warns(nc.UndefinedStatisticWarning, match="class 1 has no example") as caught:
+        result = nc.measure_model(model, DataLoader(splits[0], 40), [(images[kept], labels[kept])])
+    assert len(caught) == 1
+    assert 0 <= result.test.nc4 <= 1 and np.isnan(result.test.nc1)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_wrapped_models_are_looked_into(model, splits, wrap):
+    loader = DataLoader(splits[0], 40)
+    expected = nc.measure_model(model, loader).to_dict()
+    found = nc.measure_model(wrap(model), loader).to_dict()
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_watching_a_training(model, splits):
+    images, labels = splits[0].tensors
+    metric = nc.CollapseMetric(3, 6)
+    with nc.watch(model) as features:
+        with pytest.raises(nc.UserError, match="'fc' has not been called"):
+            _ = features.value
+        loss = nn.functional.cross_entropy(model(images), labels)
+        metric.update(features.value, labels)
+        loss.backward()
+    assert features.name == "fc" and not features.value.requires_grad
+    assert metric.compute(model.fc.weight).nc1 > 0
+    model(images[:2])
+    assert len(features.value) == 40  # no longer watched
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"layer": "head"}, "Classifier has no layer 'head'; it has hidden, fc"),
+        ({"layer": nn.Linear(2, 2)}, "Linear is not a part of the model"),
+        ({"train_loader": []}, "gave no batches"),
+        ({"train_loader": [torch.zeros(2, 1, 5, 5)]}, "gave a Tensor; pairs"),
+        ({"model": nn.Conv2d(1, 1, 1)}, "Conv2d has no nn.Linear; name the layer"),
+    ],
+)
+def test_mistakes_are_one_sentence(model, splits, arguments, sentence):
+    given = {"model": model, "train_loader": DataLoader(splits[0], 40)} | arguments
+    with pytest.raises(nc.UserError, match=sentence):
+        nc.measure_model(**given)
+
+
+@pytest.mark.parametrize("classes, bias", [(2, True), (3, False), (9, True)])
+def test_classifiers_of_any_shape(splits, classes, bias):
+    torch.manual_seed(2)
+    images = splits[0].tensors[0]
+    labels = torch.arange(40) % classes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", nc.ReducedRankWarning)  # nine classes in six dimensions
+        result = nc.measure_model(Classifier(classes, bias), [(images, labels)])
+    assert set(result.absent) == {"vci"} and np.isfinite(list(result.values())).all()
+
+
+def test_weights_that_are_quantised_or_tied():
+    layer = nn.Linear(6, 5)
+    quantised = torch.ao.nn.quantized.dynamic.Linear.from_float
+    layer.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    weight, bias = last_layer_of(quantised(layer))
+    assert_allclose(weight, layer.weight.detach(), atol=0.01)
+    assert torch.equal(bias, layer.bias)
+    embedding = nn.Embedding(5, 6)
+    layer.weight = embedding.weight
+    assert torch.equal(last_layer_of(layer)[0], embedding.weight)
+    assert last_layer_of(embedding) == last_layer_of(nn.ReLU()) == (None, None)

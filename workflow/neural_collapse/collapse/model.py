@@ -1,0 +1,327 @@
+"""Neural collapse of any PyTorch model: a hook on one layer's input, and whole loaders measured.
+
+Shape suffixes: B examples of a batch, d (D) feature dimension.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..io.errors import UserError
+from .arrays import flat_examples
+from .features import DEFAULT_MEMORY_LIMIT_BYTES, measurement_mode
+from .measure import measure
+
+
+def watch(model: nn.Module, layer: str | nn.Module | None = None) -> LayerInput:
+    """The input of one layer at every forward pass, inside a `with` block.
+
+    Args:
+        model: any module; DistributedDataParallel and compiled ones are looked into.
+        layer: its name in `model.named_modules()`, or the module itself; by default the last
+            nn.Linear.
+
+    Raises:
+        UserError: no such layer.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> with watch(model) as features:
+    ...     logits = model(torch.ones(5, 2, 2))
+    ...     features.name, tuple(features.value.shape)
+    ('3', (5, 3))
+    """
+    return LayerInput(*find_layer(model, layer))
+
+
+class LayerInput:
+    """What `watch` gives.
+
+    Attributes:
+        name: the layer's name.
+        layer: the module.
+    """
+
+    def __init__(self, name: str, layer: nn.Module) -> None:
+        self.name, self.layer = name, layer
+        self._value: Tensor | None = None
+        self._hook: Any = None
+
+    def __enter__(self) -> LayerInput:
+        self._hook = self.layer.register_forward_pre_hook(self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _take(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not inputs or not isinstance(inputs[0], Tensor):
+            raise UserError(f"The layer {self.name!r} is called without a tensor to watch.")
+        self._value = inputs[0].detach()
+
+    @property
+    def value(self) -> Tensor:
+        """The layer's newest input, detached, as it came: (B, d), maps, or tokens.
+
+        Raises:
+            UserError: the model has not been run yet.
+        """
+        if self._value is None:
+            raise UserError(f"The layer {self.name!r} has not been called; run the model first.")
+        return self._value
+
+
+def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[str, nn.Module]:
+    """The name and module of a layer; by default the last nn.Linear."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    modules = dict(model.named_modules())
+    if isinstance(layer, nn.Module):
+        names = [name for name, module in modules.items() if module is layer]
+        if not names:
+            raise UserError(f"The layer {type(layer).__name__} is not a part of the model.")
+        return names[0], layer
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    if layer is None:
+        if not linear:
+            raise UserError(
+                f"{type(model).__name__} has no nn.Linear; name the layer whose input is to be "
+                "measured: layer=..."
+            )
+        return linear[-1], modules[linear[-1]]
+    if layer not in modules:
+        known = ", ".join((linear or list(modules))[-5:])
+        raise UserError(f"{type(model).__name__} has no layer {layer!r}; it has {known}, ...")
+    return layer, modules[layer]
+
+
+def last_layer_of(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """The weight (C, d) and bias (C,) of a linear layer, dequantised; None, None of others."""
+    values = []
+    for name in ("weight", "bias"):
+        value = getattr(layer, name, None)
+        value = value() if callable(value) else value  # quantised layers have methods
+        if isinstance(value, Tensor):
+            value = value.detach()
+            value = value.dequantize() if value.is_quantized else value
+        values.append(value)
+    weight, bias = values
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or isinstance(layer, nn.Embedding):
+        return None, None
+    return weight, bias
+
+
+def measure_model(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    test_loader: Iterable[Any] | None = None,
+    *,
+    layer: str | nn.Module | Sequence[str] | None = None,
+    device: str | torch.device | None = None,
+    inputs_key: str | None = None,
+    labels_key: str = "labels",
+    num_classes: int | None = None,
+    scatter: str = "projected",
+    pool: str | None = None,
+    ignore_index: int | None = None,
+    memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+) -> Any:
+    """Neural collapse of a model on a train set, and on a test set by the train set's means.
+
+    The model runs once over each loader, in eval mode and true float32, and is left as it was.
+    The layers' inputs are kept in float32 (N x d x 4 bytes), so that both passes of the statistics
+    see the same features, even where a loader shuffles or augments.
+
+    Args:
+        model: any module.
+        train_loader: yields (inputs, labels), or dicts; `test_loader` likewise.
+        layer: whose input is measured, see `watch`; a sequence of names measures several.
+        device: where the model runs; by default where its parameters are.
+        inputs_key: of dicts, the entry that the model is called with; by default it is called with
+            all but the labels as keyword arguments, as Hugging Face's models are.
+        labels_key: of dicts, the labels.
+        num_classes: C; by default the outputs of the last nn.Linear, else the largest label + 1.
+        scatter, pool, ignore_index: see `measure`.
+        memory_limit_bytes: features larger than this go to a temporary file.
+
+    Returns:
+        The train set's `CollapseResult`, with the test set's as its `test`; a dict of them by
+        layer where several were asked for. NC3, NC4 and what else needs a classifier are there
+        where the layer is an nn.Linear with C outputs.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(4, 2)
+    >>> batches = [(torch.randn(8, 4), torch.arange(8) % 2) for _ in range(3)]
+    >>> result = measure_model(model, batches)
+    >>> result.moments.num_examples, "nc4_ncc_mismatch" in result
+    (24, True)
+    """
+    several = isinstance(layer, Sequence) and not isinstance(layer, str)
+    layers = list(layer) if several else [layer]
+    run = _Run(model, device, inputs_key, labels_key)
+    with ExitStack() as stack:
+        watched = [stack.enter_context(watch(model, one)) for one in layers]
+        kept = [stack.enter_context(_kept(memory_limit_bytes)) for _ in (*layers, *layers)]
+        stack.enter_context(measurement_mode(model))
+        run.over(train_loader, watched, kept[: len(layers)], pool)
+        if test_loader is not None:
+            run.over(test_loader, watched, kept[len(layers) :], pool)
+        classes = _num_classes(model, num_classes, kept[0].largest_label)
+        options: dict[str, Any] = {
+            "num_classes": classes,
+            "scatter": scatter,
+            "ignore_index": ignore_index,
+        }
+        results = {}
+        for one, of_train, of_test in zip(watched, kept, kept[len(layers) :], strict=False):
+            weight, bias = last_layer_of(one.layer)
+            if weight is not None and len(weight) != classes:  # of a hidden layer
+                weight = bias = None
+            result = measure(*of_train.arrays(), weight, bias, **options)
+            if test_loader is not None:
+                means = result.moments.class_means
+                result.test = measure(*of_test.arrays(), weight, bias, train_means=means, **options)
+            results[one.name] = result
+    return results if several else results[watched[0].name]
+
+
+def _num_classes(model: nn.Module, given: int | None, largest_label: int) -> int:
+    if given is not None:
+        return given
+    if any(isinstance(module, nn.Linear) for module in model.modules()):
+        weight, _ = last_layer_of(find_layer(model)[1])
+        if weight is not None:
+            return len(weight)
+    return largest_label + 1
+
+
+class _Run:
+    """A model on a device, called with the batches of a loader."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device | None,
+        inputs_key: str | None,
+        labels_key: str,
+    ) -> None:
+        self.model, self.inputs_key, self.labels_key = model, inputs_key, labels_key
+        if device is not None:
+            model.to(device)
+        first = next(model.parameters(), None)
+        self.device = torch.device(
+            device if device is not None else "cpu" if first is None else first.device
+        )
+
+    def over(
+        self,
+        loader: Iterable[Any],
+        watched: Sequence[LayerInput],
+        kept: Sequence[_Kept],
+        pool: str | None,
+    ) -> None:
+        batches = 0
+        with torch.no_grad():
+            for batch in loader:
+                inputs, labels = self._split(batch)
+                self._call(_to(inputs, self.device))
+                for one, rows in zip(watched, kept, strict=True):
+                    rows.add(*flat_examples(one.value, labels, pool))
+                batches += 1
+        if not batches:
+            raise UserError("The loader gave no batches.")
+
+    def _split(self, batch: Any) -> tuple[Any, Any]:
+        if isinstance(batch, Mapping):
+            named = dict(batch)
+            for key in filter(None, (self.labels_key, self.inputs_key)):
+                if key not in named:
+                    raise UserError(
+                        f"The loader's batches have no {key!r} but {', '.join(map(str, named))}; "
+                        "name inputs_key and labels_key."
+                    )
+            labels = named.pop(self.labels_key)
+            return (named if self.inputs_key is None else named[self.inputs_key]), labels
+        if isinstance(batch, (tuple, list)) and len(batch) == 2:
+            return batch[0], batch[1]
+        raise UserError(
+            f"The loader gave a {type(batch).__name__}; pairs (inputs, labels) or dicts are needed."
+        )
+
+    def _call(self, inputs: Any) -> None:
+        if isinstance(inputs, Mapping):
+            self.model(**inputs)
+        elif isinstance(inputs, (tuple, list)):
+            self.model(*inputs)
+        else:
+            self.model(inputs)
+
+
+def _to(values: Any, device: torch.device) -> Any:
+    if isinstance(values, Tensor):
+        return values.to(device, non_blocking=True)
+    if isinstance(values, Mapping):
+        return {key: _to(value, device) for key, value in values.items()}
+    if isinstance(values, (tuple, list)):
+        return type(values)(_to(value, device) for value in values)
+    return values
+
+
+class _Kept:
+    """Rows of features in float32 (float64 stays), in memory or, beyond a limit, in a file."""
+
+    def __init__(self, limit_bytes: int, folder: Path) -> None:
+        self._limit, self._folder = limit_bytes, folder
+        self._features: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._file: Any = None
+        self._bytes = 0
+        self.largest_label = -1
+
+    def add(self, h_BD: Tensor, c_B: Tensor) -> None:
+        wide = h_BD.dtype == torch.float64
+        rows = h_BD.to("cpu", torch.float64 if wide else torch.float32).numpy()
+        labels = c_B.cpu().numpy()
+        self._labels.append(labels)
+        self.largest_label = max(self.largest_label, int(labels.max(initial=-1)))
+        self._bytes += rows.nbytes
+        if self._bytes > self._limit and self._file is None:
+            self._file = open(self._folder / "features", "wb")  # noqa: SIM115
+            for block in self._features:
+                self._file.write(block)
+            self._features = [self._features[0][:0]] if self._features else []
+        if self._file is None:
+            self._features.append(np.array(rows))
+        else:
+            self._features = [rows[:0]]
+            self._file.write(np.ascontiguousarray(rows))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.concatenate(self._labels)
+        if self._file is None:
+            return np.concatenate(self._features), labels
+        self._file.close()
+        kind = self._features[0]
+        shape = (len(labels), kind.shape[1])
+        return np.memmap(self._file.name, kind.dtype, mode="r", shape=shape), labels
+
+
+@contextmanager
+def _kept(limit_bytes: int) -> Iterator[_Kept]:
+    with tempfile.TemporaryDirectory(prefix="features-") as folder:
+        kept = _Kept(limit_bytes, Path(folder))
+        try:
+            yield kept
+        finally:
+            if kept._file is not None:
+                kept._file.close()
