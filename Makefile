@@ -22,7 +22,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all test-slurm bench bench-full bench-gpu docs lint format lock schema reference clean
+.PHONY: help quickstart report figures plan test test-all test-slurm bench bench-full bench-gpu docs lint format lock schema config-page clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -98,8 +98,8 @@ schema: $(STAMP)
 	@$(BIN)/python -c 'from neural_collapse.experiment.config import load_config; from neural_collapse.experiment.paper_recipes import paper_recipes_json; print(end=paper_recipes_json(load_config("config.yaml")))' > $(RECIPES).new
 	@mv $(RECIPES).new $(RECIPES)
 
-reference: $(STAMP)
-	@$(BIN)/neural-collapse config-reference > config/README.md
+config-page: $(STAMP)
+	@$(BIN)/neural-collapse config-page > config/README.md
 
 clean:
 	rm -rf $(VENV)

@@ -206,11 +206,11 @@ def test_the_shipped_schema_is_the_models():
     assert shipped == json_schema(), "run `make schema`"
 
 
-def test_the_shipped_config_reference_is_the_models():
-    from neural_collapse.experiment.config_page import config_reference
+def test_the_shipped_config_page_is_the_models():
+    from neural_collapse.experiment.config_page import config_page
 
     shipped = (ROOT / "config/README.md").read_text()
-    assert shipped == config_reference(), "run `make reference`"
+    assert shipped == config_page(), "run `make config-page`"
 
 
 def test_every_caption_of_snakemakes_own_report_is_there():

@@ -24,6 +24,6 @@ def add_to(cli: Commands) -> None:
     cli.group("for maintainers")
     cli.add("config-schema", "print the config's JSON schema", "experiment.config:json_schema")
     cli.add(
-        "config-reference", "print the reference of every config key",
-        "experiment.config_page:config_reference",
+        "config-page", "print the page of every config key",
+        "experiment.config_page:config_page",
     )  # fmt: skip

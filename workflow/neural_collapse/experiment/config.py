@@ -278,7 +278,7 @@ class Config(Model):
         return card if isinstance(card, dict) else None
 
 
-def _check_plain(values: Any, where: str) -> None:
+def _check_plain(values: Any, source: str) -> None:
     """Raise UserError for what no key of a config can hold, before anything looks deeper."""
     waiting: list[tuple[Any, tuple[str, ...]]] = [(values, ())]
     seen = 0
@@ -286,8 +286,8 @@ def _check_plain(values: Any, where: str) -> None:
         value, path = waiting.pop()
         seen += 1
         if len(path) > 20 or seen > 100_000:
-            raise UserError(f"{where}: is nested too deep, too long, or holds itself")
-        place = f"{where}: {'.'.join(path)}" if path else where
+            raise UserError(f"{source}: is nested too deep, too long, or holds itself")
+        place = f"{source}: {'.'.join(path)}" if path else source
         if isinstance(value, Mapping):
             for key in value:
                 if not isinstance(key, str) or not key.isprintable():
@@ -305,60 +305,60 @@ def _check_plain(values: Any, where: str) -> None:
             raise UserError(f"{place}: is a {kind}; put it in quotes if it is meant as text")
 
 
-def check_config(values: Any, where: str = "config") -> Config:
+def check_config(values: Any, source: str = "config") -> Config:
     """The typed config of a mapping; raises UserError naming the key that is wrong.
 
     Every cell's recipe is resolved as well, so nothing wrong is left for a job to find.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: must hold keys and values, like the shipped config.yaml")
-    _check_plain(values, where)
+        raise UserError(f"{source}: must hold keys and values, like the shipped config.yaml")
+    _check_plain(values, source)
     try:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
-        raise UserError(one_sentence(error, where, Config)) from None
+        raise UserError(one_sentence(error, source, Config)) from None
     known = {**DATASETS, **config.custom_datasets}
     for kind, names, choices in [
         ("dataset", config.datasets, known),
         ("architecture", config.architectures, config.rows),
     ]:
         for name in names:
-            _check_name(name, choices, kind, f"{where}: {kind}s")
+            _check_name(name, choices, kind, f"{source}: {kind}s")
     for index, override in enumerate(config.overrides):
         for kind, names, choices in [
             ("dataset", override.datasets or (), known),
             ("architecture", override.architectures or (), config.rows),
         ]:
             for name in names:
-                _check_name(name, choices, kind, f"{where}: overrides.{index}.{kind}s")
+                _check_name(name, choices, kind, f"{source}: overrides.{index}.{kind}s")
     shadowed = set(config.custom_datasets) & set(DATASETS)
     if shadowed:
         raise UserError(
-            f"{where}: custom_datasets.{min(shadowed)}: this name is a built-in dataset's; "
+            f"{source}: custom_datasets.{min(shadowed)}: this name is a built-in dataset's; "
             "choose another"
         )
     for key in ("results_folder", "resources_folder"):
-        _check_folder(Path(getattr(config, key)), f"{where}: {key}")
+        _check_folder(Path(getattr(config, key)), f"{source}: {key}")
     for dataset in config.datasets if config.shows_own else ():
         for architecture in config.architectures:
-            resolve_recipe(config, dataset, architecture, where)
+            resolve_recipe(config, dataset, architecture, source)
     return config
 
 
-def _check_folder(folder: Path, where: str) -> None:
+def _check_folder(folder: Path, source: str) -> None:
     """Raise UserError where a folder cannot be made, since a file is in its place."""
     for path in (folder, *folder.parents):
         if os.path.lexists(path):
             if not path.is_dir():
-                raise UserError(f"{where}: {path} is a file, not a folder; choose another")
+                raise UserError(f"{source}: {path} is a file, not a folder; choose another")
             return
 
 
-def _check_name(name: str, choices: Iterable[str], kind: str, where: str) -> None:
+def _check_name(name: str, choices: Iterable[str], kind: str, source: str) -> None:
     if name not in choices:
         close = difflib.get_close_matches(name, choices, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
-        raise UserError(f"{where}: unknown {kind} {name!r}; {hint}")
+        raise UserError(f"{source}: unknown {kind} {name!r}; {hint}")
 
 
 def load_config(path: str | Path) -> Config:
@@ -386,7 +386,7 @@ def _merge_recipe(base: dict, change: BaseModel) -> dict:
 
 
 def resolve_recipe(
-    config: Config, dataset: str, architecture: str, where: str = "config"
+    config: Config, dataset: str, architecture: str, source: str = "config"
 ) -> Recipe:
     """The recipe of one cell: the defaults, `config.recipe`, then each matching override."""
     values = _merge_recipe({}, config.recipe)
@@ -394,7 +394,7 @@ def resolve_recipe(
         if override.matches(dataset, architecture):
             values = _merge_recipe(values, override.recipe)
     spec = values.pop("network", None)
-    place = f"{where}: the recipe of {dataset} x {architecture}"
+    place = f"{source}: the recipe of {dataset} x {architecture}"
     if spec is None:
         raise UserError(f"{place} names no network; give network.name in an override")
     try:

@@ -1,4 +1,4 @@
-"""The config's reference page, written from the typed models so that it cannot fall behind."""
+"""The page of every config key, written from the typed models so that it cannot fall behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .recipe import RecipeParts
 HEAD = """\
 # Every key of a config
 
-This page is written from the typed models by `make reference`; a test says that it is up to date.
+This page is written from the typed models by `make config-page`; a test says that it is up to date.
 An editor that reads JSON schemas finds the same in `workflow/schemas/config.schema.json`.
 
 A config names datasets (the columns of the figures), architectures (the rows) and seeds. `recipe`
@@ -68,7 +68,7 @@ def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
     return rows
 
 
-def config_reference() -> str:
+def config_page() -> str:
     """The page as Markdown."""
     lines = [HEAD, "## The file", ""]
     top = [line for line in _table(Config) if "`recipe`" not in line and "`overrides`" not in line]

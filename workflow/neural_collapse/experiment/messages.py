@@ -66,7 +66,7 @@ def _suggestion(root: type[BaseModel], location: tuple, key: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
 
 
-def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> str:
+def one_sentence(error: ValidationError, source: str, root: type[BaseModel]) -> str:
     """The first problem of a pydantic error as one sentence that names the file and the key."""
     # An unknown key comes first: a misspelt one also makes the right one missing.
     problems = error.errors()
@@ -84,22 +84,22 @@ def one_sentence(error: ValidationError, where: str, root: type[BaseModel]) -> s
     key = key if len(key) <= 200 else f"{key[:200]}..."
     if problem["type"] == "extra_forbidden":
         if key.split("recipe.")[-1] in REMOVED_KEYS:
-            return f"{where}: the key '{key}' {REMOVED_KEYS[key.split('recipe.')[-1]]}"
+            return f"{source}: the key '{key}' {REMOVED_KEYS[key.split('recipe.')[-1]]}"
         suggestion = _suggestion(root, location[:-1], str(location[-1]))
-        return f"{where}: unknown key '{key}'{suggestion}"
+        return f"{source}: unknown key '{key}'{suggestion}"
     if problem["type"] == "missing":
-        return f"{where}: the key '{key}' is missing"
+        return f"{source}: the key '{key}' is missing"
     message = problem["msg"]
     for pattern, words in _WORDS:
         message = re.sub(pattern, words, message)
     value = problem["input"]
     found = "" if isinstance(value, (dict, BaseModel)) else f" (it is {shown(value)})"
-    return f"{where}: {key + ': ' if key else ''}{message}{found}"
+    return f"{source}: {key + ': ' if key else ''}{message}{found}"
 
 
-def parse_model(model: type[BaseModel], values: Any, where: str) -> Any:
-    """A typed model of a mapping; raises UserError naming the key and `where` it came from."""
+def parse_model(model: type[BaseModel], values: Any, source: str) -> Any:
+    """A typed model of a mapping; raises UserError naming the key and `source`, its file."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(one_sentence(error, where, model)) from None
+        raise UserError(one_sentence(error, source, model)) from None

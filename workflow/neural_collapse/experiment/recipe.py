@@ -169,14 +169,14 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
     write_text_atomically(path, recipe.model_dump_json(indent=2) + "\n")
 
 
-def parse_recipe(text: str, where: str) -> Recipe:
-    """The recipe that JSON text holds; raises UserError naming `where` it came from."""
+def parse_recipe(text: str, source: str) -> Recipe:
+    """The recipe that JSON text holds; raises UserError naming `source`, its file."""
     try:
         return Recipe.model_validate_json(text)
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
-            raise UserError(f"{where}: is not a recipe written by this project") from None
-        raise UserError(one_sentence(error, where, Recipe)) from None
+            raise UserError(f"{source}: is not a recipe written by this project") from None
+        raise UserError(one_sentence(error, source, Recipe)) from None
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -62,10 +62,10 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
     paths, cell = Paths(str(folder)), (recipe.dataset, recipe.architecture)
     facts = {seed: Path(paths.run("run.json", *cell, seed)) for seed in seeds}
 
-    def job(rule: str, name: str, output: str, runs: Iterable[Path], **more) -> Job:
+    def job(rule: str, name: str, output: str, runs: Iterable[Path], **fields) -> Job:
         label = f"{cell_job(*cell)}-{name}"
         log, benchmark = Path(paths.log(rule, label)), Path(paths.benchmark(rule, label))
-        return Job(rule, recipe, name, Path(output), log, benchmark, tuple(runs), **more)
+        return Job(rule, recipe, name, Path(output), log, benchmark, tuple(runs), **fields)
 
     jobs = []
     for name, rate in recipe.sweep.named().items() if recipe.sweep.learning_rate is None else ():
