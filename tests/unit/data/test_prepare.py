@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -185,49 +186,58 @@ def test_prepare_number_of_workers_changes_no_bit(folder_of_images, monkeypatch,
     np.testing.assert_allclose(data.mean, inner.mean(axis=(0, 2, 3)), rtol=1e-12)
 
 
+class Killed(BaseException):
+    """In the place of kill -9."""
+
+
 def test_prepare_killed_while_decoding_resumes(folder_of_images, monkeypatch, tmp_path):
     custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
     download_dataset("mine", tmp_path / "raw", custom=custom)
     monkeypatch.setattr(decoding, "CHUNK_IMAGES", 2)
-    args = ("mine", tmp_path / "raw")
-    prepare_dataset(*args, tmp_path / "whole", DataRecipe(), custom=custom)
+    decode, decoded, dies_after = decoding._decode_chunk, [], 99
 
-    class Killed(BaseException):
-        pass
-
-    run, ran = decoding._decode_chunk, []
-
-    def dies_at_the_fourth(task):
-        if len(ran) == 3:
+    def counts(chunk):
+        if len(decoded) == dies_after:
             raise Killed
-        ran.append(task)
-        run(task)
+        decoded.append(chunk)
+        decode(chunk)
 
-    def counts(task):
-        ran.append(task)
-        run(task)
+    def prepare(output: str, recipe: DataRecipe) -> int:
+        decoded.clear()
+        prepare_dataset("mine", tmp_path / "raw", tmp_path / output, recipe, custom=custom)
+        return len(decoded)
 
-    monkeypatch.setattr(decoding, "_decode_chunk", dies_at_the_fourth)
-    with pytest.raises(Killed):
-        prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
-    assert not (tmp_path / "out" / "card.json").exists()
-    ran.clear()
     monkeypatch.setattr(decoding, "_decode_chunk", counts)
-    prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
-    assert len(ran) == 10 - 3
-    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-
-    # Another recipe does not build upon what is left of this one.
-    monkeypatch.setattr(decoding, "_decode_chunk", dies_at_the_fourth)
-    ran.clear()
-    with pytest.raises(Killed):
-        prepare_dataset(*args, tmp_path / "out", DataRecipe(), custom=custom)
-    ran.clear()
-    monkeypatch.setattr(decoding, "_decode_chunk", counts)
+    assert prepare("whole", DataRecipe()) == 10
     other = DataRecipe(subset_seed=5, examples_per_class=3)
-    prepare_dataset(*args, tmp_path / "out", other, custom=custom)
-    assert len(ran) == 3 + 3
-    assert len(PreparedDataset.open(tmp_path / "out").train_images) == 6
+    for output, recipe, left in (("same", DataRecipe(), 10 - 3), ("other", other, 3 + 3)):
+        dies_after = 3
+        with pytest.raises(Killed):
+            prepare(output, DataRecipe())
+        assert not (tmp_path / output / "card.json").exists()
+        dies_after = 99
+        assert prepare(output, recipe) == left  # another recipe starts afresh
+    assert hashes(tmp_path / "same") == hashes(tmp_path / "whole")
+    assert len(PreparedDataset.open(tmp_path / "other").train_images) == 6
+
+
+def test_prepare_killed_between_two_arrays_starts_afresh(folder_of_images, monkeypatch, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    replace = os.replace
+
+    def dies_at_the_second(source, target):
+        if os.fspath(target) == str(tmp_path / "out" / "test_images.npy"):
+            raise Killed
+        replace(source, target)
+
+    arguments = ("mine", tmp_path / "raw", tmp_path / "out", DataRecipe())
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", dies_at_the_second)
+        prepare_dataset(*arguments, custom=custom)
+    prepare_dataset(*arguments, custom=custom)
+    assert len(PreparedDataset.open(tmp_path / "out").test_images) == 6
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_prepare_images_of_two_sizes_name_image_size_px(folder_of_images, tmp_path):
@@ -325,7 +335,7 @@ def test_prepare_wrong_labels_are_refused(train, test, reason, tmp_path):
 
 def test_prepare_class_without_test_images_is_kept_with_a_warning(tmp_path, capsys):
     data = prepare_labels(tmp_path, [0, 1, 2, 3] * 2, [1, 1, 3])
-    assert "mine.npz: classes 0, 2 have no test images" in capsys.readouterr().err
+    assert "mine.npz: there are no test images of class 0, 2" in capsys.readouterr().err
     assert data.num_classes == 4 and data.test_labels.tolist() == [1, 1, 3]
     assert data.card["counts"]["test"]["kept"] == [0, 2, 0, 1]
 

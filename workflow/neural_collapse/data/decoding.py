@@ -164,7 +164,9 @@ def decode_images(
     ]
     state_file, done_file = arrays / "state.json", arrays / "done"
     state = json.dumps({"fingerprint": _fingerprint(splits, decoding)}) + "\n"
-    if not (state_file.is_file() and state_file.read_text(encoding="utf-8") == state):
+    # A job that was killed at its very end has moved arrays away already.
+    made = [state_file, done_file, *(arrays / f"{split}_images.npy" for split in splits)]
+    if not all(map(Path.is_file, made)) or state_file.read_text(encoding="utf-8") != state:
         _start(folder, shapes, state, len(chunks))
     finished = done_file.read_bytes()
     counted = sum(len(chunk.refs) for chunk, flag in zip(chunks, finished, strict=True) if flag)

@@ -86,8 +86,8 @@ def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[
 # --------------------------------------------------------------------------- reading
 
 
-def _source(raw_folder: Path, name: str) -> dict[str, Any]:
-    """What source.json says; raises UserError where it is missing or of another dataset."""
+def _source(raw_folder: Path, name: str) -> tuple[dict[str, Any], Path]:
+    """What source.json says, and where the raw files are; raises UserError."""
     path = raw_folder / "source.json"
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def _source(raw_folder: Path, name: str) -> dict[str, Any]:
         correct = False
     if not correct or not (files or source["kind"] == "image_folder"):
         raise UserError(f"{path}: is not {name}'s source.json; download {name} again")
-    return source | {"at": Path(source["folder"]) if source["folder"] else raw_folder}
+    return source, Path(source["folder"] or raw_folder)
 
 
 def _check_unchanged(folder: Path, source: dict[str, Any]) -> None:
@@ -113,8 +113,7 @@ def _check_unchanged(folder: Path, source: dict[str, Any]) -> None:
                 raise ValueError("its checksum has changed since")
 
 
-def _read(entry: DatasetEntry, source: dict[str, Any]) -> Arrays | ImageIndex:
-    folder: Path = source["at"]
+def _read(entry: DatasetEntry, source: dict[str, Any], folder: Path) -> Arrays | ImageIndex:
     if source["kind"] == "npz":
         return read_npz(folder / source["files"][0]["name"])
     if source["kind"] == "ilsvrc":
@@ -136,12 +135,6 @@ def _read(entry: DatasetEntry, source: dict[str, Any]) -> Arrays | ImageIndex:
     return read_cifar(folder / name, forms[name], entry.num_classes or 10)
 
 
-def _listed(classes: list[int]) -> str:
-    """ "class 3 has" or "classes 1, 2, 5, ... have"."""
-    shown = ", ".join(map(str, classes[:5])) + (", ..." if len(classes) > 5 else "")
-    return f"class {shown} has" if len(classes) == 1 else f"classes {shown} have"
-
-
 def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
     """The number of classes; raises UserError for one without train images or an unknown label."""
     lowest = min((int(labels.min()) for labels in (train, test) if len(labels)), default=0)
@@ -156,15 +149,18 @@ def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where
         raise UserError(f"{where}: holds {len(train)} train images of {num_classes} classes")
     if len(test) == 0:
         raise UserError(f"{where}: holds no test images")
-    for split, labels in (("train", train), ("test", test)):
-        empty = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
-        if empty and split == "train":
-            raise UserError(f"{where}: class {empty[0]} has no train images")
-        if empty:
-            say(
-                f"warning: {where}: {_listed(empty)} no test images, so of the test set only "
-                "errors and NC4 are measured"
-            )
+    missing = [
+        np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
+        for labels in (train, test)
+    ]
+    if missing[0]:
+        raise UserError(f"{where}: class {missing[0][0]} has no train images")
+    if missing[1]:
+        shown = ", ".join(map(str, missing[1][:5])) + (", ..." if len(missing[1]) > 5 else "")
+        say(
+            f"warning: {where}: there are no test images of class {shown}, so of the test set "
+            "only errors and NC4 are measured"
+        )
     return num_classes
 
 
@@ -231,17 +227,6 @@ def _prepare_arrays(arrays: Arrays, chosen: _Chosen, output: Path, recipe: DataR
     return _Prepared(output, mean, std, "published train images")
 
 
-def _check_arrays(arrays: Arrays, entry: DatasetEntry, where: Path) -> None:
-    """Raise UserError for images that are not square, or not those of a built-in dataset."""
-    shape = arrays.train_images.shape[1:]
-    known = (entry.channels, entry.image_size_px) != (None, None)
-    if known and (
-        shape[:2] != (entry.channels, entry.image_size_px) or arrays.test_images.shape[1:] != shape
-    ):
-        raise UserError(f"{where}: holds images of {shape}, not those of {entry.name}")
-    check_square(shape, where)
-
-
 def _prepare_files(
     index: ImageIndex,
     chosen: _Chosen,
@@ -306,7 +291,7 @@ def prepare_dataset(
     """
     entry = dataset_entry({name: custom} if custom else {}, name)
     raw_folder, output = Path(raw_folder), Path(output_folder)
-    source = _source(raw_folder, name)
+    source, where = _source(raw_folder, name)
     report: Progress = progress or (lambda *_: None)
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -315,14 +300,13 @@ def prepare_dataset(
     with contextlib.ExitStack() as held:
         if source["kind"] in ("ilsvrc", "image_folder"):
             held.enter_context(one_at_a_time(_partial(output) / ".lock"))
-        where: Path = source.pop("at")
-        read = _read(entry, source | {"at": where})
+        read = _read(entry, source, where)
         if source["kind"] == "npz":
             where /= source["files"][0]["name"]
         num_classes = _num_classes(entry, read.train_labels, read.test_labels, where)
         chosen = _Chosen.of(read, num_classes, recipe)
         if isinstance(read, Arrays):
-            _check_arrays(read, entry, where)
+            check_square(read.train_images.shape, where)
             size: int | None = read.train_images.shape[2]
             prepared = _prepare_arrays(read, chosen, output, recipe)
         else:
