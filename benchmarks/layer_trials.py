@@ -10,20 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neural_collapse.architectures.convolutions import Conv2d
-from neural_collapse.architectures.network import mean_over_image
-from neural_collapse.architectures.norms import BatchNorm2d
+from neural_collapse.networks.convolutions import PointwiseConv2d
+from neural_collapse.networks.network import mean_over_image
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-2}  # of the largest number
-
-
-class Subsampled(nn.Conv2d):
-    """A strided 1x1 convolution as one of stride 1, of the pixels that it looks at."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        down, right = self.stride
-        seen = x[:, :, ::down, ::right]
-        return nn.functional.conv2d(seen, self.weight, self.bias, groups=self.groups)
 
 
 class Taps(nn.Conv2d):
@@ -46,32 +36,32 @@ class MeanOverImage(nn.Module):
     forward = staticmethod(mean_over_image)
 
 
-# Kernel, stride, padding, groups (0: as many as channels), of the project's own networks or not.
+# Kernel, stride, padding, groups (0: as many as channels).
 CONVOLUTIONS = {
-    "3x3": (3, 1, 1, 1, True),
-    "3x3 stride 2": (3, 2, 1, 1, True),
-    "7x7 stride 2": (7, 2, 3, 1, True),
-    "1x1": (1, 1, 0, 1, True),
-    "1x1 stride 2": (1, 2, 0, 1, True),
-    "1x1 stride 3": (1, 3, 0, 1, False),
-    "1x1 stride 4": (1, 4, 0, 1, False),
-    "2x2 stride 2": (2, 2, 0, 1, False),
-    "3x3 stride 3": (3, 3, 0, 1, False),
-    "4x4 stride 4": (4, 4, 0, 1, False),
-    "3x3, 3 groups": (3, 1, 1, 3, True),
-    "1x1 stride 2, 3 groups": (1, 2, 0, 3, True),
-    "1x1 stride 2, depthwise": (1, 2, 0, 0, False),
-    "3x3 stride 2, depthwise": (3, 2, 1, 0, False),
+    "3x3": (3, 1, 1, 1),
+    "3x3 stride 2": (3, 2, 1, 1),
+    "7x7 stride 2": (7, 2, 3, 1),
+    "1x1": (1, 1, 0, 1),
+    "1x1 stride 2": (1, 2, 0, 1),
+    "1x1 stride 3": (1, 3, 0, 1),
+    "1x1 stride 4": (1, 4, 0, 1),
+    "2x2 stride 2": (2, 2, 0, 1),
+    "3x3 stride 3": (3, 3, 0, 1),
+    "4x4 stride 4": (4, 4, 0, 1),
+    "3x3, 3 groups": (3, 1, 1, 3),
+    "1x1 stride 2, 3 groups": (1, 2, 0, 3),
+    "1x1 stride 2, depthwise": (1, 2, 0, 0),
+    "3x3 stride 2, depthwise": (3, 2, 1, 0),
 }
 OTHERS = {
-    "BatchNorm2d": lambda i, _: (nn.BatchNorm2d(i), {"project": BatchNorm2d(i)}),
-    "BatchNorm2d, eval": lambda i, _: (nn.BatchNorm2d(i).eval(), {}),
-    "BatchNorm1d": lambda i, _: (nn.BatchNorm1d(i), {}),
-    "MaxPool2d 3 stride 2": lambda *_: (nn.MaxPool2d(3, 2, 1), {}),
-    "MaxPool2d 2": lambda *_: (nn.MaxPool2d(2, 2, ceil_mode=True), {}),
-    "AvgPool2d 2": lambda *_: (nn.AvgPool2d(2), {}),
-    "mean over image": lambda *_: (MeanOverImage(), {}),
-    "Linear": lambda i, o: (nn.Linear(i, o), {}),
+    "BatchNorm2d": lambda i, _: nn.BatchNorm2d(i),
+    "BatchNorm2d, eval": lambda i, _: nn.BatchNorm2d(i).eval(),
+    "BatchNorm1d": lambda i, _: nn.BatchNorm1d(i),
+    "MaxPool2d 3 stride 2": lambda *_: nn.MaxPool2d(3, 2, 1),
+    "MaxPool2d 2": lambda *_: nn.MaxPool2d(2, 2, ceil_mode=True),
+    "AvgPool2d 2": lambda *_: nn.AvgPool2d(2),
+    "mean over image": lambda *_: MeanOverImage(),
+    "Linear": lambda i, o: nn.Linear(i, o),
 }
 FLAT = ("BatchNorm1d", "Linear")
 
@@ -100,19 +90,16 @@ class Case(NamedTuple):
     px: int
 
     def layers(self) -> tuple[nn.Module, dict[str, nn.Module]]:
-        """The reference, and the layers by their way: "project" is that of its own networks."""
+        """The reference, and the layers by their way: "project" is what its networks use."""
         if self.kind in OTHERS:
-            torchs, own = OTHERS[self.kind](self.inputs, self.outputs)
-            other = "torch" if own else "project"
-            return torchs, own | {other: copy.deepcopy(torchs)}
-        kernel, stride, padding, groups, used = CONVOLUTIONS[self.kind]
+            reference = OTHERS[self.kind](self.inputs, self.outputs)
+            return reference, {"project": copy.deepcopy(reference)}
+        kernel, stride, padding, groups = CONVOLUTIONS[self.kind]
         outputs = self.outputs * groups or self.inputs
         shape = (self.inputs * (groups or 1), outputs, kernel, stride, padding, 1)
-        ways = {"project": Conv2d if groups == 1 else nn.Conv2d} if used else {}
-        if not used or groups == 1:
-            ways["torch"] = nn.Conv2d
-        if kernel == 1 < stride:
-            ways["subsampled"] = Subsampled
+        ways: dict[str, type[nn.Conv2d]] = {"project": nn.Conv2d}
+        if kernel == 1 < stride and groups == 1:
+            ways = {"project": PointwiseConv2d, "torch": nn.Conv2d}
         groups = groups or self.inputs
         return Taps(*shape, groups), {name: way(*shape, groups) for name, way in ways.items()}
 

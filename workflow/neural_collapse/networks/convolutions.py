@@ -10,9 +10,9 @@ from torch.nn.functional import conv2d
 class PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution with a stride, computed as one of stride 1 on every stride-th pixel.
 
-    The same function. oneDNN's AVX2 kernel for the weight gradient of the strided form writes out
-    of bounds where channels-last input has fewer channels than its block (oneDNN issue 6035):
-    gradients are wrong, or the process crashes.
+    The same function. oneDNN's kernels for the weight gradient of the strided form write out of
+    bounds where the input has fewer channels than their block (8 with AVX2, 16 with AVX-512; oneDNN
+    issue 6035): depending on shape and threads, gradients are wrong or the process crashes.
     """
 
     def forward(self, x: Tensor) -> Tensor:
