@@ -138,4 +138,4 @@ def slept() -> list[float]:
 @pytest.fixture
 def settings(slept: list[float]) -> DownloadSettings:
     """Never sleeps; `slept` notes how long it would have."""
-    return DownloadSettings(attempts=3, stall_timeout_s=0.3, sleep=slept.append)
+    return DownloadSettings(attempts=3, sleep=slept.append)
