@@ -38,10 +38,6 @@ NOT_RUN = {
     "scancel ": JOBS,
     "flock ": "needs two nodes",
 }
-# A dry run needs none of these, but Snakemake does without it.
-CORES = {
-    "snakemake": 'case "$*" in *--cores*|*-profile*|*--unlock*|*--dry-run*) ;; *) exit 9 ;; esac\n'
-}
 # What the Python blocks start from.
 GIVEN = {
     "features": np.random.default_rng(0).standard_normal((40, 6)),

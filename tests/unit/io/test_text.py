@@ -26,7 +26,7 @@ def test_size_text_unit_fits(size, text):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"),
-     (4e6, "1,111.1 h")],
+     (4e6, "1,111.1 h"), (float("nan"), "unknown")],
 )  # fmt: skip
 def test_duration_text_unit_fits(seconds, text):
     assert duration_text(seconds) == text

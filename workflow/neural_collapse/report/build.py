@@ -22,6 +22,7 @@ from .. import __version__
 from ..figures.registry import FIGURES, caption
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
+from ..io.text import duration_text
 from ..results import claims, paper, table1
 from ..results.tables import OWN, REFERENCE, SCHEMAS, read_table
 
@@ -214,18 +215,9 @@ def _summary(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> lis
         rows.append(("Device", ", ".join(devices)))
     seconds = [run["seconds"] for run in provenance if "seconds" in run]
     if seconds:
-        rows.append(("Training time, sweeps apart", duration(sum(seconds))))
+        rows.append(("Training time, sweeps apart", duration_text(sum(seconds))))
     diverged = int(runs["diverged"].sum())
     return rows + ([("Diverged", str(diverged))] if diverged else [])
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say it: 42 s, 3.4 min, 2.5 h."""
-    if not np.isfinite(seconds):
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 _VERDICTS = {"holds": ("✓", "yes"), "does not": ("✗", "no"), "cannot say": ("?", "open")}
@@ -341,7 +333,7 @@ def _runs_table(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> 
                 Cell(f"{run.train_examples:,}", str(run.train_examples)),
                 Cell(f"{run.test_examples:,}", str(run.test_examples)),
                 Cell(str(run.num_classes), str(run.num_classes)),
-                Cell(DASH) if seconds is None else Cell(duration(seconds), repr(seconds)),
+                Cell(DASH) if seconds is None else Cell(duration_text(seconds), repr(seconds)),
                 Cell(_device(own) or DASH),
                 Cell("yes" if run.diverged else "no"),
             ]
