@@ -1,5 +1,14 @@
 
 "use strict";
+// A sign of the matrix, pointed at, tapped or reached by keyboard, says its numbers beneath.
+for (const sign of document.querySelectorAll("#matrix button")) {
+  const show = () => {
+    document.getElementById("detail").textContent = sign.title;
+    for (const other of document.querySelectorAll("#matrix .shown")) other.classList.remove("shown");
+    sign.classList.add("shown");
+  };
+  for (const event of ["mouseenter", "focus", "click"]) sign.addEventListener(event, show);
+}
 // Sorts a table by the column whose title is clicked; numbers by value, dashes always last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];

@@ -1,12 +1,12 @@
-"""The paper's claims, checked on our tables: one row a network x dataset x phenomenon.
+"""The paper's claims, judged on our tables: one row a network x dataset x phenomenon.
 
 No absolute threshold says "collapsed".  A value is compared with the same network's value before
-training (epoch 0) and at the start of its terminal phase of training (TPT).
+training (epoch 0) and at the start of its terminal phase of training (TPT), and a difference that
+is within the noise of a training decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ HOLDS, DOES_NOT, CANNOT_SAY = "holds", "does not", "cannot say"
 NC1_FACTOR = 10
 """NC1 must end at least this many times below its value before training."""
 
+FELL = "falls during the TPT"
+
 
 @dataclass(frozen=True)
 class Phenomenon:
@@ -30,38 +32,62 @@ class Phenomenon:
 
     name: str
     statistic: str
-    split: str
-    criterion: str
-    test: Callable[[float, float, float], bool]
-    """Whether it holds, of the values at epoch 0, at the start of the TPT and at the end."""
-    paper: str = DASH
+    split: str = "train"
+    rises: bool = False
+    """Whether it is to rise from the start of the TPT to the end; otherwise it is to fall."""
+    factor: float | None = 1
+    """How many times the value at the end must be below that at epoch 0; None compares neither."""
+    floor: float = 0.0
+    """Noise of one seed alone, as a share of the value at the start of the TPT."""
+    paper: str = FELL
 
     @property
     def quantity(self) -> str:
         """What the values of its rows are."""
         return "1 - error" if self.statistic == "error" else self.statistic
 
+    @property
+    def criterion(self) -> str:
+        """When it holds, in words."""
+        way = "higher" if self.rises else "lower"
+        text = f"at the last epoch {way} than at the start of the TPT"
+        if self.rises:
+            return text
+        if self.factor is None:
+            return text + (
+                " (not compared with epoch 0: freshly drawn classifier weights are nearly equinorm "
+                "and equiangular by chance)"
+            )
+        times = f"at least {self.factor} times lower" if self.factor > 1 else "lower"
+        return f"{text} and {times} than at epoch 0, or zero"
 
-def _falls(name: str, statistic: str) -> Phenomenon:
-    return Phenomenon(
-        name,
-        statistic,
-        "train",
-        "at the last epoch lower than at the start of the TPT and lower than at epoch 0",
-        lambda zero, start, end: end < start and end < zero,
-        "falls during the TPT",
-    )
+    def verdict(self, zero: float, start: float, end: float, noise: float) -> str:
+        """Of its values at epoch 0, at the start of the TPT and at the end."""
+        margins = [end - start if self.rises else start - end]
+        if not self.rises and self.factor is not None:
+            margins.append(zero / self.factor - end)
+        if not self.rises and end == 0:
+            return HOLDS
+        if min(margins) < -noise:
+            return DOES_NOT
+        return HOLDS if min(margins) > noise else CANNOT_SAY
 
 
-def _falls_in_terminal_phase(name: str, statistic: str) -> Phenomenon:
-    return Phenomenon(
-        name,
-        statistic,
-        "train",
-        "at the last epoch lower than at the start of the TPT (not compared with epoch 0: freshly "
-        "drawn classifier weights are nearly equinorm and equiangular by chance)",
-        lambda zero, start, end: end < start,
-        "falls during the TPT",
+NOISE = (
+    "Two values decide where they differ by more than the noise; within it the verdict is "
+    f"“{CANNOT_SAY}”. The noise is the standard deviation over seeds (ddof 1) of the change from "
+    "the start of the TPT to the end. Where a cell has one seed, it is a share of the value at the "
+    "start (of the error, for test accuracy): that standard deviation over three seeds of "
+    "config/quickstart.yaml, in the median of its six cells: "
+)
+
+
+def _pair(name: str, statistic: str, means: float, classifiers: float) -> tuple[Phenomenon, ...]:
+    return (
+        Phenomenon(f"{name}: class means", f"{statistic}_means", floor=means),
+        Phenomenon(
+            f"{name}: classifiers", f"{statistic}_classifier", factor=None, floor=classifiers
+        ),
     )
 
 
@@ -69,44 +95,28 @@ PHENOMENA: tuple[Phenomenon, ...] = (
     Phenomenon(
         "NC1 within-class variability",
         "nc1_within_class_variability",
-        "train",
-        "at the last epoch lower than at the start of the TPT and at least "
-        f"{NC1_FACTOR} times lower than at epoch 0",
-        lambda zero, start, end: end < start and NC1_FACTOR * end <= zero,
-        "falls during the TPT",
+        factor=NC1_FACTOR,
+        floor=0.05,
     ),
-    _falls("NC2 equinorm: class means", "nc2_equinorm_means"),
-    _falls_in_terminal_phase("NC2 equinorm: classifiers", "nc2_equinorm_classifier"),
-    _falls("NC2 equiangularity: class means", "nc2_equiangularity_means"),
-    _falls_in_terminal_phase("NC2 equiangularity: classifiers", "nc2_equiangularity_classifier"),
-    _falls("NC2 maximal angle: class means", "nc2_maximal_angle_means"),
-    _falls_in_terminal_phase("NC2 maximal angle: classifiers", "nc2_maximal_angle_classifier"),
-    _falls("NC3 self-duality", "nc3_self_duality"),
-    Phenomenon(
-        "NC4 nearest class-centre decision",
-        "nc4_ncc_mismatch",
-        "test",
-        "at the last epoch not higher than at the start of the TPT, and lower than at epoch 0 (or "
-        "zero)",
-        lambda zero, start, end: end <= start and (end < zero or end == 0),
-        "falls during the TPT",
-    ),
+    *_pair("NC2 equinorm", "nc2_equinorm", 0.05, 0.05),
+    *_pair("NC2 equiangularity", "nc2_equiangularity", 0.05, 0.05),
+    *_pair("NC2 maximal angle", "nc2_maximal_angle", 0.05, 0.05),
+    Phenomenon("NC3 self-duality", "nc3_self_duality", floor=0.05),
+    Phenomenon("NC4 nearest class-centre decision", "nc4_ncc_mismatch", "test", floor=0.05),
     Phenomenon(
         "robustness",
         "robustness",
         "test",
-        "at the last epoch not lower than at the start of the TPT",
-        lambda zero, start, end: end >= start,
-        f"median gain {paper.ROBUSTNESS_GAIN_MEDIAN}, mean {paper.ROBUSTNESS_GAIN_MEAN}",
+        rises=True,
+        floor=0.05,
+        paper=f"median gain {paper.ROBUSTNESS_GAIN_MEDIAN}, mean {paper.ROBUSTNESS_GAIN_MEAN}",
     ),
-    Phenomenon(
-        "test accuracy",
-        "error",
-        "test",
-        "accuracy (1 - error) at the last epoch not lower than at the start of the TPT",
-        lambda zero, start, end: end >= start,
-    ),
+    Phenomenon("test accuracy", "error", "test", rises=True, floor=0.05),
 )
+
+
+NOISE += ", ".join(f"{p.name} {100 * p.floor:.2g} %" for p in PHENOMENA) + "."
+"""When values differ enough for a verdict, in words."""
 
 
 def check_claims(
@@ -116,8 +126,9 @@ def check_claims(
 
     Values are means over the seeds that reached the terminal phase; test accuracy is 1 - error.
     Its start is the epoch in `runs` where the statistic was measured then, otherwise the first
-    measured epoch after it, as column epoch_at_start says.  "cannot say" where no seed reached the
-    terminal phase, a value is missing or nan, or nothing was measured after the start.
+    measured epoch after it, as column epoch_at_start says.  "cannot say" where the values differ
+    by less than the noise, no seed reached the terminal phase, a value is missing or nan, or
+    nothing was measured after the start.
     """
     layout = layout or Layout.of(runs)
     rows = []
@@ -154,64 +165,78 @@ def _paper(phenomenon: Phenomenon, dataset: str, architecture: str) -> str:
 
 def _judge(phenomenon: Phenomenon, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     """Values, verdict and its reason."""
-    verdict = {
-        "seeds": 0,
-        "epoch_at_start": DASH,
-        "epoch_at_end": DASH,
-        "at_epoch_0": np.nan,
-        "at_start": np.nan,
-        "at_end": np.nan,
-        "change": np.nan,
-        "holds": CANNOT_SAY,
-    }
-    if runs.empty:
-        return verdict | {"reason": "not run"}
     reached = runs[runs["terminal_phase_epoch"].notna() & ~runs["diverged"].astype(bool)]
     # Without a terminal phase the ends are still worth reading.
     considered = reached if len(reached) else runs
     chosen = cell[(cell["statistic"] == phenomenon.statistic) & (cell["split"] == phenomenon.split)]
-    values, starts, ends = [], [], []
-    for run in considered.itertuples():
-        own = chosen[chosen["seed"] == run.seed].set_index("epoch")["value"].sort_index()
-        if phenomenon.statistic == "error":
-            own = 1 - own
-        if own.empty:
-            return verdict | {
-                "reason": f"{phenomenon.statistic} was not measured (seed {run.seed})"
-            }
-        start = np.nan
-        if len(reached):
-            later = own.index[own.index >= run.terminal_phase_epoch]
-            if len(later):
-                start = own[later[0]]
-                starts.append(int(later[0]))
-        ends.append(int(own.index[-1]))
-        values.append((own.get(0, np.nan), start, own.iloc[-1]))
-    zero, start, end = map(float, np.mean(values, axis=0))
-    verdict |= {
-        "seeds": len(considered),
+    curves = {run.Index: _curve(chosen, phenomenon, run.seed) for run in considered.itertuples()}
+    unmeasured = [runs.loc[index, "seed"] for index, curve in curves.items() if curve.empty]
+    points = [_points(curves[run.Index], run) for run in considered.itertuples()]
+    if runs.empty or unmeasured:
+        points = []
+    values = np.array([values for values, _ in points]).reshape(-1, 3)
+    starts = [start for _, (start, _) in points if start is not None]
+    ends = [end for _, (_, end) in points]
+    zero, start, end = map(float, values.mean(axis=0)) if points else (np.nan,) * 3
+    noise = _noise(phenomenon, values)
+    row = {
+        "seeds": len(points),
         "epoch_at_start": _epochs(starts),
         "epoch_at_end": _epochs(ends),
         "at_epoch_0": zero,
         "at_start": start,
         "at_end": end,
         "change": end - start,
+        "noise": noise,
+        "holds": CANNOT_SAY,
     }
-    if not len(reached):
+    some = f"; {len(reached)} of {len(runs)} seeds reached TPT" * (0 < len(reached) < len(runs))
+    if runs.empty:
+        return row | {"reason": "not run"}
+    if unmeasured:
+        return row | {"reason": f"{phenomenon.statistic} was not measured (seed {unmeasured[0]})"}
+    if reached.empty:
         diverged = bool(runs["diverged"].all())
         why = "the training diverged" if diverged else "the terminal phase was not reached"
-        return verdict | {"reason": why}
-    some = "" if len(reached) == len(runs) else f"; {len(reached)} of {len(runs)} seeds reached TPT"
+        return row | {"reason": why}
     if len(starts) < len(reached):
-        return verdict | {"reason": f"nothing was measured in the terminal phase{some}"}
+        return row | {"reason": f"nothing was measured in the terminal phase{some}"}
     if any(first >= last for first, last in zip(starts, ends, strict=True)):
         reason = "the terminal phase starts at the last measured epoch: nothing to compare"
-        return verdict | {"reason": reason + some}
+        return row | {"reason": reason + some}
     if not np.isfinite([zero, start, end]).all():
-        return verdict | {"reason": f"a value is missing or not finite{some}"}
-    holds = HOLDS if phenomenon.test(zero, start, end) else DOES_NOT
-    reason = f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}{some}"
-    return verdict | {"holds": holds, "reason": reason}
+        return row | {"reason": f"a value is missing or not finite{some}"}
+    reason = f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}; noise: {noise:.2g}"
+    holds = phenomenon.verdict(zero, start, end, noise)
+    return row | {"holds": holds, "reason": reason + some}
+
+
+def _curve(chosen: pd.DataFrame, phenomenon: Phenomenon, seed: int) -> pd.Series:
+    """One seed's values by epoch."""
+    own = chosen[chosen["seed"] == seed].set_index("epoch")["value"].sort_index()
+    return 1 - own if phenomenon.statistic == "error" else own
+
+
+def _points(curve: pd.Series, run) -> tuple[tuple[float, float, float], tuple[int | None, int]]:
+    """Values at epoch 0, at the start of the TPT and at the end; and the latter two's epochs."""
+    if curve.empty:
+        return (np.nan,) * 3, (None, 0)
+    begun = run.terminal_phase_epoch
+    later = [] if pd.isna(begun) else curve.index[curve.index >= begun]
+    start = int(later[0]) if len(later) else None
+    values = curve.get(0, np.nan), np.nan if start is None else curve[start], curve.iloc[-1]
+    return values, (start, int(curve.index[-1]))
+
+
+def _noise(phenomenon: Phenomenon, values: np.ndarray) -> float:
+    """What a change within the TPT may be by chance; of (seeds, 3) values. See :data:`NOISE`."""
+    if len(values) == 0:
+        return np.nan
+    changes = values[:, 2] - values[:, 1]
+    if len(changes) > 1:
+        return float(changes.std(ddof=1))
+    start = 1 - values[0, 1] if phenomenon.statistic == "error" else values[0, 1]
+    return phenomenon.floor * abs(float(start))
 
 
 def _epochs(epochs: list[int]) -> str:
@@ -247,9 +272,9 @@ CLAIM_HEADINGS = (
     "Start of TPT",
     "End",
     "Change",
+    "Noise",
     "Epochs (TPT, end)",
     "Seeds",
-    "Criterion",
     "Reason",
     "Paper",
 )
@@ -271,9 +296,9 @@ def display_rows(claims: pd.DataFrame) -> list[list[str]]:
             number(row.at_start),
             number(row.at_end),
             number(row.change, "+"),
+            number(row.noise),
             f"{row.epoch_at_start}, {row.epoch_at_end}",
             str(row.seeds),
-            row.criterion,
             row.reason,
             row.paper,
         ]
@@ -296,12 +321,11 @@ def render_claims(claims: pd.DataFrame) -> str:
         "",
         *[f"- {p.name} (`{p.quantity}`, {p.split}): {p.criterion}." for p in PHENOMENA],
         "",
+        NOISE,
+        "",
+        markdown_table(CLAIM_HEADINGS, display_rows(claims), "llllrrrrrlrll"),
+        paper.RECALLED + "\n",
     ]
-    keep = [i for i, heading in enumerate(CLAIM_HEADINGS) if heading != "Criterion"]
-    rows = [[row[i] for i in keep] for row in display_rows(claims)]
-    headings = [CLAIM_HEADINGS[i] for i in keep]
-    parts.append(markdown_table(headings, rows, "llllrrrrrrll"))
-    parts.append(paper.RECALLED + "\n")
     return "\n".join(parts)
 
 

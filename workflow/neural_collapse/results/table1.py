@@ -270,46 +270,32 @@ def markdown_table(headings, rows, alignment: str) -> str:
     return "\n".join([line(headings), line(rule), *map(line, rows)]) + "\n"
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "−": "$-$",
-    DASH: "--",
-    "×": r"$\times$",
-}
-
-
-def latex_escape(text: str) -> str:
-    """`text` as LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in text)
+_LATEX_COLUMNS = [
+    ("", "Dataset"),
+    ("", "Network"),
+    *((whose, when) for whose in ("Paper", "Ours", "Difference") for when in ("TPT", "end")),
+    (" ", "Seeds"),
+]
+_LATEX_SIGNS = {"−": "$-$", DASH: "--", "×": r"$\times$"}
 
 
 def _latex(table: pd.DataFrame) -> str:
-    lines = [
-        r"% \usepackage{booktabs}",
-        r"\begin{tabular}{llrrrrrrl}",
-        r"\toprule",
-        r" & & \multicolumn{2}{c}{Paper} & \multicolumn{2}{c}{Ours} "
-        r"& \multicolumn{2}{c}{Difference} & \\",
-        r"\cmidrule(lr){3-4} \cmidrule(lr){5-6} \cmidrule(lr){7-8}",
-        r"Dataset & Network & TPT & end & TPT & end & TPT & end & Seeds \\",
-        r"\midrule",
-    ]
-    previous = None
-    for row in display_rows(table):
-        if previous is not None and row[0] != previous:
-            lines.append(r"\addlinespace")
-        shown = ["" if row[0] == previous else row[0], *row[1:-1]]
-        previous = row[0]
-        mark = "" if row[-1] in (DASH, NONE_FOUND) else r"\textsuperscript{a}"
-        cells = [latex_escape(cell) for cell in shown]
-        cells[1] += mark
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines.append(f"% {notes(table)}")
-    different = [row for row in display_rows(table) if row[-1] not in (DASH, NONE_FOUND)]
-    for row in different:
-        lines.append(f"% a: {row[0]}, {row[1]}: {row[-1]}")
-    return "\n".join(lines) + "\n"
+    """A tabular of booktabs; an asterisk marks the networks whose deviations stand below it."""
+    rows, lines, above = display_rows(table), [], ""
+    for dataset, network, *numbers, deviations in rows:
+        mark = "" if deviations in (DASH, NONE_FOUND) else "*"
+        lines.append(["" if dataset == above else dataset, network + mark, *numbers])
+        above = dataset
+    frame = pd.DataFrame(lines, columns=pd.MultiIndex.from_tuples(_LATEX_COLUMNS))
+    text = (
+        frame.style.hide(axis="index")
+        .format(escape="latex")
+        .to_latex(hrules=True, column_format="llrrrrrrl", multicol_align="c")
+    )
+    for sign, command in _LATEX_SIGNS.items():
+        text = text.replace(sign, command)
+    marked = [row for row in rows if row[-1] not in (DASH, NONE_FOUND)]
+    comments = [notes(table), *(f"*: {row[0]}, {row[1]}: {row[-1]}" for row in marked)]
+    return "".join(
+        [r"% \usepackage{booktabs,multirow}", "\n", text, *(f"% {c}\n" for c in comments)]
+    )

@@ -179,7 +179,7 @@ SCHEMAS: dict[str, TableSchema] = {
         ),
         TableSchema(
             "claims",
-            1,
+            2,
             (
                 *_CELL,
                 _ORIGIN,
@@ -194,6 +194,7 @@ SCHEMAS: dict[str, TableSchema] = {
                 Column("at_start", "float64", "value at the start of the terminal phase"),
                 Column("at_end", "float64", "value at the last epoch"),
                 Column("change", "float64", "at_end - at_start"),
+                Column("noise", "float64", "how large a change may be by chance"),
                 Column("holds", "string", "the verdict", choices=VERDICTS),
                 Column("criterion", "string", "when the claim holds, in words"),
                 Column(
