@@ -16,6 +16,7 @@ from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
 from neural_collapse.experiment.targets import Experiment
 from neural_collapse.figures import MOVING
+from neural_collapse.figures.specs import Look
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest
 from neural_collapse.io.yaml import read_yaml
@@ -199,6 +200,10 @@ def custom_contents(wildcards):
 def reference_options():
     folder = EXPERIMENT.reference_folder(ROOT)
     return ["--reference-folder", folder] if CONFIG.shows_reference else []
+
+
+def look_options():
+    return Look(**CONFIG.figures.model_dump(exclude={"formats"})).options()
 
 
 def in_report(path):

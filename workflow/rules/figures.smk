@@ -67,7 +67,7 @@ rule plot_figures:
         folder=subpath(output.overview_png, parent=True),
         figures=EXPERIMENT.figures,
         formats=[*CONFIG.figures.formats, "rst"],
-        epoch_axis=CONFIG.figures.epoch_axis,
+        look=look_options(),
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: EXPERIMENT.titles(),
@@ -77,7 +77,7 @@ rule plot_figures:
     shell:
         "python -m neural_collapse plot --figure {params.figures} --tables {params.tables:q}"
         " --output-folder {params.folder:q} --formats {params.formats}"
-        " --epoch-axis {params.epoch_axis} --processes {threads} --datasets {params.datasets}"
+        " {params.look} --processes {threads} --datasets {params.datasets}"
         " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
 
 

@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_tables
 
 from neural_collapse import figures
-from neural_collapse.figures.specs import SPECS, grid_caption
+from neural_collapse.figures.specs import SPECS, Look, grid_caption
 from neural_collapse.results.layout import Layout, finite_values
 
 
@@ -173,7 +173,7 @@ def test_one_seed_has_no_band(tables, layout):
 
 @pytest.mark.parametrize("axis", ["linear", "log"])
 def test_epoch_zero_is_on_both_axes(axis, tables, layout):
-    ax = panel(draw(6, tables, layout, epoch_axis=axis), layout, "digits", "vgg")
+    ax = panel(draw(6, tables, layout, look=Look(epoch_axis=axis)), layout, "digits", "vgg")
     low, high = ax.get_xlim()
     assert low < 0 and high > 100
     pixels = ax.transData.transform([(0, 1), (1, 1), (10, 1), (100, 1)])[:, 0]
@@ -184,7 +184,34 @@ def test_epoch_zero_is_on_both_axes(axis, tables, layout):
 
 def test_an_unknown_epoch_axis_is_refused(tables, layout):
     with pytest.raises(ValueError, match="epoch_axis"):
-        draw(6, tables, layout, epoch_axis="cubic")
+        draw(6, tables, layout, look=Look(epoch_axis="cubic"))
+
+
+@pytest.mark.parametrize("shared", ["auto", "figure", "row", "none"])
+@pytest.mark.parametrize("number", [2, 7])
+def test_panels_that_share_a_scale_have_the_same_limits(number, shared, tables, layout):
+    figure = draw(number, tables, layout, look=Look(shared_y_axis=shared))
+    shared = {2: "figure", 7: "none"}[number] if shared == "auto" else shared
+    axes = np.array(figure.axes).reshape(3, 2)[:2]  # of the last row one was not run
+    limits = np.array([[ax.get_ylim() for ax in row] for row in axes])
+    labelled = [[ax.yaxis.get_tick_params()["labelleft"] for ax in row] for row in axes]
+    assert labelled == [[True, shared == "none"]] * 2
+    assert (limits[:, 0] == limits[:, 1]).all() == (shared != "none")
+    assert (limits == limits[0, 0]).all() == (shared == "figure")
+    frames = tables["measurements"], tables["runs"], layout
+    said = {"figure": "", "row": "row of panels has", "none": "panel has"}[shared]
+    caption = grid_caption(SPECS[number], *frames, Look(shared_y_axis=shared))
+    assert said in caption and ("own vertical scale" in caption) == bool(said)
+
+
+@pytest.mark.parametrize(("width", "inches"), [("auto", 3.42), ("column", 3.42), ("page", 7.0)])
+@pytest.mark.parametrize("name", ["figure_1", "figure_3", "sweep"])
+def test_figure_is_as_wide_as_a_column_or_a_page(name, width, inches, tables, layout):
+    entry = figures.FIGURES[name]
+    look = Look(width=width)
+    figure = entry.function(tables[entry.table], tables["runs"], layout=layout, look=look)
+    assert figure.get_figwidth() == inches
+    assert look.options() == ([] if width == "auto" else ["--width", width])
 
 
 @pytest.mark.parametrize("number", SPECS)

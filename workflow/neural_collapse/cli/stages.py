@@ -118,11 +118,15 @@ def plot(
     output: Sequence[Path] | None,
     output_folder: Path | None,
     formats: Sequence[str],
-    **look: Any,
+    epoch_axis: str,
+    width: str,
+    shared_y_axis: str,
+    **more: Any,
 ) -> None:
     """Draw one figure into the given files, or several into a folder."""
     from ..figures import MOVING, NAMES
     from ..figures.registry import figure_entry, plot
+    from ..figures.specs import Look
 
     names = [figure_entry(name).name for name in figure or NAMES]
     if output and (len(names) > 1 or output_folder):
@@ -139,7 +143,7 @@ def plot(
             ]
             for name in names
         }
-    plot(tables, files, **look)
+    plot(tables, files, Look(epoch_axis, width, shared_y_axis), **more)
 
 
 def report(
@@ -155,14 +159,16 @@ def report(
     """Build the report page."""
     import yaml
 
+    from ..figures.specs import Look
     from ..io.files import read_json
     from ..report.build import build_report, report_figures
     from ..results.run_facts import read_run
 
     if not isinstance(config_json, dict) or not isinstance(config_json.get("experiment"), str):
         raise UserError("--config-json: is no config, which names its experiment")
-    epoch_axis = (config_json.get("figures") or {}).get("epoch_axis", "linear")
-    figures = report_figures(tables_folder, figures_folder, epoch_axis=epoch_axis, **layout)
+    given = config_json.get("figures") or {}
+    look = Look(**{key: given[key] for key in Look.__annotations__ if key in given})
+    figures = report_figures(tables_folder, figures_folder, look=look, **layout)
     shipped_runs = shipped_cards = []
     if reference_folder is not None:
         from ..results.reference_runs import read_cards, read_runs
@@ -280,6 +286,10 @@ def _add_results(cli: Commands) -> None:
                help="of the files in the folder; gif and html are of Figure 1 alone"),
         option("--epoch-axis", choices=("linear", "log"), default="linear",
                help="how epochs are spaced"),
+        option("--width", choices=("auto", "column", "page"), default="auto",
+               help="of the figures; by default as their panels need it"),
+        option("--shared-y-axis", choices=("auto", "figure", "row", "none"), default="auto",
+               help="which panels have one vertical scale"),
         option("--processes", type=at_least(1), default=1, metavar="N",
                help="that share the figures"),
         *LAYOUT,

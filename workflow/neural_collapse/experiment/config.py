@@ -145,6 +145,12 @@ class FiguresConfig(Model):
 
     epoch_axis: Literal["linear", "log"] = "linear"
     """Horizontal axis of Figures 2 to 8."""
+    width: Literal["auto", "column", "page"] = "auto"
+    """Of a column (87 mm) or of a page (178 mm); `auto` takes a column for up to three panels
+    beside each other."""
+    shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
+    """Which panels of Figures 2 to 8 have one vertical scale; `auto` is the whole figure, and in
+    Figures 7 and 8, whose datasets differ most, none."""
     formats: tuple[Literal["png", "svg", "pdf", "gif", "html"], ...] = (
         *("png", "svg", "pdf", "gif", "html"),
     )

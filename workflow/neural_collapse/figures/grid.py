@@ -25,7 +25,7 @@ from ..results.layout import (
     terminal_phase,
 )
 from . import style
-from .specs import SPECS, EpochAxis, GridFigure, Series
+from .specs import DEFAULT_LOOK, SPECS, EpochAxis, GridFigure, Look, Series
 
 # --------------------------------------------------------------------------- the epoch axis
 
@@ -165,26 +165,25 @@ def draw_grid(
     measurements: pd.DataFrame,
     runs: pd.DataFrame,
     layout: Layout | None = None,
-    epoch_axis: EpochAxis = "linear",
+    look: Look = DEFAULT_LOOK,
 ) -> Figure:
     """Draw one of Figures 2 to 8 from tables `measurements` and `runs`."""
     layout = layout or Layout.of(runs)
     rows, columns = len(layout.architectures), len(layout.datasets)
     with style.style():
-        width = style.figure_width(columns)
-        slot = {1: 2.1, 2: 1.2, 3: 0.95}.get(columns, 0.98)
-        figure = style.new_figure(width, 0.62 + rows * slot)
+        width = style.figure_width(columns, look.width)
+        figure = style.new_figure(width, 0.62 + rows * style.panel_height(columns, width))
         # Row titles and tick labels fill the height between panels already.
         figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
         axes = figure.subplots(rows, columns, squeeze=False)
         drawn: list[Axes] = []
         for column, (dataset, dataset_label) in enumerate(layout.datasets):
             last = _draw_column(spec, measurements, runs, layout, axes[:, column], dataset, drawn)
-            label_epochs(axes[:, column], drawn, last, epoch_axis)
+            label_epochs(axes[:, column], drawn, last, look.epoch_axis)
             axes[0, column].set_title(dataset_label)
         for row, (_, label) in enumerate(layout.architectures):
             axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
-        _vertical_axes(spec, axes, drawn)
+        _vertical_axes(spec, axes, drawn, spec.shared(look))
         figure.supylabel(spec.axis_label, fontsize=7)
         _legend(figure, spec, measurements, runs, layout)
         style.label_below(figure, "Epoch", size_sentence(runs, layout))
@@ -205,16 +204,17 @@ def _draw_column(spec, measurements, runs, layout, axes, dataset, drawn) -> floa
     return last
 
 
-def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes]) -> None:
+def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared: str) -> None:
     limits = {ax: _limits(ax, spec.log_y) for ax in drawn}
     for row in axes:
         for column, ax in enumerate(row):
             if ax not in drawn:
                 continue
-            low, high = limits[ax]
-            if spec.share_y:
-                low = min(limit[0] for limit in limits.values())
-                high = max(limit[1] for limit in limits.values())
+            among = {"figure": drawn, "row": [ax for ax in row if ax in drawn], "none": [ax]}[
+                shared
+            ]
+            low = min(limits[other][0] for other in among)
+            high = max(limits[other][1] for other in among)
             if spec.log_y:
                 ax.set_yscale("log")
                 ax.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.05)
@@ -225,7 +225,7 @@ def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes]) -> Non
                     MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10])
                 )
                 ax.yaxis.set_major_formatter(style.tick_formatter())
-            if spec.share_y and any(other in drawn for other in row[:column]):
+            if shared != "none" and any(other in drawn for other in row[:column]):
                 ax.tick_params(labelleft=False)
 
 
@@ -258,7 +258,8 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
     handles += style.origin_handles(origins_of(measurements))
     if handles:
         # Two columns of text are wide enough for one line, one column takes three entries.
-        columns = len(handles) if len(layout.datasets) > 3 else min(len(handles), 3)
+        wide = figure.get_figwidth() > style.ONE_COLUMN_IN
+        columns = len(handles) if wide else min(len(handles), 3)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
@@ -269,9 +270,9 @@ def _figure(number: int):
         measurements: pd.DataFrame,
         runs: pd.DataFrame,
         layout: Layout | None = None,
-        epoch_axis: EpochAxis = "linear",
+        look: Look = DEFAULT_LOOK,
     ) -> Figure:
-        return draw_grid(spec, measurements, runs, layout, epoch_axis)
+        return draw_grid(spec, measurements, runs, layout, look)
 
     draw.__name__ = draw.__qualname__ = f"figure_{number}"
     draw.__doc__ = f"Figure {number}: {spec.title}. {spec.explanation}."

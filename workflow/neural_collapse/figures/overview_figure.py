@@ -25,7 +25,7 @@ from .grid import (
     mark_terminal_phase,
     set_epoch_axis,
 )
-from .specs import PANELS, EpochAxis
+from .specs import DEFAULT_LOOK, PANELS, Look
 
 NUMBER_HEIGHT = 0.24
 """Of a number in a panel's corner, as a share of the panel."""
@@ -35,7 +35,7 @@ def overview(
     measurements: pd.DataFrame,
     runs: pd.DataFrame,
     layout: Layout | None = None,
-    epoch_axis: EpochAxis = "linear",
+    look: Look = DEFAULT_LOOK,
 ) -> Figure:
     """The overview from the tables `measurements` and `runs`; cells that were not run are left out.
 
@@ -63,7 +63,7 @@ def overview(
             last = lasts[row] if lasts[row] > 0 else 1
             for column, (_, *panel) in enumerate(PANELS):
                 ax = axes[row, column]
-                _draw_panel(ax, data, *panel, facts, cell, last, epoch_axis)
+                _draw_panel(ax, data, *panel, facts, cell, last, look.epoch_axis)
                 if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
                     ax.tick_params(labelbottom=False)
             title = layout.title(*cell).split(" × ")

@@ -10,7 +10,7 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from ..results.layout import Layout
 from . import style
-from .specs import REACH_MAX, Picture, choose_picture
+from .specs import DEFAULT_LOOK, REACH_MAX, Look, Picture, choose_picture
 
 # A dark, a middle and a light shade for the three classes.
 FEATURE_SHADES = ("#1D4E89", "#5B9BD5", "#9FC9EE")
@@ -27,6 +27,7 @@ def figure_1(
     runs: pd.DataFrame,
     layout: Layout | None = None,
     cell: tuple[str, str] | None = None,
+    look: Look = DEFAULT_LOOK,
 ) -> Figure:
     """Figure 1 from the tables `activations` and `runs`.
 
@@ -44,7 +45,7 @@ def figure_1(
         columns = len(epochs) if len(epochs) <= 3 else 2 if len(epochs) == 4 else 4
         columns = min(columns, len(epochs))
         lines = -(-len(epochs) // columns)
-        width = style.figure_width(columns)
+        width = style.figure_width(columns, look.width)
         figure = style.new_figure(width, 0.55 + lines * (0.14 + 0.68 * width / columns))
         figure.get_layout_engine().set(w_pad=0.01, h_pad=0.03, wspace=0, hspace=0.02)
         for place, epoch in enumerate(epochs):

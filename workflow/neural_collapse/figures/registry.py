@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,14 +45,18 @@ class FigureEntry:
     """The table that it draws; it gets `runs` as well."""
     statistics: tuple[tuple[str, str], ...]
     """(statistic, split) pairs that it shows."""
-    caption: Callable[..., str]
-    """`caption(table, runs, layout=...)` says what is shown, how many seeds, what the band is."""
-    has_epoch_axis: bool = True
+    describe: Callable[..., str]
+    """`describe(table, runs, layout=...)`, and `look=` where `module` is grid; see `caption`."""
 
     @property
     def function(self) -> Callable[..., Figure]:
-        """`function(table, runs, layout=..., [epoch_axis=...])` draws it."""
+        """`function(table, runs, layout=..., look=...)` draws it."""
         return getattr(import_module(f".{self.module}", __package__), self.name)
+
+    def caption(self, frame, runs, layout=None, look: specs.Look = specs.DEFAULT_LOOK) -> str:
+        """What is shown, how many seeds, what the band is."""
+        options = {"look": look} if self.module == "grid" else {}
+        return self.describe(frame, runs, layout=layout, **options)
 
     @property
     def label(self) -> str:
@@ -67,7 +71,7 @@ def _grid_entry(spec: specs.GridFigure) -> FigureEntry:
         "grid",
         "measurements",
         tuple((series.statistic, series.split) for series in spec.series),
-        lambda frame, runs, layout=None: specs.grid_caption(spec, frame, runs, layout),
+        partial(specs.grid_caption, spec),
     )
 
 
@@ -76,13 +80,11 @@ _ENTRIES = (
     FigureEntry(
         *("figure_1", specs.FIGURE_1_TITLE, "picture", "activations", ()),
         specs.picture_caption,
-        has_epoch_axis=False,
     ),
     *map(_grid_entry, specs.SPECS.values()),
     FigureEntry(
         *("sweep", specs.SWEEP_TITLE, "sweep_figure", "sweep", (("error", "test"),)),
         specs.sweep_caption,
-        has_epoch_axis=False,
     ),
     FigureEntry(
         *("overview", specs.OVERVIEW_TITLE, "overview_figure", "measurements", _SHOWN),
@@ -118,7 +120,7 @@ def _formats(name: str) -> tuple[str, ...]:
 def plot(
     tables_folder: str | Path,
     files: Mapping[str, Sequence[str | Path]],
-    epoch_axis: specs.EpochAxis = "linear",
+    look: specs.Look = specs.DEFAULT_LOOK,
     datasets: Sequence[str] | None = None,
     architectures: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
@@ -131,7 +133,7 @@ def plot(
         files: by a figure's name, or number, the files to write; the ending of each is its format:
             png, svg, pdf; rst, the caption as text; of Figure 1 also gif, an animation, and html,
             a page in which it can be turned.
-        epoch_axis: "linear" or "log" epochs, where a figure has them.
+        look: axes and width.
         datasets: columns in order; left out, those of the runs in the paper's order.
         architectures: rows in order; left out, those of the runs in the paper's order.
         labels: titles of datasets and architectures by name, for cells that were not run.
@@ -150,7 +152,7 @@ def plot(
             )
     for name in ("runs", *(entry.table for entry in paths)):
         _table(tables_folder, name)
-    options = (epoch_axis, datasets, architectures, labels)
+    options = (look, datasets, architectures, labels)
     # A fork has the libraries and tables that were loaded before it; elsewhere it is not safe.
     if processes == 1 or len(paths) == 1 or sys.platform != "linux":
         for entry, given in paths.items():
@@ -167,7 +169,7 @@ def plot(
             job.result()
 
 
-def _draw(name, paths, tables_folder, epoch_axis, datasets, architectures, labels) -> None:
+def _draw(name, paths, tables_folder, look, datasets, architectures, labels) -> None:
     """Draw one figure into files whose endings are known formats."""
     entry = FIGURES[name]
     runs = _table(tables_folder, "runs")
@@ -177,20 +179,19 @@ def _draw(name, paths, tables_folder, epoch_axis, datasets, architectures, label
     if still:
         from . import style
 
-        options = {"epoch_axis": epoch_axis} if entry.has_epoch_axis else {}
-        style.save(entry.function(*shown, layout=layout, **options), still)
+        style.save(entry.function(*shown, layout=layout, look=look), still)
     for path in paths:
         if path.suffix == ".rst":
-            write_text_atomically(path, _caption_text(entry, *shown, layout))
+            write_text_atomically(path, _caption_text(entry, entry.caption(*shown, layout, look)))
         elif path not in still:
             from . import motion
 
             motion.WRITERS[path.suffix[1:]](*shown, path, layout)
 
 
-def _caption_text(entry: FigureEntry, frame, runs, layout) -> str:
+def _caption_text(entry: FigureEntry, caption: str) -> str:
     """The caption as reStructuredText, which Snakemake's report reads as a template as well."""
-    text = re.sub(r"([\\|*`]|_\b)", r"\\\1", entry.caption(frame, runs, layout=layout))
+    text = re.sub(r"([\\|*`]|_\b)", r"\\\1", caption)
     text = f"**{entry.label}. {entry.title}.** {text}"
     return f"{{% raw %}}{text}{{% endraw %}}\n" if "{" in text else f"{text}\n"
 
@@ -214,8 +215,9 @@ def caption(
     datasets: Sequence[str] | None = None,
     architectures: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    look: specs.Look = specs.DEFAULT_LOOK,
 ) -> str:
     """The caption of the figure `name` for these tables."""
     entry, runs = figure_entry(name), _table(tables_folder, "runs")
     layout = Layout.of(runs, datasets, architectures, labels)
-    return entry.caption(_table(tables_folder, entry.table), runs, layout=layout)
+    return entry.caption(_table(tables_folder, entry.table), runs, layout, look)

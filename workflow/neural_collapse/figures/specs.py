@@ -23,6 +23,30 @@ EpochAxis = Literal["linear", "log"]
 
 
 @dataclass(frozen=True)
+class Look:
+    """How figures look, as the config's `figures` has it."""
+
+    epoch_axis: EpochAxis = "linear"
+    """Epochs linear, or logarithmic with epoch 0 to the left of 1."""
+    width: Literal["auto", "column", "page"] = "auto"
+    """Of a column or of a page; auto is a column for up to three panels beside each other."""
+    shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
+    """Which panels of Figures 2 to 8 have one vertical scale; auto is the figure's own choice."""
+
+    def options(self) -> list[str]:
+        """As options of `neural-collapse plot`, where they are not the defaults."""
+        values = {name: value for name, value in vars(self).items() if value != getattr(Look, name)}
+        return [part for name, value in values.items() for part in (_option(name), value)]
+
+
+DEFAULT_LOOK = Look()
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@dataclass(frozen=True)
 class Series:
     """One line of a panel."""
 
@@ -50,6 +74,11 @@ class GridFigure:
     """Whether curves end at the top, so that notes stand at the bottom."""
     scale: float = 1.0
     """Factor between table and axis, 100 for a percentage."""
+
+    def shared(self, look: Look) -> str:
+        """Which panels have one vertical scale: figure, row or none."""
+        own = "figure" if self.share_y else "none"
+        return own if look.shared_y_axis == "auto" else look.shared_y_axis
 
 
 def _pair(name: str, split: str = "train") -> tuple[Series, Series]:
@@ -132,7 +161,11 @@ SPECS: dict[int, GridFigure] = {
 
 
 def grid_caption(
-    spec: GridFigure, measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+    spec: GridFigure,
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
 ) -> str:
     """What the figure shows, how many seeds, and what its band is."""
     layout = layout or Layout.of(runs)
@@ -147,8 +180,10 @@ def grid_caption(
         seeds_sentence(measurements, layout),
         missing_sentence(runs, layout),
     ]
-    if not spec.share_y:
-        sentences.insert(2, "Every panel has its own vertical scale.")
+    shared = spec.shared(look)
+    if shared != "figure":
+        whose = {"row": "row of panels", "none": "panel"}[shared]
+        sentences.insert(2, f"Every {whose} has its own vertical scale.")
     return " ".join(sentence for sentence in sentences if sentence)
 
 

@@ -164,9 +164,16 @@ def darker(colour: str) -> str:
     return to_hex([0.7 * part for part in to_rgb(colour)])
 
 
-def figure_width(columns: int) -> float:
-    """One text column for up to three panels beside each other, two for more."""
-    return ONE_COLUMN_IN if columns <= 3 else TWO_COLUMNS_IN
+def figure_width(columns: int, width: str = "auto") -> float:
+    """Inches of a `column` or a `page`; `auto`: a column for up to three panels."""
+    if width == "auto":
+        width = "column" if columns <= 3 else "page"
+    return ONE_COLUMN_IN if width == "column" else TWO_COLUMNS_IN
+
+
+def panel_height(columns: int, width_in: float) -> float:
+    """Inches of a row of panels: three quarters of a panel's width, neither flat nor tall."""
+    return min(max(0.82 * (width_in - 0.5) / columns, 0.97), 2.1)
 
 
 def save(figure: Figure, paths: Sequence[str | Path]) -> None:

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 from ..results.layout import Layout, origins_of, rows_of, size_sentence
 from . import style
 from .grid import blank_panel
-from .specs import final_errors
+from .specs import DEFAULT_LOOK, Look, final_errors
 
 _TRIED = {**style.MEANS, "markersize": 3}
 _SELECTED = {
@@ -37,16 +37,19 @@ _DIVERGED = {
 _TICKS_PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
-def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> Figure:
+def sweep(
+    sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None, look: Look = DEFAULT_LOOK
+) -> Figure:
     """The sweep figure from the tables `sweep` and `runs`."""
     layout = layout or Layout.of(runs)
     errors = final_errors(sweep)
     rows, columns = len(layout.architectures), len(layout.datasets)
     with style.style():
-        slot = {1: 2.1, 2: 1.2, 3: 0.98}.get(columns, 0.98)
-        figure = style.new_figure(style.figure_width(columns), 0.62 + rows * slot)
+        width = style.figure_width(columns, look.width)
+        figure = style.new_figure(width, 0.62 + rows * style.panel_height(columns, width))
         figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
         axes = figure.subplots(rows, columns, squeeze=False)
+        narrow = width / columns < 1.1
         rates = errors["learning_rate"]
         limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
         for column, (dataset, label) in enumerate(layout.datasets):
@@ -58,11 +61,11 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None)
                     blank_panel(ax, _reason(runs, dataset, architecture))
                     continue
                 _draw_panel(ax, candidates, origins_of(errors))
-                _rate_axis(ax, limits, columns > 3)
+                _rate_axis(ax, limits, narrow)
             for ax in axes[:-1, column]:
                 ax.tick_params(labelbottom=False)
             if not axes[-1, column].lines and any(ax.lines for ax in axes[:, column]):
-                _rate_axis(axes[-1, column], limits, columns > 3)
+                _rate_axis(axes[-1, column], limits, narrow)
                 axes[-1, column].tick_params(labelbottom=True)
         for row, (_, label) in enumerate(layout.architectures):
             axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
@@ -75,7 +78,7 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None)
             handles.append(Line2D([], [], label="diverged", **_DIVERGED))
         handles += style.origin_handles(origins_of(errors))
         if len(errors):
-            entries = len(handles) if columns > 3 else min(len(handles), 3)
+            entries = len(handles) if width > style.ONE_COLUMN_IN else min(len(handles), 3)
             figure.legend(handles=handles, loc="outside upper center", ncols=entries)
         style.label_below(figure, "Learning rate", size_sentence(runs, layout))
     return figure

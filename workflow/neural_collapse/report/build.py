@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..figures.registry import FIGURES, caption
+from ..figures.specs import DEFAULT_LOOK, Look
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
 from ..results import claims, paper, table1
@@ -55,12 +56,12 @@ def report_figures(
     datasets: Sequence[str] | None = None,
     architectures: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
-    epoch_axis: str = "linear",
+    look: Look = DEFAULT_LOOK,
 ) -> list[ReportFigure]:
     """Every figure of which `<figures_folder>/<name>.png` exists, with its caption and command."""
     given = {"--datasets": datasets or [], "--architectures": architectures or []}
     options = [part for key, names in given.items() if names for part in (key, *names)]
-    options += ["--epoch-axis", epoch_axis] if epoch_axis != "linear" else []
+    options += look.options()
     found = []
     for name, entry in FIGURES.items():
         image = Path(figures_folder) / f"{name}.png"
@@ -73,7 +74,7 @@ def report_figures(
                 name,
                 entry.label,
                 entry.title,
-                caption(name, tables_folder, datasets, architectures, labels),
+                caption(name, tables_folder, datasets, architectures, labels, look),
                 image,
                 shlex.join([*command, *options, "--output", str(image)]),
                 tuple(path for path in files if path.is_file()),
