@@ -15,12 +15,12 @@ from PIL.Image import Dither, Image, fromarray
 
 from ..io.files import atomic_path, write_text_atomically
 from ..results.layout import Layout
-from . import picture, specs, style
+from . import picture, scene, specs, style
 
 FRAMES = 48
 """Of the whole animation, shared among its epochs."""
 FRAME_MS = 120
-COLOURS = 128
+COLOURS = 192
 SIDE_IN = 3.4
 DPI = 140
 TURN_DEGREES = 60
@@ -39,7 +39,8 @@ def write_animation(
     pictures = [_nothing()] if chosen is None else _frames(chosen)
     # One palette for all, so that no colour flickers. Pillow looks colours up roughly and takes
     # any of the lightest for white, so all of those are the paper's white.
-    palette = pictures[-1].quantize(COLOURS)
+    shown = np.concatenate([np.asarray(picture) for picture in pictures[:: FRAMES // 8]])
+    palette = fromarray(shown).quantize(COLOURS)
     colours = np.array(palette.getpalette()[: 3 * COLOURS]).reshape(-1, 3)
     colours[colours.min(axis=1) >= 245] = 255
     paletted = [picture.quantize(palette=palette, dither=Dither.NONE) for picture in pictures]
@@ -63,14 +64,16 @@ def _frames(chosen: specs.Picture) -> list[Image]:
     for epoch in chosen.epochs:
         with style.style():
             figure = style.new_figure(SIDE_IN, SIDE_IN)
-            ax = figure.add_subplot(projection="3d")
-            picture.draw_space(ax, chosen.rows[chosen.rows["epoch"] == epoch])
             figure.suptitle(f"{chosen.title}, epoch {epoch}", fontsize=8)
             picture.draw_legend(figure, chosen)
-            for step in range(share):
-                swing = np.sin(2 * np.pi * step / share)
-                ax.view_init(elev=ax.elev, azim=picture.AZIMUTH + TURN_DEGREES * swing)
-                frames.append(_rendered(figure))
+            words = _rendered(figure)
+        solids, extent = scene.solids(chosen, epoch), scene.reach(chosen)
+        for step in range(share):
+            azimuth = scene.AZIMUTH + TURN_DEGREES * np.sin(2 * np.pi * step / share)
+            image, _ = scene.render(solids, extent, words.width, azimuth)
+            frame = words.copy()
+            frame.paste(fromarray(image), (0, words.height // 18))
+            frames.append(frame)
     return frames
 
 
@@ -85,8 +88,6 @@ def _rendered(figure: Figure) -> Image:
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    # The camera moves; where everything stands does not.
-    figure.set_layout_engine("none")
     return fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
@@ -111,8 +112,6 @@ def write_page(
     chosen = specs.choose_picture(activations, runs, layout, cell)
     body = "<p>No features were kept for this figure.</p>" if chosen is None else _plot(chosen)
     text = specs.picture_caption(activations, runs, layout, cell)
-    # plotly has no triangles in three dimensions.
-    text = text.replace("red triangles", "red squares").replace("a panel", "this page")
     title = "Neural collapse" if chosen is None else chosen.title
     page = f"""<!doctype html>
 <html lang="en">
@@ -149,61 +148,35 @@ def _escaped(text: str) -> str:
 def _plot(chosen: specs.Picture) -> str:
     import plotly.graph_objects as go
 
-    epochs = chosen.epochs
+    names = [str(epoch) for epoch in chosen.epochs]
+    at_once = {"frame": {"duration": 0}, "transition": {"duration": 0}}
     steps = [
-        {
-            "label": str(epoch),
-            "method": "animate",
-            "args": [
-                [str(epoch)],
-                {"mode": "immediate", "frame": {"duration": 0}, "transition": {"duration": 0}},
-            ],
-        }
-        for epoch in epochs
+        {"label": name, "method": "animate", "args": [[name], {"mode": "immediate", **at_once}]}
+        for name in names
     ]
+    slider = {"currentvalue": {"prefix": "Epoch "}, "x": 0.12, "len": 0.86}
+    slider |= {"steps": steps, "active": len(names) - 1, "pad": {"t": 10, "b": 10}}
     play = {"frame": {"duration": 900, "redraw": True}, "transition": {"duration": 0}}
+    button = {"label": "Play", "method": "animate", "args": [None, play]}
+    menu = {"type": "buttons", "showactive": False, "pad": {"t": 28, "r": 10}, "buttons": [button]}
+    menu |= {"x": 0.1, "y": 0, "xanchor": "right", "yanchor": "top"}
+    extent = scene.reach(chosen)
+    axes = {
+        f"{axis}axis": {"visible": False, "range": [at - extent, at + extent]}
+        for axis, at in zip("xyz", scene.TARGET, strict=True)
+    }
+    eye = dict(zip("xyz", 0.8 * scene.camera(scene.AZIMUTH)[2], strict=True))
     figure = go.Figure(
-        data=_traces(chosen, epochs[-1]),
-        frames=[
-            go.Frame(
-                data=_traces(chosen, epoch),
-                layout={"scene": _axes(chosen, epoch)},
-                name=str(epoch),
-            )
-            for epoch in epochs
-        ],
+        data=_traces(chosen, chosen.epochs[-1]),
+        frames=[go.Frame(data=_traces(chosen, int(name)), name=name) for name in names],
         layout=go.Layout(
             template="none",
             margin={"l": 0, "r": 0, "t": 0, "b": 0},
-            legend={"x": 0, "y": 1, "groupclick": "togglegroup", "itemsizing": "constant"},
+            legend={"x": 0, "y": 1, "groupclick": "togglegroup"},
             uirevision="kept",
-            scene={
-                **_axes(chosen, epochs[-1]),
-                "aspectmode": "cube",
-                "camera": {"eye": {"x": 0.12, "y": -0.8, "z": 0.72}},
-            },
-            sliders=[
-                {
-                    "steps": steps,
-                    "active": len(epochs) - 1,
-                    "currentvalue": {"prefix": "Epoch "},
-                    "x": 0.12,
-                    "len": 0.86,
-                    "pad": {"t": 10, "b": 10},
-                }
-            ],
-            updatemenus=[
-                {
-                    "type": "buttons",
-                    "showactive": False,
-                    "x": 0.1,
-                    "y": 0,
-                    "xanchor": "right",
-                    "yanchor": "top",
-                    "pad": {"t": 28, "r": 10},
-                    "buttons": [{"label": "Play", "method": "animate", "args": [None, play]}],
-                }
-            ],
+            scene={**axes, "aspectmode": "cube", "camera": {"eye": eye}},
+            sliders=[slider],
+            updatemenus=[menu],
         ),
     )
     return figure.to_html(
@@ -216,60 +189,35 @@ def _plot(chosen: specs.Picture) -> str:
     )
 
 
-def _axes(chosen: specs.Picture, epoch: int) -> dict:
-    """As far as the still figure of that epoch reaches."""
-    rows = chosen.rows[(chosen.rows["epoch"] == epoch) & (chosen.rows["kind"] == "feature")]
-    limit = picture.reach(rows[["x", "y", "z"]].to_numpy())
-    middle = {"xaxis": 0.0, "yaxis": 0.2, "zaxis": 0.35}
-    return {
-        name: {"visible": False, "range": [at - limit, at + limit]} for name, at in middle.items()
-    }
+_NAMES = {
+    "feature": "features",
+    "class_mean": "class means",
+    "classifier": "classifiers",
+    "etf_vertex": "simplex ETF",
+}
 
 
 def _traces(chosen: specs.Picture, epoch: int) -> list:
-    """The same traces in the same order for every epoch, so that frames replace each other."""
+    """The same solids in the same order for every epoch, so that frames replace each other."""
     import plotly.graph_objects as go
 
-    rows = chosen.rows[chosen.rows["epoch"] == epoch]
-    traces = []
-    for place, index in enumerate(chosen.classes):
-        part = rows[(rows["kind"] == "feature") & (rows["class_index"] == index)]
+    traces, shown = [], set()
+    for solid in scene.solids(chosen, epoch):
+        corners, faces = scene.mesh(solid)
         traces.append(
-            go.Scatter3d(
-                x=part["x"].tolist(),
-                y=part["y"].tolist(),
-                z=part["z"].tolist(),
-                mode="markers",
-                marker={"size": 2.5, "color": picture.FEATURE_SHADES[place % 3]},
-                name="features",
-                legendgroup="features",
-                showlegend=place == 0,
-                hovertemplate=f"feature of class {index}<extra></extra>",
+            go.Mesh3d(
+                **dict(zip("xyz", np.round(corners, 4).T.tolist(), strict=True)),
+                **dict(zip("ijk", faces.T.tolist(), strict=True)),
+                color=solid.colour,
+                opacity=solid.opacity,
+                lighting={"ambient": 0.55, "diffuse": 0.6, "specular": 0.25},
+                name=_NAMES[solid.kind],
+                legendgroup=solid.kind,
+                showlegend=solid.kind not in shown,
+                hovertemplate=f"{_NAMES[solid.kind]}, class {solid.class_index}<extra></extra>",
             )
         )
-    looks = [
-        ("class_mean", "class means", picture.MEAN_SHADES, "circle", 8, "solid"),
-        ("classifier", "classifiers", picture.CLASSIFIER_SHADES, "square", 6, "dot"),
-        ("etf_vertex", "simplex ETF", picture.ETF_SHADES, "diamond-open", 9, "dash"),
-    ]
-    for kind, name, shades, symbol, size, dash in looks:
-        for place, index in enumerate(chosen.classes):
-            (point,) = rows[(rows["kind"] == kind) & (rows["class_index"] == index)].itertuples()
-            colour = shades[place % 3]
-            traces.append(
-                go.Scatter3d(
-                    x=[point.x, 0],
-                    y=[point.y, 0],
-                    z=[point.z, 0],
-                    mode="lines+markers",
-                    line={"color": colour, "width": 5, "dash": dash},
-                    marker={"symbol": symbol, "size": [size, 0], "color": colour},
-                    name=name,
-                    legendgroup=kind,
-                    showlegend=place == 0,
-                    hovertemplate=f"{name}, class {index}<extra></extra>",
-                )
-            )
+        shown.add(solid.kind)
     return traces
 
 

@@ -192,9 +192,6 @@ def grid_caption(
 
 FIGURE_1_TITLE = "Neural collapse of three classes, in the space that their means span"
 
-REACH_MAX = 3.0
-"""Features farther out than this many norms of the class means are left out of Figure 1."""
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -259,13 +256,12 @@ def picture_caption(
     count = int((rows[rows["epoch"] == rows["epoch"].max()]["kind"] == "feature").sum())
     return (
         f"{chosen.title}, classes {classes}, one training (seed {chosen.seed}). "
-        f"Dots: {count} train features; blue balls: class means; red triangles: classifiers; green "
-        "diamonds: vertices of the simplex ETF, turned onto the class means. Shades tell the "
-        "classes apart. All are centred and projected on the space that the three class means "
-        "span; means and classifiers are divided by their average norm. The view is fixed to the "
-        "ETF. While features still scatter widely a panel shows more of the space, so that sticks "
-        f"look shorter; features farther out than {REACH_MAX:g} norms of the class means are left "
-        f"out. {chosen.size}".rstrip()
+        f"Small spheres: {count} train features; blue balls and sticks: class means; red: "
+        "classifiers; green spheres: vertices of the simplex ETF, turned onto the class means. "
+        "Shades tell the classes apart. All are centred and projected on the space that the three "
+        "class means span; means and classifiers are divided by their average norm. Every epoch is "
+        "seen from the same place and at the same scale, the ETF where it was. "
+        f"{chosen.size}".rstrip()
     )
 
 
