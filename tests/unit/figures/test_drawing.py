@@ -19,8 +19,7 @@ from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
 from neural_collapse import figures
 from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES, draw, style
-from neural_collapse.figures.picture import reach
-from neural_collapse.figures.specs import REACH_MAX, final_errors
+from neural_collapse.figures.specs import final_errors
 from neural_collapse.figures.style import short_number
 from neural_collapse.io.errors import UserError
 from neural_collapse.results.layout import Layout
@@ -143,26 +142,13 @@ def test_the_users_matplotlib_settings_change_nothing(folder, tmp_path):
 # --------------------------------------------------------------------------- Figure 1
 
 
-def test_figure_1_shows_every_kept_epoch_and_every_point(tables, layout):
-    activations = tables["activations"]
-    figure = figures.figure_1(activations, tables["runs"], layout)
-    rows = activations.query("dataset == 'digits' and architecture == 'vgg'")
-    epochs = sorted(rows.epoch.unique())
-    assert [ax.get_title() for ax in figure.axes] == [f"Epoch {epoch}" for epoch in epochs]
-    figure.draw_without_rendering()
-    for ax, epoch in zip(figure.axes, epochs, strict=True):
-        here = rows[rows.epoch == epoch]
-        drawn = {c.get_gid(): np.column_stack(c._offsets3d) for c in ax.collections}
-        for kind in ("class_mean", "classifier", "etf_vertex"):
-            for point in here[here.kind == kind].itertuples():
-                shown = drawn[f"{kind}-{point.class_index}"]
-                np.testing.assert_allclose(shown, [[point.x, point.y, point.z]])
-        features = here[here.kind == "feature"]
-        count = sum(len(v) for name, v in drawn.items() if name.startswith("feature"))
-        radius = np.linalg.norm(features[["x", "y", "z"]], axis=1)
-        assert count == (radius <= REACH_MAX).sum()
-    titles = figure.get_suptitle()
-    assert titles == "Digits × VGG"
+def test_figure_1_shows_every_kept_epoch(tables, layout):
+    figure = figures.figure_1(tables["activations"], tables["runs"], layout)
+    rows = tables["activations"].query("dataset == 'digits' and architecture == 'vgg'")
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == [f"Epoch {epoch}" for epoch in sorted(rows.epoch.unique())]
+    assert all(len(ax.images) == 1 for ax in figure.axes)
+    assert figure.get_suptitle() == "Digits × VGG"
 
 
 def test_figure_1_can_show_another_cell(tables, layout):
@@ -170,13 +156,6 @@ def test_figure_1_can_show_another_cell(tables, layout):
         tables["activations"], tables["runs"], layout, cell=("mnist_subset", "resnet")
     )
     assert figure.get_suptitle() == "MNIST subset × ResNet"
-
-
-def test_far_features_do_not_shrink_the_picture():
-    near = np.eye(3)
-    assert reach(near) == pytest.approx(1.2)
-    assert reach(np.vstack([near, [[50, 0, 0]]])) == REACH_MAX
-    assert reach(np.vstack([near, [[0, 2.5, 0]]])) == 2.5
 
 
 # --------------------------------------------------------------------------- Figure 1 in motion
@@ -219,17 +198,17 @@ def test_the_page_holds_every_point_of_every_epoch_and_loads_nothing(moving, tab
     data = json.loads(re.search(r"Plotly\.addFrames\('figure-1',\s*(\[.*?\])\s*\)", html, re.S)[1])
     rows = tables["activations"].query("dataset == 'digits' and architecture == 'vgg'")
     assert [frame["name"] for frame in data] == [str(epoch) for epoch in sorted(set(rows.epoch))]
+    names = {"features": "feature", "class means": "class_mean", "classifiers": "classifier"}
     for frame in data:
         here = rows[rows.epoch == int(frame["name"])]
-        features = [trace for trace in frame["data"] if trace["name"] == "features"]
-        shown = np.array([p for t in features for p in zip(t["x"], t["y"], t["z"], strict=True)])
-        expected = here[here.kind == "feature"].sort_values("class_index", kind="stable")
-        np.testing.assert_allclose(shown, expected[["x", "y", "z"]])
-        for kind, name in [("class_mean", "class means"), ("classifier", "classifiers"),
-                           ("etf_vertex", "simplex ETF")]:  # fmt: skip
-            tips = [[t["x"][0], t["y"][0], t["z"][0]] for t in frame["data"] if t["name"] == name]
-            ends = here[here.kind == kind].sort_values("class_index")
-            np.testing.assert_allclose(tips, ends[["x", "y", "z"]])
+        for trace in frame["data"]:
+            kind = names.get(trace["name"], "etf_vertex")
+            index = int(trace["hovertemplate"].split("class ")[-1].split("<")[0])
+            points = here[(here.kind == kind) & (here.class_index == index)][["x", "y", "z"]]
+            corners = np.array([trace[axis] for axis in "xyz"]).T.reshape(len(points), -1, 3)
+            balls = corners[:, : corners.shape[1] // (1 + (kind in ("class_mean", "classifier")))]
+            # A ball's first and last corners are its poles.
+            np.testing.assert_allclose((balls[:, 0] + balls[:, -1]) / 2, points, atol=1e-4)
     head = html[: html.index("<body>")]
     assert "default-src 'none'" in head and "connect-src" not in head
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=[\"']?(https?:)?//", html)
