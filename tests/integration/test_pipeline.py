@@ -12,7 +12,8 @@ import pytest
 from experiments import CHANGES, Experiment
 from PIL import Image
 
-from neural_collapse.results.tables import STATISTICS, read_table
+from neural_collapse.collapse.registry import REGISTRY
+from neural_collapse.results.tables import read_table
 from neural_collapse.training.schedule import spaced_epochs
 
 FIGURES = [*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview"]
@@ -57,7 +58,7 @@ def test_measurements_are_complete(experiment):
                 & (table["architecture"] == cell[1])
                 & (table["seed"] == seed)
             ]
-            assert set(rows["statistic"]) >= set(STATISTICS) - {"vci"}
+            assert set(rows["statistic"]) >= set(REGISTRY) - {"vci"}
             nc1 = rows[rows["statistic"] == "nc1_within_class_variability"]
             assert set(nc1["epoch"]) == measured and set(nc1["split"]) == {"train", "test"}
             assert set(rows[rows["statistic"] == "error"]["epoch"]) == set(range(7))

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+from neural_collapse.collapse.registry import REGISTRY
 from neural_collapse.figures import FIGURES
-from neural_collapse.results.tables import SCHEMAS, STATISTICS
+from neural_collapse.results.claims import PHENOMENA
+from neural_collapse.results.tables import SCHEMAS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "figures.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `(\w+)` (\|.*)$", PAGE.split("## Columns")[0], re.M))
@@ -27,7 +29,14 @@ def test_every_drawn_tables_columns_are_named():
 
 
 def test_no_statistic_or_column_is_made_up():
-    known = set(STATISTICS) | {name for schema in SCHEMAS.values() for name in schema.names}
+    known = set(REGISTRY) | {name for schema in SCHEMAS.values() for name in schema.names}
     known |= set(FIGURES) | set(SCHEMAS) | {"own", "reference", "gif", "html"}
     for row in ROWS.values():
         assert set(re.findall(r"`(\w+)`", row)) <= known
+
+
+def test_page_states_the_noise_of_every_claim():
+    text = " ".join(PAGE.split())
+    for phenomenon in PHENOMENA:
+        if phenomenon.floor is not None:
+            assert f"{phenomenon.name} {100 * phenomenon.floor:.2g} %" in text

@@ -114,24 +114,12 @@ def build_report(
         read_table(path, path.stem) if path.is_file() else None
         for path in (folder / "claims.parquet", folder / "table_1.parquet")
     )
-    style = (HERE / "page.css").read_text(encoding="utf-8")
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [_figure(figure, output) for figure in figures]
     shared, differing = parts.split_provenance(provenance)
-    page = environment.get_template("page.html.j2").render(
+    page = _render(
         title=title,
         sentence=_sentence(runs),
         version=__version__,
-        policy=_policy(style, script),
-        style=Markup(style),
-        script=Markup(script),
         first=[figure for name in FIRST for figure in shown if figure["name"] == name],
         figures=[figure for figure in shown if figure["name"] not in FIRST],
         short=parts.SHORT,
@@ -152,6 +140,20 @@ def build_report(
         links=_links(folder, output),
     )
     write_text_atomically(output, page)
+
+
+def _render(**values: Any) -> str:
+    """The template filled with values, in which everything but the page's own files is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    own = {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}
+    return environment.get_template("page.html.j2").render(**own, **values)
 
 
 def _policy(style: str, script: str) -> str:

@@ -18,15 +18,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..collapse.registry import REGISTRY
 from ..io.errors import UserError
 from ..io.files import atomic_path
 
 METADATA_NAME = b"neural_collapse.table"
 METADATA_VERSION = b"neural_collapse.version"
-
-STATISTICS = {name: entry.what for name, entry in REGISTRY.items()}
-"""Statistics known to this project, with what each is; a table may hold others."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ _ORIGIN = Column(
 _MEASURED = (
     Column("epoch", "int64", "passes over the train set so far; 0 is before training"),
     Column("split", "string", "examples it was measured on", choices=(*SPLITS, "held_out")),
-    Column("statistic", "string", "what was measured; neural_collapse.results.tables.STATISTICS"),
+    Column("statistic", "string", "what was measured; neural_collapse.collapse.registry"),
     Column("value", "float64", "the value; nan where it is not defined"),
 )
 _RATE = Column("learning_rate", "float64", "initial learning rate")
