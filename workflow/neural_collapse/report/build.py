@@ -22,6 +22,7 @@ from ..figures.registry import FIGURES, caption
 from ..figures.specs import DEFAULT_LOOK, Look
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
+from ..io.text import duration_text
 from ..results import claims, paper, table1
 from ..results.layout import Layout
 from ..results.tables import REFERENCE, SCHEMAS, read_table
@@ -197,7 +198,7 @@ def _summary(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> lis
         "Reached the terminal phase": f"{reached} of {len(runs)}",
         "Diverged": str(diverged or ""),
         "Device": ", ".join(devices),
-        "Training time, sweeps apart": parts.duration(sum(seconds)) if seconds else "",
+        "Training time, sweeps apart": duration_text(sum(seconds)) if seconds else "",
     }
     return [(name, text) for name, text in rows.items() if text]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..io.text import duration_text
 from ..results import claims, table1
 from ..results.tables import OWN
 
@@ -57,15 +58,6 @@ def device(run: Mapping[str, Any]) -> str:
     """Where a run was trained: its GPU, otherwise its processor; or empty."""
     machine = run.get("machine", {})
     return str(machine.get("gpu") or machine.get("processor") or "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say it: 42 s, 3.4 min, 2.5 h."""
-    if not np.isfinite(seconds):
-        return "unknown"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def runs_table(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> P
     for run in runs.itertuples():
         own = facts.get((run.origin, run.dataset, run.architecture, run.seed), {})
         start, seconds = run.terminal_phase_epoch, own.get("seconds")
-        time = {} if seconds is None else {"text": duration(seconds), "sort": repr(seconds)}
+        time = {} if seconds is None else {"text": duration_text(seconds), "sort": repr(seconds)}
         columns = {
             "Dataset": cell(run.dataset_label),
             "Row": cell(run.architecture_label),
