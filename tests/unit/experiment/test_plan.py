@@ -125,6 +125,13 @@ def test_a_user_defined_dataset_is_counted_before_and_after_it_is_prepared(own, 
     assert "not counted  " not in plan(config, "cpu")
 
 
+def test_a_network_larger_than_numbers_can_say_is_one_sentence(own):
+    values = own("small").model_dump(exclude_unset=True) | {"architectures": ["resnet"]}
+    values["recipe"] = {"network": {"name": "resnet18", "width": 100_000, "blocks": [1] * 20}}
+    with pytest.raises(UserError, match=r"digits x resnet: network: cannot be built .*smaller"):
+        plan(check_config(values), "cpu")
+
+
 def test_an_override_without_effect_is_said(own):
     values = own("small").model_dump(exclude_unset=True)
     values["overrides"] = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ..data.registry import dataset_entry
+from ..io.errors import UserError
 from ..networks.recipes import CustomRecipe, NetworkRecipe
 from ..training.schedule import SWEEP_EVALUATIONS
 from .config import Config, resolve_recipe
@@ -194,6 +195,13 @@ def plan_cells(config: Config) -> list[CellPlan]:
     for cell in config.cells():
         recipe = resolve_recipe(config, *cell)
         size = data_size(config, recipe)
-        network = None if size is None else NetworkCost.of(recipe.network, size)
+        try:
+            network = None if size is None else NetworkCost.of(recipe.network, size)
+        except (RuntimeError, MemoryError) as error:
+            # Of a size that overflows; a user-defined network comes with its weights.
+            raise UserError(
+                f"{' x '.join(cell)}: network: cannot be built ({str(error).splitlines()[0]}); "
+                "make it smaller"
+            ) from None
         cells.append(CellPlan(recipe, len(config.seeds), size, network))
     return cells
