@@ -274,6 +274,17 @@ def test_download_proxy_of_the_environment_is_used(mnist, settings, server, monk
     assert not server.requests
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("http_proxy", "telnet://x:1"), ("SSL_CERT_FILE", "/no/such/file")]
+)
+def test_download_wrong_environment_is_one_sentence(
+    mnist, settings, monkeypatch, tmp_path, variable, value
+):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"{variable}.* cannot be used"):
+        download_dataset("mnist", tmp_path, settings=settings)
+
+
 # --------------------------------------------------------------------------- mirrors
 
 

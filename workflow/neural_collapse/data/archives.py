@@ -36,7 +36,7 @@ def reading(
             f"{path}: does not exist, or is a link to a file that does not; {remedy}"
         ) from None
     except PermissionError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a corrupt file can make a decoder fail in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: is corrupt or not {kind} ({reason}); {remedy}") from None

@@ -76,6 +76,21 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _client(settings: DownloadSettings) -> httpx.Client:
+    try:
+        return httpx.Client(
+            timeout=httpx.Timeout(settings.stall_timeout_s, connect=settings.connect_timeout_s),
+            follow_redirects=True,
+            # The bytes as stored: a .gz file must not be decoded on the way.
+            headers={"Accept-Encoding": "identity", "User-Agent": "neural-collapse"},
+        )
+    except (ValueError, OSError, ImportError) as error:
+        raise UserError(
+            "downloads: the environment's settings of proxies or certificates (http_proxy, "
+            f"https_proxy, all_proxy, SSL_CERT_FILE, SSL_CERT_DIR) cannot be used: {error}"
+        ) from None
+
+
 def _attempt(
     client: httpx.Client,
     url: str,
@@ -92,8 +107,8 @@ def _attempt(
             return
         if status in RETRIED_STATUS:
             asked = None
-            with suppress(ValueError):
-                asked = min(float(response.headers.get("Retry-After", "")), LONGEST_WAIT_S)
+            with suppress(KeyError, ValueError):
+                asked = max(0.0, min(float(response.headers["Retry-After"]), LONGEST_WAIT_S))
             raise _Interrupted(f"{status} {response.reason_phrase}", asked)
         if status not in (200, 206):
             raise Refused(f"{status} {response.reason_phrase}".strip())
@@ -162,12 +177,7 @@ def fetch(
         reraise=True,
     )
     try:
-        with httpx.Client(
-            timeout=httpx.Timeout(settings.stall_timeout_s, connect=settings.connect_timeout_s),
-            follow_redirects=True,
-            # The bytes as stored: a .gz file must not be decoded on the way.
-            headers={"Accept-Encoding": "identity", "User-Agent": "neural-collapse"},
-        ) as client:
+        with _client(settings) as client:
             retrying(_attempt, client, url, part, limit_bytes, progress)
     except (httpx.HTTPError, httpx.InvalidURL, _Interrupted) as error:
         refused = Refused(_reason(error))
