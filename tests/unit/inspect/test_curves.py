@@ -12,7 +12,7 @@ from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect.curves import text_plot
 from neural_collapse.inspect.jobs import experiment_jobs, jobs_of
-from neural_collapse.results.tables import write_table
+from neural_collapse.results.tables import read_table, write_table
 from neural_collapse.training.loop import EpochRecord
 from neural_collapse.training.state import StateFolder
 
@@ -93,6 +93,14 @@ def test_several_runs_or_none_are_one_sentence(folder, tmp_path, capsys):
     assert "choose one training" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["show", str(tmp_path / "empty")]) == 2
+    assert "holds no training that is finished" in capsys.readouterr().err
+
+
+def test_a_table_without_rows_is_one_sentence(folder, capsys):
+    for name in ("measurements", "runs"):
+        path = folder / "tables" / f"{name}.parquet"
+        write_table(read_table(path, name).iloc[:0], path, name)
+    assert main(["show", str(folder)]) == 2
     assert "holds no training that is finished" in capsys.readouterr().err
 
 

@@ -3,48 +3,37 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
+from ..experiment.recipe import read_recipe
 from ..io.errors import UserError
-from ..results.tables import OWN, RUN_KEY, read_table, terminal_phase_epoch
+from ..results.tables import OWN, REFERENCE, RUN_KEY, read_table, terminal_phase_epoch
 
 MARKS = "ox"
 BOTH = "*"
+
+
+def _means_and_classifiers(statistic: str) -> tuple[tuple[str, str, str], ...]:
+    return (
+        (f"{statistic}_means", "train", "class means"),
+        (f"{statistic}_classifier", "train", "classifiers"),
+    )
+
 
 # title, (statistic, split, name) of up to two lines, logarithmic
 PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], bool], ...] = (
     ("loss", (("loss", "train", "train"), ("loss", "test", "test")), True),
     ("error", (("error", "train", "train"), ("error", "test", "test")), False),
     ("NC1 within-class variability", (("nc1_within_class_variability", "train", ""),), True),
-    (
-        "NC2 equinorm",
-        (
-            ("nc2_equinorm_means", "train", "class means"),
-            ("nc2_equinorm_classifier", "train", "classifiers"),
-        ),
-        False,
-    ),
-    (
-        "NC2 equiangularity",
-        (
-            ("nc2_equiangularity_means", "train", "class means"),
-            ("nc2_equiangularity_classifier", "train", "classifiers"),
-        ),
-        False,
-    ),
-    (
-        "NC2 maximal angle",
-        (
-            ("nc2_maximal_angle_means", "train", "class means"),
-            ("nc2_maximal_angle_classifier", "train", "classifiers"),
-        ),
-        False,
-    ),
+    ("NC2 equinorm", _means_and_classifiers("nc2_equinorm"), False),
+    ("NC2 equiangularity", _means_and_classifiers("nc2_equiangularity"), False),
+    ("NC2 maximal angle", _means_and_classifiers("nc2_maximal_angle"), False),
     ("NC3 self-duality", (("nc3_self_duality", "train", ""),), False),
     ("NC4 mismatch, test set", (("nc4_ncc_mismatch", "test", ""),), False),
     ("robustness", (("robustness", "test", ""),), False),
@@ -103,18 +92,32 @@ def text_plot(
     return [line.rstrip() for line in (*lines, rule, ends)]
 
 
-def unfinished_curves(path: Path) -> list[pd.DataFrame]:
+@dataclass(frozen=True)
+class Curves:
+    """What is known of one training."""
+
+    frame: pd.DataFrame
+    """Rows of epoch, split, statistic and value, and the training's key."""
+    start: float | None = None
+    """The start of its terminal phase, where it is known."""
+    note: str = ""
+    """What is to be said of it behind its name."""
+
+    @property
+    def key(self) -> tuple:
+        """(dataset, architecture, seed)."""
+        return tuple(self.frame.iloc[0][RUN_KEY])
+
+
+def unfinished_curves(path: Path) -> Iterator[Curves]:
     """Learning curves so far, from the resume states of trainings that are not finished.
 
-    Each has two columns more than a finished one: `epochs`, how many there are to be, and
-    `terminal_phase_accuracy`.
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
     from ..experiment.stages import candidate_frame, history_frame
     from .jobs import experiment_jobs, facts_so_far
 
     experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)
-    curves = []
     for job in experiment_jobs(experiment, None) if experiment else ():
         shown = {"train_model": (experiment, job.output.parent), "train_candidate": (job.output,)}
         if job.output.exists() or path not in shown.get(job.rule, ()):
@@ -132,105 +135,74 @@ def unfinished_curves(path: Path) -> list[pd.DataFrame]:
             frame = candidate_frame(job.recipe, history)
         else:
             frame = history_frame(job.recipe, job.seed, history)
-        curves.append(
-            frame.assign(
-                epochs=job.recipe.training.epochs,
-                terminal_phase_accuracy=job.recipe.measurement.terminal_phase_accuracy,
-            )
-        )
-    return curves
+        start = terminal_phase_epoch(frame, job.recipe.measurement.terminal_phase_accuracy)
+        last = job.recipe.training.epochs
+        yield Curves(frame, start, f" (not finished: epoch {frame['epoch'].max()} of {last})")
 
 
-def load_measurements(
-    path: Path, dataset: str | None, architecture: str | None, seed: int | None
-) -> tuple[pd.DataFrame, float | None]:
-    """One training's measurements, and the start of its terminal phase where it is known.
+def _of_tables(folder: Path) -> Iterator[Curves]:
+    """The trainings in a folder of tables; own runs after reference runs."""
+    frame = read_table(folder / "measurements.parquet", "measurements")
+    runs = read_table(folder / "runs.parquet", "runs").set_index(["origin", *RUN_KEY])
+    starts = runs["terminal_phase_epoch"].dropna()
+    for origin, note in [(REFERENCE, " (reference run)"), (OWN, "")]:
+        for key, rows in frame[frame["origin"] == origin].groupby(RUN_KEY, sort=False):
+            yield Curves(rows, starts.get((origin, *key)), note)
 
-    path: a run's folder, a folder of tables, an experiment's folder, or one learning curve. What
-    is not finished is as :func:`unfinished_curves` has it.
+
+def _of_run(folder: Path) -> Curves:
+    """The training in a run's folder, with what was measured of it so far."""
+    history = read_table(folder / "history.parquet", "history")
+    files = (folder / f"{name}.parquet" for name in ("statistics", "robustness"))
+    measured = [read_table(file, "measurements") for file in files if file.is_file()]
+    start, recipe = None, folder.parent / "recipe.json"
+    if recipe.is_file():
+        accuracy = read_recipe(recipe).measurement.terminal_phase_accuracy
+        start = terminal_phase_epoch(history, accuracy)
+    return Curves(pd.concat([history, *measured], ignore_index=True), start)
+
+
+def find_curves(path: Path) -> dict[tuple, Curves]:
+    """Every training below `path`, by its key; the newest of what is known of each.
+
+    path: a run's folder, a folder of tables, an experiment's folder, or one learning curve.
     """
-    if path.is_file():
-        frame = read_table(path, "history")
-        return _one_run(frame, path, dataset, architecture, seed), None
-    unfinished = unfinished_curves(path)
+    found = [Curves(read_table(path, "history"))] if path.is_file() else []
     for folder in (path, path / "tables"):
         if (folder / "measurements.parquet").is_file():
-            frame = read_table(folder / "measurements.parquet", "measurements")
-            for curve in unfinished:  # what is trained anew replaces its last results
-                own = frame["origin"] == OWN
-                own &= (frame[RUN_KEY] == curve[RUN_KEY].iloc[0]).all(axis=1)
-                frame = pd.concat([frame[~own], curve.assign(origin=OWN)], ignore_index=True)
-            frame = _one_run(frame, path, dataset, architecture, seed)
-            if _is_unfinished(frame):
-                return frame, _start_so_far(frame)
-            runs = read_table(folder / "runs.parquet", "runs")
-            runs = runs.merge(frame[["origin", *RUN_KEY]].drop_duplicates())
-            start = runs["terminal_phase_epoch"].dropna()
-            return frame, float(start.iloc[0]) if len(start) else None
-    histories = [path / "history.parquet"] if (path / "history.parquet").is_file() else []
-    histories = histories or sorted(path.glob("*/*/seed-*/history.parquet"))
-    finished = {file.parent: read_table(file, "history") for file in histories}
-    keys = {_key(curve) for curve in finished.values()}
-    unfinished = [curve for curve in unfinished if _key(curve) not in keys]
-    if not (finished or unfinished):
+            found += _of_tables(folder)
+    for folder in (path, *sorted(path.glob("*/*/seed-*"))):
+        if (folder / "history.parquet").is_file():
+            found.append(_of_run(folder))
+    found += unfinished_curves(path)
+    return {curves.key: curves for curves in found if len(curves.frame)}
+
+
+def choose_curves(
+    path: Path, dataset: str | None, architecture: str | None, seed: int | None
+) -> Curves:
+    """The one training that is asked for; raises UserError naming those there are."""
+    found = find_curves(path)
+    if not found:
         raise UserError(
             f"{path}: holds no training that is finished or has ended an epoch; give a run's "
             "folder such as results/quickstart/digits/resnet/seed-0, or see "
             "`neural-collapse status`"
         )
-    frame = pd.concat([*finished.values(), *unfinished], ignore_index=True)
-    frame = _one_run(frame, path, dataset, architecture, seed)
-    folder = next((f for f, curve in finished.items() if _key(curve) == _key(frame)), None)
-    if folder is None:
-        return frame, _start_so_far(frame)
-    for name in ("statistics", "robustness"):
-        file = folder / f"{name}.parquet"
-        if file.is_file():
-            frame = pd.concat([frame, read_table(file, "measurements")], ignore_index=True)
-    start, recipe = None, folder.parent / "recipe.json"
-    if recipe.is_file():
-        from ..experiment.recipe import read_recipe
-
-        accuracy = read_recipe(recipe).measurement.terminal_phase_accuracy
-        start = terminal_phase_epoch(frame, accuracy)
-    return frame, start
-
-
-def _is_unfinished(frame: pd.DataFrame) -> bool:
-    return "epochs" in frame and bool(frame["epochs"].notna().all())
-
-
-def _start_so_far(frame: pd.DataFrame) -> int | None:
-    """The start of the terminal phase in an unfinished training, where it was reached."""
-    return terminal_phase_epoch(frame, frame["terminal_phase_accuracy"])
-
-
-def _key(frame: pd.DataFrame) -> tuple:
-    return tuple(frame.iloc[0][RUN_KEY])
-
-
-def _one_run(frame: pd.DataFrame, path: Path, dataset, architecture, seed) -> pd.DataFrame:
-    """The rows of the one training that is asked for; raises UserError naming those there are."""
-    wanted = {"dataset": dataset, "architecture": architecture, "seed": seed}
-    key = [*RUN_KEY, *(["origin"] if "origin" in frame else [])]
-    there = frame[key].drop_duplicates()
-    chosen = there
-    for name, value in wanted.items():
-        if value is not None:
-            chosen = chosen[chosen[name] == value]
-    if len(chosen) > 1 and "origin" in chosen:  # one's own comes first
-        chosen = chosen[chosen["origin"] == chosen["origin"].min()]
+    wanted = (dataset, architecture, seed)
+    chosen = [
+        curves
+        for curves in found.values()
+        if all(want in (None, has) for want, has in zip(wanted, curves.key, strict=True))
+    ]
     if len(chosen) != 1:
-        runs = [
-            f"{row.dataset} x {row.architecture}, seed {row.seed}" for row in there.itertuples()
-        ]
-        runs = list(dict.fromkeys(runs))
+        runs = ["{} x {}, seed {}".format(*curves.key) for curves in found.values()]
         listed = "; ".join(runs[:12]) + ("; ..." if len(runs) > 12 else "")
         raise UserError(
             f"{path}: choose one training with --dataset, --architecture and --seed; "
-            f"there: {listed or 'none'}"
+            f"there: {listed}"
         )
-    return frame.merge(chosen)
+    return chosen[0]
 
 
 def show(
@@ -241,7 +213,8 @@ def show(
     width: int | None = None,
 ) -> str:
     """Every curve of one training as text, two beside each other where `width` allows."""
-    frame, start = load_measurements(path, dataset, architecture, seed)
+    curves = choose_curves(path, dataset, architecture, seed)
+    frame = curves.frame
     width = width or shutil.get_terminal_size((80, 24)).columns
     columns = 2 if width >= 100 else 1
     each = min((width - 3 * (columns - 1)) // columns, 78)
@@ -253,16 +226,10 @@ def show(
             rows = rows.sort_values("epoch")
             series.append((name, rows["epoch"].to_numpy(), rows["value"].to_numpy()))
         if any(len(x) for _, x, _ in series):
-            plots.append(text_plot(title, series, width=each, log_y=log_y, mark=start))
-    run = frame.iloc[0]
-    head = f"{run['dataset']} x {run['architecture']}, seed {run['seed']}"
-    if "origin" in frame and (frame["origin"] == "reference").all():
-        head += " (reference run)"
-    if _is_unfinished(frame):
-        head += f" (not finished: epoch {frame['epoch'].max()} of {run['epochs']:g})"
-    if start is not None:
-        head += f"; the dots mark the start of the terminal phase, epoch {start:g}"
-    text = [head]
+            plots.append(text_plot(title, series, width=each, log_y=log_y, mark=curves.start))
+    text = ["{} x {}, seed {}".format(*curves.key) + curves.note]
+    if curves.start is not None:
+        text[0] += f"; the dots mark the start of the terminal phase, epoch {curves.start:g}"
     for i in range(0, len(plots), columns):
         beside = plots[i : i + columns]
         text.append("")
