@@ -1,4 +1,4 @@
-"""Jobs that lease GPUs: no card twice, no deadlock, no starvation, nothing lost by kill -9.
+"""Jobs that lease GPUs: no card twice, no deadlock, nothing lost by kill -9.
 
 The cards are fake: a `nvidia-smi` on PATH lists them, and nothing here starts CUDA.  What jobs do
 is read from a log that each of them writes under a lock of its own; the test writes a kill there
@@ -7,7 +7,6 @@ before the kernel carries it out, so the log's order is the order of events.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import random
@@ -23,13 +22,13 @@ from pathlib import Path
 import pytest
 
 from neural_collapse.io.errors import UserError
-from neural_collapse.training import devices
-from neural_collapse.training.devices import device_for, lease, lease_folder, visible_gpus
+from neural_collapse.training.devices import device_for
+from neural_collapse.training.lease import lease, lease_folder, visible_gpus
 
 # argv: log, job, GPUs, how many blocks it hashes while it holds them.
 CROWD_JOB = """
 import fcntl, hashlib, os, sys
-from neural_collapse.training.devices import lease
+from neural_collapse.training.lease import lease
 
 log, job, count, blocks = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 lock = os.open(log + ".lock", os.O_RDWR | os.O_CREAT)
@@ -53,7 +52,7 @@ with lease(count, poll_seconds=0.01) as cards:
 # argv: GPUs, slots.  Says what it holds, and lets go when its standard input ends.
 OBEDIENT_JOB = """
 import os, sys
-from neural_collapse.training.devices import lease
+from neural_collapse.training.lease import lease
 
 if "TEST_USER" in os.environ:
     os.umask(0o077)
@@ -135,7 +134,7 @@ class Crowd:
             records = [line.split() for line in self.log.read_text().splitlines()]
             for job, what, *_ in records[read:]:
                 moved = time.monotonic()
-                # Some die holding cards, some in the queue, or just before it.
+                # Some die holding cards, some while they wait, or just before.
                 if what in ("start", "acquire") and self.random.random() < kill_share:
                     process = self.running.get(job)
                     if process is None or process.poll() is not None:
@@ -222,7 +221,7 @@ class Job:
         return line.split()[1:]
 
     def waits(self) -> None:
-        """Blocks until it stands in the queue."""
+        """Blocks until it waits for cards."""
         line = self.process.stdout.readline()
         assert line.startswith("waits for"), line
 
@@ -247,43 +246,6 @@ def jobs(machine):
         job.process.communicate()
 
 
-def test_a_job_for_two_gpus_is_not_passed_over(machine, jobs):
-    environment = machine(2)
-    first = jobs(environment)
-    assert first.holds() == [UUIDS[0]]
-    wide = jobs(environment, count=2)
-    wide.waits()
-    late = jobs(environment)
-    late.waits()  # though a card is free: it came later
-    first.finish()
-    assert wide.holds() == UUIDS[:2]
-    wide.finish()
-    assert len(late.holds()) == 1
-    late.finish()
-
-
-def test_a_waiting_job_does_not_stand_in_the_way_of_other_cards(machine, jobs):
-    environment = machine(4)
-    first = jobs(environment | {"CUDA_VISIBLE_DEVICES": "0"})
-    first.holds()
-    wide = jobs(environment | {"CUDA_VISIBLE_DEVICES": "0,1"}, count=2)
-    wide.waits()
-    other = jobs(environment | {"CUDA_VISIBLE_DEVICES": "1,3"})
-    assert other.holds() == [UUIDS[3]]  # 1 is kept for the job that came before
-    other.finish()
-
-
-def test_the_queue_forgets_the_dead(machine, jobs):
-    environment = machine(2)
-    first = jobs(environment)
-    first.holds()
-    wide = jobs(environment, count=2)
-    wide.waits()
-    wide.process.kill()
-    wide.process.wait()
-    assert jobs(environment).holds() == [UUIDS[1]]
-
-
 def test_slots_share_a_card_on_purpose_and_only_among_themselves(machine, jobs):
     environment = machine(2)
     sharing = [jobs(environment, slots=2) for _ in range(2)]
@@ -294,30 +256,25 @@ def test_slots_share_a_card_on_purpose_and_only_among_themselves(machine, jobs):
     alone.waits()
     fifth = jobs(environment, slots=2)
     fifth.waits()
-    for job in sharing[:2]:
+    sharing[0].finish()
+    assert len(fifth.holds()) == 1  # half a card is free, and the other wants a whole one
+    fifth.finish()
+    for job in sharing[1:]:
         job.finish()
-    # Half a card is free twice, but the one that wants a whole card came first.
-    sharing[2].finish()
     assert len(alone.holds()) == 1
-    sharing[3].finish()
-    assert len(fifth.holds()) == 1
 
 
-def test_a_job_that_has_its_cards_waits_for_none(machine, jobs, monkeypatch):
-    """Another that looks while the first has just taken its card finds it served."""
+def test_cards_are_taken_all_or_none(machine, jobs):
     environment = machine(2)
-    alone = devices._alone
-    others = []
-
-    @contextlib.contextmanager
-    def interrupted(folder):
-        with alone(folder):
-            yield
-        others.append(jobs(environment).holds())
-
-    monkeypatch.setattr(devices, "_alone", interrupted)
-    with lease(1) as cards:
-        assert (cards, others) == ([UUIDS[0]], [[UUIDS[1]]])
+    first = jobs(environment)
+    assert first.holds() == [UUIDS[0]]
+    wide = jobs(environment, count=2)
+    wide.waits()
+    late = jobs(environment)
+    assert late.holds() == [UUIDS[1]]  # the waiting job holds none
+    late.finish()
+    first.finish()
+    assert wide.holds() == UUIDS[:2]
 
 
 def test_jobs_of_other_widths_do_not_share_a_card(machine, jobs):
@@ -363,7 +320,7 @@ def test_several_users_share_the_locks(machine, jobs, tmp_path):
         second.waits()
         third = jobs(environment | {"TEST_USER": "65534"})
         third.waits()
-        second.process.kill()  # its ticket is not the third's to delete, and stops nobody
+        second.process.kill()
         second.process.wait()
         first.finish()
         third.holds()

@@ -20,7 +20,7 @@ from neural_collapse.figures.specs import Look
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest
 from neural_collapse.io.yaml import read_yaml
-from neural_collapse.training.devices import physical_gpus
+from neural_collapse.training.lease import physical_gpus
 from neural_collapse.training.schedule import learning_rate_name
 
 try:

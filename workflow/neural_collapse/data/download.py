@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..io.errors import UserError
-from ..io.files import atomic_path, one_at_a_time, sha256_of, write_text_atomically
+from ..io.files import atomic_path, sha256_of, write_text_atomically
+from ..io.locks import one_at_a_time
 from .archives import pack, verify_file
 from .embedded import embedded_file, write_embedded
 from .fetch import DownloadSettings, Refused, fetch

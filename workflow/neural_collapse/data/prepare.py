@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from ..io.errors import UserError
-from ..io.files import one_at_a_time, sha256_of, write_atomically, write_text_atomically, written
+from ..io.files import sha256_of, write_atomically, write_text_atomically, written
+from ..io.locks import one_at_a_time
 from ..io.progress import say
 from .archives import reading
 from .decoding import Decoding, decode_images

@@ -198,7 +198,7 @@ def plan(config: Config, device: str | None = None) -> str:
     """
     if not config.shows_own:
         return f"Experiment {config.experiment}: nothing is trained, it shows reference runs"
-    from ..training.devices import physical_gpus
+    from ..training.lease import physical_gpus
 
     if device is None:
         wanted = config.device == "cuda" or (config.device == "auto" and physical_gpus())

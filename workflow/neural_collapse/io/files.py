@@ -158,40 +158,6 @@ def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
         link_or_copy(source, Path(folder) / name)
 
 
-@contextlib.contextmanager
-def one_at_a_time(lock: str | Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for the file `lock`, then keep others out.
-
-    The kernel frees it when its holder dies, so kill -9 leaves nothing locked.  The file may be
-    deleted inside the block, with the folder that it is in.  Where the system or the file system
-    has no locks, nobody waits.
-    """
-    lock = Path(lock)
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with open(lock, "ab") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("%s: another process is at work here; waiting for it", lock.parent)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError:
-                yield
-                return
-            try:
-                same = os.path.samestat(os.fstat(handle.fileno()), os.stat(lock))
-            except FileNotFoundError:
-                same = False
-            if same:  # otherwise the one before deleted it, and the next locks a new file
-                yield
-                return
-
-
 def tree_digest(folder: str | Path) -> str:
     """A short hash of the names, sizes and times of all files below a folder; none is read."""
     digest = hashlib.blake2b(digest_size=8)

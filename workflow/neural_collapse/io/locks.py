@@ -1,16 +1,104 @@
-"""Who works on a folder of resume states, and which of them are no longer needed. No torch."""
+"""Locks on files, and the states of jobs that have succeeded. No torch.
+
+The kernel frees a lock when its last holder dies, so that kill -9 leaves nothing locked.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
+import logging
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 FINISHED = "finished"  # a file that says: the job of these states has succeeded
+
+
+def acquire(path: str | Path, *, wait: bool = False, everyone: bool = False) -> int:
+    """A descriptor that holds the lock of the file `path`, made where it is missing.
+
+    A child process that inherits the descriptor holds the lock as well. The holder may delete the
+    file, with its folder: the next one then locks a new file.
+
+    Args:
+        wait: until it is free.
+        everyone: every user of this machine may lock the file.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is not set.
+        OSError: the file cannot be made, or its file system has no locks.
+    """
+    while True:
+        descriptor = _open(Path(path), everyone)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _open(path: Path, everyone: bool) -> int:
+    # Not with O_CREAT where it is there: in a sticky folder like /tmp Linux refuses that for
+    # another user's file (fs.protected_regular).
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # FileNotFoundError: another job finished and deleted the empty folder.
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            if everyone:
+                os.fchmod(descriptor, 0o666)  # open's mode is cut by the umask
+            return descriptor
+    raise FileNotFoundError(2, os.strerror(2), str(path))
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: str | Path, *, everyone: bool = False) -> Iterator[None]:
+    """Wait until no other process is in such a block for the file `lock`, then keep others out.
+
+    Where the file system has no locks, nobody waits.
+    """
+    descriptor = None
+    try:
+        descriptor = acquire(lock, everyone=everyone)
+    except BlockingIOError:
+        log.warning("%s: another process is at work here; waiting for it", Path(lock).parent)
+        descriptor = acquire(lock, wait=True, everyone=everyone)
+    except OSError:
+        if not Path(lock).exists():
+            raise
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def lock(path: Path):
+    """An open file with an exclusive lock, which names its holder.
+
+    Raises BlockingIOError, whose text says who holds it.
+    """
+    try:
+        file = os.fdopen(acquire(path), "r+", encoding="utf-8")
+    except BlockingIOError as error:
+        holder = ""
+        with contextlib.suppress(FileNotFoundError):
+            holder = path.read_text(encoding="utf-8").strip()
+        raise BlockingIOError(error.errno, holder or "another process") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
 
 
 def clear_finished(root: str | Path) -> None:
@@ -29,32 +117,3 @@ def delete(folder: Path) -> None:
     with contextlib.suppress(OSError):
         Path(f"{folder}.lock").unlink()
         folder.parent.rmdir()  # only when no other state lies there
-
-
-def lock(path: Path):
-    """An open file with an exclusive lock; BlockingIOError says who holds it."""
-    for attempt in itertools.count():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-        except FileNotFoundError:
-            if attempt < 100:
-                continue  # another job finished and took the empty folder away
-            raise
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise BlockingIOError(error.errno, holder) from None
-        except OSError:
-            file.close()
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()}")
-                file.flush()
-                return file
-        file.close()  # its holder finished and deleted it meanwhile: lock the new one
