@@ -366,9 +366,17 @@ def test_pooling_that_does_not_divide_is_refused(raw, tmp_path):
 def test_prepare_without_source_is_refused(tmp_path):
     with pytest.raises(UserError, match="download mnist first"):
         prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
-    (tmp_path / "source.json").write_text('{"dataset": "svhn", "kind": "svhn"}')
-    with pytest.raises(UserError, match=r"not mnist's source\.json"):
-        prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
+    right = {"dataset": "mnist", "kind": "idx", "folder": None, "files": [{"name": "x"}]}
+    for change in (
+        {"dataset": "svhn"},
+        {"kind": None},
+        {"folder": 7},
+        {"files": []},
+        {"files": [1]},
+    ):
+        (tmp_path / "source.json").write_text(json.dumps(right | change))
+        with pytest.raises(UserError, match=r"not mnist's source\.json"):
+            prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
 
 
 @pytest.fixture

@@ -92,15 +92,20 @@ def _source(raw_folder: Path, name: str) -> tuple[dict[str, Any], Path]:
     path = raw_folder / "source.json"
     try:
         source = json.loads(path.read_text(encoding="utf-8"))
-        files = [str(file["name"]) for file in source["files"]]
-        correct = source["dataset"] == name and isinstance(source["folder"], str | None)
+        complete = [file["name"] for file in source["files"]] or source["kind"] == "image_folder"
+        correct = (
+            complete
+            and source["dataset"] == name
+            and isinstance(source["kind"], str)
+            and isinstance(source["folder"], str | None)
+        )
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); download {name} first"
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError):
         correct = False
-    if not correct or not (files or source["kind"] == "image_folder"):
+    if not correct:
         raise UserError(f"{path}: is not {name}'s source.json; download {name} again")
     return source, Path(source["folder"] or raw_folder)
 
