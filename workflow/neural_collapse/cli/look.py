@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,27 @@ def statistics(output: Path | None, **arrays: Path | None) -> str:
     return render_statistics(table)
 
 
+def measure(output: Path | None, **options: Any) -> str:
+    """NC1 to NC4 of a saved model."""
+    from ..collapse.saved_features import check_table_path, write_statistics
+    from ..collapse.saved_model import measure_saved_model, result_table
+
+    if output is not None:
+        check_table_path(output)
+    result = measure_saved_model(**options)
+    if output is not None:
+        write_statistics(result_table(result), output)
+    return str(result)
+
+
+def numbers(text: str) -> list[float]:
+    """An argument of numbers, with commas between."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is not numbers with commas between: {text!r}") from None
+
+
 def add_to(cli: Commands) -> None:
     """Add these subcommands."""
     cli.group("look")
@@ -80,5 +102,23 @@ def add_to(cli: Commands) -> None:
         path("bias", f"(C,), its bias: {array}", required=False),
         path("test-features", "measures a test set as well", required=False),
         path("test-labels", f"their labels: {array}", required=False),
+        path("output", "write the table as .parquet or .csv", required=False),
+    )  # fmt: skip
+    cli.add(
+        "measure", "NC1 to NC4 of a saved model on your images", measure,
+        option("--model", required=True, metavar="MODEL",
+               help="torchvision:NAME, or MODULE:FUNCTION of your own code"),
+        path("weights", "its state dict, .safetensors or a torch file", required=False),
+        path("data", "a folder with train/ and test/ or val/, or a .npz file"),
+        option("--layer", metavar="NAME",
+               help="measure this layer's input; by default the last nn.Linear's"),
+        option("--mean", type=numbers, metavar="M,M,M",
+               help="of pixels scaled to 0..1; ImageNet's by default for torchvision's models"),
+        option("--std", type=numbers, metavar="S,S,S", help="likewise"),
+        option("--resize-px", type=at_least(1), metavar="PX", help="a folder's images: short side"),
+        option("--crop-px", type=at_least(1), metavar="PX", help="then the centre square"),
+        option("--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time"),
+        option("--device", default="cpu", help="where the model runs: cpu, cuda, mps"),
+        option("--pool", choices=("mean", "flatten"), help="how feature maps become vectors"),
         path("output", "write the table as .parquet or .csv", required=False),
     )  # fmt: skip

@@ -37,11 +37,24 @@ def read_array(path: Path, what: str) -> np.ndarray:
     Raises:
         UserError: an unreadable file, no or several candidates, no numbers.
     """
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise UserError(f"{path}: its ending is none of {', '.join(_READERS)}")
+    array = _chosen(_read(path, _READERS), path, what)
     try:
-        found = read(path)
+        return _numpy(real_array(array, what))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_tensor_file(path: Path) -> Any:
+    """What a .safetensors or a torch file holds; nothing in it is run."""
+    return _read(path, {s: r for s, r in _READERS.items() if r in (_torch, _safetensors)})
+
+
+def _read(path: Path, readers: Mapping[str, Callable[[Path], Any]]) -> Any:
+    read = readers.get(path.suffix.lower())
+    if read is None:
+        raise UserError(f"{path}: its ending is none of {', '.join(readers)}")
+    try:
+        return read(path)
     except ImportError as error:
         raise UserError(f"{path}: reading it needs the package {error.name}") from None
     except OSError as error:
@@ -50,11 +63,6 @@ def read_array(path: Path, what: str) -> np.ndarray:
         kind = path.suffix.lower()
         reason = _torch_reason(error) if read is _torch else "is damaged"
         raise UserError(f"{path}: {reason}, or is no {kind} file of plain numbers") from None
-    array = _chosen(found, path, what)
-    try:
-        return _numpy(real_array(array, what))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def _numpy(array: Any) -> np.ndarray:

@@ -1,0 +1,208 @@
+"""Neural collapse of a saved model on images from a folder or a .npz file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ..data.image_files import ImageRef, decode_image, index_image_folder
+from ..data.images import Normalisation
+from ..data.parsers import read_npz
+from ..io.errors import UserError
+from ..io.progress import Progress, say
+from .features import check_images
+from .model import measure_model
+from .registry import REGISTRY
+from .result import CollapseResult
+from .saved_features import read_tensor_file
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and std that torchvision's own weights were trained with."""
+
+
+def measure_saved_model(
+    model: str,
+    data: Path,
+    *,
+    weights: Path | None = None,
+    layer: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize_px: int | None = None,
+    crop_px: int | None = None,
+    batch_size: int = 100,
+    device: str = "cpu",
+    pool: str | None = None,
+) -> CollapseResult:
+    """Both splits of a dataset, by a model that is named and read from files.
+
+    Args:
+        model: "torchvision:NAME", or "MODULE:FUNCTION" of one's own code, which returns an
+            nn.Module and is given `num_classes` where it takes it.
+        data: a folder with train/<class>/ and test/ or val/<class>/, or a .npz file with
+            train_images, train_labels, test_images, test_labels (uint8).
+        weights: a state dict, .safetensors or a torch file; None: as the function returns it.
+        layer: whose input is measured; by default the last nn.Linear.
+        mean, std: one number a channel, of images scaled to 0..1; by default ImageNet's for
+            torchvision's models.
+        resize_px, crop_px: of a folder's images: the shorter side, and the centre square.
+        batch_size: images a forward pass.
+        device: where the model runs.
+        pool: see `measure`.
+
+    Raises:
+        UserError: a model, weights or data that cannot be read or do not fit together.
+    """
+    splits = _splits(data, resize_px, crop_px)
+    classes = int(max(labels.max() for _, labels in splits)) + 1
+    network = _model(model, classes)
+    if weights is not None:
+        _load(network, weights)
+    if mean is None and std is None and model.startswith("torchvision:"):
+        mean, std = IMAGENET
+    if mean is None or std is None:
+        raise UserError("Give --mean and --std, one number a channel, of images scaled to 0..1.")
+    say(f"pixels are scaled to 0..1, then normalised by mean {list(mean)} and std {list(std)}")
+    normalise = Normalisation(mean, std, device)
+    loaders = [
+        _Loader(name, images, labels, batch_size, normalise, mean, std)
+        for name, (images, labels) in zip(("train", "test"), splits, strict=True)
+    ]
+    return measure_model(network, *loaders, layer=layer, device=device, pool=pool)
+
+
+def result_table(result: CollapseResult) -> pd.DataFrame:
+    """Both splits as a table: split, statistic, value, what it is."""
+    splits = {"train": result} | ({} if result.test is None else {"test": result.test})
+    rows = [
+        {"split": split, "statistic": name, "value": value, "what it is": REGISTRY[name].what}
+        for split, of_split in splits.items()
+        for name, value in of_split.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+Images = np.ndarray | list[ImageRef]
+
+
+def _splits(
+    data: Path, resize_px: int | None, crop_px: int | None
+) -> list[tuple[Images, np.ndarray]]:
+    if data.is_dir():
+        index = index_image_folder(data)
+        for reason, what in index.left_out.items():
+            say(f"{data}: left out {reason}: {what}")
+        return [
+            (_Decoded(index.train, resize_px, crop_px), index.train_labels),
+            (_Decoded(index.test, resize_px, crop_px), index.test_labels),
+        ]
+    if data.suffix != ".npz":
+        raise UserError(f"{data}: is neither a folder of images nor a .npz file")
+    if resize_px is not None or crop_px is not None:
+        raise UserError("--resize-px and --crop-px are for folders of images, not for .npz files.")
+    arrays = read_npz(data)
+    return [
+        (arrays.train_images, arrays.train_labels),
+        (arrays.test_images, arrays.test_labels),
+    ]
+
+
+class _Decoded(list[ImageRef]):
+    """Images of a folder, decoded where they are sliced."""
+
+    def __init__(
+        self, refs: Sequence[ImageRef], resize_px: int | None, crop_px: int | None
+    ) -> None:
+        super().__init__(refs)
+        self.resize_px, self.crop_px = resize_px, crop_px
+
+    def decoded(self, rows: slice) -> np.ndarray:
+        images = [decode_image(ref, self.resize_px, self.crop_px) for ref in self[rows]]
+        if len({image.shape for image in images}) > 1:
+            raise UserError(
+                f"{self[rows.start]}: the images differ in size; give --resize-px and --crop-px"
+            )
+        return np.stack(images)
+
+
+class _Loader:
+    """Normalised batches of one split, with progress."""
+
+    def __init__(
+        self,
+        name: str,
+        images: Images,
+        labels: np.ndarray,
+        batch_size: int,
+        normalise: Normalisation,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.name, self.images, self.labels = name, images, labels
+        self.batch_size, self.normalise, self.mean, self.std = batch_size, normalise, mean, std
+
+    def __iter__(self) -> Iterator[tuple[Tensor, np.ndarray]]:
+        progress = Progress(self.name, "image", len(self.labels))
+        for start in range(0, len(self.labels), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            batch = (
+                self.images.decoded(rows)
+                if isinstance(self.images, _Decoded)
+                else np.asarray(self.images[rows])
+            )
+            check_images(batch, self.mean, self.std, self.name)
+            labels = self.labels[rows]
+            yield self.normalise(torch.from_numpy(batch).to(self.normalise.scale.device)), labels
+            progress.step(start + len(labels))
+
+
+def _model(name: str, classes: int) -> nn.Module:
+    module, _, function = name.partition(":")
+    if not function:
+        raise UserError(f"--model {name}: give torchvision:NAME or MODULE:FUNCTION.")
+    if module == "torchvision":
+        from torchvision import models
+
+        try:
+            return models.get_model(function, weights=None, num_classes=classes)
+        except ValueError:
+            raise UserError(f"torchvision has no model {function!r}.") from None
+    sys.path.insert(0, "")
+    try:
+        build = getattr(importlib.import_module(module), function)
+        takes = "num_classes" in inspect.signature(build).parameters
+        network = build(num_classes=classes) if takes else build()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--model {name}: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.path.remove("")
+    if not isinstance(network, nn.Module):
+        raise UserError(f"--model {name}: it returned {type(network).__name__}, no nn.Module.")
+    return network
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    state: Any = read_tensor_file(path)
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: holds no state dict")
+    for prefix in ("module.", "_orig_mod."):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[1].strip() if len(lines) > 1 else lines[0]
+        raise UserError(f"{path}: does not fit {type(network).__name__}: {reason[:300]}") from None
