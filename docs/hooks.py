@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
+from neural_collapse import REGISTRY
 from neural_collapse.cli.main import build_parser
 
 ELSEWHERE = {"config/README.md": "configuration.md", "CHANGELOG.md": "changelog.md"}
@@ -24,7 +25,29 @@ def on_page_markdown(markdown, page, **_):
         markdown = markdown.replace(f"](../{path}", f"]({name}")
     if page.file.src_uri == "commands.md":
         markdown += commands()
+    if page.file.src_uri == "statistics.md":
+        markdown += statistics()
     return markdown
+
+
+def statistics() -> str:
+    """The registry, an entry a statistic."""
+    parts = [""]
+    for name, entry in REGISTRY.items():
+        source = entry.source
+        figure = f"; figure {entry.figure} of the paper" if entry.figure else ""
+        parts += [
+            f"## {name}",
+            "",
+            f"{entry.what}. Tends to: {entry.tends_to}{figure}.",
+            "",
+            f"```latex\n{entry.formula}\n```",
+            "",
+            f"Source: {source.authors}, {source.venue} {source.year}, "
+            f"[doi:{source.doi}](https://doi.org/{source.doi}).",
+            "",
+        ]
+    return "\n".join(parts)
 
 
 def commands() -> str:

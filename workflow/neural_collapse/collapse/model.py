@@ -151,7 +151,9 @@ def measure_model(
             all but the labels as keyword arguments, as Hugging Face's models are.
         labels_key: of dicts, the labels.
         num_classes: C; by default the outputs of the last nn.Linear, else the largest label + 1.
-        scatter, pool, ignore_index: see `measure`.
+        scatter: see `measure`.
+        pool: see `measure`.
+        ignore_index: see `measure`.
         memory_limit_bytes: features larger than this go to a temporary file.
 
     Returns:

@@ -308,16 +308,3 @@ OF_MOMENTS = {name: entry for name, entry in REGISTRY.items() if entry.compute i
 
 ALIASES = {entry.alias: entry.name for entry in _ENTRIES if entry.alias}
 """Short name -> name."""
-
-
-def registry_markdown() -> str:
-    """The registry as the documentation's table."""
-    lines = ["| statistic | formula | tends to | source | figure |", "|---|---|---|---|---|"]
-    for s in REGISTRY.values():
-        doi = f"[{s.source.authors} {s.source.year}](https://doi.org/{s.source.doi})"
-        formula = s.formula.replace("|", r"\vert ")
-        lines.append(
-            f"| `{s.name}`: {s.what.replace('|', chr(92) + '|')} | ${formula}$ | {s.tends_to} "
-            f"| {doi} | {s.figure or ''} |"
-        )
-    return "\n".join(lines) + "\n"
