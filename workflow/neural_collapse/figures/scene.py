@@ -105,38 +105,58 @@ def render(
         if solid.kind == "feature":
             total += len(placed)
             outside += int(((placed[:, :2] < 0) | (placed[:, :2] >= size)).any(axis=1).sum())
-        for start, radius in [(placed, solid.radius), (origin, solid.stick_radius)]:
-            for tip, base in zip(placed, np.broadcast_to(start, placed.shape), strict=True):
-                _draw(image, depth, size, base, tip, radius * scale, solid)
+        canvas = (image, depth, size, solid)
+        _draw_balls(placed, solid.radius * scale, *canvas)
+        for tip in placed if solid.stick_radius else ():
+            _draw_stick(origin, tip, solid.stick_radius * scale, *canvas)
     image = image.reshape(height, OVERSAMPLING, width, OVERSAMPLING, 3).mean(axis=(1, 3))
     return np.rint(255 * image).astype(np.uint8), outside / max(total, 1)
 
 
-def _draw(image, depth, size, base, tip, radius, solid) -> None:
-    """A ball, or a stick with round ends from `base` to `tip`, where nothing is before it."""
-    if radius <= 0:
-        return
+def _draw_balls(centres, radius, image, depth, size, solid) -> None:
+    reach = int(np.ceil(radius)) + 1
+    across, down = np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1))
+    corner = np.floor(centres[:, :2]).astype(int)
+    x, y = corner[:, 0, None, None] + across, corner[:, 1, None, None] + down
+    right = x + 0.5 - centres[:, 0, None, None]
+    below = y + 0.5 - centres[:, 1, None, None]
+    height = radius**2 - right**2 - below**2
+    inside = (height > 0) & (x >= 0) & (x < size[0]) & (y >= 0) & (y < size[1])
+    height = np.sqrt(height[inside])
+    deep = height + np.broadcast_to(centres[:, 2, None, None], inside.shape)[inside]
+    normal = np.stack([right[inside], -below[inside], height]) / radius
+    _paint((y * size[0] + x)[inside], deep, normal, image, depth, solid)
+
+
+def _draw_stick(base, tip, radius, image, depth, size, solid) -> None:
+    """A stick with round ends."""
     low = np.clip(np.floor(np.minimum(base, tip)[:2] - radius), 0, size).astype(int)
     high = np.clip(np.ceil(np.maximum(base, tip)[:2] + radius) + 1, 0, size).astype(int)
-    x, y = np.meshgrid(np.arange(low[0], high[0]) + 0.5, np.arange(low[1], high[1]) + 0.5)
+    x, y = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]))
+    right, below = x + 0.5 - base[0], y + 0.5 - base[1]
     along = tip - base
-    length = along[:2] @ along[:2]
-    share = ((x - base[0]) * along[0] + (y - base[1]) * along[1]) / max(length, 1e-12)
+    share = (right * along[0] + below * along[1]) / max(along[:2] @ along[:2], 1e-12)
     share = np.clip(share, 0, 1)
-    across = np.stack([x - base[0] - share * along[0], y - base[1] - share * along[1]])
-    height = radius**2 - (across**2).sum(axis=0)
+    right, below = right - share * along[0], below - share * along[1]
+    height = radius**2 - right**2 - below**2
     inside = height > 0
     height = np.sqrt(height[inside])
-    where = ((y - 0.5) * size[0] + (x - 0.5)).astype(int)[inside]
     deep = base[2] + share[inside] * along[2] + height
-    seen = deep > depth[where]
-    where, normal = where[seen], np.stack([across[0][inside], -across[1][inside], height])[:, seen]
-    light = np.clip(_LIGHT @ normal / radius, 0, 1)
+    normal = np.stack([right[inside], -below[inside], height]) / radius
+    _paint((y * size[0] + x)[inside], deep, normal, image, depth, solid)
+
+
+def _paint(where, deep, normal, image, depth, solid) -> None:
+    """Colour these pixels where nothing is before them; the nearest come last and stay."""
+    order = np.argsort(deep, kind="stable")
+    order = order[deep[order] > depth[where[order]]]
+    where, normal = where[order], normal[:, order]
+    light = np.clip(_LIGHT @ normal, 0, 1)[:, None]
     colour = np.array([int(solid.colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-    shaded = colour * (0.5 + 0.6 * light[:, None]) + 0.45 * light[:, None] ** 24
-    image[where] += solid.opacity * (np.clip(shaded, 0, 1) - image[where])
+    shaded = np.clip(colour * (0.5 + 0.6 * light) + 0.45 * light**24, 0, 1)
+    image[where] += solid.opacity * (shaded - image[where])
     if solid.opacity == 1:
-        depth[where] = deep[seen]
+        depth[where] = deep[order]
 
 
 def mesh(solid: Solid) -> tuple[np.ndarray, np.ndarray]:
