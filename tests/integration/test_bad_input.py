@@ -724,7 +724,7 @@ GOOD = [name for name in dict.fromkeys(command for command, *_ in OUTPUTS)]
 
 
 @pytest.mark.parametrize("command", [*GOOD, "plan", "status", "show"])
-def test_paths_of_any_letters_work(world, command, capsys):
+def test_command_paths_of_any_letters_work(world, command, capsys):
     """The same lines with nothing spoiled: the cases above fail for what they spoil alone."""
     log = world.outputs / "logs ü" / "log"
     status = main([command, *world.command(command), "--log", str(log)])
@@ -764,7 +764,7 @@ def read_only(folder: Path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_read_only_results_folder_is_one_sentence(world, capsys):
+def test_read_only_results_folder_is_one_sentence(world, capsys):
     with read_only(world.outputs) as seal:
         seal()
         for command in GOOD:
@@ -776,7 +776,7 @@ def test_a_read_only_results_folder_is_one_sentence(world, capsys):
         )
 
 
-def test_quotes_and_dollars_survive_snakemakes_shell(tmp_path):
+def test_snakemake_paths_with_quotes_and_dollars_reach_the_command(tmp_path):
     """Every rule's command gets the very paths of the config, whatever the shell makes of them."""
     folder = 'rés $HOME `x` "q" it\'s'
     tiny = Experiment(tmp_path / FOLDER, **CHANGES, results_folder=folder, resources_folder=folder)

@@ -117,7 +117,7 @@ def checkout(tmp_path_factory):
 
 
 @pytest.mark.parametrize("block", blocks(*SHELLS))
-def test_commands_run(block, checkout):
+def test_documented_commands_run(block, checkout):
     lines = [line for line in block.splitlines() if not not_run(line) and first_time(line)]
     programs = checkout / ".venv/bin"
     done = subprocess.run(
@@ -133,13 +133,13 @@ def test_commands_run(block, checkout):
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs(block):
+def test_documented_python_runs(block):
     names = dict(GIVEN)
     exec(compile(block, "block", "exec"), names)
     assert np.isfinite([names["result"].nc1, names["result"].nc3]).all()
 
 
-def test_no_reason_is_left_over_and_no_block_hides_its_language():
+def test_documented_blocks_have_a_language_and_reasons_are_used():
     lines = [line for block in blocks(*SHELLS) for line in block.values[0].splitlines()]
     used = {start for line in lines for start in not_run(line)}
     assert used == set(NOT_RUN)

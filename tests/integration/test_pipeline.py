@@ -156,7 +156,7 @@ def test_a_new_learning_rate_trains_only_itself(experiment, tmp_path):
     assert set(ran) <= expected | {"compare_with_paper", "tables"}
 
 
-def test_a_lost_selection_is_made_again(experiment, tmp_path):
+def test_selection_lost_is_made_again(experiment, tmp_path):
     again = copy_of(experiment, tmp_path / "copy")
     (again.results / "digits/resnet/sweep/selection.json").unlink()
     again.values["seeds"] = [0, 1, 2]
@@ -164,7 +164,7 @@ def test_a_lost_selection_is_made_again(experiment, tmp_path):
     assert sorted(ran) == ["models", "select_learning_rate", "train_model", "train_model"]
 
 
-def test_a_copy_with_new_times_is_taken_after_touch(experiment, tmp_path):
+def test_copy_with_new_times_is_up_to_date_after_touch(experiment, tmp_path):
     """As docs/paper.md says of `cp -r`."""
     shutil.copytree(experiment.folder, tmp_path / "copy", copy_function=shutil.copyfile)
     again = Experiment(tmp_path / "copy", **CHANGES)

@@ -25,7 +25,7 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_every_command_is_listed_once_with_what_it_does():
+def test_help_lists_every_command_once():
     text = build_parser().format_help()
     names = build_parser()._subparsers._group_actions[0].choices
     for name in names:
@@ -35,14 +35,14 @@ def test_every_command_is_listed_once_with_what_it_does():
 @pytest.mark.parametrize(
     "arguments", [[], ["nonsense"], ["show"], ["status"], ["statistics", "--features", "x"]]
 )
-def test_a_wrong_command_line_is_said_in_a_sentence(arguments, capsys):
+def test_wrong_command_line_is_one_sentence(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
     assert "neural-collapse" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_every_option_says_what_it_is():
+def test_help_describes_every_option():
     names = build_parser()._subparsers._group_actions[0].choices
     assert not [
         (name, action.dest)
@@ -60,7 +60,7 @@ def test_command_options_are_the_parameters_of_what_it_runs(name):
     inspect.signature(function).bind(**dict.fromkeys(options))
 
 
-def test_help_is_coloured_in_a_terminal_alone():
+def test_help_is_coloured_in_a_terminal_only():
     command = [sys.executable, "-m", "neural_collapse", "statistics", "--help"]
     plain = {key: value for key, value in os.environ.items() if not key.endswith("_COLOR")}
     said = [
@@ -71,7 +71,7 @@ def test_help_is_coloured_in_a_terminal_alone():
     assert said[0].split() == re.sub(r"\x1b\[\d+m", "", said[1]).split()
 
 
-def test_a_job_loads_nothing_of_the_help_or_of_completion():
+def test_job_imports_nothing_of_help_or_completion():
     code = (
         "import sys; from neural_collapse.cli.main import main; main(['config-schema']); "
         "sys.exit(', '.join({'rich', 'rich_argparse', 'argcomplete'} & set(sys.modules)) or 0)"
@@ -88,7 +88,7 @@ def test_a_job_loads_nothing_of_the_help_or_of_completion():
         ("neural-collapse show --arch", {"--architecture"}),
     ],
 )
-def test_tab_completes_in_bash(line, expected):
+def test_completion_in_bash_gives_commands_and_choices(line, expected):
     words = line.split(" ")
     script = (
         'eval "$(register-python-argcomplete neural-collapse)"\n'

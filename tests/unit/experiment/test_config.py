@@ -52,7 +52,7 @@ def minimal(**changes) -> dict:
 # ------------------------------------------------------------------------- measured epochs
 
 
-def test_measured_epochs_hold_the_first_and_the_last_whatever_is_listed():
+def test_measured_epochs_listed_hold_first_and_last():
     recipe = resolve_recipe(check_config(minimal()), "digits", "resnet")
     assert recipe.measured_epochs == (0, *spaced_epochs(350, 50))
     changed = minimal(**{"recipe.measurement": {"epochs": [3, 7], "activation_epochs": [0, 7]}})
@@ -63,7 +63,7 @@ def test_measured_epochs_hold_the_first_and_the_last_whatever_is_listed():
 
 @given(epochs=st.integers(1, 400), measured=st.integers(2, 60), kept=st.integers(1, 80))
 @settings(max_examples=50, deadline=None)
-def test_kept_features_are_of_measured_epochs_and_end_with_the_last(epochs, measured, kept):
+def test_activation_epochs_any_number_are_measured(epochs, measured, kept):
     values = minimal()
     values["recipe"] |= {
         "training": {"epochs": epochs},
@@ -80,7 +80,7 @@ def test_kept_features_are_of_measured_epochs_and_end_with_the_last(epochs, meas
 # ------------------------------------------------------------------------- folding overrides
 
 
-def test_later_overrides_win_and_leave_what_they_do_not_name():
+def test_overrides_later_ones_win():
     config = check_config(
         minimal(
             **{
@@ -102,7 +102,7 @@ def test_later_overrides_win_and_leave_what_they_do_not_name():
     assert digits.training.weight_decay == 5e-4
 
 
-def test_overrides_that_match_no_cell_are_known():
+def test_overrides_matching_no_cell_are_known():
     overrides = [
         {"datasets": ["digits"], "recipe": {}},
         {"datasets": ["mnist"], "recipe": {}},
@@ -114,12 +114,12 @@ def test_overrides_that_match_no_cell_are_known():
     assert load_config(ROOT / "config.yaml").overrides_without_effect == []
 
 
-def test_a_batch_larger_than_the_dataset_is_taken_where_incomplete_ones_are_kept():
+def test_batch_size_above_the_dataset_with_incomplete_batches_is_taken():
     large = {"batch_size": 2000, "keep_incomplete_batch": True}
     check_config(minimal(**{"recipe.training": large}))
 
 
-def test_another_network_begins_anew_and_numbers_alone_change_the_one_there():
+def test_network_another_name_drops_earlier_numbers():
     def resolved(*networks):
         overrides = [{"recipe": {"network": network}} for network in networks]
         config = check_config(minimal(overrides=overrides))
@@ -133,7 +133,7 @@ def test_another_network_begins_anew_and_numbers_alone_change_the_one_there():
     assert resolved(family)["width"] == 64
 
 
-def test_a_recipe_survives_its_file(tmp_path):
+def test_recipe_written_and_read_is_equal(tmp_path):
     recipe = resolve_recipe(check_config(minimal()), "digits", "resnet")
     write_recipe(recipe, tmp_path / "recipe.json")
     assert read_recipe(tmp_path / "recipe.json") == recipe
@@ -145,7 +145,7 @@ def test_a_recipe_survives_its_file(tmp_path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_config_resolves(path):
+def test_shipped_config_resolves(path):
     config = load_config(path)
     for dataset in config.datasets:
         for architecture in config.architectures:
@@ -166,7 +166,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("dataset", PAPER)
-def test_the_papers_config_is_the_papers_protocol(dataset):
+def test_shipped_config_of_the_paper_is_its_protocol(dataset):
     from neural_collapse.data.registry import DATASETS
     from neural_collapse.networks import label
 
@@ -206,14 +206,14 @@ def test_the_papers_config_is_the_papers_protocol(dataset):
     assert trainings == 480
 
 
-def test_imagenet_is_left_out_where_its_folder_is_not_given():
+def test_cells_imagenet_without_folder_is_left_out():
     config = load_config(ROOT / "config.yaml")
     assert len(config.cells()) == 18
     given = config.model_copy(update={"imagenet_folder": "/data/imagenet"})
     assert len(given.cells()) == 21
 
 
-def test_the_schema_describes_every_key():
+def test_schema_describes_every_key():
     schema = json.loads(json_schema())
     for name, part in {"Config": schema, **schema["$defs"]}.items():
         if part.get("type") != "object" or "properties" not in part:
@@ -409,7 +409,7 @@ BAD_VALUES = [
 ]  # fmt: skip
 
 
-def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+def test_path_tilde_is_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     keys = ["mirror", "imagenet_folder", "resources_folder", "results_folder", "reference_folder"]
     own = {"custom_datasets": {"own": {"label": "Own", "path": "~/own.npz"}}}
@@ -433,7 +433,7 @@ def sentence_of(error: UserError) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"), BAD_VALUES, ids=[str(i) for i in range(len(BAD_VALUES))]
 )
-def test_a_wrong_value_is_one_sentence_that_names_the_key(changes, words):
+def test_config_wrong_value_is_one_sentence_that_names_the_key(changes, words):
     with pytest.raises(UserError) as error:
         check_config(minimal(**changes), "config.yaml")
     text = sentence_of(error.value)
@@ -442,7 +442,7 @@ def test_a_wrong_value_is_one_sentence_that_names_the_key(changes, words):
         assert word in text, text
 
 
-def test_every_wrong_value_is_wrong_by_itself():
+def test_config_minimal_is_right():
     check_config(minimal())
 
 
@@ -494,7 +494,7 @@ BAD_FILES = [
 @pytest.mark.parametrize(
     ("content", "words"), BAD_FILES, ids=[str(i) for i in range(len(BAD_FILES))]
 )
-def test_a_broken_file_is_one_sentence_that_names_it(tmp_path, content, words):
+def test_config_corrupt_file_is_one_sentence_that_names_it(tmp_path, content, words):
     path = tmp_path / "konfig mit Lücke.yaml"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -504,14 +504,14 @@ def test_a_broken_file_is_one_sentence_that_names_it(tmp_path, content, words):
     assert words in text
 
 
-def test_a_missing_file_and_a_folder_are_said(tmp_path):
+def test_config_missing_file_or_folder_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         load_config(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="directory"):
         load_config(tmp_path)
 
 
-def test_numbers_as_people_write_them_are_understood(tmp_path):
+def test_config_number_written_5e_4_is_a_number(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
         GOOD_TEXT.replace("recipe:\n", "recipe:\n  training: {weight_decay: 5e-4, epochs: 12}\n")
@@ -520,7 +520,7 @@ def test_numbers_as_people_write_them_are_understood(tmp_path):
     assert training.weight_decay == 5e-4  # text in YAML 1.1, which wants 5.0e-4
 
 
-def test_the_command_line_prints_the_sentence_alone(tmp_path):
+def test_plan_command_wrong_config_prints_the_sentence_alone(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(GOOD_TEXT.replace("digits", "digit"))
     done = subprocess.run(
@@ -546,7 +546,7 @@ BAD_RECIPES = [
 
 
 @pytest.mark.parametrize(("text", "words"), BAD_RECIPES)
-def test_a_broken_recipe_is_one_sentence(tmp_path, text, words):
+def test_recipe_corrupt_file_is_one_sentence(tmp_path, text, words):
     path = tmp_path / "recipe.json"
     path.write_text(text)
     with pytest.raises(UserError) as error:
@@ -625,7 +625,7 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(Heal
 
 @given(VALUES)
 @FUZZ
-def test_any_structure_is_a_config_or_one_sentence(values):
+def test_config_any_structure_is_accepted_or_one_sentence(values):
     assert_config_or_user_error(values)
 
 
@@ -658,13 +658,13 @@ def _loaded(path: Path):
 
 @given(damaged_configs())
 @FUZZ
-def test_a_damaged_config_is_a_config_or_one_sentence(values):
+def test_config_any_damage_is_accepted_or_one_sentence(values):
     assert_config_or_user_error(values)
 
 
 @given(st.data())
 @FUZZ
-def test_any_bytes_are_a_config_or_one_sentence(tmp_path_factory, data):
+def test_config_any_bytes_are_accepted_or_one_sentence(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
     good = data.draw(st.sampled_from([GOOD_TEXT.encode(), *(p.read_bytes() for p in SHIPPED)]))
     at = data.draw(st.integers(0, len(good)))
@@ -678,7 +678,7 @@ def test_any_bytes_are_a_config_or_one_sentence(tmp_path_factory, data):
 
 @given(VALUES)
 @FUZZ
-def test_any_json_is_a_recipe_or_one_sentence(values):
+def test_recipe_any_json_is_accepted_or_one_sentence(values):
     try:
         text = json.dumps(values, default=str)
     except TypeError:

@@ -89,19 +89,19 @@ def finish(config, seconds=100.0, **changes):
     return path
 
 
-def test_a_network_of_ones_own_is_counted(own):
+def test_plan_user_defined_network_is_counted(own):
     (cell,) = plan_cells(own("small"))
     assert cell.network.parameters == 650 and cell.flops > 0
     assert "unknown" not in plan(own("small"), "cpu")
 
 
-def test_a_network_that_needs_numbers_has_an_unknown_cost(own):
+def test_plan_network_that_needs_numbers_has_an_unknown_time(own):
     text = plan(own("Curious"), "cpu")
     assert "not counted  digits x mine: its time is unknown" in text
     assert "time         unknown" in text and "650" in text
 
 
-def test_a_user_defined_dataset_is_counted_before_and_after_it_is_prepared(own, tmp_path):
+def test_plan_user_defined_dataset_is_counted(own, tmp_path):
     values = own("small").model_dump(exclude_unset=True) | {
         "datasets": ["mine", "digits"],
         "seeds": [0, 1],
@@ -125,25 +125,25 @@ def test_a_user_defined_dataset_is_counted_before_and_after_it_is_prepared(own, 
     assert "not counted  " not in plan(config, "cpu")
 
 
-def test_a_network_larger_than_numbers_can_say_is_one_sentence(own):
+def test_plan_network_whose_size_overflows_is_one_sentence(own):
     values = own("small").model_dump(exclude_unset=True) | {"architectures": ["resnet"]}
     values["recipe"] = {"network": {"name": "resnet18", "width": 100_000, "blocks": [1] * 20}}
     with pytest.raises(UserError, match=r"digits x resnet: network: cannot be built .*smaller"):
         plan(check_config(values), "cpu")
 
 
-def test_an_override_without_effect_is_said(own):
+def test_plan_override_without_effect_is_said(own):
     values = own("small").model_dump(exclude_unset=True)
     values["overrides"] = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]
     assert "no effect    overrides.0: matches no" in plan(check_config(values), "cpu")
 
 
-def test_a_function_that_is_not_there_is_one_sentence(own):
+def test_plan_missing_function_is_one_sentence(own):
     with pytest.raises(UserError, match="has no 'lost'"):
         plan(own("lost"), "cpu")
 
 
-def test_finished_runs_of_ones_own_networks_are_used_or_left_out(own):
+def test_finished_runs_user_defined_network_is_used_if_countable(own):
     used = finish(own("small"), 100)
     (run,) = finished_runs([used], "cpu")
     assert (run.kind, run.seconds) == ("planned_networks:small", 100)
@@ -163,11 +163,11 @@ def test_finished_runs_of_ones_own_networks_are_used_or_left_out(own):
         {"machine": {"device": "cpu", "processor": "another"}},
     ],
 )
-def test_a_run_that_tells_nothing_is_left_out(own, changes):
+def test_finished_runs_run_without_facts_is_left_out(own, changes):
     assert finished_runs([finish(own("small"), **changes)], "cpu") == []
 
 
-def test_rehearsals_of_seconds_do_not_say_how_long_a_training_takes():
+def test_telling_runs_long_ones_count_before_short_ones():
     rehearsals = [FinishedRun("resnet", 1e9, 5.0)] * 9
     long = FinishedRun("vgg", 1e13, 100.0)
     assert telling_runs([*rehearsals, long], "resnet") == [long]
@@ -178,7 +178,7 @@ def test_rehearsals_of_seconds_do_not_say_how_long_a_training_takes():
     assert throughput([long, same]) == 1.25e11
 
 
-def test_the_reference_runs_foretell_each_other(tmp_path, monkeypatch):
+def test_throughput_of_shipped_runs_predicts_each_other(tmp_path, monkeypatch):
     runs = json.loads(REFERENCE.read_text(encoding="utf-8"))
     monkeypatch.setattr(provenance, "machine", lambda: {"processor": "AMD EPYC"})
     files = []
@@ -195,7 +195,7 @@ def test_the_reference_runs_foretell_each_other(tmp_path, monkeypatch):
         assert 1 / near < seconds / run.seconds < near
 
 
-def test_the_disk_of_features_is_that_of_the_files(own, tmp_path):
+def test_features_bytes_are_those_of_the_files(own, tmp_path):
     recipe = resolve_recipe(own("small"), "digits", "mine")
     classes, dim, rng = 10, 512, np.random.default_rng(0)
     size = DataSize(train=3000, test=1000, channels=1, side_px=8, num_classes=classes)
@@ -217,7 +217,7 @@ def test_the_disk_of_features_is_that_of_the_files(own, tmp_path):
     assert features_bytes(recipe, size, dim) == pytest.approx(written, rel=0.01)
 
 
-def test_the_plan_says_what_its_hours_rest_on(own):
+def test_plan_says_what_its_hours_rest_on(own):
     assert "this machine has no run yet" in plan(own("small"), "cpu")
     finish(own("small"), 30)
     assert "1 finished run of this machine reached, each under 60 s" in plan(own("small"), "cpu")

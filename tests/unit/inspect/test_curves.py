@@ -24,7 +24,7 @@ def body(lines, height):
     return [line.split("|", 1)[1] for line in lines[1 : 1 + height]]
 
 
-def test_points_stand_where_their_values_are():
+def test_text_plot_rising_points_stand_at_their_values():
     x = np.arange(11)
     lines = text_plot("rising", [("", x, x.astype(float))], width=31, height=6)
     rows = body(lines, 6)
@@ -36,14 +36,14 @@ def test_points_stand_where_their_values_are():
     assert lines[-1].endswith("epoch 10") and max(map(len, lines)) <= 31
 
 
-def test_a_logarithmic_axis_is_even_in_decades_and_leaves_zeros_out():
+def test_text_plot_logarithmic_axis_is_even_in_decades():
     x = np.arange(5)
     y = np.array([1000.0, 100, 10, 1, 0])
     rows = body(text_plot("falling", [("", x, y)], width=49, height=4, log_y=True), 4)
     assert [row.strip() for row in rows] == ["o"] * 4
 
 
-def test_two_lines_have_two_signs_and_one_where_they_meet():
+def test_text_plot_two_lines_have_two_signs():
     x = np.array([0, 1, 2])
     lines = text_plot(
         "two", [("train", x, np.array([2.0, 1, 0])), ("test", x, np.array([2.0, 2, 0]))], width=30
@@ -53,12 +53,12 @@ def test_two_lines_have_two_signs_and_one_where_they_meet():
     assert text.count("*") == 2 and text.count("o") == 1 and text.count("x") == 1
 
 
-def test_nothing_to_show_and_a_constant_are_shown():
+def test_text_plot_nan_or_constant_is_shown():
     assert text_plot("none", [("", np.array([0]), np.array([np.nan]))]) == ["none: not measured"]
     assert "o" in "".join(text_plot("flat", [("", np.arange(3), np.zeros(3))]))
 
 
-def test_the_start_of_the_terminal_phase_is_marked():
+def test_text_plot_mark_is_a_column_of_dots():
     lines = text_plot("m", [("", np.arange(11), np.arange(11.0))], width=29, height=5, mark=5)
     assert all(row[round(5 / 10 * 19)] in ":o" for row in body(lines, 5))
 
@@ -71,7 +71,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_run_is_chosen_by_name(folder, capsys):
+def test_show_run_named_is_drawn(folder, capsys):
     command = ["show", str(folder), "--architecture", "vgg", "--width", "70"]
     assert main(command) == 0
     text = capsys.readouterr().out
@@ -84,7 +84,7 @@ def test_a_run_is_chosen_by_name(folder, capsys):
     assert len(wide.splitlines()) < len(text.splitlines()) * 0.6, "two beside each other"
 
 
-def test_several_runs_or_none_are_one_sentence(folder, tmp_path, capsys):
+def test_show_several_runs_or_none_is_one_sentence(folder, tmp_path, capsys):
     assert main(["show", str(folder)]) == 2
     said = capsys.readouterr().err
     assert "choose one training with --dataset, --architecture and --seed" in said
@@ -96,7 +96,7 @@ def test_several_runs_or_none_are_one_sentence(folder, tmp_path, capsys):
     assert "holds no training that is finished" in capsys.readouterr().err
 
 
-def test_a_table_without_rows_is_one_sentence(folder, capsys):
+def test_show_table_without_rows_is_one_sentence(folder, capsys):
     for name in ("measurements", "runs"):
         path = folder / "tables" / f"{name}.parquet"
         write_table(read_table(path, name).iloc[:0], path, name)
@@ -134,7 +134,7 @@ def end_epochs(job, last, key="0123456789abcdef"):
             states.write(epoch, {"weight": torch.zeros(2)}, [records, False])
 
 
-def test_a_training_that_goes_on_shows_its_curve_so_far(begun, capsys):
+def test_show_unfinished_training_is_its_curve_so_far(begun, capsys):
     folder, jobs = begun
     assert main(["show", str(folder)]) == 2
     assert "holds no training that is finished or has ended an epoch" in capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_a_training_that_goes_on_shows_its_curve_so_far(begun, capsys):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_the_newest_whole_state_is_shown_also_of_the_sweep(begun, capsys):
+def test_show_corrupt_state_is_the_one_before(begun, capsys):
     _, jobs = begun
     job = next(j for (a, rule, _), j in jobs.items() if (a, rule) == ("resnet", "train_candidate"))
     end_epochs(job, 2, "an older recipe")
@@ -165,7 +165,7 @@ def test_the_newest_whole_state_is_shown_also_of_the_sweep(begun, capsys):
     assert "(not finished: epoch 3 of 9)" in capsys.readouterr().out
 
 
-def test_what_is_trained_anew_replaces_its_last_results(begun, capsys):
+def test_show_training_that_runs_again_replaces_its_last_results(begun, capsys):
     folder, jobs = begun
     tables = make_tables(("digits",), ("vgg", "resnet"), seeds=(3,), last=30)
     for name, table in tables.items():

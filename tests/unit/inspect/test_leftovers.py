@@ -83,7 +83,7 @@ def state(job, name="0123456789abcdef"):
         ("train-model", "seed-0", {"learning_rate": 0.1}),
     ],
 )
-def test_a_training_goes_on_from_what_is_not_listed(
+def test_leftovers_state_of_a_training_is_listed_only_if_changed(
     command, name, sweep, folder, make_config, monkeypatch, tmp_path
 ):
     config = make_config(sweep=sweep)
@@ -109,7 +109,7 @@ def test_a_training_goes_on_from_what_is_not_listed(
     assert [found.folder for found in find_leftovers(folder, config)] == [kept]
 
 
-def test_what_a_done_job_left_is_listed_without_a_config_too(folder, make_config):
+def test_leftovers_state_of_a_done_job_is_listed_without_a_config(folder, make_config):
     config = make_config()
     job = job_named(folder, config, "0.01", "train_candidate")
     kept = state(job)
@@ -121,7 +121,7 @@ def test_what_a_done_job_left_is_listed_without_a_config_too(folder, make_config
         assert [found.folder for found in find_leftovers(folder, given)] == [kept]
 
 
-def test_what_the_next_job_deletes_is_not_listed(folder, make_config):
+def test_leftovers_state_that_the_next_job_deletes_is_not_listed(folder, make_config):
     config = make_config()
     job = job_named(folder, config, "0.01", "train_candidate")
     (state(job) / FINISHED).touch()
@@ -134,7 +134,7 @@ def test_what_the_next_job_deletes_is_not_listed(folder, make_config):
     assert found.folder.parent == job.state
 
 
-def test_a_config_of_a_part_does_not_condemn_the_rest(folder, make_config):
+def test_leftovers_config_of_a_part_leaves_the_rest(folder, make_config):
     whole = make_config(architectures=["resnet", "vgg"])
     recipe = resolve_recipe(whole, "digits", "vgg")
     (job, *_) = jobs_of(folder, recipe, [0])
@@ -154,7 +154,7 @@ def _hash(job, config):
         return json.load(file)["data_hash"]
 
 
-def test_what_cannot_be_judged_or_is_in_use_is_not_listed(folder, make_config, tmp_path):
+def test_leftovers_state_in_use_or_of_unknown_data_is_not_listed(folder, make_config, tmp_path):
     config = make_config()
     job = job_named(folder, config, "0.01", "train_candidate")
     features = job_named(folder, config, "seed-0", "extract_features")
@@ -171,7 +171,7 @@ def test_what_cannot_be_judged_or_is_in_use_is_not_listed(folder, make_config, t
     assert find_leftovers(folder, config) == []
 
 
-def test_status_says_how_to_delete_it_and_deletes_nothing(folder, make_config):
+def test_status_leftover_gives_the_command_that_deletes_it(folder, make_config):
     config = make_config()
     job = job_named(folder, config, "0.01", "train_candidate")
     kept = state(job)

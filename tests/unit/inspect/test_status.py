@@ -70,12 +70,12 @@ def lock(job, process, host):
 PROGRESS = "digits x vgg  epoch 4/9  loss 0.1  1:30 left\n"
 
 
-def test_a_job_that_has_not_begun_waits(jobs):
+def test_status_job_not_begun_is_waiting(jobs):
     status = status_of(jobs["train_model", "seed-0"])
     assert (status.state, status.note) == ("waiting", "")
 
 
-def test_a_living_process_runs_and_says_how_long(jobs):
+def test_status_living_process_is_running_with_its_pace(jobs):
     job = jobs["train_model", "seed-0"]
     log(job, PROGRESS)
     lock(job, os.getpid(), socket.gethostname())
@@ -84,7 +84,7 @@ def test_a_living_process_runs_and_says_how_long(jobs):
     assert status.note == "epoch 4/9  loss 0.1  1:30 left"
 
 
-def test_a_killed_process_is_stopped_where_its_state_says(jobs):
+def test_status_killed_process_is_stopped_after_its_state(jobs):
     job = jobs["train_model", "seed-0"]
     log(job, PROGRESS)
     lock(job, 2**22 + 1, socket.gethostname())
@@ -96,7 +96,7 @@ def test_a_killed_process_is_stopped_where_its_state_says(jobs):
     assert (status.state, status.note) == ("stopped", "resumes after epoch 3")
 
 
-def test_a_lock_of_another_recipe_hides_no_living_process(jobs):
+def test_status_lock_of_another_recipe_hides_no_process(jobs):
     job = jobs["train_model", "seed-0"]
     log(job, PROGRESS)
     lock(job, 2**22 + 1, socket.gethostname())
@@ -104,7 +104,7 @@ def test_a_lock_of_another_recipe_hides_no_living_process(jobs):
     assert status_of(job).state == "running"
 
 
-def test_a_job_on_another_machine_runs_while_its_log_grows(jobs):
+def test_status_job_elsewhere_is_running_while_its_log_grows(jobs):
     job = jobs["train_model", "seed-0"]
     log(job, PROGRESS)
     lock(job, 1, "node7")
@@ -120,7 +120,7 @@ def test_a_job_on_another_machine_runs_while_its_log_grows(jobs):
         ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of"),
     ],
 )
-def test_a_failure_is_given_with_its_reason(jobs, text, note):
+def test_status_failed_job_gives_its_reason(jobs, text, note):
     job = jobs["train_model", "seed-0"]
     log(job, text)
     status = status_of(job)
@@ -132,7 +132,7 @@ def test_a_failure_is_given_with_its_reason(jobs, text, note):
     assert status_of(job).state == "done"
 
 
-def test_time_left_comes_from_jobs_of_the_same_kind(jobs):
+def test_seconds_left_come_from_jobs_of_the_same_kind(jobs):
     done(jobs["train_model", "seed-0"], 100)
     done(jobs["extract_features", "seed-0"], 10)
     done(jobs["compute_statistics", "seed-0"], 1)
@@ -144,7 +144,7 @@ def test_time_left_comes_from_jobs_of_the_same_kind(jobs):
     assert seconds_left([status_of(job) for job in jobs.values()])[0] == 101
 
 
-def test_the_pace_of_what_goes_on_or_was_stopped_says_how_long_others_take(jobs):
+def test_seconds_left_pace_of_a_stopped_job_counts(jobs):
     stopped, waiting = jobs["train_model", "seed-0"], jobs["train_model", "seed-1"]
     log(stopped, PROGRESS)
     lock(stopped, 2**22 + 1, socket.gethostname())
@@ -156,7 +156,7 @@ def test_the_pace_of_what_goes_on_or_was_stopped_says_how_long_others_take(jobs)
     assert seconds_left([status_of(job) for job in (stopped, waiting)]) == (0, 1)
 
 
-def test_the_whole_is_counted_with_a_config_and_without(config, folder, jobs, tmp_path, capsys):
+def test_status_text_counts_with_a_config_and_without(config, folder, jobs, tmp_path, capsys):
     done(jobs["train_model", "seed-0"], 100)
     log(jobs["train_model", "seed-1"], "error: it went wrong\n")
     text = status_text(folder, config)
@@ -215,7 +215,7 @@ def changed(config, **recipe):
         ({"sweep": {"count": 9, "seed": 3}}, ""),
     ],
 )
-def test_what_another_recipe_made_is_outdated(was, note, jobs, config):
+def test_status_other_recipe_is_outdated(was, note, jobs, config):
     job = jobs["train_model", "seed-0"]
     trained(job, changed(config, **was))
     done(jobs["extract_features", "seed-0"])
@@ -224,20 +224,20 @@ def test_what_another_recipe_made_is_outdated(was, note, jobs, config):
     assert status_of(jobs["train_model", "seed-1"]).state == "waiting"
 
 
-def test_another_training_code_is_outdated(jobs, config):
+def test_status_other_training_version_is_outdated(jobs, config):
     job = jobs["train_model", "seed-0"]
     trained(job, changed(config), 1)
     assert status_of(job).state == "outdated" and "version 1 of the training" in status_of(job).note
 
 
 @pytest.mark.parametrize("recipe", [{}, {"training": {}}, {"training": None}, [], None])
-def test_a_run_that_does_not_say_its_recipe_is_done(recipe, jobs):
+def test_status_run_without_a_recipe_is_done(recipe, jobs):
     job = jobs["train_model", "seed-0"]
     trained(job, recipe)
     assert status_of(job).state == "done"
 
 
-def test_a_sweep_is_outdated_with_the_training_that_followed_it(config, folder):
+def test_status_sweep_is_outdated_with_its_training(config, folder):
     recipe = resolve_recipe(config, "digits", "resnet")
     candidate, *_, training, _, _, _ = jobs_of(folder, recipe, [0])
     done(candidate)
@@ -250,7 +250,7 @@ def test_a_sweep_is_outdated_with_the_training_that_followed_it(config, folder):
     assert status_of(candidate).state == "done", "made since"
 
 
-def test_the_text_says_what_was_changed(config, folder, jobs):
+def test_status_text_says_what_was_changed(config, folder, jobs):
     job = jobs["train_model", "seed-0"]
     trained(job, changed(config, training={"epochs": 6}))
     for rule in ("extract_features", "compute_statistics", "measure_robustness"):
@@ -261,14 +261,14 @@ def test_the_text_says_what_was_changed(config, folder, jobs):
     assert "0/2, 1 outdated" in text and "left:" in text
 
 
-def test_mistakes_are_one_sentence(tmp_path, capsys):
+def test_status_wrong_folder_is_one_sentence(tmp_path, capsys):
     assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder of results" in capsys.readouterr().err
     assert main(["status", str(tmp_path)]) == 2
     assert "nothing was started here yet" in capsys.readouterr().err
 
 
-def test_asking_changes_nothing(jobs, folder, config):
+def test_status_changes_no_file(jobs, folder, config):
     job = jobs["train_model", "seed-0"]
     log(job, PROGRESS)
     lock(job, os.getpid(), socket.gethostname())
