@@ -21,7 +21,9 @@ def test_the_conda_environment_equals_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     expected = {("python", project["requires-python"])} | {
         (CONDA_NAMES.get(name, name), bounds)
-        for name, bounds in map(split, project["dependencies"])
+        for name, bounds in map(
+            split, project["dependencies"] + project["optional-dependencies"]["pipeline"]
+        )
     }
     environment = yaml.safe_load((ROOT / "envs" / "neural_collapse.yaml").read_text())
     assert {split(entry) for entry in environment["dependencies"]} == expected

@@ -106,6 +106,49 @@ def test_importing_the_package_loads_neither_torch_nor_numpy():
         assert done.stdout.strip() == "set()", done.stderr
 
 
+WITHOUT_OTHERS = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pydantic", "safetensors", "pandas", "scipy", "PIL",
+                                      "matplotlib", "yaml", "sklearn", "torchvision"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import neural_collapse as nc
+import torch
+from torch import nn
+
+model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+batches = [(torch.randn(30, 1, 4, 4), torch.arange(30) % 3) for _ in range(2)]
+result = nc.measure_model(model, batches, batches)
+assert result.nc1 > 0 and "nc4" in str(result) and 0 <= result.test.nc4 <= 1
+metric = nc.CollapseMetric(3, 8)
+with nc.watch(model) as features:
+    model(batches[0][0])
+    metric.update(features.value, batches[0][1])
+assert metric.compute()["vci"] > 0
+assert nc.deepfool(model, batches[0][0]).converged.all()
+nc.CollapseCurve().log(1, result)
+assert nc.functional.maximal_angle(nc.simplex_etf(4, 5)) < 1e-15
+"""
+
+
+def test_measuring_needs_torch_and_numpy_alone():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_OTHERS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_says_what_it_lacks():
+    code = (
+        "import sys; sys.modules['rich_argparse'] = None;"
+        "from neural_collapse.cli.main import main; sys.exit(main(['measure', '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'neural-collapse[pipeline]'" in done.stderr
+
+
 def test_every_statistic_says_what_it_is():
     for name, entry in nc.REGISTRY.items():
         assert entry.name == name and entry.what and entry.tends_to

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import sys
 import traceback
@@ -86,6 +87,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status is 0, 2 for a user's mistake, 1 for a fault of ours."""
+    for package in ("rich_argparse", "pandas"):
+        if importlib.util.find_spec(package) is None:
+            print(
+                f"error: the command line needs more packages ({package}): "
+                "pip install 'neural-collapse[pipeline]'",
+                file=sys.stderr,
+            )
+            return USER_ERROR
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell asks how a line could go on
         import argcomplete

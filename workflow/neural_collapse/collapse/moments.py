@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from ..io.tensors import read_tensors, write_tensors
 from .functional import UndefinedStatistic, centred_class_means
 
 FORMAT = "neural_collapse.moments/2"
@@ -152,6 +151,8 @@ def save_moments(
     splits share, `weight` and `bias`; `extra.*` are those of `extra`. Equal content gives equal
     bytes.
     """
+    from ..io.tensors import write_tensors  # safetensors, which measuring does not need
+
     for key, value in metadata.items():
         if not (isinstance(key, str) and isinstance(value, str)) or key == "format":
             raise ValueError(f"metadata maps str to str, without the key 'format': {key!r}")
@@ -174,6 +175,8 @@ def load_moments(path: str | os.PathLike) -> StoredMoments:
     Raises:
         UserError: the file is missing, cut short, or something else than stored moments.
     """
+    from ..io.tensors import read_tensors
+
     tensors, metadata = read_tensors(path, "moments file", FORMAT)
     try:
         train = _assemble(tensors, "train")

@@ -1,18 +1,17 @@
 """The networks: recipes (plain data, without torch), and what builds them (with torch).
 
-Recipes come at once, builders on first use: the Snakefile imports this package at every parse and
-must not wait for torch.
+Names are imported on first use: the Snakefile, which imports this package at every parse, must not
+wait for torch, and measuring a model must not need pydantic.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
-from .registry import NAMED, label, resolve_network
-
 if TYPE_CHECKING:
     from .build import NetworkDescription, build_network, describe
     from .network import Network
+    from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
+    from .registry import NAMED, label, resolve_network
 
 __all__ = [
     "NAMED",
@@ -29,7 +28,11 @@ __all__ = [
     "resolve_network",
 ]
 
-_WITH_TORCH = {
+_MODULE_OF = {
+    **dict.fromkeys(("NAMED", "label", "resolve_network"), "registry"),
+    **dict.fromkeys(
+        ("CustomRecipe", "DenseNetRecipe", "NetworkRecipe", "ResNetRecipe", "VGGRecipe"), "recipes"
+    ),
     "Network": "network",
     "NetworkDescription": "build",
     "build_network": "build",
@@ -38,6 +41,6 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        return getattr(import_module(f".{_WITH_TORCH[name]}", __name__), name)
+    if name in _MODULE_OF:
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
