@@ -29,8 +29,10 @@ MEASURED = [1, 2, 3, 5, 8, 13, 21, 30, 45, 60]
 # imported it already forks a fresh one for each job.
 NURSERY = """
 import json, os, sys
-import neural_collapse.cli.main, neural_collapse.experiment.stages, neural_collapse.results.tables
-import neural_collapse.training.loop, neural_collapse.collapse.features
+import neural_collapse.cli.main
+import neural_collapse.experiment.stages.train, neural_collapse.experiment.stages.measure
+import neural_collapse.results.tables, neural_collapse.training.loop
+import neural_collapse.collapse.features
 import neural_collapse.collapse.attacks, neural_collapse.networks.build
 
 for line in sys.stdin:
@@ -39,7 +41,7 @@ for line in sys.stdin:
     if child == 0:
         descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 2)
-        os._exit(neural_collapse.cli.main(arguments))
+        os._exit(neural_collapse.cli.main.main(arguments))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

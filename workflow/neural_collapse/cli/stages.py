@@ -215,13 +215,13 @@ def _add_data(cli: Commands) -> None:
 def _add_trainings(cli: Commands) -> None:
     cli.add(
         "train-candidate", "train one learning rate of the sweep",
-        "experiment.stages:train_candidate",
+        "experiment.stages.train:train_candidate",
         RECIPE, DATA, OUTPUT, PROCESSES, *device_options(),
         option("--learning-rate", type=float, required=True, help="one of the sweep's"),
     )  # fmt: skip
     cli.add(
         "select-learning-rate", "choose the sweep's winner",
-        "experiment.stages:select_learning_rate",
+        "experiment.stages.train:select_learning_rate",
         RECIPE, DONE_STATES,
         path("table", "the sweep's table to write"),
         path("selection", "the file to write that names the winner"),
@@ -229,7 +229,7 @@ def _add_trainings(cli: Commands) -> None:
     )  # fmt: skip
     cli.add(
         "train-model", "train the chosen rate and keep checkpoints",
-        "experiment.stages:train_model",
+        "experiment.stages.train:train_model",
         RECIPE, DATA, CHECKPOINTS, SEED, PROCESSES, *device_options(),
         path("history", "the learning curve to write", dest="history_path"),
         path("run-facts", "the run.json to write", dest="run_path"),
@@ -240,12 +240,12 @@ def _add_trainings(cli: Commands) -> None:
 def _add_measurements(cli: Commands) -> None:
     cli.add(
         "extract-features", "moments of every checkpoint's features",
-        "experiment.stages:extract_features",
+        "experiment.stages.measure:extract_features",
         RECIPE, DATA, CHECKPOINTS, OUTPUT_FOLDER, DONE_STATES, *device_options(),
     )  # fmt: skip
     cli.add(
         "compute-statistics", "NC1 to NC4 of every measured epoch",
-        "experiment.stages:compute_statistics",
+        "experiment.stages.measure:compute_statistics",
         RECIPE, SEED, DONE_STATES,
         path("features-folder", "what extract-features left"),
         path("statistics", "NC1 to NC4 of every measured epoch"),
@@ -253,7 +253,7 @@ def _add_measurements(cli: Commands) -> None:
     )  # fmt: skip
     cli.add(
         "measure-robustness", "DeepFool at every checkpoint",
-        "experiment.stages:measure_robustness",
+        "experiment.stages.measure:measure_robustness",
         RECIPE, DATA, CHECKPOINTS, OUTPUT, SEED, *device_options(),
     )  # fmt: skip
 
@@ -261,7 +261,7 @@ def _add_measurements(cli: Commands) -> None:
 def _add_results(cli: Commands) -> None:
     cli.add(
         "collect-tables", "put the tables of all runs together",
-        "experiment.stages:collect_tables",
+        "experiment.stages.collect:collect_tables",
         OUTPUT_FOLDER, REFERENCE, LABELS, RUNS, DONE_STATES,
         paths("histories", "the learning curves of the runs"),
         paths("statistics", "NC1 to NC4 of every measured epoch"),

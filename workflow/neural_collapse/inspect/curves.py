@@ -114,7 +114,7 @@ def unfinished_curves(path: Path) -> Iterator[Curves]:
 
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
-    from ..experiment.stages import candidate_frame, history_frame
+    from ..experiment.stages.train import candidate_frame, history_frame
     from .jobs import experiment_jobs, facts_so_far
 
     experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)

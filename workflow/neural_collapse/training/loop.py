@@ -76,91 +76,112 @@ def training_fingerprint(
     )
 
 
+@dataclass(frozen=True)
+class Training:
+    """What one training is, but for where it is computed."""
+
+    recipe: Recipe
+    data: PreparedDataset
+    learning_rate: float
+    """The initial one."""
+    seed: int
+    """Decides initial weights and order."""
+    state_root: str | Path
+    """Where resume states of interrupted trainings lie."""
+    checkpoint_folder: str | Path | None = None
+    """Receives the weights of `checkpoint_epochs` once the training is complete."""
+    checkpoint_epochs: Collection[int] = ()
+    evaluated_epochs: Collection[int] | None = None
+    """When both sets are evaluated, besides the first and the last epoch; by default after each."""
+    stream: bool | None = None
+    """Whether images are streamed from the memory map; by default where they do not fit."""
+    keep_state: bool = False
+    """Leave the last state, from which results can be made again at once, to
+    ``locks.clear_finished``."""
+
+    @property
+    def label(self) -> str:
+        """What progress calls it."""
+        return (
+            f"{self.recipe.dataset} x {self.recipe.architecture}  seed {self.seed}  "
+            f"learning rate {learning_rate_name(self.learning_rate)}"
+        )
+
+    def evaluates(self, epoch: int) -> bool:
+        """Whether both sets are evaluated after an epoch."""
+        always = epoch in (0, self.recipe.training.epochs)
+        return always or self.evaluated_epochs is None or epoch in self.evaluated_epochs
+
+    @property
+    def fingerprint(self) -> str:
+        """What a resume state of it must agree on."""
+        return training_fingerprint(
+            self.recipe,
+            self.data.data_hash,
+            self.learning_rate,
+            self.seed,
+            self.checkpoint_epochs,
+            self.evaluated_epochs,
+        )
+
+
 def train(
     recipe: Recipe,
     data: PreparedDataset,
     *,
-    learning_rate: float,
-    seed: int,
     device: torch.device,
-    state_root: str | Path,
-    checkpoint_folder: str | Path | None = None,
-    checkpoint_epochs: Collection[int] = (),
-    evaluated_epochs: Collection[int] | None = None,
-    label: str | None = None,
     processes: int = 1,
-    stream: bool | None = None,
-    keep_state: bool = False,
+    **options: Any,
 ) -> tuple[History, nn.Module]:
-    """Train to the last epoch, continuing where an earlier try of the same run stopped.
+    """Train to the last epoch, continuing where an earlier try of the same training stopped.
 
-    learning_rate: the initial one. seed: decides initial weights and order.
-    state_root: where states of interrupted runs lie; checkpoint_folder: receives the weights of
-    `checkpoint_epochs` once the run is complete. Returns the learning curve and the network. A
-    loss that is not finite ends the run with error 1 in its last record and `diverged`.
-    evaluated_epochs: when both sets are evaluated, besides the first and the last epoch; by default
-    after each.
-    processes: how many share the training, each a part of every batch; on "cuda" each has a GPU.
-    stream: whether images are streamed from the memory map; by default where they do not fit.
-    keep_state: leave the last state, from which the run's results can be made again at once, to
-    ``locks.clear_finished``.
-    Raises UserError where another process works on the same run.
+    Args:
+        recipe, data, options: as :class:`Training` has them; learning_rate, seed and state_root
+            must be given.
+        device: where it is computed.
+        processes: how many share the training, each a part of every batch; on "cuda" each has a
+            GPU.
+
+    Returns:
+        The learning curve and the network. A loss that is not finite ends the training with error
+        1 in its last record and `diverged`.
+
+    Raises:
+        UserError: another process works on the same training.
     """
-    more = {
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "state_root": state_root,
-        "checkpoint_folder": checkpoint_folder,
-        "checkpoint_epochs": tuple(checkpoint_epochs),
-        "evaluated_epochs": (
-            None if evaluated_epochs is None else {*evaluated_epochs, 0, recipe.training.epochs}
-        ),
-        "label": label,
-        "stream": stream,
-        "keep_state": keep_state,
-    }
+    training = Training(recipe, data, **options)
     if processes == 1:
-        return _train(ALONE, device, recipe, data, **more)
-    history, weights = launch(processes, device, _train_together, recipe, data, **more)
-    network = build(recipe, data, seed, device)
+        return _train(ALONE, device, training)
+    history, weights = launch(processes, device, _train_in_rank, training)
+    network = build(recipe, data, training.seed, device)
     network.load_state_dict(from_bytes(weights)[0])
     return history, network
 
 
-def _train_together(ranks: Ranks, *args: Any, **kwargs: Any) -> tuple[History, bytes]:
-    history, network = _train(ranks, *args, **kwargs)
+def _train_in_rank(ranks: Ranks, device: torch.device, training: Training) -> tuple[History, bytes]:
+    history, network = _train(ranks, device, training)
     return history, to_bytes(network.state_dict(), {}) if ranks.first else b""
 
 
-def _train(
-    ranks: Ranks,
-    device: torch.device,
-    recipe: Recipe,
-    data: PreparedDataset,
-    *,
-    learning_rate: float,
-    seed: int,
-    state_root: str | Path,
-    checkpoint_folder: str | Path | None,
-    checkpoint_epochs: Collection[int],
-    evaluated_epochs: Collection[int] | None,
-    label: str | None,
-    stream: bool | None,
-    keep_state: bool,
-) -> tuple[History, nn.Module]:
+def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[History, nn.Module]:
     """What :func:`train` does, in one of its processes. Only the first one touches files."""
-    label = label or (
-        f"{recipe.dataset} x {recipe.architecture}  seed {seed}  "
-        f"learning rate {learning_rate_name(learning_rate)}"
+    label, last = training.label, training.recipe.training.epochs
+    own = (
+        StateFolder(training.state_root, training.fingerprint)
+        if ranks.first
+        else contextlib.nullcontext()
     )
-    key = training_fingerprint(
-        recipe, data.data_hash, learning_rate, seed, checkpoint_epochs, evaluated_epochs
-    )
-    own = StateFolder(state_root, key) if ranks.first else contextlib.nullcontext()
     with own as folder, BackgroundWriter() as writer:
-        trainer = Trainer(recipe, data, learning_rate, seed, device, ranks, stream)
-        history, finished = _resume(trainer, folder, learning_rate, label, checkpoint_epochs)
-        last = trainer.training.epochs
+        trainer = Trainer(
+            training.recipe,
+            training.data,
+            training.learning_rate,
+            training.seed,
+            device,
+            ranks,
+            training.stream,
+        )
+        history, finished = _resume(trainer, folder, training)
         progress = Progress(label, "epoch", last, done=finished)
         for epoch in range(finished + 1, last + 1) if history.records else range(last + 1):
             if history.diverged:
@@ -168,26 +189,31 @@ def _train(
             loss = 0.0 if epoch == 0 else ranks.sum(trainer.train_epoch(epoch)).item()
             if not math.isfinite(loss):
                 history.add(EpochRecord(epoch, loss, 1.0, loss, 1.0))
-            elif evaluated_epochs is None or epoch in evaluated_epochs:
+            elif training.evaluates(epoch):
                 history.add(trainer.evaluate(epoch))
             if folder is None:
                 continue
             tensors = writer.snapshot(trainer.state())
             facts = [[vars(r) for r in history.records], history.diverged]
-            keep = epoch in checkpoint_epochs and not history.diverged
+            keep = epoch in training.checkpoint_epochs and not history.diverged
             kept = folder.folder / KEPT if keep else None
-            writer.submit(_write, folder, epoch, tensors, facts, kept, recipe)
+            writer.submit(_write, folder, epoch, tensors, facts, kept, training.recipe)
             progress.step(epoch, **said(history.records[-1], epoch))
         writer.finish()
-        if folder is None:
-            return history, trainer.network
-        if history.diverged:
-            say(f"{label}  diverged in epoch {history.records[-1].epoch}")
-        elif checkpoint_folder is not None:
-            names = map(checkpoint_name, checkpoint_epochs)
-            deliver({name: folder.folder / KEPT / name for name in names}, checkpoint_folder)
-        folder.finish() if keep_state else folder.clear()
+        if folder is not None:
+            _finish(training, history, folder)
     return history, trainer.network
+
+
+def _finish(training: Training, history: History, folder: StateFolder) -> None:
+    """Hand over what a training leaves."""
+    if history.diverged:
+        say(f"{training.label}  diverged in epoch {history.records[-1].epoch}")
+    elif training.checkpoint_folder is not None:
+        names = map(checkpoint_name, training.checkpoint_epochs)
+        files = {name: folder.folder / KEPT / name for name in names}
+        deliver(files, training.checkpoint_folder)
+    folder.finish() if training.keep_state else folder.clear()
 
 
 def said(record: EpochRecord, epoch: int) -> dict[str, str]:
@@ -206,28 +232,24 @@ def _form(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
 
 
 def _resume(
-    trainer: Trainer,
-    folder: StateFolder | None,
-    learning_rate: float,
-    label: str,
-    checkpoint_epochs: Collection[int],
+    trainer: Trainer, folder: StateFolder | None, training: Training
 ) -> tuple[History, int]:
-    history = History(learning_rate)
-    found = None if folder is None else _found(trainer, folder, label, checkpoint_epochs)
+    history = History(training.learning_rate)
+    found = None if folder is None else _found(trainer, folder, training)
     found = trainer.ranks.from_first(found)
     if found is None:
         return history, 0
     epoch, tensors, history.records, history.diverged = found
     trainer.restore(tensors)
     history.resumed_after = epoch
-    say(f"{label}  continues after epoch {epoch}")
+    say(f"{training.label}  continues after epoch {epoch}")
     return history, epoch
 
 
 def _found(
-    trainer: Trainer, folder: StateFolder, label: str, checkpoint_epochs: Collection[int]
+    trainer: Trainer, folder: StateFolder, training: Training
 ) -> tuple[int, dict[str, torch.Tensor], list[EpochRecord], bool] | None:
-    """A whole state of this run: epoch, tensors, records, whether it diverged."""
+    """A complete state of this training: epoch, tensors, records, whether it diverged."""
     found = folder.read()
     if found is None:
         return None
@@ -237,10 +259,13 @@ def _found(
         records = [EpochRecord(**record) for record in records]
     except (TypeError, ValueError):
         records, diverged = [], False
-    due = [kept for kept in checkpoint_epochs if kept <= epoch and not diverged]
-    whole = all((folder.folder / KEPT / checkpoint_name(kept)).exists() for kept in due)
-    if not (records and whole and _form(tensors) == _form(trainer.state())):
-        say(f"{label}  the state of epoch {epoch} is not whole or another network's; begins anew")
+    due = [kept for kept in training.checkpoint_epochs if kept <= epoch and not diverged]
+    complete = all((folder.folder / KEPT / checkpoint_name(kept)).exists() for kept in due)
+    if not (records and complete and _form(tensors) == _form(trainer.state())):
+        say(
+            f"{training.label}  the state of epoch {epoch} is incomplete or another network's; "
+            "begins anew"
+        )
         return None
     return epoch, tensors, records, diverged
 

@@ -1,0 +1,89 @@
+"""The tables of all runs, put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...io.errors import UserError
+from ...results.run_facts import DECIDES_TRAINING, read_run, recipe_of
+from ..recipe import Recipe, read_recipe
+
+
+def _recipe_text(run: dict[str, Any], recipe: Recipe) -> str:
+    """What a run was trained with, as it says itself, and what it was then measured with."""
+    values = recipe.model_dump(mode="json", exclude={"resources"})
+    values |= {part: value for part, value in recipe_of(run).items() if part in DECIDES_TRAINING}
+    return json.dumps(values, sort_keys=True)
+
+
+def collect_tables(
+    histories: Sequence[Path],
+    statistics: Sequence[Path],
+    robustness: Sequence[Path],
+    activations: Sequence[Path],
+    runs: Sequence[Path],
+    sweeps: Sequence[Path],
+    recipes: Sequence[Path],
+    labels: dict[str, str],
+    output_folder: Path,
+    reference_folder: Path | None = None,
+) -> None:
+    """Put the tables of all runs together: everything that a figure reads.
+
+    recipes: of the runs' cells; they say at which accuracy the terminal phase starts.
+    labels: how each dataset's column and each architecture's row is titled.
+    reference_folder: a set of reference results whose runs of these datasets and architectures
+        are put beside them; their origin is `reference`.
+    """
+    from ...results.reference_runs import read_tables
+    from ...results.tables import concat_files, concat_tables, write_table
+
+    curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
+    measured = concat_files([*statistics, *robustness], "measurements")
+    frame = _runs_frame(runs, recipes, curves, labels)
+    tables = {
+        "measurements": [curves, measured],
+        "runs": [frame],
+        "sweep": [concat_files(sweeps, "sweep")],
+        "activations": [concat_files(activations, "activations")],
+    }
+    reference = {} if reference_folder is None else read_tables(reference_folder)
+    for name, parts in tables.items():
+        if name in reference:
+            shipped = reference[name]
+            known = shipped["dataset"].isin(labels) & shipped["architecture"].isin(labels)
+            parts = [*parts, shipped[known]]
+        write_table(concat_tables(parts, name), output_folder / f"{name}.parquet", name)
+
+
+def _runs_frame(runs: Sequence[Path], recipes: Sequence[Path], curves, labels: dict[str, str]):
+    """The table `runs`: what each run said of itself, its titles, and its terminal phase."""
+    import pandas as pd
+
+    from ...results.tables import OWN, RUN_KEY, schema_of, terminal_phase_epoch
+
+    cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
+    rows = []
+    for path in runs:
+        run = read_run(path)
+        dataset, architecture = run["dataset"], run["architecture"]
+        if (dataset, architecture) not in cells:
+            raise UserError(f"--recipes: none is of {dataset} x {architecture}, as {path} is")
+        accuracy = cells[dataset, architecture].measurement.terminal_phase_accuracy
+        own = curves[(curves[RUN_KEY] == [dataset, architecture, run["seed"]]).all(axis=1)]
+        rows.append(
+            {
+                **run,
+                "dataset_label": labels.get(dataset, run["dataset_label"]),
+                "architecture_label": labels.get(architecture, architecture),
+                "terminal_phase_accuracy": accuracy,
+                "terminal_phase_epoch": terminal_phase_epoch(own, accuracy),
+                "recipe": _recipe_text(run, cells[dataset, architecture]),
+            }
+        )
+    return pd.DataFrame(
+        [{"origin": OWN, **row} for row in rows], columns=schema_of("runs").names
+    ).astype({"terminal_phase_epoch": "Int64"})

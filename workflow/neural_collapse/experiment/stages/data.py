@@ -1,0 +1,27 @@
+"""The prepared dataset that a stage reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...io.errors import UserError
+from ..recipe import Recipe
+
+
+def open_data(recipe: Recipe, data_folder: Path):
+    """The prepared dataset of a recipe.
+
+    Raises UserError where it lacks what measuring will ask of it, which must not be found out
+    only after a training.
+    """
+    from ...data.prepared import PreparedDataset
+
+    data = PreparedDataset.open(data_folder)
+    recipe.figure_1_classes(data.num_classes)
+    asked, examples = recipe.robustness.images, len(data.test_labels)
+    if asked > examples:
+        raise UserError(
+            f"robustness.images: {asked} are asked for, but {recipe.dataset} has {examples} test "
+            "images; lower it"
+        )
+    return data

@@ -1,0 +1,288 @@
+"""Measuring a run's checkpoints: features, statistics, robustness."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+from ...io import versions
+from ...io.errors import UserError
+from ...io.files import deliver, require_writable
+from ...io.progress import Progress
+from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
+from .data import open_data
+
+
+def _digest(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _measure_checkpoints(
+    recipe: Recipe,
+    data,
+    checkpoint_folder: Path,
+    state_root: Path,
+    *,
+    what: str,
+    depends_on: dict[str, Any],
+    measure,
+    deliver,
+    device: str,
+    gpus: int,
+    gpu_slots: int | None = None,
+) -> None:
+    """Measure every checkpoint of a run, each once, and hand all results over at the end.
+
+    `measure(network, torch_device, epoch, target)` writes the file `target`; an interrupted job
+    keeps those it has. `deliver({epoch: file})` makes the outputs of them. Data, network and
+    device are set up once for all checkpoints.
+    """
+    from ...networks.build import build_network
+    from ...training.checkpoints import list_checkpoints, load_checkpoint
+    from ...training.devices import device_for
+    from ...training.state import StateFolder, fingerprint
+
+    checkpoints = list_checkpoints(checkpoint_folder)
+    missing = sorted(set(recipe.measured_epochs) - checkpoints.keys())
+    if missing:
+        raise UserError(
+            f"{checkpoint_folder}: the checkpoint of epoch {missing[0]} is missing; "
+            "delete the folder and train again"
+        )
+    key = fingerprint(
+        version=versions.MEASUREMENT,
+        what=what,
+        network=recipe.network.model_dump(),
+        data=data.data_hash,
+        **depends_on,
+    )
+    label = f"{recipe.dataset} x {recipe.architecture}  {what}"
+    threads = recipe.training.threads
+    with (
+        StateFolder(state_root, key) as folder,
+        device_for(device, gpus, threads, recipe.training.deterministic, gpu_slots) as where,
+    ):
+        results, progress = {}, None
+        network = build_network(
+            recipe.network,
+            channels=data.channels,
+            num_classes=data.num_classes,
+            image_size_px=data.image_size_px,
+            seed=0,
+        ).to(where)
+        for count, epoch in enumerate(recipe.measured_epochs, 1):
+            path = checkpoints[epoch]
+            results[epoch] = folder.folder / f"{path.stem}-{_digest(path)}.safetensors"
+            if not results[epoch].exists():
+                load_checkpoint(path, network)
+                progress = progress or Progress(
+                    label, "checkpoint", len(recipe.measured_epochs), done=count - 1
+                )
+                measure(network, where, epoch, results[epoch])
+                progress.step(count, epoch=str(epoch))
+        deliver(results)
+        folder.finish()
+
+
+def extract_features(
+    recipe_path: Path,
+    data_folder: Path,
+    checkpoint_folder: Path,
+    output_folder: Path,
+    *,
+    state_root: Path,
+    device: str,
+    gpus: int,
+    gpu_slots: int | None = None,
+) -> None:
+    """Stream train and test set through every checkpoint; keep the moments of the features, and
+    some raw features of the epochs that Figure 1 shows."""
+    import numpy as np
+    import torch
+
+    from ...collapse.features import extract_splits
+    from ...collapse.moments import save_moments
+    from ...training.checkpoints import checkpoint_name
+
+    recipe = read_recipe(recipe_path)
+    data = open_data(recipe, data_folder)
+    labels = np.asarray(data.train_labels)
+    measurement = recipe.measurement
+    pictured = recipe.figure_1_classes(data.num_classes)
+    require_writable(*(output_folder / checkpoint_name(e) for e in recipe.measured_epochs))
+    of_each = [
+        np.flatnonzero(labels == c)[: measurement.activation_examples_per_class] for c in pictured
+    ]
+    rows = np.concatenate(of_each) if pictured else None
+
+    def measure(network, where, epoch: int, target: Path) -> None:
+        keep = rows if epoch in recipe.activation_epochs else None
+        train, test, raw = extract_splits(
+            network,
+            data,
+            batch_size=recipe.training.evaluation_batch_size,
+            device=where,
+            keep_rows=keep,
+        )
+        extra = {}
+        if raw is not None:
+            extra["features"] = torch.from_numpy(raw)
+            extra["labels"] = torch.from_numpy(labels[rows])
+        save_moments(target, train, test, {"epoch": str(epoch)}, extra)
+
+    def hand_over(results: dict[int, Path]) -> None:
+        deliver({checkpoint_name(epoch): path for epoch, path in results.items()}, output_folder)
+
+    _measure_checkpoints(
+        recipe,
+        data,
+        checkpoint_folder,
+        state_root,
+        what="features",
+        depends_on={
+            "measurement": measurement.model_dump(exclude=READ_ELSEWHERE["measurement"]),
+            "epochs": recipe.training.epochs,
+        },
+        measure=measure,
+        deliver=hand_over,
+        device=device,
+        gpus=gpus,
+        gpu_slots=gpu_slots,
+    )
+
+
+def measure_robustness(
+    recipe_path: Path,
+    data_folder: Path,
+    checkpoint_folder: Path,
+    output: Path,
+    *,
+    seed: int,
+    state_root: Path,
+    device: str,
+    gpus: int,
+    gpu_slots: int | None = None,
+) -> None:
+    """Attack the same test images with DeepFool at every checkpoint."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from ...collapse.attacks import robustness
+    from ...io.tensors import read_tensors, write_tensors
+    from ...results.tables import write_table
+
+    recipe = read_recipe(recipe_path)
+    data = open_data(recipe, data_folder)
+    require_writable(output)
+    attack = recipe.robustness
+    examples = len(data.test_labels)
+    chosen = np.sort(np.random.default_rng(attack.seed).permutation(examples)[: attack.images])
+    images = np.asarray(data.test_images[chosen])
+
+    def measure(network, where, epoch: int, target: Path) -> None:
+        ratios = robustness(
+            network,
+            images,
+            data.mean,
+            data.std,
+            batch_size=min(attack.images, recipe.training.evaluation_batch_size),
+            device=where,
+            candidates=min(attack.candidate_classes, data.num_classes),
+            overshoot=attack.overshoot,
+            max_steps=attack.max_steps,
+        )
+        tensors = {"ratios": torch.from_numpy(ratios)}
+        write_tensors(target, tensors, {"epoch": str(epoch)}, ROBUSTNESS_FORMAT)
+
+    def deliver(results: dict[int, Path]) -> None:
+        rows = []
+        for epoch, path in results.items():
+            tensors, _ = read_tensors(path, "robustness result", ROBUSTNESS_FORMAT)
+            ratios = tensors["ratios"].numpy()
+            found = ratios[np.isfinite(ratios)]
+            rows.append(
+                {
+                    "dataset": recipe.dataset,
+                    "architecture": recipe.architecture,
+                    "seed": seed,
+                    "epoch": epoch,
+                    "split": "test",
+                    "statistic": "robustness",
+                    "value": float(found.mean()) if len(found) else math.nan,
+                }
+            )
+        write_table(pd.DataFrame(rows), output, "measurements")
+
+    _measure_checkpoints(
+        recipe,
+        data,
+        checkpoint_folder,
+        state_root,
+        what="robustness",
+        depends_on={"robustness": attack.model_dump()},
+        measure=measure,
+        deliver=deliver,
+        device=device,
+        gpus=gpus,
+        gpu_slots=gpu_slots,
+    )
+
+
+ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
+
+
+def compute_statistics(
+    recipe_path: Path, features_folder: Path, statistics: Path, activations: Path, *, seed: int
+) -> None:
+    """Every statistic of every measured epoch, on train and on test set, and the features of
+    Figure 1's classes in the space that their means span."""
+    import pandas as pd
+
+    from ...collapse.moments import load_moments
+    from ...collapse.projection import project_three_classes
+    from ...collapse.result import compute_statistics as of
+    from ...results.tables import empty_table, write_table
+    from ...training.checkpoints import checkpoint_name
+
+    recipe = read_recipe(recipe_path)
+    run = {"dataset": recipe.dataset, "architecture": recipe.architecture, "seed": seed}
+    rows, pictures = [], []
+    for epoch in recipe.measured_epochs:
+        path = features_folder / checkpoint_name(epoch)
+        stored = load_moments(path)
+        again = "; delete the folder and extract the features again"
+        if stored.test is None:
+            raise UserError(f"{path}: holds no test set{again}")
+        for split, moments in [("train", stored.train), ("test", stored.test)]:
+            for statistic, value in of(moments).items():
+                rows.append(
+                    {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
+                )
+        if epoch in recipe.activation_epochs:
+            try:
+                classes = recipe.figure_1_classes(stored.train.num_classes)
+                if not classes:
+                    continue
+                raw, labels = stored.extra["features"], stored.extra["labels"]
+                frame = project_three_classes(
+                    [raw[labels == c].numpy() for c in classes],
+                    stored.train.class_means.numpy(),
+                    stored.train.weight.numpy(),
+                    classes,
+                )
+            except KeyError as error:
+                raise UserError(f"{path}: lacks Figure 1's {error}{again}") from None
+            except (ValueError, IndexError, UserError) as error:
+                raise UserError(f"{path}: does not fit the recipe: {error}{again}") from None
+            pictures.append(frame.assign(**run, epoch=epoch))
+    require_writable(statistics, activations)
+    write_table(pd.DataFrame(rows), statistics, "measurements")
+    points = pd.concat(pictures, ignore_index=True) if pictures else empty_table("activations")
+    write_table(points, activations, "activations")

@@ -1,0 +1,262 @@
+"""Trainings: the sweep's candidates, the selection among them, the model that is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...io import versions
+from ...io.errors import UserError
+from ...io.files import require_writable, write_text_atomically
+from ...results.run_facts import DECIDES_TRAINING
+from ...training.schedule import SWEEP_EVALUATIONS, spaced_epochs
+from ..recipe import Recipe, read_recipe
+from .data import open_data
+
+if TYPE_CHECKING:
+    from ...data.prepared import PreparedDataset
+
+
+def _read_curve(path: Path, recipe: Recipe):
+    """A learning curve of the recipe's dataset and network."""
+    from ...results.tables import read_table
+
+    curve = read_table(path, "history")
+    cells = set(zip(curve["dataset"], curve["architecture"], strict=True))
+    if cells != {(recipe.dataset, recipe.architecture)}:
+        raise UserError(
+            f"{path}: is no learning curve of {recipe.dataset} x {recipe.architecture}; "
+            "delete it and run again"
+        )
+    return curve
+
+
+def train_candidate(
+    recipe_path: Path,
+    data_folder: Path,
+    output: Path,
+    *,
+    learning_rate: float,
+    state_root: Path,
+    device: str,
+    gpus: int,
+    gpu_slots: int | None = None,
+    processes: int | None = None,
+) -> None:
+    """Train one learning rate of the sweep and keep its learning curve.
+
+    processes: how many share the training; by default one a GPU, or one on the CPU.
+    gpu_slots: jobs that may share one GPU; by default NC_GPU_SLOTS, or one.
+    """
+    from ...results.tables import write_table
+    from ...training.devices import device_for
+    from ...training.distributed import process_count
+    from ...training.loop import train
+
+    recipe = read_recipe(recipe_path)
+    if learning_rate not in recipe.sweep.learning_rates:
+        known = ", ".join(map(str, recipe.sweep.learning_rates))
+        raise UserError(
+            f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; known: {known}"
+        )
+    require_writable(output)
+    data = _sweep_data(recipe, data_folder)
+    training = recipe.training
+    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
+        history, _ = train(
+            recipe,
+            data,
+            learning_rate=learning_rate,
+            seed=recipe.sweep.seed,
+            device=where,
+            state_root=state_root,
+            evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
+            keep_state=True,
+            processes=process_count(where, gpus, processes),
+        )
+    write_table(candidate_frame(recipe, history), output, "history")
+
+
+def _sweep_data(recipe: Recipe, data_folder: Path):
+    """What the sweep's trainings see: their test set is what selects."""
+    from ...training.selection import held_out
+
+    data = open_data(recipe, data_folder)
+    if recipe.sweep.selection == "held_out_error":
+        return held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed)
+    return data
+
+
+def candidate_frame(recipe: Recipe, history):
+    """The learning curve `history` of the sweep, under the name of the split that it selects by."""
+    split = recipe.sweep.selection.removesuffix("_error")
+    frame = history_frame(recipe, recipe.sweep.seed, history)
+    return frame.replace({"split": {"test": split}})
+
+
+def history_frame(recipe: Recipe, seed: int, history):
+    """The learning curve `history` as a table."""
+    import pandas as pd
+
+    rows = [
+        {
+            "dataset": recipe.dataset,
+            "architecture": recipe.architecture,
+            "seed": seed,
+            "learning_rate": history.learning_rate,
+            "epoch": record.epoch,
+            "split": split,
+            "statistic": statistic,
+            "value": getattr(record, f"{split}_{statistic}"),
+            "diverged": history.diverged,
+        }
+        for record in history.records
+        for split in ("train", "test")
+        for statistic in ("loss", "error")
+    ]
+    return pd.DataFrame(rows)
+
+
+def select_learning_rate(
+    recipe_path: Path, curve_paths: Sequence[Path], table: Path, selection: Path
+) -> None:
+    """Choose the learning rate with the lowest error at the last epoch, on the test set or, where
+    the recipe says so, on held-out train images.
+    """
+    from ...results.tables import concat_tables, write_table
+    from ...training.selection import choose
+
+    recipe = read_recipe(recipe_path)
+    if not curve_paths:
+        raise UserError("--curves: none is given; name the learning curves to choose from")
+    split = recipe.sweep.selection.removesuffix("_error")
+    read = {path: _read_curve(path, recipe) for path in curve_paths}
+    for path, curve in read.items():
+        last = curve[(curve["split"] == split) & (curve["epoch"] == recipe.training.epochs)]
+        if last.empty and not curve["diverged"].any():
+            raise UserError(
+                f"{path}: has no {split.replace('_', '-')} error of epoch "
+                f"{recipe.training.epochs}; delete it and run again"
+            )
+    curves = concat_tables(read.values(), "history")
+    require_writable(table, selection)
+    winner = choose(curves, recipe.training.epochs, split)
+    write_table(curves.assign(selected=curves["learning_rate"] == winner), table, "sweep")
+    diverged = curves[curves["diverged"]]["learning_rate"].nunique()
+    chosen = {
+        "dataset": recipe.dataset,
+        "architecture": recipe.architecture,
+        "learning_rate": winner,
+        "criterion": f"lowest {split.replace('_', '-')} error at the last epoch",
+        "candidates": len(curve_paths),
+        "diverged": diverged,
+    }
+    write_text_atomically(selection, json.dumps(chosen, indent=2) + "\n")
+
+
+def train_model(
+    recipe_path: Path,
+    data_folder: Path,
+    checkpoint_folder: Path,
+    history_path: Path,
+    run_path: Path,
+    *,
+    seed: int,
+    winner: Path | None,
+    state_root: Path,
+    device: str,
+    gpus: int,
+    gpu_slots: int | None = None,
+    processes: int | None = None,
+) -> None:
+    """Train the chosen learning rate and keep the weights of the measured epochs.
+
+    winner: the sweep's winning learning curve, or None where the recipe pins the rate.
+    processes: how many share the training; by default one a GPU, or one on the CPU.
+    """
+    from ...results.tables import write_table
+    from ...training.checkpoints import checkpoint_name
+    from ...training.devices import device_for
+    from ...training.distributed import process_count
+    from ...training.loop import train
+    from ..provenance import provenance
+
+    recipe = read_recipe(recipe_path)
+    data = open_data(recipe, data_folder)
+    learning_rate = _learning_rate(recipe_path, recipe, winner)
+    kept = [checkpoint_folder / checkpoint_name(epoch) for epoch in recipe.measured_epochs]
+    require_writable(*kept, history_path, run_path)
+    started = time.monotonic()
+    training = recipe.training
+    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
+        shared_by = process_count(where, gpus, processes)
+        history, network = train(
+            recipe,
+            data,
+            learning_rate=learning_rate,
+            seed=seed,
+            device=where,
+            state_root=state_root,
+            checkpoint_folder=checkpoint_folder,
+            checkpoint_epochs=recipe.measured_epochs,
+            processes=shared_by,
+            keep_state=True,
+        )
+        if history.diverged:
+            raise UserError(
+                f"{recipe.dataset} x {recipe.architecture}: training diverged in epoch "
+                f"{history.records[-1].epoch} at learning rate {learning_rate:g}; "
+                "lower sweep.learning_rate"
+            )
+        facts = provenance(where)
+    run = {
+        "seed": seed,
+        "learning_rate": learning_rate,
+        "learning_rate_origin": "pinned" if winner is None else "sweep",
+        "resumed_after": history.resumed_after,
+        "processes": shared_by,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "feature_dimension": network.classifier.in_features,
+        **_facts_of(recipe, data),
+        "seconds": round(time.monotonic() - started, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **facts,
+    }
+    write_table(history_frame(recipe, seed, history), history_path, "history")
+    write_text_atomically(run_path, json.dumps(run, indent=2) + "\n")
+
+
+def _facts_of(recipe: Recipe, data: PreparedDataset) -> dict[str, Any]:
+    """What run.json says of a run's recipe and data."""
+    from ...networks.registry import label
+
+    return {
+        "dataset": recipe.dataset,
+        "architecture": recipe.architecture,
+        "dataset_label": data.label,
+        "network": label(recipe.network),
+        "epochs": recipe.training.epochs,
+        "kept_epochs": list(recipe.measured_epochs),
+        "diverged": False,
+        "num_classes": data.num_classes,
+        "channels": data.channels,
+        "image_size_px": data.image_size_px,
+        "train_examples": len(data.train_labels),
+        "test_examples": len(data.test_labels),
+        "data_hash": data.data_hash,
+        "training_version": versions.TRAINING,
+        "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
+    }
+
+
+def _learning_rate(recipe_path: Path, recipe: Recipe, winner: Path | None) -> float:
+    """The winner's learning rate, or the pinned one."""
+    if winner is not None:
+        return float(_read_curve(winner, recipe)["learning_rate"].iloc[0])
+    if recipe.sweep.learning_rate is None:
+        raise UserError(f"{recipe_path}: pins no learning rate, so --winner must be given")
+    return recipe.sweep.learning_rate
