@@ -66,7 +66,7 @@ class Nursery:
 
 
 class Cold:
-    """Runs jobs as a person does."""
+    """Runs jobs in new processes."""
 
     def start(self, arguments: list[str], errors: Path) -> tuple[int, Callable[[], int]]:
         with open(errors, "a") as file:
