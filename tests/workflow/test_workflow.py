@@ -115,6 +115,13 @@ def test_a_wrong_config_file_is_one_sentence_as_of_the_plan(line, sentence, defa
         assert "Traceback" not in output and "Job stats" not in output
 
 
+def test_overrides_without_effect_are_a_warning(folder):
+    done = dry_run("--cores", "1", "--config", "architectures=[vgg]", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = re.findall(r"overrides [0-9, ]+ .*change nothing", done.stdout + done.stderr)
+    assert line.startswith("overrides 2, 3, 4, 5, 11, 12 ")
+
+
 def test_a_recipe_that_cannot_be_written_is_one_sentence_before_any_job(folder):
     (folder / "results/tiny").mkdir(parents=True)
     (folder / "results/tiny/digits").touch()

@@ -32,6 +32,12 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+if CONFIG.overrides_without_effect and workflow.is_main_process:
+    logger.warning(
+        f"overrides {', '.join(map(str, CONFIG.overrides_without_effect))} (counted from 0): match "
+        "no dataset x architecture of this experiment, and change nothing"
+    )
+
 PATHS = EXPERIMENT.paths
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
@@ -233,9 +239,5 @@ onstart:
                 f"{dataset}: left out, since it cannot be downloaded freely; "
                 "give its folder as imagenet_folder in the config"
             )
-    for index in CONFIG.overrides_without_effect:
-        logger.warning(
-            f"overrides.{index}: matches no dataset x architecture of this experiment"
-        )
     if CONFIG.device == "auto" and not has_gpu():
         logger.info("No GPU found: networks run on the CPU.")

@@ -135,7 +135,9 @@ def test_plan_network_whose_size_overflows_is_one_sentence(own):
 def test_plan_override_without_effect_is_said(own):
     values = own("small").model_dump(exclude_unset=True)
     values["overrides"] = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]
-    assert "no effect    overrides.0: matches no" in plan(check_config(values), "cpu")
+    assert "no effect    overrides 0 (counted from 0): match no" in plan(
+        check_config(values), "cpu"
+    )
 
 
 def test_plan_missing_function_is_one_sentence(own):

@@ -184,9 +184,10 @@ def _remarks(config: Config, cells: Sequence[CellPlan]) -> list[str]:
             )
     for dataset in filter(config.missing, config.datasets):
         lines.append(f"missing      {dataset}: cannot be downloaded freely; give imagenet_folder")
-    for index in config.overrides_without_effect:
+    if idle := ", ".join(map(str, config.overrides_without_effect)):
         lines.append(
-            f"no effect    overrides.{index}: matches no dataset x architecture of this experiment"
+            f"no effect    overrides {idle} (counted from 0): match no dataset x architecture of "
+            "this experiment"
         )
     return lines
 
