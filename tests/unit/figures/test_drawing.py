@@ -36,21 +36,38 @@ def folder(tables, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_drawn_and_again_with_the_same_bytes(name, folder, tmp_path):
-    first = draw(name, folder, tmp_path / "a" / name, **ORDER)
-    again = draw(name, folder, tmp_path / "b" / name, **ORDER)
-    assert [path.suffix for path in first] == [".png", ".svg", ".pdf"]
-    for one, other in zip(first, again, strict=True):
-        assert one.read_bytes() == other.read_bytes(), f"{one.name} is not deterministic"
-    assert not list(tmp_path.glob("*/.*")), "no temporary file is left"
+FORMATS = ["png", "svg", "pdf", "rst", "gif", "html"]
 
-    picture = imread(first[0])
+
+@pytest.fixture(scope="module")
+def drawn(folder, tmp_path_factory):
+    """All figures in all formats, drawn by one process and by two."""
+    folders = [tmp_path_factory.mktemp(name) / "figures" for name in ("one", "two")]
+    order = [*("--datasets", *DATASETS_2), *("--architectures", *ARCHITECTURES)]
+    command = ["plot", "--tables", str(folder), "--formats", *FORMATS, *order]
+    for count, target in enumerate(folders, 1):
+        options = ["--labels", json.dumps(LABELS), "--processes", str(count)]
+        assert main([*command, *options, "--output-folder", str(target)]) == 0
+    return folders
+
+
+def test_figures_drawn_again_by_two_processes_have_the_same_bytes(drawn):
+    one, two = drawn
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in two.iterdir())
+    assert len(files) == 4 * len(FIGURES) + 2, "gif and html of Figure 1 alone; no temporary file"
+    for name in files:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), f"{name} differs"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_drawn_in_every_format(name, drawn):
+    picture = imread(drawn[0] / f"{name}.png")
     assert picture.shape[1] >= 1000, "300 dpi at one text column"
     assert picture[..., :3].min() < 0.3 and picture[..., :3].max() == 1, "not blank"
-    svg = first[1].read_text()
+    svg = (drawn[0] / f"{name}.svg").read_text()
     assert "<svg" in svg and "<dc:date>" not in svg
-    pdf = first[2].read_bytes()
+    pdf = (drawn[0] / f"{name}.pdf").read_bytes()
     assert b"CreationDate" not in pdf
     streams = b"".join(
         zlib.decompress(part)
@@ -86,35 +103,12 @@ def test_mistakes_are_one_sentence(folder, tmp_path):
         draw("figure_2", tmp_path, tmp_path / "x")
 
 
-def test_figures_drawn_by_two_processes_have_the_bytes_of_one(folder, tmp_path):
-    names = ["1", "sweep", "6"]
-    command = [
-        "plot",
-        "--tables",
-        str(folder),
-        "--formats",
-        "png",
-        "gif",
-        "rst",
-        "--figure",
-        *names,
-    ]
-    for count in ("1", "2"):
-        options = ["--processes", count, "--output-folder", str(tmp_path / count)]
-        assert main([*command, *options]) == 0
-    files = sorted(path.name for path in (tmp_path / "1").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "2").iterdir())
-    assert len(files) == 3 * 2 + 1, "a GIF of Figure 1 alone"
-    for name in files:
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert (tmp_path / "1/figure_6.rst").read_text().startswith("**Figure 6. Within-class")
-
-
-def test_caption_as_rst_is_the_caption_once_rendered(folder, tmp_path):
-    (path,) = draw("figure_4", folder, tmp_path / "figure_4", ["rst"])
-    html = publish_parts(path.read_text(), writer="html")["body"]
+def test_caption_as_rst_is_the_caption_once_rendered(folder, drawn):
+    text = (drawn[0] / "figure_4.rst").read_text()
+    assert text.startswith("**Figure 4. Class means")
+    html = publish_parts(text, writer="html")["body"]
     text = unescape(re.sub("<[^>]+>", "", html)).split("(NC2). ")[1]
-    assert " ".join(text.split()) == figures.caption("figure_4", folder)
+    assert " ".join(text.split()) == figures.caption("figure_4", folder, **ORDER)
 
 
 def test_captions_need_no_drawing_library():
@@ -161,14 +155,8 @@ def test_figure_1_can_show_another_cell(tables, layout):
 # --------------------------------------------------------------------------- Figure 1 in motion
 
 
-@pytest.fixture(scope="module")
-def moving(folder, tmp_path_factory):
-    base = tmp_path_factory.mktemp("moving") / "figure_1"
-    return draw("figure_1", folder, base, ["gif", "html"], **ORDER)
-
-
-def test_the_animation_shows_every_kept_epoch_for_as_long_in_few_colours_on_white(moving, tables):
-    path = moving[0]
+def test_the_animation_shows_every_kept_epoch_for_as_long_in_few_colours_on_white(drawn, tables):
+    path = drawn[0] / "figure_1.gif"
     rows = tables["activations"].query("dataset == 'digits' and architecture == 'vgg'")
     epochs = rows.epoch.nunique()
     with Image.open(path) as animation:
@@ -187,14 +175,8 @@ def test_the_animation_shows_every_kept_epoch_for_as_long_in_few_colours_on_whit
     assert path.stat().st_size < 2_000_000
 
 
-def test_the_animation_has_the_same_bytes_again(moving, folder, tmp_path):
-    again = draw("figure_1", folder, tmp_path / "figure_1", ["gif", "html"], **ORDER)
-    for one, other in zip(moving, again, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-
-
-def test_the_page_holds_every_point_of_every_epoch_and_loads_nothing(moving, tables):
-    html = moving[1].read_text()
+def test_the_page_holds_every_point_of_every_epoch_and_loads_nothing(drawn, tables):
+    html = (drawn[0] / "figure_1.html").read_text()
     data = json.loads(re.search(r"Plotly\.addFrames\('figure-1',\s*(\[.*?\])\s*\)", html, re.S)[1])
     rows = tables["activations"].query("dataset == 'digits' and architecture == 'vgg'")
     assert [frame["name"] for frame in data] == [str(epoch) for epoch in sorted(set(rows.epoch))]

@@ -225,7 +225,7 @@ def test_everything_drawn_lies_inside_its_axis(number, seeded):
                 assert low < min(drawn.get_ydata()) and max(drawn.get_ydata()) < high
 
 
-@pytest.mark.parametrize("name", ["figure_4", "figure_8", "sweep"])
+@pytest.mark.parametrize("name", ["figure_8", "sweep"])
 def test_the_papers_grid_has_no_overlapping_text(name):
     tables = make_tables(DATASETS_7, ARCHITECTURES, last=40, missing=[("imagenet", "vgg")])
     layout = Layout.of(tables["runs"], DATASETS_7, ARCHITECTURES, LABELS)
@@ -300,7 +300,7 @@ def both(tables):
     }
 
 
-@pytest.mark.parametrize("number", SPECS)
+@pytest.mark.parametrize("number", [2, 6, 7])
 def test_own_and_reference_runs_are_two_lines_never_one(number, both):
     layout = Layout.of(both["runs"])
     figure = draw(number, both, layout)

@@ -85,7 +85,7 @@ def test_a_set_grows_and_what_is_in_it_stays(reference, tmp_path, resources, cap
         "digits", "shapes",
     ]  # fmt: skip
     config = load_config(reference / "config.yaml")
-    assert config.custom_datasets["shapes"].label == "shapes", "a dataset of one's own is known"
+    assert config.custom_datasets["shapes"].label == "shapes", "a user-defined dataset is known"
 
 
 def test_a_run_that_is_in_it_is_refused_and_nothing_changes(reference, tmp_path, resources, capsys):
@@ -294,7 +294,7 @@ def test_table_1_and_claims_judge_each_on_its_own(own_run, reference, tmp_path):
         "reference": ["vgg"],
     }
     counts = summary(claims).set_index("phenomenon")
-    # One cell of one's own, and one of the reference's: never added up.
+    # One own cell and one reference cell: never added up.
     assert counts.loc["robustness"].sum() == 1 and counts.loc["robustness (reference)"].sum() == 1
     ends = claims[claims.phenomenon.str.startswith("NC1")].set_index("origin").at_end
     assert ends["own"] != ends["reference"]

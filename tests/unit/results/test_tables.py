@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path):
     write_table(measurements(), path, "measurements")
     frame = read_table(path, "measurements")
     pd.testing.assert_frame_equal(frame.drop(columns="origin"), measurements(), check_dtype=False)
-    assert set(frame.origin) == {"own"}, "what says nothing else is one's own"
+    assert set(frame.origin) == {"own"}, "own, where nothing else is said"
     assert [str(kind) for kind in frame.dtypes] == [
         "str", "str", "int64", "str", "int64", "str", "str", "float64",
     ]  # fmt: skip

@@ -224,7 +224,7 @@ def choose_picture(
     layout: Layout,
     cell: tuple[str, str] | None = None,
 ) -> Picture | None:
-    """What Figure 1 shows: `cell`, or the first that has points; one's own before reference."""
+    """What Figure 1 shows: `cell`, or the first that has points; own runs before reference runs."""
     for origin in origins_of(activations):
         for dataset, architecture in [cell] if cell else layout.cells():
             rows = rows_of(activations, dataset, architecture, origin)

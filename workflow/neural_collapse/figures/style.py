@@ -54,7 +54,7 @@ LOOKS = {
 }
 """Of the lines that specs.py names."""
 TERMINAL_PHASE = {"color": INK, "marker": "^", "markersize": 4.4, "linestyle": "none"}
-# Beside one's own runs: thinner, paler and dashed, so that they differ without colours too.
+# Beside own runs: thinner, paler and dashed, so that they differ without colours too.
 REFERENCE = {"linestyle": (0, (2.5, 1.2)), "linewidth": 0.6, "markersize": 1.3, "alpha": 0.6}
 REFERENCE_TERMINAL_PHASE = {**TERMINAL_PHASE, "markerfacecolor": "white", "markeredgewidth": 0.5}
 
@@ -120,7 +120,7 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 
 
 def origin_handles(origins: Sequence[str]) -> list[Line2D]:
-    """The legend's words on whose runs are shown; none where all are one's own."""
+    """The legend's words on whose runs are shown; none where all are own runs."""
     if tuple(origins) == (OWN,):
         return []
     if len(origins) == 1:
@@ -177,7 +177,7 @@ def panel_height(columns: int, width_in: float) -> float:
 
 
 def save(figure: Figure, paths: Sequence[str | Path]) -> None:
-    """Write the figure into files, whose endings are the formats, each whole or not at all."""
+    """Write the figure into files, whose endings are the formats, each replaced atomically."""
     with style():
         # Laid out once for all formats, at the resolution of the picture.
         figure.set_dpi(matplotlib.rcParams["savefig.dpi"])

@@ -255,7 +255,7 @@ def _epochs(epochs: list[int]) -> str:
 def summary(claims: pd.DataFrame) -> pd.DataFrame:
     """How often each phenomenon holds: phenomenon, holds, does not, cannot say.
 
-    Reference runs have rows of their own, so that no count mixes them with one's own.
+    Reference runs have rows of their own, so that no count mixes them with own runs.
     """
     named = claims["phenomenon"] + [origin_note(row) for row in claims.itertuples()]
     counts = pd.crosstab(named, claims["holds"])

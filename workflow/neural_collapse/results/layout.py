@@ -71,14 +71,14 @@ def rows_of(
 
 
 def of_origin(frame: pd.DataFrame, origin: str | None) -> pd.DataFrame:
-    """The rows of one origin; a frame without that column holds one's own runs."""
+    """The rows of one origin; a frame without that column holds own runs."""
     if origin is None or "origin" not in frame:
         return frame
     return frame[frame["origin"] == origin]
 
 
 def origins_of(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Whose runs the table holds, one's own first: own, reference, or both."""
+    """Origins that the table holds, own first: own, reference, or both."""
     present = set(frame["origin"]) if "origin" in frame and len(frame) else {OWN}
     return tuple(origin for origin in ORIGINS if origin in present)
 
@@ -134,7 +134,7 @@ def seed_counts(frame: pd.DataFrame, layout: Layout) -> list[int]:
 
 
 def origin_sentence(runs: pd.DataFrame) -> str:
-    """Whose runs are shown, where they are not all one's own."""
+    """Whose runs are shown, where they are not all own."""
     present = origins_of(runs)
     if present == (OWN,):
         return ""
@@ -192,7 +192,7 @@ def _sized_networks(runs: list[pd.Series], layout: Layout) -> list[str]:
         found: dict[str, list[str]] = {}
         for run in own:
             protocol = paper.PROTOCOL.get((run["dataset"], architecture))
-            # A published network is called by its name alone; one's own is titled as one likes.
+            # A published network is called by its name alone, a user-defined one as its user likes.
             published = " (" not in run["network"]
             if not (published if protocol is None else run["network"] == protocol.network):
                 found.setdefault(run["network"], []).append(dict(layout.datasets)[run["dataset"]])

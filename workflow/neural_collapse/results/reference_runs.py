@@ -4,7 +4,7 @@ A set is a folder, results/reference/<name>/, with the four tables that figures 
 run said of itself (runs.json) and the cards of their data (cards.json). A set only ever grows:
 nothing in it is overwritten. runs.json is written last and says which runs the set holds; rows of
 others in its tables were left by an export that was interrupted, and nobody reads them. Rows have
-the origin `reference`, so that they stay apart from a person's own runs wherever both are shown.
+the origin `reference`, so that they stay apart from own runs wherever both are shown.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _said(key: str, value: Any) -> str:
 
 def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[tuple[str, str, str]]:
     """(dataset, architecture, origin) of every row: each cell once, also where it was not run,
-    and twice where one's own and a reference run of it stand beside each other."""
+    and twice where it has both an own and a reference run."""
     cells = []
     for cell in layout.cells():
         present = rows_of(runs, *cell)
@@ -133,7 +133,7 @@ def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[tuple[str, str, s
 
 
 def origin_note(row) -> str:
-    """What stands behind a row's network where it is no run of one's own."""
+    """What stands behind a row's network where it is a reference run."""
     return " (reference)" if row.origin == REFERENCE else ""
 
 
@@ -234,7 +234,7 @@ def notes(table: pd.DataFrame) -> str:
             "agree."
         )
     if (table["origin"] == REFERENCE).any():
-        text += " (reference): a run shipped in results/reference, not one's own."
+        text += " (reference): a run shipped in results/reference, not one of this experiment."
     return text
 
 

@@ -246,7 +246,7 @@ def check_frame(frame: pd.DataFrame, name: str, where: str | Path = "table") -> 
 
 
 def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
-    """Write `frame` as the table `name`, whole or not at all; raises UserError.
+    """Write `frame` as the table `name`, atomically; raises UserError.
 
     The same rows in the same order give the same bytes.
     """
