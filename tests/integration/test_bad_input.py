@@ -216,7 +216,7 @@ class World:
         np.savez(self / "own.npz", **arrays)
 
     def own_dataset(self, path: str, **more) -> list[str]:
-        """Options of prepare-dataset for a person's own dataset, which is downloaded first."""
+        """Options of prepare-dataset for a user-defined dataset, which is downloaded first."""
         custom = json.dumps({"label": "Own", "path": str(self / path), **more})
         raw = str(self / "own raw")
         options = ["--dataset", "own", "--custom", custom]

@@ -44,7 +44,7 @@ class Curious(nn.Module):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A config of a person's own network, by the name of its function."""
+    """A config of a user-defined network, by the name of its function."""
     (tmp_path / "planned_networks.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: kills, full disks, and places that cannot be written to."""
+"""Atomic files: kills, full disks, and places that cannot be written to."""
 
 from __future__ import annotations
 

@@ -255,7 +255,7 @@ class Config(Model):
 
     @property
     def shows_own(self) -> bool:
-        """Whether one's own runs are made and shown."""
+        """Whether runs of this experiment are made and shown."""
         return self.results_from != "reference"
 
     @property

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, flushed, then renamed."""
+"""Atomic files: written under another name, flushed, then renamed."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def require_writable(*paths: str | Path) -> None:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: whole or not there, unable to run code, equal bytes for equal
+"""Tensors in safetensors files: written atomically, unable to run code, equal bytes for equal
 content, and no bit of them changed unnoticed."""
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_tensors(
     metadata: Mapping[str, str],
     file_format: str,
 ) -> None:
-    """Write tensors and metadata, whole or not at all."""
+    """Write tensors and metadata, atomically."""
     payload = to_bytes(tensors, {**metadata, "format": file_format})
     with atomic_path(path) as temporary:
         temporary.write_bytes(payload)
