@@ -116,24 +116,16 @@ def draw_curves(
                 points = points[points.groupby("epoch")["value"].transform("mean") > 0]
             if points.empty:
                 continue
-            several = points["seed"].nunique() > 1
-            drawn = style.LOOKS[one.look]
-            sns.lineplot(
-                points,
-                x="epoch",
-                y="value",
-                estimator="mean" if several else None,
-                errorbar=("pi", 100) if several else None,
-                err_kws={"alpha": 0.12 if place else 0.25, "linewidth": 0, "zorder": 2},
-                ax=ax,
-                gid=f"{one.statistic}-{origin}" if place else one.statistic,
-                **{
-                    "markeredgecolor": drawn["color"],
-                    **drawn,
-                    **look,
-                    **(style.REFERENCE if place else {}),
-                },
-            )
+            drawn = style.LOOKS[one.look] | look | (style.REFERENCE if place else {})
+            drawn = {"markeredgecolor": drawn["color"], "markeredgewidth": 0.75, **drawn}
+            drawn["gid"] = f"{one.statistic}-{origin}" if place else one.statistic
+            if points["seed"].nunique() > 1:
+                band = {"alpha": 0.12 if place else 0.25, "linewidth": 0, "zorder": 2}
+                bands = {"estimator": "mean", "errorbar": ("pi", 100), "err_kws": band}
+                sns.lineplot(points, x="epoch", y="value", ax=ax, **bands, **drawn)
+            else:
+                # Much faster than seaborn, which draws the same.
+                ax.plot(*points.sort_values("epoch")[["epoch", "value"]].to_numpy().T, **drawn)
             ends.append(points["epoch"].max())
     ax.set(xlabel="", ylabel="")
     return max(map(float, ends), default=np.nan)
