@@ -142,6 +142,7 @@ def many_classes(settings: Settings, results: Results) -> None:
 def _run_many(mode: str, tokens: int) -> dict[str, float]:
     """Seconds and memory of a process that sees tokens of 50,000 words, most of them rare."""
     classes, dim, rows = 50_000, 768, 4096
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     frequency = 1 / torch.arange(1, classes + 1).double()
     before, seconds = _resident_mib(), 0.0
