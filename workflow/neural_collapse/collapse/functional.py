@@ -33,7 +33,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ _EPS = torch.finfo(torch.float64).eps
 _SMALLEST_SINGULAR_VALUE = 1e-9
 _TILE_ELEMENTS = 2**22
 
+Result = TypeVar("Result")
+
 
 class UndefinedStatistic(ArithmeticError):
     """The input leaves a statistic without a value; its text says why."""
@@ -54,11 +56,11 @@ class ReducedRankWarning(UserWarning):
     """There are fewer dimensions than C - 1, so NC1 sums over d directions instead."""
 
 
-def _of_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
+def _of_arrays(function: Callable[..., Result]) -> Callable[..., Result]:
     """Widen all arguments to float64 tensors."""
 
     @functools.wraps(function)
-    def widened(*arguments: Any, **named: Any) -> Any:
+    def widened(*arguments: Any, **named: Any) -> Result:
         return function(
             *map(float64_tensor, arguments),
             **{name: float64_tensor(value) for name, value in named.items()},
@@ -223,15 +225,16 @@ def equiangularity(vectors_CD: Tensor) -> float:
     >>> round(equiangularity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 12)
     0.471404520791
     """
-    pairs, mean, squares = 0, 0.0, 0.0
+    pairs, zero = 0, torch.zeros((), dtype=torch.float64)
+    mean, squares = zero.to(vectors_CD.device), zero.to(vectors_CD.device)
     for cosines_P in _cosines_of_pairs(vectors_CD):
         count, tile_mean = len(cosines_P), cosines_P.mean()
         # Chan's update, since near collapse all cosines are almost alike.
         delta = tile_mean - mean
-        squares += (cosines_P - tile_mean).square().sum()
-        squares += delta**2 * (pairs * count / (pairs + count))
+        within = (cosines_P - tile_mean).square().sum()
+        squares = squares + within + delta**2 * (pairs * count / (pairs + count))
         pairs += count
-        mean += delta * (count / pairs)
+        mean = mean + delta * (count / pairs)
     return math.sqrt(float(squares) / pairs)
 
 
@@ -303,8 +306,8 @@ def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tens
     for (first, second), squares_P in _squared_distances(class_means_CD):
         if squares_P.min() <= smallest**2:
             raise UndefinedStatistic("two class means coincide")
-        total += ((variances_C[first] + variances_C[second]) / squares_P).sum()
-    return float(total) / (classes * (classes - 1))
+        total += float(((variances_C[first] + variances_C[second]) / squares_P).sum())
+    return total / (classes * (classes - 1))
 
 
 @_of_arrays
@@ -330,8 +333,8 @@ def etf_error(left_CD: Tensor, right_CD: Tensor) -> float:
         block = left_CD[start : start + rows] @ (right_CD.T / norm)
         block += 1 / classes / math.sqrt(classes - 1)
         block.diagonal(start).sub_(1 / math.sqrt(classes - 1))
-        squares += block.square().sum()
-    return math.sqrt(float(squares))
+        squares += float(block.square().sum())
+    return math.sqrt(squares)
 
 
 @_of_arrays
@@ -362,8 +365,8 @@ def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
     for _, squares_P in _squared_distances(_directions(vectors_CD)):
         if squares_P.min() <= (64 * _EPS) ** 2:
             raise UndefinedStatistic("two vectors have the same direction")
-        total -= squares_P.log().sum() / 2
-    return float(total) / (classes * (classes - 1) / 2)
+        total -= float(squares_P.log().sum()) / 2
+    return total / (classes * (classes - 1) / 2)
 
 
 @_of_arrays

@@ -14,6 +14,7 @@ No step waits for the device.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,12 +87,13 @@ class CollapseMetric:
     def reset(self) -> None:
         """Forget everything seen."""
         # One more row than classes: rows to be ignored count as a class of their own.
-        rows, of = self.num_classes + 1, {"dtype": torch.float64, "device": self.device}
+        rows = self.num_classes + 1
+        zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
         self._counts = torch.zeros(rows, dtype=torch.int64, device=self.device)
-        self._anchors = torch.zeros(rows, self.dim, **of)
-        self._offsets = torch.zeros(rows, self.dim, **of)  # of the mean from the anchor
-        self._squares = torch.zeros(rows, **of)  # of the distances from the mean
-        self._scatter = torch.zeros(self.dim, self.dim, **of) if self.scatter == "full" else None
+        self._anchors = zeros(rows, self.dim)
+        self._offsets = zeros(rows, self.dim)  # of the mean from the anchor
+        self._squares = zeros(rows)  # of the distances from the mean
+        self._scatter = zeros(self.dim, self.dim) if self.scatter == "full" else None
         self._refused = torch.zeros(2, dtype=torch.int64, device=self.device)
         self._second: SecondPass | None = None
 

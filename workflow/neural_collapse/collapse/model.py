@@ -168,8 +168,11 @@ def measure_model(
     >>> result.moments.num_examples, "nc4_ncc_mismatch" in result
     (24, True)
     """
-    several = isinstance(layer, Sequence) and not isinstance(layer, str)
-    layers = list(layer) if several else [layer]
+    layers: list[str | nn.Module | None]
+    if layer is None or isinstance(layer, (str, nn.Module)):
+        several, layers = False, [layer]
+    else:
+        several, layers = True, [*layer]
     run = _Run(model, device, inputs_key, labels_key)
     with ExitStack() as stack:
         watched = [stack.enter_context(watch(model, one)) for one in layers]

@@ -11,10 +11,10 @@ means hardly differ keeps its digits beside one in which they differ widely.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -139,7 +139,7 @@ _SHARED = ("weight", "bias")
 
 
 def save_moments(
-    path: str | os.PathLike,
+    path: str | Path,
     train: Moments,
     test: Moments | None,
     metadata: Mapping[str, str],
@@ -169,7 +169,7 @@ def save_moments(
     write_tensors(path, tensors, metadata, FORMAT)
 
 
-def load_moments(path: str | os.PathLike) -> StoredMoments:
+def load_moments(path: str | Path) -> StoredMoments:
     """Read what `save_moments` wrote.
 
     Raises:

@@ -62,10 +62,10 @@ class CollapseResult(Mapping[str, float]):
             except UndefinedStatistic as reason:
                 values[name] = math.nan
                 undefined.setdefault(str(reason), []).append(name)
-        for reason, names in undefined.items():
+        for why, names in undefined.items():
             verb = "is" if len(names) == 1 else "are"
             warnings.warn(
-                f"{', '.join(names)} {verb} undefined and given as NaN: {reason}.",
+                f"{', '.join(names)} {verb} undefined and given as NaN: {why}.",
                 UndefinedStatisticWarning,
                 stacklevel=3,
             )
