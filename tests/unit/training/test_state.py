@@ -1,4 +1,4 @@
-"""Resume states: torn, foreign or locked ones; kills within a write; a full disk."""
+"""Resume states: corrupt, foreign or locked ones; kills within a write; a full disk."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_torn_state_gives_way_to_the_one_before(tmp_path, damage, capsys):
         epoch, state, _ = folder.read()
         assert epoch == 1
         assert torch.equal(state["weight"], tensors(1)["weight"])
-        assert "torn" in capsys.readouterr().err
+        assert "corrupt" in capsys.readouterr().err
         write(folder, 2)
         assert folder.read()[0] == 2
 

@@ -46,7 +46,7 @@ def build_network(
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """What a person wants to know of a network before training it."""
+    """Size and name of a network, to know before training it."""
 
     label: str
     """Its short name, as in figure titles."""

@@ -1,4 +1,4 @@
-"""A network from a person's own code, made to offer ``features`` and ``classifier``."""
+"""A user-defined network, made to offer ``features`` and ``classifier``."""
 
 import importlib
 from typing import Any
@@ -111,7 +111,7 @@ def call_function(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
     except Exception as error:
         raise UserError(
             f"function {recipe.function!r}: importing {module_name!r} fails with "
-            f"{_brief(error)}; mend the module"
+            f"{_brief(error)}; fix the module"
         ) from error
     for attribute in path.split("."):
         if not hasattr(target, attribute):

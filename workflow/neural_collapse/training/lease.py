@@ -36,7 +36,7 @@ def physical_gpus() -> list[str]:
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            "nvidia-smi does not answer; mend the GPU's driver or set device: cpu"
+            "nvidia-smi does not answer; fix the GPU's driver or set device: cpu"
         ) from None
     except (OSError, subprocess.CalledProcessError):
         return []

@@ -32,7 +32,7 @@ from .trainer import EpochRecord, Trainer, build
 if TYPE_CHECKING:
     from ..experiment.recipe import Recipe
 
-KEPT = "checkpoints"  # within a run's state: the weights of the measured epochs so far
+CHECKPOINTS = "checkpoints"  # within a run's state: the weights of the measured epochs so far
 
 
 @dataclass
@@ -196,7 +196,7 @@ def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[Hist
             tensors = writer.snapshot(trainer.state())
             facts = [[vars(r) for r in history.records], history.diverged]
             keep = epoch in training.checkpoint_epochs and not history.diverged
-            kept = folder.folder / KEPT if keep else None
+            kept = folder.folder / CHECKPOINTS if keep else None
             writer.submit(_write, folder, epoch, tensors, facts, kept, training.recipe)
             progress.step(epoch, **said(history.records[-1], epoch))
         writer.finish()
@@ -211,7 +211,7 @@ def _finish(training: Training, history: History, folder: StateFolder) -> None:
         say(f"{training.label}  diverged in epoch {history.records[-1].epoch}")
     elif training.checkpoint_folder is not None:
         names = map(checkpoint_name, training.checkpoint_epochs)
-        files = {name: folder.folder / KEPT / name for name in names}
+        files = {name: folder.folder / CHECKPOINTS / name for name in names}
         deliver(files, training.checkpoint_folder)
     folder.finish() if training.keep_state else folder.clear()
 
@@ -260,7 +260,7 @@ def _found(
     except (TypeError, ValueError):
         records, diverged = [], False
     due = [kept for kept in training.checkpoint_epochs if kept <= epoch and not diverged]
-    complete = all((folder.folder / KEPT / checkpoint_name(kept)).exists() for kept in due)
+    complete = all((folder.folder / CHECKPOINTS / checkpoint_name(kept)).exists() for kept in due)
     if not (records and complete and _form(tensors) == _form(trainer.state())):
         say(
             f"{training.label}  the state of epoch {epoch} is incomplete or another network's; "

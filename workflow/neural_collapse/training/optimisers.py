@@ -33,7 +33,7 @@ class SGD:
 
         learning_rate: a number, or a float32 tensor () on the parameters' device.
         """
-        # Of a person's own network some parameters may be frozen or unused.
+        # Of a user-defined network some parameters may be frozen or unused.
         used = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         torch._fused_sgd_(
             [self.parameters[i] for i in used],

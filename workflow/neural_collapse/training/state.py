@@ -2,7 +2,7 @@
 
 It lies outside the outputs that Snakemake knows, since Snakemake deletes those of a failed job.
 A state file is written under another name, flushed and renamed; its name carries the hash of its
-bytes, so a torn one is recognised and the one before it is used. The folder's name carries the
+bytes, so a corrupt one is recognised and the one before it is used. The folder's name carries the
 fingerprint of recipe, data and code version, so nothing else is ever continued, and a lock on it
 keeps two jobs out of one place.
 """
@@ -24,7 +24,7 @@ from ..io.locks import FINISHED, delete, lock
 from ..io.progress import say
 from ..io.tensors import from_bytes, to_bytes
 
-KEPT = 2  # the newest state, and the one before it should the newest be torn
+STATES_KEPT = 2  # the newest, and the one before it in case the newest is corrupt
 
 
 def fingerprint(**parts: Any) -> str:
@@ -86,7 +86,7 @@ class StateFolder:
         target = self.folder / f"state-{epoch:06d}-{digest}.safetensors"
         with atomic_path(target) as temporary:
             temporary.write_bytes(payload)
-        for old in self._files()[KEPT:]:
+        for old in self._files()[STATES_KEPT:]:
             old.unlink(missing_ok=True)
 
     def read(self) -> tuple[int, dict[str, torch.Tensor], Any] | None:
@@ -97,7 +97,7 @@ class StateFolder:
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from None
             if hashlib.blake2b(payload, digest_size=16).hexdigest() not in path.stem:
-                say(f"{path}: is torn; the state before it is used")
+                say(f"{path}: is corrupt; the state before it is used")
                 path.unlink(missing_ok=True)
                 continue
             try:

@@ -1,4 +1,4 @@
-"""Networks from a person's own code."""
+"""User-defined networks."""
 
 import sys
 
