@@ -277,6 +277,23 @@ def test_an_update_mixes_no_devices_and_waits_for_none():
             assert metric.class_means.device.type == "cuda"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gpu_measures_what_the_cpu_does(dtype):
+    rng = np.random.default_rng(12)
+    features, labels = near_collapse(rng, 1e-2, 1e3, dtype)
+    weight = rng.standard_normal((CLASSES, DIM))
+    found = []
+    for device in ("cpu", "cuda"):
+        metric = CollapseMetric(CLASSES, DIM, device=device)
+        in_batches(metric, features.to(device), labels.to(device), 16)
+        metric.second_pass(weight)
+        found.append(in_batches(metric, features.to(device), labels.to(device), 16).compute())
+    assert found[0].to_dict() == pytest.approx(found[1].to_dict(), rel=1e-9)
+    whole = measure(features.cuda(), labels.cuda(), torch.from_numpy(weight).cuda())
+    assert {name: found[0][name] for name in whole} == pytest.approx(whole.to_dict(), rel=1e-9)
+
+
 TWO_PROCESSES = """
 import sys, torch
 from torch import distributed

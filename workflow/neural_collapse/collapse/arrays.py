@@ -105,6 +105,11 @@ def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor:
     return tensor.clone()
 
 
+def optional_parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """`parameter`, or None for None."""
+    return None if values is None else parameter(values, shape, name)
+
+
 def check_weight(weight: Any, dim: int, split: str) -> None:
     """Raise UserError unless weight is (C, d) for a split's features (N, d)."""
     shape = tuple(real_array(weight, "values of weight").shape)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import check_weight, feature_rows, label_array, parameter, real_array
+from .arrays import check_weight, feature_rows, label_array, optional_parameter, real_array
 from .metric import CollapseMetric
 from .moments import Moments
 from .result import CollapseResult
@@ -65,11 +65,10 @@ def measure(
     (0.0025, 0.0)
     """
     features_ND, labels_N = feature_rows(features, labels, ignore_index, pool)
-    known = next((len(v) for v in (weight, train_means) if v is not None and np.ndim(v)), None)
     if num_classes is None:
-        num_classes = known
-    if num_classes is None:
-        num_classes = int(labels_N.max()) + 1 if len(labels_N) else 0
+        known = [len(v) for v in (weight, train_means) if v is not None and np.ndim(v)]
+        largest = int(labels_N.max()) if len(labels_N) else -1
+        num_classes = known[0] if known else largest + 1
     on_gpu = isinstance(features_ND, Tensor) and features_ND.device.type == "cuda"
     return CollapseResult.of(
         compute_moments(
@@ -100,7 +99,7 @@ def compute_moments(
     split: str = "given",
     device: str | torch.device = "cpu",
 ) -> Moments:
-    """Moments of features in memory or in a memory map: both passes of `CollapseMetric`.
+    """Moments of features in memory or in a memory map, by both passes of `CollapseMetric`.
 
     Args:
         features_ND: (N, d) float array or tensor; never held in float64 as a whole. Fastest where
@@ -125,38 +124,35 @@ def compute_moments(
     >>> compute_moments([[0.0, 1.0], [0.0, 3.0]], [0, 0], 1, None, None).class_variances
     tensor([1.], dtype=torch.float64)
     """
+    features_ND = _feature_matrix(features_ND, split)
+    examples, dim = features_ND.shape
+    labels = label_array(labels_N, examples, num_classes, split)
+    if weight is not None:
+        check_weight(weight, dim, split)
+    shape = (num_classes, dim)
+    weight = optional_parameter(weight, shape, "weight")
+    bias = optional_parameter(bias, shape[:1], "bias")
+    train_means = optional_parameter(train_means, shape, "train_means")
+    if not allow_empty:
+        _require_all_classes(labels, num_classes, split)
+    order_N = np.argsort(labels, kind="stable")
+    rows_of_order_N = order_N if rows_N is None else _checked_rows(rows_N, examples)[order_N]
+    metric = CollapseMetric(num_classes, dim, scatter, device=device)
+    source = _Source(features_ND, metric.device)
+    source.feed(metric, rows_of_order_N, labels[order_N])
+    _check_means(metric.class_means, source, split)
+    metric.second_pass(weight, bias, train_means=train_means)
+    source.feed(metric, rows_of_order_N, labels[order_N])
+    return metric.moments()
+
+
+def _feature_matrix(features_ND: Any, split: str) -> np.ndarray | Tensor:
     features_ND = real_array(features_ND, f"features of the {split} split")
     if features_ND.ndim != 2 or 0 in features_ND.shape:
         raise UserError(
             f"The features of the {split} split have shape {tuple(features_ND.shape)}, not (N, d)."
         )
-    examples, dim = features_ND.shape
-    labels = label_array(labels_N, examples, num_classes, split)
-    shape = (num_classes, dim)
-    if weight is not None:
-        check_weight(weight, dim, split)
-        weight = parameter(weight, shape, "weight")
-    bias = None if bias is None else parameter(bias, shape[:1], "bias")
-    train_means = None if train_means is None else parameter(train_means, shape, "train_means")
-    if not allow_empty:
-        _require_all_classes(labels, num_classes, split)
-    order_N = np.argsort(labels, kind="stable")
-    rows_of_order_N = order_N if rows_N is None else _checked_rows(rows_N, examples)[order_N]
-    classes_N = torch.from_numpy(labels[order_N])
-
-    metric = CollapseMetric(num_classes, dim, scatter, device=device)
-    source = _Source(features_ND, metric.device)
-
-    def one_pass() -> None:
-        for block in source.blocks(examples):
-            h_BD = source.read(rows_of_order_N[block])
-            metric.add_sorted(h_BD, classes_N[block].to(metric.device))
-
-    one_pass()
-    _check_means(metric.class_means, source, split)
-    metric.second_pass(weight, bias, train_means=train_means)
-    one_pass()
-    return metric.moments()
+    return features_ND
 
 
 def _check_means(class_means_CD: Tensor, source: _Source, split: str) -> None:
@@ -194,6 +190,12 @@ class _Source:
         """So many examples, block by block."""
         for start in range(0, examples, self.block_rows):
             yield slice(start, start + self.block_rows)
+
+    def feed(self, metric: CollapseMetric, rows_N: np.ndarray, labels_N: np.ndarray) -> None:
+        """One pass over rows in class order."""
+        classes_N = torch.from_numpy(labels_N)
+        for block in self.blocks(len(rows_N)):
+            metric.add_sorted(self.read(rows_N[block]), classes_N[block].to(self.device))
 
     def read(self, rows: np.ndarray) -> Tensor:
         """(B, d) float64, the features of a block's rows, in the place of those read before."""

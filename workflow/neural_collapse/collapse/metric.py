@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import POOLS, flat_examples, parameter
+from .arrays import POOLS, flat_examples, optional_parameter, parameter
 from .functional import project_scatter
 from .moments import Decisions, Moments
 from .result import CollapseResult
@@ -174,11 +174,9 @@ class CollapseMetric:
         means_CD = self.class_means
         self._second = SecondPass(
             means_CD,
-            None if weight is None else parameter(weight, tuple(means_CD.shape), "weight"),
-            None if bias is None else parameter(bias, (self.num_classes,), "bias"),
-            None
-            if train_means is None
-            else parameter(train_means, tuple(means_CD.shape), "train_means"),
+            optional_parameter(weight, (self.num_classes, self.dim), "weight"),
+            optional_parameter(bias, (self.num_classes,), "bias"),
+            optional_parameter(train_means, (self.num_classes, self.dim), "train_means"),
             basis=self.scatter == "projected",
         )
 
@@ -204,7 +202,7 @@ class CollapseMetric:
         second = self._second
         if weight is None and second is not None:
             weight, bias = second.weight, second.bias
-        weight = None if weight is None else parameter(weight, shape, "weight")
+        weight = optional_parameter(weight, shape, "weight")
         if weight is not None:
             bias = torch.zeros(shape[0]) if bias is None else bias
             bias = parameter(bias, shape[:1], "bias")

@@ -19,6 +19,7 @@ from ..io.errors import UserError
 from .arrays import flat_examples
 from .features import DEFAULT_MEMORY_LIMIT_BYTES, measurement_mode
 from .measure import measure
+from .result import CollapseResult
 
 
 def watch(model: nn.Module, layer: str | nn.Module | None = None) -> LayerInput:
@@ -126,7 +127,7 @@ def measure_model(
     train_loader: Iterable[Any],
     test_loader: Iterable[Any] | None = None,
     *,
-    layer: str | nn.Module | Sequence[str] | None = None,
+    layer: str | nn.Module | list[str] | tuple[str, ...] | None = None,
     device: str | torch.device | None = None,
     inputs_key: str | None = None,
     labels_key: str = "labels",
@@ -139,40 +140,32 @@ def measure_model(
     """Neural collapse of a model on a train set, and on a test set by the train set's means.
 
     The model runs once over each loader, in eval mode and true float32, and is left as it was.
-    The layers' inputs are kept in float32 (N x d x 4 bytes), so that both passes of the statistics
-    see the same features, even where a loader shuffles or augments.
+    The features are kept in float32, since both passes of the statistics must see the same ones.
 
     Args:
         model: any module.
         train_loader: yields (inputs, labels), or dicts; `test_loader` likewise.
-        layer: whose input is measured, see `watch`; a sequence of names measures several.
+        layer: whose input is measured, see `watch`; or a list of names.
         device: where the model runs; by default where its parameters are.
-        inputs_key: of dicts, the entry that the model is called with; by default it is called with
-            all but the labels as keyword arguments, as Hugging Face's models are.
+        inputs_key: of dicts, what the model is called with; by default all but the labels, named.
         labels_key: of dicts, the labels.
         num_classes: C; by default the outputs of the last nn.Linear, else the largest label + 1.
-        scatter: see `measure`.
-        pool: see `measure`.
-        ignore_index: see `measure`.
+        scatter: as in `measure`; likewise:
+        pool: as there.
+        ignore_index: as there.
         memory_limit_bytes: features larger than this go to a temporary file.
 
     Returns:
-        The train set's `CollapseResult`, with the test set's as its `test`; a dict of them by
-        layer where several were asked for. NC3, NC4 and what else needs a classifier are there
-        where the layer is an nn.Linear with C outputs.
+        The train set's `CollapseResult`, with the test set's as its `test`, or a dict of them by
+        layer. What needs a classifier is there where the layer is an nn.Linear with C outputs.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)
     >>> batches = [(torch.randn(8, 4), torch.arange(8) % 2) for _ in range(3)]
-    >>> result = measure_model(model, batches)
-    >>> result.moments.num_examples, "nc4_ncc_mismatch" in result
-    (24, True)
+    >>> measure_model(model, batches).moments.num_examples
+    24
     """
-    layers: list[str | nn.Module | None]
-    if layer is None or isinstance(layer, (str, nn.Module)):
-        several, layers = False, [layer]
-    else:
-        several, layers = True, [*layer]
+    layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
     run = _Run(model, device, inputs_key, labels_key)
     with ExitStack() as stack:
         watched = [stack.enter_context(watch(model, one)) for one in layers]
@@ -182,22 +175,26 @@ def measure_model(
         if test_loader is not None:
             run.over(test_loader, watched, kept[len(layers) :], pool)
         classes = _num_classes(model, num_classes, kept[0].largest_label)
-        options: dict[str, Any] = {
-            "num_classes": classes,
-            "scatter": scatter,
-            "ignore_index": ignore_index,
+        options = {"num_classes": classes, "scatter": scatter, "ignore_index": ignore_index}
+        of_test = kept[len(layers) :] if test_loader is not None else [None] * len(layers)
+        results = {
+            one.name: _result(one.layer, train, test, options)
+            for one, train, test in zip(watched, kept, of_test, strict=False)
         }
-        results = {}
-        for one, of_train, of_test in zip(watched, kept, kept[len(layers) :], strict=False):
-            weight, bias = last_layer_of(one.layer)
-            if weight is not None and len(weight) != classes:  # of a hidden layer
-                weight = bias = None
-            result = measure(*of_train.arrays(), weight, bias, **options)
-            if test_loader is not None:
-                means = result.moments.class_means
-                result.test = measure(*of_test.arrays(), weight, bias, train_means=means, **options)
-            results[one.name] = result
-    return results if several else results[watched[0].name]
+    return results if isinstance(layer, (list, tuple)) else results[watched[0].name]
+
+
+def _result(
+    layer: nn.Module, train: _Kept, test: _Kept | None, options: dict[str, Any]
+) -> CollapseResult:
+    weight, bias = last_layer_of(layer)
+    if weight is not None and len(weight) != options["num_classes"]:  # of a hidden layer
+        weight = bias = None
+    result = measure(*train.arrays(), weight, bias, **options)
+    if test is not None:
+        means = result.moments.class_means
+        result.test = measure(*test.arrays(), weight, bias, train_means=means, **options)
+    return result
 
 
 def _num_classes(model: nn.Module, given: int | None, largest_label: int) -> int:

@@ -59,18 +59,9 @@ def project_three_classes(
         ValueError: shapes that do not fit together, or fewer than three classes.
     """
     classes = [int(index) for index in classes]
-    means_Cd = np.asarray(class_means, dtype=np.float64)
-    weight_Cd = np.asarray(weight, dtype=np.float64)
+    means_Cd, weight_Cd = (np.asarray(rows, dtype=np.float64) for rows in (class_means, weight))
     features = [np.asarray(part, dtype=np.float64) for part in features_by_class]
-    if means_Cd.ndim != 2 or weight_Cd.shape != means_Cd.shape:
-        raise ValueError(
-            f"class means {means_Cd.shape} and weight {weight_Cd.shape} must both be (C, d)"
-        )
-    num_classes, width = means_Cd.shape
-    if len(set(classes)) != CHOSEN or not 0 <= min(classes) <= max(classes) < num_classes:
-        raise ValueError(f"classes {classes} must be three different ones of {num_classes}")
-    if len(features) != CHOSEN or any(f.ndim != 2 or f.shape[1] != width for f in features):
-        raise ValueError(f"features must be three arrays of (n, {width})")
+    _check_shapes(features, means_Cd, weight_Cd, classes)
 
     centre_d = means_Cd.mean(axis=0)
     centred_Cd = means_Cd - centre_d
@@ -79,7 +70,7 @@ def project_three_classes(
     weight_Kd = weight_Cd[classes] / _average_norm(weight_Cd)
     features = [(part - centre_d) / mean_norm for part in features]
 
-    etf_K3 = simplex_etf_vertices(num_classes)
+    etf_K3 = simplex_etf_vertices(len(means_Cd))
     basis_3d = _basis(means_Kd, np.concatenate(features))
     rotation_33 = _procrustes(means_Kd @ basis_3d.T, etf_K3)
     axes_d3 = basis_3d.T @ rotation_33
@@ -100,6 +91,20 @@ def project_three_classes(
             **dict(zip("xyz", np.concatenate([p for _, _, p in groups]).T, strict=True)),
         }
     )
+
+
+def _check_shapes(
+    features: Sequence[np.ndarray], means_Cd: np.ndarray, weight_Cd: np.ndarray, classes: list[int]
+) -> None:
+    if means_Cd.ndim != 2 or weight_Cd.shape != means_Cd.shape:
+        raise ValueError(
+            f"class means {means_Cd.shape} and weight {weight_Cd.shape} must both be (C, d)"
+        )
+    num_classes, width = means_Cd.shape
+    if len(set(classes)) != CHOSEN or not 0 <= min(classes) <= max(classes) < num_classes:
+        raise ValueError(f"classes {classes} must be three different ones of {num_classes}")
+    if len(features) != CHOSEN or any(f.ndim != 2 or f.shape[1] != width for f in features):
+        raise ValueError(f"features must be three arrays of (n, {width})")
 
 
 def _average_norm(rows: np.ndarray) -> float:
