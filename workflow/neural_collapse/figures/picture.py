@@ -34,7 +34,9 @@ def figure_1(
             figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
             return figure
         epochs = chosen.epochs
-        columns = len(epochs) if len(epochs) <= 3 else 2 if len(epochs) == 4 else 4
+        columns = min(len(epochs), 4)
+        if len(epochs) == 4 and look.width != "page":
+            columns = 2
         lines = -(-len(epochs) // columns)
         width = style.figure_width(columns, look.width)
         figure = style.new_figure(width, 0.55 + lines * (0.14 + 0.82 * width / columns))
@@ -55,7 +57,8 @@ def draw_space(ax: Axes, chosen: Picture, epoch: int, pixels: int) -> None:
     ax.set_title(f"Epoch {epoch}", y=1, pad=0)
     if outside:
         note = f"{100 * max(outside, 0.01):.0f} % of the features outside"
-        ax.text(0.5, 0.0, note, transform=ax.transAxes, ha="center", fontsize=6, color="0.4")
+        look = {"ha": "center", "va": "top", "fontsize": 6, "color": "0.4"}
+        ax.text(0.5, 0.0, note, transform=ax.transAxes, **look)
 
 
 def draw_legend(figure: Figure, chosen: Picture) -> None:
