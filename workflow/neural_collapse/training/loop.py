@@ -136,8 +136,10 @@ def train(
     """Train to the last epoch, continuing where an earlier try of the same training stopped.
 
     Args:
-        recipe, data, options: as :class:`Training` has them; learning_rate, seed and state_root
-            must be given.
+        recipe: as :class:`Training` has it.
+        data: the prepared dataset.
+        **options: the other fields of :class:`Training`; learning_rate, seed and state_root must
+            be given.
         device: where it is computed.
         processes: how many share the training, each a part of every batch; on "cuda" each has a
             GPU.
