@@ -1,6 +1,7 @@
 """What README.md and docs/ tell people to type works: every block of commands and of Python is run.
 
-Snakemake plans its jobs and starts none; results are made-up tables. docs/extending.md and
+Snakemake plans its jobs and starts none; results are made-up tables. docs/tutorial.md is run by
+tests/workflow/test_tutorial.py, docs/extending.md and
 docs/own-features.md are run in full by test_extending.py.
 """
 
@@ -20,7 +21,7 @@ from neural_collapse.experiment.recipe import write_recipe
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PAGES = [ROOT / "README.md", ROOT / "config/README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUN_ELSEWHERE = {"extending.md", "own-features.md"}
+RUN_ELSEWHERE = {"extending.md", "own-features.md", "tutorial.md"}
 SHELLS = {"sh", "bash", "shell", "console"}
 
 # Lines that are not run, by how they begin, and why.
