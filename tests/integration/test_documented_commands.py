@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sample_tables import write_experiment
 
 from neural_collapse.experiment.config import load_config, resolve_recipe
@@ -39,13 +40,33 @@ NOT_RUN = {
     "scancel ": JOBS,
     "flock ": "needs two nodes",
 }
-# What the Python blocks start from.
-GIVEN = {
-    "features": np.random.default_rng(0).standard_normal((40, 6)),
-    "labels": np.arange(40) % 4,
-    "weight": np.random.default_rng(1).standard_normal((4, 6)),
-    "bias": np.zeros(4),
-}
+
+
+class Model(torch.nn.Module):
+    """A network as README's example has it: 512 features and a layer `fc` of ten classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = torch.nn.Flatten(), torch.nn.Linear(512, 10)
+
+    def forward(self, images):
+        return self.fc(self.body(images))
+
+
+def given():
+    """What the Python blocks start from."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(40, 2, 16, 16, generator=generator)
+    data = torch.utils.data.TensorDataset(images, torch.arange(40) % 10)
+    loader = torch.utils.data.DataLoader(data, batch_size=16)
+    return {
+        "features": np.random.default_rng(0).standard_normal((40, 6)),
+        "labels": np.arange(40) % 4,
+        "weight": np.random.default_rng(1).standard_normal((4, 6)),
+        "bias": np.zeros(4),
+        "model": Model(),
+        **dict.fromkeys(("loader", "train_loader", "test_loader"), loader),
+    }
 
 
 def blocks(*languages):
@@ -135,7 +156,7 @@ def test_documented_commands_run(block, checkout):
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_documented_python_runs(block):
-    names = dict(GIVEN)
+    names = given()
     exec(compile(block, "block", "exec"), names)
     assert np.isfinite([names["result"].nc1, names["result"].nc3]).all()
 
