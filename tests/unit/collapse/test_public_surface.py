@@ -46,6 +46,7 @@ FUNCTIONAL = {
     "etf_error": "(left_CD, right_CD)",
     "hyperspherical_uniformity": "(vectors_CD)",
     "maximal_angle": "(vectors_CD)",
+    "mse_decomposition": "(class_means_CD, scatter_DD, weight_CD, bias_C, weight_decay)",
     "mismatch": "(decisions_N, others_N)",
     "project_scatter": "(scatter_DD, class_means_CD)",
     "self_duality": "(weight_CD, centred_CD)",

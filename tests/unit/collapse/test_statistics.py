@@ -543,3 +543,25 @@ def test_close_means_keep_their_distances_digits():
     expected = np.mean((v[first] + v[second]) / (2 * distances**2))
     got = nc.functional.class_distance_normalized_variance(means, v)
     assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [1e-4, 0.3])
+def test_the_parts_of_the_squared_error_add_up_to_it(decay):
+    rng = np.random.default_rng(21)
+    features, labels, W, b = cloud(rng, 4, 7, n=9)
+    moments = measure(features, labels, W, b, scatter="full").moments
+    parts = nc.functional.mse_decomposition(moments.class_means, moments.scatter, W, b, decay)
+    errors = features @ W.T + b - np.eye(4)[labels]
+    expected = (errors**2).sum() / (2 * 36) + decay / 2 * ((W**2).sum() + (b**2).sum())
+    assert_allclose(sum(parts), expected, rtol=1e-12)
+    assert min(parts) >= 0
+    # the least-squares classifier itself, by ridge regression on all examples
+    design = np.hstack([features, np.ones((36, 1))])
+    ridge = np.linalg.solve(
+        design.T @ design / 36 + decay * np.eye(8), design.T @ np.eye(4)[labels] / 36
+    )
+    best = nc.functional.mse_decomposition(
+        moments.class_means, moments.scatter, ridge[:7].T, ridge[7], decay
+    )
+    assert_allclose(best.perpendicular, 0, atol=1e-12)
+    assert_allclose(best[:2], parts[:2], rtol=1e-12)

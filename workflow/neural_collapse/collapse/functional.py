@@ -413,6 +413,63 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     return float(torch.linalg.solve(total, A).trace()) / needed
 
 
+class MSEParts(NamedTuple):
+    """The regularised mean squared error as a sum: see `mse_decomposition`."""
+
+    nc1: float
+    nc23: float
+    perpendicular: float
+
+
+@_of_arrays
+def mse_decomposition(
+    class_means_CD: Tensor,
+    scatter_DD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor,
+    weight_decay: Tensor | float,
+) -> MSEParts:
+    """The loss sum_i |W h_i + b - y_i|^2 / (2 N) + weight_decay (|W|^2 + |b|^2) / 2 in three parts
+    (Han, Papyan and Donoho 2022, arXiv:2106.02073), y_i the one-hot label, for balanced classes.
+
+    Args:
+        class_means_CD: (C, d), mu_c, not centred.
+        scatter_DD: (d, d), Sigma_W.
+        weight_CD: (C, d); bias_C: (C,).
+        weight_decay: > 0, of the last layer. torch.nn.MSELoss averages over classes as well, so
+            that training with it and a decay w is this with C w.
+
+    Returns:
+        `nc1` and `nc23`, which the least-squares classifier of these features leaves, by the
+        variability within classes and by the class means; `perpendicular`, by how far W and b are
+        from that classifier.
+
+    >>> identity, scatter = [[1.0, 0.0], [0.0, 1.0]], [[0.1, 0.0], [0.0, 0.1]]
+    >>> parts = mse_decomposition(identity, scatter, identity, [0.0, 0.0], 0.1)
+    >>> round(sum(parts), 12)  # 0.1 / 2 * 2 within classes, 0.1 / 2 * 2 of the decay
+    0.2
+    """
+    classes, dim = class_means_CD.shape
+    decay = float(weight_decay)
+    mean_D = class_means_CD.mean(0)
+    centred_CD = class_means_CD - mean_D
+    identity_DD = torch.eye(dim, dtype=torch.float64, device=mean_D.device)
+    second_DD = scatter_DD + centred_CD.T @ centred_CD / classes + decay * identity_DD
+    outer_DD = torch.outer(mean_D, mean_D)
+    right_CD = (class_means_CD - mean_D / (1 + decay)) / classes
+    fitted_CD = torch.linalg.solve(second_DD + decay / (1 + decay) * outer_DD, right_CD.T).T
+    fitted_C = (1 / classes - fitted_CD @ mean_D) / (1 + decay)
+    within_DD = scatter_DD + decay * identity_DD
+    nc1 = torch.trace(fitted_CD @ within_DD @ fitted_CD.T) / 2 + decay * fitted_C.square().sum() / 2
+    errors_CC = class_means_CD @ fitted_CD.T + fitted_C - torch.eye(classes, device=mean_D.device)
+    W, b = weight_CD - fitted_CD, bias_C - fitted_C
+    perpendicular = torch.trace(W @ (second_DD + outer_DD) @ W.T) / 2
+    perpendicular = perpendicular + (W @ mean_D) @ b + (1 + decay) * b.square().sum() / 2
+    return MSEParts(
+        float(nc1), float(errors_CC.square().sum() / (2 * classes)), float(perpendicular)
+    )
+
+
 # ------------------------------------------------------------------------------------------ pairs
 
 
