@@ -153,9 +153,9 @@ def test_plan_prints_jobs_epochs_checkpoints_and_disk():
     assert done.returncode == 0, done.stderr
     words = ("trainings", "epochs", "checkpoints", "disk", "hours")
     assert all(word in done.stdout for word in words)
-    # 80 epochs each for three candidates and the model of the swept cell; 100 + 70 + 50 + 50 + 36
+    # 60 epochs each for three candidates and the model of the swept cell; 50 + 40 + 40 + 36 + 30
     # for the others.
-    assert re.search(r"^epochs +626$", done.stdout, re.MULTILINE)
+    assert re.search(r"^epochs +436$", done.stdout, re.MULTILINE)
 
 
 def test_snakemake_lint():
