@@ -565,3 +565,20 @@ def test_the_parts_of_the_squared_error_add_up_to_it(decay):
     )
     assert_allclose(best.perpendicular, 0, atol=1e-12)
     assert_allclose(best[:2], parts[:2], rtol=1e-12)
+
+
+def test_class_whose_mean_is_zero_is_a_centre_like_another():
+    features = np.array([[0, 0], [0, 0], [3, 0], [4, 0], [0, 3], [0, 4.0]])
+    labels = [0, 0, 1, 1, 2, 2]
+    assert measure(features, labels)["ncc_accuracy"] == 1
+    shifted = measure(features + 1, labels)["ncc_accuracy"]
+    assert shifted == 1
+
+
+def test_class_that_the_train_set_lacks_is_no_centre():
+    train_means = np.array([[5, 5], [-5, 5], [np.nan, np.nan]])
+    features = np.array([[1, 1], [-1, 1.0]])  # the origin is nearer than their own centres
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # statistics that need every class are undefined
+        found = measure(features, [0, 1], train_means=train_means, num_classes=3)
+    assert found["ncc_accuracy"] == 1

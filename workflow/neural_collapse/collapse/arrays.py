@@ -110,6 +110,15 @@ def optional_parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor
     return None if values is None else parameter(values, shape, name)
 
 
+def optional_centres(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """Class means as `parameter` has them, where a row of NaN is a class without examples."""
+    if values is None:
+        return None
+    given = torch.as_tensor(_native(real_array(values, f"values of {name}"))).cpu()
+    absent = given.isnan().all(-1, keepdim=True)
+    return parameter(given.masked_fill(absent, 0), shape, name).masked_fill(absent, torch.nan)
+
+
 def check_weight(weight: Any, dim: int, split: str) -> None:
     """Raise UserError unless weight is (C, d) for a split's features (N, d)."""
     shape = tuple(real_array(weight, "values of weight").shape)

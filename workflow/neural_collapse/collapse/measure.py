@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import check_weight, feature_rows, label_array, optional_parameter, real_array
+from .arrays import (
+    check_weight,
+    feature_rows,
+    label_array,
+    optional_centres,
+    optional_parameter,
+    real_array,
+)
 from .metric import CollapseMetric
 from .moments import Moments
 from .result import CollapseResult
@@ -132,7 +139,7 @@ def compute_moments(
     shape = (num_classes, dim)
     weight = optional_parameter(weight, shape, "weight")
     bias = optional_parameter(bias, shape[:1], "bias")
-    train_means = optional_parameter(train_means, shape, "train_means")
+    train_means = optional_centres(train_means, shape, "train_means")
     if not allow_empty:
         _require_all_classes(labels, num_classes, split)
     order_N = np.argsort(labels, kind="stable")

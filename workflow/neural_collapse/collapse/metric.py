@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import POOLS, flat_examples, optional_parameter, parameter
+from .arrays import POOLS, flat_examples, optional_centres, optional_parameter, parameter
 from .functional import project_scatter
 from .moments import Decisions, Moments
 from .result import CollapseResult
@@ -119,7 +119,7 @@ class CollapseMetric:
         if self.ignore_index is not None:
             kept_B = c_B != self.ignore_index
         inside_B = (c_B >= 0) & (c_B < self.num_classes)
-        # One pass: a sum with a NaN or an infinity is not finite, and no sum overflows otherwise.
+        # One pass: a sum with a NaN or an infinity is not finite.
         finite_B = torch.isfinite(h_BD.sum(dim=1, dtype=torch.float64))
         refused = torch.stack([(kept_B & ~inside_B).sum(), (kept_B & ~finite_B).sum()])
         if self.device.type == "cpu":
@@ -166,7 +166,8 @@ class CollapseMetric:
         Args:
             weight: (C, d) of the last layer, for the network's decisions; bias: (C,).
             train_means: (C, d), the centres of the nearest-class-centre decision, where these
-                examples are a test set. None: this metric's own class means.
+                examples are a test set, a row of NaN for a class that the train set lacks. None:
+                this metric's own class means.
         """
         _refuse(self._refused, self.num_classes)
         if self._second is not None:
@@ -176,8 +177,9 @@ class CollapseMetric:
             means_CD,
             optional_parameter(weight, (self.num_classes, self.dim), "weight"),
             optional_parameter(bias, (self.num_classes,), "bias"),
-            optional_parameter(train_means, (self.num_classes, self.dim), "train_means"),
+            optional_centres(train_means, (self.num_classes, self.dim), "train_means"),
             basis=self.scatter == "projected",
+            counts_C=self.counts,
         )
 
     # ------------------------------------------------------------------------------------ results
@@ -338,7 +340,7 @@ def _refuse(refused: Tensor, classes: int) -> None:
     if outside:
         raise UserError(f"{outside} labels are not whole numbers in 0..{classes - 1}.")
     if bad:
-        raise UserError(f"{bad} examples have NaN or infinite features.")
+        raise UserError(f"{bad} examples have NaN, infinite or too large features.")
 
 
 def _frequent_classes(moments: Moments, min_count: int) -> Moments:

@@ -192,7 +192,9 @@ def _result(
         weight = bias = None
     result = measure(*train.arrays(), weight, bias, **options)
     if test is not None:
-        means = result.moments.class_means
+        moments = result.moments
+        # A class that the train set lacks has no mean to be near to.
+        means = moments.class_means.masked_fill(moments.counts[:, None] == 0, torch.nan)
         result.test = measure(*test.arrays(), weight, bias, train_means=means, **options)
     return result
 

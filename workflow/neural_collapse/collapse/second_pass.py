@@ -25,8 +25,10 @@ class SecondPass:
     Args:
         means_CD: (C, d) of all examples; a row of zeros for a class without any.
         weight: (C, d), or None for NCC decisions alone; bias: (C,).
-        centres: (C, d), what the NCC decision compares with; None: the means.
+        centres: (C, d), what the NCC decision compares with, a row of NaN for a class without
+            examples; None: the means.
         basis: whether to sum the scatter on the span of the means.
+        counts_C: (C,) examples a class, none of them 0 by default.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class SecondPass:
         centres: Tensor | None,
         *,
         basis: bool,
+        counts_C: Tensor | None = None,
     ) -> None:
         classes, _ = means_CD.shape
         device = means_CD.device
@@ -48,14 +51,17 @@ class SecondPass:
         self.decided_4C = torch.zeros(4, classes + 1, dtype=torch.int64, device=device)
         # Both decisions are by the largest of <row, h - origin> + constant: of the centres c the
         # nearest has the largest <c, h> - |c|^2 / 2, which is -|h - c|^2 / 2 but for |h|^2.
+        # A class without examples has no centre to be near to.
         centres_CD = means_CD if centres is None else centres.to(device)
+        absent_C = centres_CD.isnan().all(1)
+        if centres is None and counts_C is not None:
+            absent_C = counts_C == 0
+        centres_CD = centres_CD.masked_fill(absent_C[:, None], 0)
         self.origin_D = centres_CD.mean(0)
         towards_CD = centres_CD - self.origin_D
         halves_C = towards_CD.square().sum(1) / 2
-        rows, constants = [towards_CD], [-halves_C]
+        rows, constants = [towards_CD], [(-halves_C).masked_fill(absent_C, -torch.inf)]
         bounds = [_rounding(towards_CD, halves_C, 2 * self.origin_D.norm())]
-        if centres is None:  # a class without examples has no mean to be near to
-            constants[0] = constants[0].masked_fill((means_CD == 0).all(1), -torch.inf)
         if weight is not None:
             weight = weight.to(device)
             bias = weight.new_zeros(classes) if bias is None else bias.to(device)
