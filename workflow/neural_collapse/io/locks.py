@@ -6,6 +6,7 @@ The kernel frees a lock when its last holder dies, so that kill -9 leaves nothin
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 FINISHED = "finished"  # a file that says: the job of these states has succeeded
 
 
@@ -62,19 +64,19 @@ def _open(path: Path, everyone: bool) -> int:
 
 
 @contextlib.contextmanager
-def one_at_a_time(lock: str | Path, *, everyone: bool = False) -> Iterator[None]:
+def one_at_a_time(lock: str | Path) -> Iterator[None]:
     """Wait until no other process is in such a block for the file `lock`, then keep others out.
 
     Where the file system has no locks, nobody waits.
     """
     descriptor = None
     try:
-        descriptor = acquire(lock, everyone=everyone)
+        descriptor = acquire(lock)
     except BlockingIOError:
         log.warning("%s: another process is at work here; waiting for it", Path(lock).parent)
-        descriptor = acquire(lock, wait=True, everyone=everyone)
-    except OSError:
-        if not Path(lock).exists():
+        descriptor = acquire(lock, wait=True)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise
     try:
         yield

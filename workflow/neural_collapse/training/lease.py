@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..io.errors import UserError
-from ..io.locks import acquire, one_at_a_time
+from ..io.locks import acquire
 from ..io.progress import say
 
 SLOTS_VARIABLE = "NC_GPU_SLOTS"
@@ -116,7 +116,8 @@ NO_GPU = (
 def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> Iterator[list[str]]:
     """Hold `count` GPUs that no other job holds, and show CUDA only those.
 
-    Waits until as many are free, taking all or none, so that two jobs cannot wait for each other.
+    Waits until as many are free at once, taking all or none, so that two jobs cannot wait for each
+    other; there is no queue, so jobs of one GPU may pass one that waits for several.
     With `slots` = n (default: NC_GPU_SLOTS, else 1) up to n jobs
     that say the same n share a card. Inside a SLURM job that sees no more cards than it asks for,
     the scheduler has chosen already: they are used as they are.
@@ -159,8 +160,11 @@ def _wait(
     told = False
     try:
         while True:
-            with one_at_a_time(folder / "folder.lock", everyone=True):
+            alone = acquire(folder / "folder.lock", wait=True, everyone=True)
+            try:
                 held = _take(folder, gpus, count, slots)
+            finally:
+                os.close(alone)
             if held is not None:
                 return held
             if not told:
@@ -178,16 +182,21 @@ def _take(folder: Path, gpus: list[str], count: int, slots: int) -> dict[str, in
     chosen = sorted(free, key=lambda gpu: len(used[gpu]))[:count]
     if len(chosen) < count:
         return None
-    held = {}
-    for gpu in (gpu for gpu in gpus if gpu in chosen):
-        for slot in range(slots):
-            with contextlib.suppress(BlockingIOError):
-                path = folder / f"card-{_file_name(gpu)}={slots}={slot}.lock"
-                held[gpu] = acquire(path, everyone=True)
-                # A child that keeps the descriptor holds the card as well.
-                os.set_inheritable(held[gpu], True)
-                break
-    return held
+    held: dict[str, int] = {}
+    try:
+        for gpu in (gpu for gpu in gpus if gpu in chosen):
+            for slot in range(slots):
+                with contextlib.suppress(BlockingIOError):
+                    path = folder / f"card-{_file_name(gpu)}={slots}={slot}.lock"
+                    held[gpu] = acquire(path, everyone=True)
+                    # A child that keeps the descriptor holds the card as well.
+                    os.set_inheritable(held[gpu], True)
+                    break
+    finally:
+        if len(held) < count:
+            for descriptor in held.values():
+                os.close(descriptor)
+    return held if len(held) == count else None
 
 
 def _jobs_on(folder: Path, gpu: str) -> list[int]:
