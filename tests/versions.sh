@@ -19,7 +19,7 @@ for pair in 3.11:oldest 3.12:oldest 3.12:locked 3.13:locked; do
     continue
   fi
   venv=.venvs/$python-$torch
-  if ! test -e "$venv/.made"; then
+  if ! test -e "$venv/.made" || test requirements.lock -nt "$venv/.made" -o pyproject.toml -nt "$venv/.made"; then
     uv venv --quiet --clear --python "$python" "$venv" || exit 1
     uv pip sync --quiet --python "$venv/bin/python" requirements.lock || exit 1
     if test "$torch" = oldest; then

@@ -13,7 +13,7 @@ from ...io import versions
 from ...io.errors import UserError
 from ...io.files import require_writable, write_text_atomically
 from ...results.run_facts import DECIDES_TRAINING
-from ...training.schedule import SWEEP_EVALUATIONS, spaced_epochs
+from ...training.schedule import SWEEP_EVALUATIONS, learning_rate_name, spaced_epochs
 from ..recipe import Recipe, read_recipe
 from .data import open_data
 
@@ -58,10 +58,12 @@ def train_candidate(
     from ...training.loop import train
 
     recipe = read_recipe(recipe_path)
-    if learning_rate not in recipe.sweep.learning_rates:
-        known = ", ".join(map(str, recipe.sweep.learning_rates))
+    # By name, since the last bit of numpy's spacing depends on the processor.
+    named, name = recipe.sweep.named(), learning_rate_name(learning_rate)
+    if name not in named:
         raise UserError(
-            f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; known: {known}"
+            f"{recipe_path}: the learning rate {learning_rate} is not in its sweep; "
+            f"known: {', '.join(named)}"
         )
     require_writable(output)
     data = _sweep_data(recipe, data_folder)
@@ -70,7 +72,7 @@ def train_candidate(
         history, _ = train(
             recipe,
             data,
-            learning_rate=learning_rate,
+            learning_rate=named[name],
             seed=recipe.sweep.seed,
             device=where,
             state_root=state_root,
