@@ -98,7 +98,7 @@ def loader_workers(settings: Settings, results: Results) -> None:
 
 @case("an epoch's other parts")
 def other_parts(settings: Settings, results: Results) -> None:
-    """What the evaluation and the state written after every epoch add to an epoch of MNIST."""
+    """What the evaluation and a written state add to an epoch of MNIST."""
     raw = data.mnist(settings.mirror)
     train, test = 50_000, 10_000  # MNIST as the paper balances it
     for network in ["ResNet18 width 8", *(FULL if settings.full else [])]:

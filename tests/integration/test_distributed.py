@@ -207,7 +207,7 @@ def wait_until(condition, seconds: float):
 def test_kill_9_of_the_launcher_leaves_no_orphan_and_one_process_resumes(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:
-        wait_until(lambda: list(tmp_path.glob("state/*/state-000003-*")), 120)
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000003.*")), 120)
         workers = children(launcher.pid)
         assert len(workers) == 2
     finally:
@@ -350,7 +350,7 @@ def test_two_gpus_end_where_one_does(data):
 def test_interrupting_the_launcher_ends_all(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:
-        wait_until(lambda: list(tmp_path.glob("state/*/state-000000-*")), 120)
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000000.*")), 120)
         workers = children(launcher.pid)
         launcher.send_signal(signal.SIGINT)
         _, said = launcher.communicate(timeout=120)

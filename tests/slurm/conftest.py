@@ -358,7 +358,7 @@ class Experiment:
     def epoch(self) -> int:
         """The newest epoch that train_model has a resume state of; -1 before the first."""
         states = (self.results / ".state").glob("digits-resnet-seed-0/*/state-*.safetensors")
-        return max((int(path.name.split("-")[1]) for path in states), default=-1)
+        return max((int(path.stem.split("-")[1]) for path in states), default=-1)
 
     def worker(self) -> int | None:
         """The process of train_model, if it runs."""

@@ -156,7 +156,7 @@ def test_show_corrupt_state_is_the_one_before(begun, capsys):
     job = next(j for (a, rule, _), j in jobs.items() if (a, rule) == ("resnet", "train_candidate"))
     end_epochs(job, 2, "an older recipe")
     end_epochs(job, 4)
-    newest = max(job.state.glob("*/state-000004-*"))
+    newest = max(job.state.glob("*/state-000004.*"))
     payload = newest.read_bytes()
     assert main(["show", str(job.output)]) == 0
     assert "(not finished: epoch 4 of 9)" in capsys.readouterr().out

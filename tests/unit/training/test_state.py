@@ -18,7 +18,7 @@ from neural_collapse.io.errors import UserError
 from neural_collapse.io.locks import clear_finished
 from neural_collapse.training import loop
 from neural_collapse.training.loop import train, training_fingerprint
-from neural_collapse.training.state import StateFolder, fingerprint
+from neural_collapse.training.state import StateFolder, fingerprint, state_interval_seconds
 
 CPU = torch.device("cpu")
 KEY = "0123456789abcdef"
@@ -49,7 +49,7 @@ def test_the_newest_state_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "other bytes"])
-def test_a_torn_state_gives_way_to_the_one_before(tmp_path, damage, capsys):
+def test_a_corrupt_state_gives_way_to_the_one_before(tmp_path, damage, capsys):
     with StateFolder(tmp_path, KEY) as folder:
         write(folder, 1, 2)
     newest = files(tmp_path)[-1]
@@ -332,7 +332,58 @@ def test_a_resumed_training_ends_with_the_same_bits(training, stop_after, capsys
     assert history.records == expected.records
 
 
-def test_a_training_continues_from_the_state_before_a_torn_one(training, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("epoch_seconds", "killed_in", "continues_after"),
+    [(1, 9, 2), (1, 3, 2), (20, 5, 4), (20, 6, 4), (20, 7, 6), (29, 5, 4), (30, 5, 4), (900, 9, 8)],
+)
+def test_a_kill_loses_at_most_a_minute_or_one_epoch(
+    tmp_path, make_data, make_recipe, monkeypatch, epoch_seconds, killed_in, continues_after
+):
+    """Epochs 0, 1 and 2 are kept; so is the state after each of them."""
+    recipe, seconds = make_recipe(epochs=10, measured=(1, 2)), 0.0
+    train_epoch = loop.Trainer.train_epoch
+
+    def timed(trainer, epoch):
+        nonlocal seconds
+        if epoch == killed_in and killed_in not in started:
+            started.append(epoch)
+            raise Stop
+        seconds += epoch_seconds
+        return train_epoch(trainer, epoch)
+
+    def run(name):
+        return train(
+            recipe, make_data(), learning_rate=0.05, seed=0, device=CPU,
+            state_root=tmp_path / name, checkpoint_folder=tmp_path / f"{name} out",
+            checkpoint_epochs=(0, 1, 2), keep_state=True,
+        )  # fmt: skip
+
+    started = [killed_in]
+    monkeypatch.delenv("NC_STATE_SECONDS")
+    monkeypatch.setattr(loop, "monotonic", lambda: seconds)
+    monkeypatch.setattr(loop.Trainer, "train_epoch", timed)
+    whole, network = run("whole")
+    started.clear()
+    with pytest.raises(Stop):
+        run("killed")
+    resumed, other = run("killed")
+    assert resumed.resumed_after == continues_after
+    assert (killed_in - 1 - continues_after) * epoch_seconds <= 60
+    assert resumed.records == whole.records
+    assert all(
+        torch.equal(value, other.state_dict()[n]) for n, value in network.state_dict().items()
+    )
+    assert run("killed")[0].resumed_after == 10
+
+
+@pytest.mark.parametrize("text", ["-1", "often", "inf", "nan"])
+def test_an_interval_that_is_no_number_is_one_sentence(monkeypatch, text):
+    monkeypatch.setenv("NC_STATE_SECONDS", text)
+    with pytest.raises(UserError, match=f"NC_STATE_SECONDS: is '{text}'; give seconds"):
+        state_interval_seconds()
+
+
+def test_a_training_continues_from_the_state_before_a_corrupt_one(training, tmp_path, capsys):
     _, expected = training("whole")
     with pytest.raises(Stop):
         training("parts", 2)
@@ -396,14 +447,22 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_room_is_made(
     assert not (small_disk / "state").exists()
 
 
-def test_a_state_of_another_torch_is_pointed_out(tmp_path, monkeypatch, capsys):
-    with StateFolder(tmp_path, KEY) as folder:
+@pytest.mark.parametrize("other", ["torch", "processor", "card"])
+def test_a_state_of_other_kernels_is_pointed_out(tmp_path, monkeypatch, capsys, other):
+    device = torch.device("cuda" if other == "card" else "cpu")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card 1")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    with StateFolder(tmp_path, KEY, device) as folder:
         with monkeypatch.context() as patch:
-            patch.setattr(torch, "__version__", "1.2.3")
+            patch.setattr(torch, "__version__", "1.2.3" if other == "torch" else torch.__version__)
+            patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+            patch.setattr(torch.cuda, "get_device_name", lambda device: "Card 2")
             write(folder, 1)
         assert folder.read()[0] == 1
         said = capsys.readouterr().err
-        assert "left by torch 1.2.3" in said and torch.__version__ in said
+        left_by = {"torch": "torch 1.2.3,", "processor": "OTHER", "card": "Card 2, cuDNN 91002"}
+        assert left_by[other] in said.split(", and this is ")[0]
+        assert torch.__version__ in said.split(", and this is ")[1]
         write(folder, 2)
         assert folder.read()[0] == 2 and not capsys.readouterr().err
 

@@ -113,7 +113,7 @@ def _states(job: Job) -> list[Path]:
 
 def _resumes_after(job: Job, useless: Set[Path]) -> int | None:
     files = (
-        path.name
+        path.stem
         for folder in _states(job)
         if folder not in useless
         for path in folder.glob("state-*.safetensors")

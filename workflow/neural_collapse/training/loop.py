@@ -1,7 +1,9 @@
-"""Training far past zero error: SGD as in the paper, resumable after any epoch with the same bits.
+"""Training far past zero error: SGD as in the paper, resumable with the same bits.
 
 The state after an epoch is the weights, the buffers, the momentum and the epoch's number, and
-nothing else; ``trainer`` says why. Several processes share each batch of the same order.
+nothing else; ``trainer`` says why. It is written after kept epochs, the last one, and so often that
+a kill loses at most a minute or one epoch, whichever is longer. Several processes share each batch
+of the same order.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +29,7 @@ from .distributed import launch
 from .ranks import ALONE, Ranks
 from .recipe import CHANGES_NO_RESULT
 from .schedule import learning_rate_name
-from .state import BackgroundWriter, StateFolder, fingerprint
+from .state import BackgroundWriter, StateFolder, fingerprint, state_interval_seconds
 from .trainer import EpochRecord, Trainer, build
 
 if TYPE_CHECKING:
@@ -169,10 +172,11 @@ def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[Hist
     """What :func:`train` does, in one of its processes. Only the first one touches files."""
     label, last = training.label, training.recipe.training.epochs
     own = (
-        StateFolder(training.state_root, training.fingerprint)
+        StateFolder(training.state_root, training.fingerprint, device)
         if ranks.first
         else contextlib.nullcontext()
     )
+    interval, written = state_interval_seconds(), monotonic()
     with own as folder, BackgroundWriter() as writer:
         trainer = Trainer(
             training.recipe,
@@ -188,6 +192,7 @@ def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[Hist
         for epoch in range(finished + 1, last + 1) if history.records else range(last + 1):
             if history.diverged:
                 break
+            begun = monotonic()
             loss = 0.0 if epoch == 0 else ranks.sum(trainer.train_epoch(epoch)).item()
             if not math.isfinite(loss):
                 history.add(EpochRecord(epoch, loss, 1.0, loss, 1.0))
@@ -195,11 +200,16 @@ def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[Hist
                 history.add(trainer.evaluate(epoch))
             if folder is None:
                 continue
-            tensors = writer.snapshot(trainer.state())
-            facts = [[vars(r) for r in history.records], history.diverged]
             keep = epoch in training.checkpoint_epochs and not history.diverged
-            kept = folder.folder / CHECKPOINTS if keep else None
-            writer.submit(_write, folder, epoch, tensors, facts, kept, training.recipe)
+            ends = epoch == last or history.diverged
+            now = monotonic()
+            # The next epoch, as long as this one, would end too long after the last state.
+            if keep or ends or now - written + now - begun >= interval:
+                tensors = writer.snapshot(trainer.state())
+                facts = [[vars(r) for r in history.records], history.diverged]
+                kept = folder.folder / CHECKPOINTS if keep else None
+                writer.submit(_write, folder, epoch, tensors, facts, kept, training.recipe)
+                written = monotonic()
             progress.step(epoch, **said(history.records[-1], epoch))
         writer.finish()
         if folder is not None:

@@ -1,16 +1,17 @@
 """The state that an interrupted job continues from.
 
 It lies outside the outputs that Snakemake knows, since Snakemake deletes those of a failed job.
-A state file is written under another name, flushed and renamed; its name carries the hash of its
-bytes, so a corrupt one is recognised and the one before it is used. The folder's name carries the
-fingerprint of recipe, data and code version, so nothing else is ever continued, and a lock on it
-keeps two jobs out of one place.
+A state file is written under another name, flushed and renamed; it carries a checksum, so a
+corrupt one is recognised and the one before it is used. The folder's name carries the fingerprint
+of recipe, data and code version, so nothing else is ever continued, and a lock on it keeps two jobs
+out of one place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,32 @@ from ..io.progress import say
 from ..io.tensors import from_bytes, to_bytes
 
 STATES_KEPT = 2  # the newest, and the one before it in case the newest is corrupt
+INTERVAL_VARIABLE = "NC_STATE_SECONDS"
+DEFAULT_INTERVAL_SECONDS = 60.0
+CPU = torch.device("cpu")
+
+
+def state_interval_seconds() -> float:
+    """How long a training goes on without writing its state: NC_STATE_SECONDS, by default 60.
+
+    A network's state takes seconds to write, in which a fast GPU computes several epochs.
+    """
+    text = os.environ.get(INTERVAL_VARIABLE, "").strip()
+    try:
+        seconds = float(text or DEFAULT_INTERVAL_SECONDS)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UserError(f"{INTERVAL_VARIABLE}: is {text!r}; give seconds, 0 for after every epoch")
+    return seconds
+
+
+def kernels(device: torch.device) -> str:
+    """What besides recipe and data decides the bits of a training: torch, and whose kernels."""
+    if device.type == "cuda":
+        name, cudnn = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
+        return f"torch {torch.__version__}, {name}, cuDNN {cudnn}"
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def fingerprint(**parts: Any) -> str:
@@ -42,8 +69,8 @@ class StateFolder:
     last line. `clear` deletes everything.
     """
 
-    def __init__(self, root: str | Path, fingerprint: str):
-        self.folder = Path(root) / fingerprint
+    def __init__(self, root: str | Path, fingerprint: str, device: torch.device = CPU):
+        self.folder, self.device = Path(root) / fingerprint, device
         self._lock = None
 
     def __enter__(self) -> StateFolder:
@@ -80,36 +107,35 @@ class StateFolder:
 
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
         """Keep the state after `epoch`: tensors, and `facts` that JSON can hold."""
-        metadata = {"epoch": str(epoch), "facts": json.dumps(facts), "torch": torch.__version__}
-        payload = to_bytes(tensors, metadata)
-        digest = hashlib.blake2b(payload, digest_size=16).hexdigest()
-        target = self.folder / f"state-{epoch:06d}-{digest}.safetensors"
-        with atomic_path(target) as temporary:
-            temporary.write_bytes(payload)
+        metadata = {
+            "epoch": str(epoch),
+            "facts": json.dumps(facts),
+            "kernels": kernels(self.device),
+        }
+        with atomic_path(self.folder / f"state-{epoch:06d}.safetensors") as temporary:
+            temporary.write_bytes(to_bytes(tensors, metadata))
         for old in self._files()[STATES_KEPT:]:
             old.unlink(missing_ok=True)
 
     def read(self) -> tuple[int, dict[str, torch.Tensor], Any] | None:
-        """The newest whole state as (epoch, tensors, facts), or None where there is none."""
+        """The newest complete state as (epoch, tensors, facts), or None where there is none."""
         for path in self._files():
             try:
                 payload = path.read_bytes()
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-            if hashlib.blake2b(payload, digest_size=16).hexdigest() not in path.stem:
-                say(f"{path}: is corrupt; the state before it is used")
-                path.unlink(missing_ok=True)
-                continue
             try:
                 tensors, metadata = from_bytes(payload)
                 found = int(metadata["epoch"]), tensors, json.loads(metadata["facts"])
             except (KeyError, TypeError, ValueError):
-                say(f"{path}: is not a state of this project; it is left out")
+                say(f"{path}: is corrupt; the state before it is used")
+                path.unlink(missing_ok=True)
                 continue
-            if metadata.get("torch") != torch.__version__:
+            left_by, here = metadata.get("kernels", "another version"), kernels(self.device)
+            if left_by != here:
                 say(
-                    f"{path}: was left by torch {metadata.get('torch', '(unknown)')}, and this is "
-                    f"{torch.__version__}; the result may have other bits than one version's alone"
+                    f"{path}: was left by {left_by}, and this is {here}; the result may have other "
+                    "bits than one machine's alone"
                 )
             return found
         return None
