@@ -40,7 +40,7 @@ quickstart: $(STAMP)
 	@$(SNAKEMAKE) --quiet rules host
 	@echo "Figures, tables and report.html: results/$$(awk '/^experiment:/ {print $$2}' $(CONFIG))"
 
-# A config on the command line draws one's own runs: make figures CONFIG=config/quickstart.yaml
+# A config on the command line draws your own runs: make figures CONFIG=config/quickstart.yaml
 ifeq ($(origin CONFIG),file)
 figures: CONFIG := $(REFERENCE)/config.yaml
 endif

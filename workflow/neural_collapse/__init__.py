@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .collapse import functional
+    from .collapse import statistics as functional
     from .collapse.attacks import DeepFoolResult, deepfool
     from .collapse.curve import CollapseCurve
-    from .collapse.functional import ReducedRankWarning, UndefinedStatistic, simplex_etf
     from .collapse.measure import measure
     from .collapse.metric import CollapseMetric
     from .collapse.model import LayerInput, measure_model, watch
     from .collapse.registry import REGISTRY, Statistic
     from .collapse.result import CollapseResult, UndefinedStatisticWarning
+    from .collapse.statistics import ReducedRankWarning, UndefinedStatistic, simplex_etf
     from .io.errors import UserError
 
 __version__ = "0.1.0"
@@ -32,16 +32,16 @@ _MODULE_OF = {
     "DeepFoolResult": ".collapse.attacks",
     "LayerInput": ".collapse.model",
     "REGISTRY": ".collapse.registry",
-    "ReducedRankWarning": ".collapse.functional",
+    "ReducedRankWarning": ".collapse.statistics",
     "Statistic": ".collapse.registry",
-    "UndefinedStatistic": ".collapse.functional",
+    "UndefinedStatistic": ".collapse.statistics",
     "UndefinedStatisticWarning": ".collapse.result",
     "UserError": ".io.errors",
     "deepfool": ".collapse.attacks",
-    "functional": ".collapse.functional",
+    "functional": ".collapse.statistics",
     "measure": ".collapse.measure",
     "measure_model": ".collapse.model",
-    "simplex_etf": ".collapse.functional",
+    "simplex_etf": ".collapse.statistics",
     "watch": ".collapse.model",
 }
 

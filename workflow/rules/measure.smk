@@ -55,7 +55,7 @@ rule compute_statistics:
         recipe=recipe_file,
         depends_on=recipe_slice("measurement"),
         code=code_hash(
-            "collapse/functional.py",
+            "collapse/statistics.py",
             "collapse/moments.py",
             "collapse/projection.py",
             "collapse/registry.py",

@@ -193,7 +193,7 @@ def test_file_buffer_goes_away_after_an_error(network, data, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_full_disk_is_the_users_to_mend(network, data, tmp_path, monkeypatch):
+def test_full_disk_is_one_sentence(network, data, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 

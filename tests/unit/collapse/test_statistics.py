@@ -14,10 +14,10 @@ from numpy.testing import assert_allclose
 from scipy.spatial.distance import pdist
 
 import neural_collapse as nc
-from neural_collapse.collapse.functional import ReducedRankWarning
 from neural_collapse.collapse.measure import compute_moments, measure
 from neural_collapse.collapse.registry import OF_MOMENTS
 from neural_collapse.collapse.result import UndefinedStatisticWarning, compute_statistics
+from neural_collapse.collapse.statistics import ReducedRankWarning
 from neural_collapse.io.errors import UserError
 
 NC1 = "nc1_within_class_variability"
@@ -87,7 +87,7 @@ def test_isotropic_spread_around_an_etf(within):
     assert_allclose(s["bias_collapse"], np.linalg.norm(etf @ np.ones(d)), atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.functional.ReducedRankWarning")
+@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
 def test_hand_computed_plane():
     """Four means on the axes of a plane: norms 1, 1, 3, 3 as +-e1, +-3 e2."""
     means = np.array([[1.0, 0], [-1, 0], [0, 3], [0, -3]])
@@ -183,7 +183,7 @@ def test_nc1_of_noise_that_is_nearly_orthogonal_to_the_means_against_mpmath(tilt
 
 
 @pytest.mark.parametrize("classes, d", [(2, 5), (5, 5), (10, 30), (6, 4), (100, 64)])
-@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.functional.ReducedRankWarning")
+@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
 def test_against_dense_numpy(classes, d):
     rng = np.random.default_rng(9)
     features, labels, W, b = cloud(rng, classes, d)
@@ -277,7 +277,7 @@ def test_scale_rotation_translation_and_class_order(seed, classes, extra, scale_
         assert_allclose(after[name], value, rtol=1e-7, atol=1e-11, err_msg=name)
 
 
-@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.functional.ReducedRankWarning")
+@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
 @pytest.mark.filterwarnings("ignore::neural_collapse.collapse.result.UndefinedStatisticWarning")
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 6), d=st.integers(1, 8))
@@ -484,7 +484,7 @@ def test_statistics_of_takes_tensors_and_arrays():
 
 @pytest.mark.parametrize("within", [1.0, 1e-5])
 @pytest.mark.parametrize("classes, d", [(3, 6), (6, 4), (4, 3)])
-@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.functional.ReducedRankWarning")
+@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
 def test_the_variability_collapse_index_is_its_definition(classes, d, within):
     rng = np.random.default_rng(12)
     features, labels, _, _ = cloud(rng, classes, d, n=20, within=within)
@@ -530,7 +530,7 @@ def test_pairs_in_tiles_are_those_of_one_block(monkeypatch):
     rng = np.random.default_rng(20)
     features, labels, W, b = cloud(rng, 17, 20)
     whole = measure(features, labels, W, b).to_dict()
-    monkeypatch.setattr("neural_collapse.collapse.functional._TILE_ELEMENTS", 50)
+    monkeypatch.setattr("neural_collapse.collapse.statistics._TILE_ELEMENTS", 50)
     assert measure(features, labels, W, b).to_dict() == pytest.approx(whole, rel=1e-12)
 
 

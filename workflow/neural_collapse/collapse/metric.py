@@ -22,11 +22,11 @@ from torch import Tensor
 
 from ..io.errors import UserError
 from .arrays import POOLS, flat_examples, optional_centres, optional_parameter, parameter
-from .functional import project_scatter
 from .moments import Decisions, Moments
 from .result import CollapseResult
 from .runs import Runs
 from .second_pass import SecondPass
+from .statistics import project_scatter
 
 SCATTERS = ("projected", "full", "none")
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .functional import UndefinedStatistic, centred_class_means
+from .statistics import UndefinedStatistic, centred_class_means
 
 FORMAT = "neural_collapse.moments/2"
 
@@ -145,7 +145,7 @@ def save_moments(
     metadata: Mapping[str, str],
     extra: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write both splits' moments as one safetensors file, whole or not at all.
+    """Write both splits' moments as one safetensors file, atomically.
 
     Tensors are named `train.class_means`, `test.class_means`, ...; the last layer, which both
     splits share, `weight` and `bias`; `extra.*` are those of `extra`. Equal content gives equal

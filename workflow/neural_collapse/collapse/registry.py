@@ -1,7 +1,7 @@
 """Every statistic in one place: its name, formula, source, what it tends to, its computation.
 
 The documentation, printed tables, the pipeline's tables and figures are made from `REGISTRY`; a
-new statistic is one entry here (and its formula in `functional`). Nothing here imports torch.
+new statistic is one entry here (and its formula in `statistics`). Nothing here imports torch.
 
 In formulas mu_c is the mean of class c's features, mu_G the unweighted mean of the class means,
 M = [mu_c - mu_G], W and b the last layer with rows w_c, Sigma_W the within-class covariance (over
@@ -48,7 +48,7 @@ class Statistic:
         figure: the paper's figure that shows it, or None.
         alias: a short name, `nc1`, or None.
         needs: fields of `Moments` without which it is absent.
-        compute: function of (the module `functional`, moments); None where it is not a function
+        compute: function of (the module `statistics`, moments); None where it is not a function
             of a split's moments.
     """
 

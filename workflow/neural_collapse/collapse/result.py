@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from . import functional
-from .functional import UndefinedStatistic
+from . import statistics
 from .moments import Moments
 from .registry import ALIASES, OF_MOMENTS
+from .statistics import UndefinedStatistic
 
 _WHY_ABSENT = {
     "weight": "the last layer's weight was not given",
@@ -134,7 +134,7 @@ def _value(name: str, moments: Moments) -> float:
             f"class {named}{', ...' * (len(moments.empty_classes) > 10)} has no example"
         )
     assert entry.compute is not None
-    value = entry.compute(functional, moments)
+    value = entry.compute(statistics, moments)
     if not math.isfinite(value):
         raise UndefinedStatistic(f"its formula gives {value} in float64")
     return value

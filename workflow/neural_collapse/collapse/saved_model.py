@@ -46,7 +46,7 @@ def measure_saved_model(
     """Both splits of a dataset, by a model that is named and read from files.
 
     Args:
-        model: "torchvision:NAME", or "MODULE:FUNCTION" of one's own code, which returns an
+        model: "torchvision:NAME", or "MODULE:FUNCTION" of your own code, which returns an
             nn.Module and is given `num_classes` where it takes it.
         data: a folder with train/<class>/ and test/ or val/<class>/, or a .npz file with
             train_images, train_labels, test_images, test_labels (uint8).

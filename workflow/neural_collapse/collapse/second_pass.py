@@ -11,9 +11,9 @@ import copy
 import torch
 from torch import Tensor
 
-from .functional import span_of_means
 from .moments import Decisions
 from .runs import Runs
+from .statistics import span_of_means
 
 _EPS = torch.finfo(torch.float64).eps
 _SCORES = 2**24  # float64 numbers held at a time

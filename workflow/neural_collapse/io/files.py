@@ -29,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     written to becomes a UserError.
     """
     path = Path(path)
-    # Short, since a file system limits names to 255 bytes, and this one's own may be close to it.
+    # Short, since a file system limits names to 255 bytes, and `path` may be close to it.
     temporary = path.with_name(f"{PREFIX}{path.name[:60]}.{os.getpid()}{SUFFIX}")
     try:
         with written(path):

@@ -185,14 +185,7 @@ def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tenso
     2.0
     """
     classes, dim = class_means_CD.shape
-    _need_two_classes(classes)
-    span = span_of_means(class_means_CD)
-    needed = min(dim, classes - 1)
-    if span.rank < needed:
-        raise UndefinedStatistic(
-            f"the centred class means have rank {span.rank}, less than min(d, C - 1) = {needed} "
-            "(class means that coincide or depend linearly on each other)"
-        )
+    span = _full_span(class_means_CD)
     if dim < classes - 1:
         warnings.warn(
             f"{classes} classes in {dim} dimensions: NC1's pseudo-inverse has rank {dim} instead "
@@ -398,11 +391,8 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     0.5
     """
     classes, dim = class_means_CD.shape
-    _need_two_classes(classes)
-    span = span_of_means(class_means_CD)
-    needed = min(dim, classes - 1)
-    if span.rank < needed:
-        raise UndefinedStatistic("class means coincide or depend linearly on each other")
+    span = _full_span(class_means_CD)
+    needed = span.rank
     basis_DD = torch.linalg.svd(centred_class_means(class_means_CD).cpu())[2]
     scatter_DD = basis_DD @ scatter_DD.cpu() @ basis_DD.T
     A, X = scatter_DD[:needed, :needed], scatter_DD[:needed, needed:]
@@ -527,6 +517,19 @@ def _over_frobenius(matrix: Tensor, name: str) -> Tensor:
     if norm == 0:
         raise UndefinedStatistic(f"{name} is zero")
     return matrix / norm
+
+
+def _full_span(class_means_CD: Tensor) -> SpanOfMeans:
+    """The means' span, of min(d, C - 1) dimensions."""
+    classes, dim = class_means_CD.shape
+    _need_two_classes(classes)
+    span, needed = span_of_means(class_means_CD), min(dim, classes - 1)
+    if span.rank < needed:
+        raise UndefinedStatistic(
+            f"the centred class means have rank {span.rank}, less than min(d, C - 1) = {needed} "
+            "(class means that coincide or depend linearly on each other)"
+        )
+    return span
 
 
 def _need_two_classes(classes: int) -> None:
