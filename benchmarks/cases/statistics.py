@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neural_collapse.collapse.features import extract_rows
+from neural_collapse.collapse.features import measurement_mode
 from neural_collapse.collapse.measure import compute_moments, measure
 from neural_collapse.collapse.result import compute_statistics
+from neural_collapse.data.images import Normalisation
+from neural_collapse.networks.folding import fold_batch_norms
 
 from .. import data
 from ..harness import Goal, Results, Settings, Variant, case, cores, interleave, torch_threads
@@ -194,16 +196,14 @@ def share(settings: Settings, results: Results) -> None:
     images = data.prepared(data.subset(data.mnist(settings.mirror), count))
     network = fresh_network("ResNet18")
 
+    normalise = Normalisation(images.mean, images.std, "cpu")
+
     def forward() -> None:
-        extract_rows(
-            network,
-            images.train_images,
-            np.arange(count),
-            images.mean,
-            images.std,
-            batch_size=128,
-            device="cpu",
-        )
+        with measurement_mode(network), torch.inference_mode():
+            folded = fold_batch_norms(network)
+            for start in range(0, count, 128):
+                batch = torch.from_numpy(np.array(images.train_images[start : start + 128]))
+                folded.features(normalise(batch))
 
     examples = 10_000
     features, labels = features_near_collapse(examples, 512, 10, 1e-3)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from functools import partial
 from types import SimpleNamespace
 
@@ -13,7 +14,6 @@ from torch import nn
 
 from neural_collapse.collapse.features import (
     extract,
-    extract_rows,
     extract_splits,
     in_batches,
     measurement_mode,
@@ -149,33 +149,20 @@ def test_both_splits_are_what_each_is_by_itself(network, data):
     assert not same(test, by_itself()[0])  # which decides by the test means
 
 
-def test_nothing_is_run_before_both_splits_are_checked(network, data):
-    images, labels = data
-    with pytest.raises(UserError, match="The test split has 5 examples but labels"):
-        run_both(network, data, (images[:5], labels[:4]))
-    assert network.batches == []
-
-
-def test_extract_rows(network, data):
-    chosen = np.array([30, 2, 2, 17])
-    rows = extract_rows(network, data[0], chosen, MEAN, STD, batch_size=3, device="cpu")
-    assert_allclose(rows, run(network, data)[1][chosen], rtol=1e-5, atol=1e-7)
-    assert network.batches[:2] == [3, 1]
-
-
 def test_a_classifier_without_bias(data):
     moments, _ = run(SmallNet(bias=False), data)
     assert moments.bias.tolist() == [0, 0, 0]
 
 
-def test_file_buffer_gives_the_same_bits_and_goes_away(network, data, tmp_path):
+def test_file_buffer_gives_the_same_bits_and_goes_away(network, data, tmp_path, monkeypatch):
     in_memory = run(network, data)
     seen = []
     original = network.features
     network.features = lambda x: (seen.append(len(list(tmp_path.rglob("*.float32")))), original(x))[
         1
     ]
-    on_disk = run(network, data, memory_limit_bytes=100, scratch_directory=tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    on_disk = run(network, data, memory_limit_bytes=100)
     assert set(seen) == {1} and os.listdir(tmp_path) == []
     assert same(in_memory[0], on_disk[0])
     assert_array_equal(in_memory[1], on_disk[1])
@@ -183,23 +170,24 @@ def test_file_buffer_gives_the_same_bits_and_goes_away(network, data, tmp_path):
     assert on_disk[1].sum() == in_memory[1].sum()  # rows outlive the closed map
 
 
-def test_file_buffer_goes_away_after_an_error(network, data, tmp_path):
+def test_file_buffer_goes_away_after_an_error(network, data, tmp_path, monkeypatch):
     def fails(x):
         raise KeyboardInterrupt
 
     network.features = fails
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        run(network, data, memory_limit_bytes=0, scratch_directory=tmp_path)
+        run(network, data, memory_limit_bytes=0)
     assert os.listdir(tmp_path) == []
 
 
-def test_full_disk_is_one_sentence(network, data, tmp_path, monkeypatch):
+def test_full_disk_is_one_sentence(network, data, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="no room"):
-        run(network, data, memory_limit_bytes=0, scratch_directory=tmp_path)
+        run(network, data, memory_limit_bytes=0)
 
 
 def test_images_may_be_a_read_only_memory_map(network, data, tmp_path, recwarn):

@@ -49,7 +49,7 @@ def test_the_table_is_what_the_library_says(model, arrays, tmp_path, capsys):
     assert set(expected) == set(OF_MOMENTS) - {"vci"} and (table["what it is"] != "").all()
     printed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
     for name, value in expected.items():
-        assert float(printed[name]) == pytest.approx(value, rel=1e-4)
+        assert float(printed[name]) == pytest.approx(value, rel=1e-3)
 
 
 def test_the_bias_decides_with(model, tmp_path):
@@ -137,12 +137,15 @@ def test_a_test_set_is_measured_with_the_train_sets_centres(arrays, tmp_path):
     [
         ({"labels": np.zeros(120, int)}, "class"),
         ({"labels": np.arange(7)}, "7"),
-        ({"classifier": np.zeros(4)}, r"the classifier's shape is \(4,\), not \(C, d\)"),
+        ({"classifier": np.zeros(4)}, r"m\.npz: weight has shape \(4,\); \(C, d\) is needed"),
         ({"features": np.full((120, 16), np.nan)}, "NaN|nan|finite"),
         ({"features": np.array(["a"] * 120)}, "features"),
         ({"bias": np.zeros(9)}, "bias"),
-        ({"classifier": np.zeros((16, 4))}, r"m\.npz: --classifier has .* it is transposed"),
-        ({"classifier": np.zeros((4, 5))}, r"features have 16 columns, but --classifier .* 5$"),
+        ({"classifier": np.zeros((16, 4))}, r"m\.npz: weight has shape .* is transposed"),
+        (
+            {"classifier": np.zeros((4, 5))},
+            r"of 5 features, but .* have 16 columns",
+        ),
         ({"features": np.ones((120, 16)) * 1j}, "complex"),
         ({"features": np.ones((120, 16), np.longdouble)}, "which torch does not have"),
         ({"features": np.full((120, 16), 1e200)}, "overflow"),
@@ -195,9 +198,10 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     assert whole(model, "--output", "/proc/t.csv") == 2
     assert "/proc/t.csv: cannot be written" in capsys.readouterr().err
     narrow = tmp_path / "narrow.npy"
-    np.save(narrow, np.ones((3, 5)))
+    np.save(narrow, np.ones((120, 5)))
     assert whole(model, "--test-features", narrow, "--test-labels", model) == 2
-    assert "narrow.npy: the test features have 5 columns" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "narrow.npy" in said and "features of the test split have 5 columns" in said
     assert whole(model, "--test-features", model) == 2
     assert "belong together" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +29,27 @@ def status(results: Path | None, config: Path | None) -> str:
 
 def statistics(output: Path | None, **arrays: Path | None) -> str:
     """NC1 to NC4 of saved features."""
-    from ..collapse.saved_features import (
-        check_table_path,
-        render_statistics,
-        statistics_of_files,
-        write_statistics,
-    )
+    from ..collapse.saved_features import measure_files
 
-    if output is not None:
-        check_table_path(output)
-    table = statistics_of_files(**arrays)
-    if output is not None:
-        write_statistics(table, output)
-    return render_statistics(table)
+    return _result(measure_files, output, arrays)
 
 
 def measure(output: Path | None, **options: Any) -> str:
     """NC1 to NC4 of a saved model."""
-    from ..collapse.saved_features import check_table_path, write_statistics
-    from ..collapse.saved_model import measure_saved_model, result_table
+    from ..collapse.saved_model import measure_saved_model
+
+    return _result(measure_saved_model, output, options)
+
+
+def _result(measure: Callable[..., Any], output: Path | None, options: dict[str, Any]) -> str:
+    """A result as text, and as a table in the file `output`."""
+    from ..collapse.saved_features import check_table_path, write_result
 
     if output is not None:
         check_table_path(output)
-    result = measure_saved_model(**options)
+    result = measure(**options)
     if output is not None:
-        write_statistics(result_table(result), output)
+        write_result(result, output)
     return str(result)
 
 

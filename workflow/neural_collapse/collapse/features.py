@@ -11,9 +11,8 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,7 +46,6 @@ def extract(
     keep_rows: Sequence[int] | np.ndarray | None = None,
     split: str = "given",
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
-    scratch_directory: str | os.PathLike | None = None,
 ) -> tuple[Moments, np.ndarray | None]:
     """Moments of a network's features on one split, and the raw features of chosen rows.
 
@@ -63,7 +61,6 @@ def extract(
         keep_rows: indices of the examples whose raw features to return.
         split: the split's name, for error messages.
         memory_limit_bytes: features larger than this go to a temporary file.
-        scratch_directory: where that file lies; default: the system's temporary folder.
 
     Returns:
         The moments, and a float32 array (len(keep_rows), d), or None without `keep_rows`.
@@ -72,20 +69,37 @@ def extract(
         UserError: input that does not fit, NaN or infinite features, a full disk.
     """
     labels = _checked(network, images, labels, mean, std, num_classes, split)
-    with _ready(network, device) as ready:
-        return _moments(
-            ready,
-            images,
+    classifier, device = network.classifier, torch.device(device)
+    network.to(device)
+    # Each class's features lie together, as the moments read them.
+    places_N = np.empty(len(labels), dtype=np.int64)
+    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+    # On a GPU events belong to a device's stream.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    shape = (len(images), classifier.in_features)
+    with (
+        measurement_mode(network),
+        current,
+        _host_buffer(shape, memory_limit_bytes) as features_ND,
+    ):
+        normalise = Normalisation(mean, std, device)
+        _stream(fold_batch_norms(network), images, normalise, batch_size, features_ND, places_N)
+        moments = compute_moments(
+            features_ND,
             labels,
-            mean,
-            std,
-            batch_size,
+            num_classes,
+            classifier.weight,
+            classifier.bias,
+            rows_N=places_N,
             train_means=train_means,
-            keep_rows=keep_rows,
+            allow_empty=train_means is not None,  # NC4 of a test set needs the train means alone
             split=split,
-            memory_limit_bytes=memory_limit_bytes,
-            scratch_directory=scratch_directory,
+            device=device if device.type == "cuda" else "cpu",  # mps has no float64
         )
+        kept = None
+        if keep_rows is not None:
+            kept = np.array(features_ND[places_N[_row_index(keep_rows, images)]])
+    return moments, kept
 
 
 def extract_splits(
@@ -101,57 +115,25 @@ def extract_splits(
     The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
     what the raw features are: see `extract`.
     """
-    mean, std = data.mean, data.std
-    train_labels, test_labels = (
-        _checked(network, images, labels, mean, std, data.num_classes, split)
-        for images, labels, split in (
-            (data.train_images, data.train_labels, "train"),
-            (data.test_images, data.test_labels, "test"),
+
+    def of(split: str, images: np.ndarray, labels: np.ndarray, **more: Any):
+        return extract(
+            network,
+            images,
+            labels,
+            data.mean,
+            data.std,
+            batch_size=batch_size,
+            device=device,
+            num_classes=data.num_classes,
+            split=split,
+            **more,
         )
-    )
-    with _ready(network, device) as ready:
-        train, kept = _moments(
-            ready,
-            data.train_images,
-            train_labels,
-            mean,
-            std,
-            batch_size,
-            keep_rows=keep_rows,
-            split="train",
-        )
-        test, _ = _moments(
-            ready,
-            data.test_images,
-            test_labels,
-            mean,
-            std,
-            batch_size,
-            train_means=train.class_means,
-            split="test",
-        )
+
+    train, kept = of("train", data.train_images, data.train_labels, keep_rows=keep_rows)
+    means = train.class_means
+    test, _ = of("test", data.test_images, data.test_labels, train_means=means)
     return train, test, kept
-
-
-def extract_rows(
-    network: nn.Module,
-    images: np.ndarray,
-    rows: Sequence[int] | np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    batch_size: int,
-    device: str | torch.device,
-) -> np.ndarray:
-    """Features of the chosen examples only, (len(rows), d) float32; arguments as in `extract`."""
-    check_images(images, mean, std, "given")
-    _check_network(network)
-    rows = _row_index(rows, images)
-    features_ND = np.empty((len(rows), network.classifier.in_features), dtype=np.float32)
-    places_N = np.arange(len(rows))
-    with _ready(network, device) as ready:
-        _stream(ready, images, rows, mean, std, batch_size, features_ND, places_N)
-    return features_ND
 
 
 @contextmanager
@@ -204,83 +186,19 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
             torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A network folded for measuring on a device, and its own last layer."""
-
-    folded: nn.Module
-    classifier: nn.Linear
-    device: torch.device
-
-
-@contextmanager
-def _ready(network: nn.Module, device: str | torch.device) -> Iterator[_Ready]:
-    """A network that only features are asked of, in measurement mode."""
-    device = torch.device(device)
-    network.to(device)
-    # On a GPU events belong to a device's stream.
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with measurement_mode(network), current:
-        yield _Ready(fold_batch_norms(network), network.classifier, device)
-
-
-def _moments(
-    ready: _Ready,
-    images: np.ndarray,
-    labels: np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int,
-    *,
-    train_means: Tensor | np.ndarray | None = None,
-    keep_rows: Sequence[int] | np.ndarray | None = None,
-    split: str,
-    memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
-    scratch_directory: str | os.PathLike | None = None,
-) -> tuple[Moments, np.ndarray | None]:
-    """See `extract`; labels: as `_checked` gives them."""
-    classifier, device = ready.classifier, ready.device
-    shape = (len(images), classifier.in_features)
-    # Each class's features lie together, as the moments read them.
-    places_N = np.empty(len(labels), dtype=np.int64)
-    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    with _host_buffer(shape, memory_limit_bytes, scratch_directory) as features_ND:
-        _stream(ready, images, None, mean, std, batch_size, features_ND, places_N)
-        moments = compute_moments(
-            features_ND,
-            labels,
-            classifier.out_features,
-            classifier.weight,
-            classifier.bias,
-            rows_N=places_N,
-            train_means=train_means,
-            allow_empty=train_means is not None,  # NC4 of a test set needs the train means alone
-            split=split,
-            device=device if device.type == "cuda" else "cpu",  # mps has no float64
-        )
-        kept = None
-        if keep_rows is not None:
-            kept = np.array(features_ND[places_N[_row_index(keep_rows, images)]])
-    return moments, kept
-
-
 def _stream(
-    ready: _Ready,
+    folded: nn.Module,
     images: np.ndarray,
-    rows: np.ndarray | None,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalise: Normalisation,
     batch_size: int,
     features_ND: np.ndarray,
     places_N: np.ndarray,
 ) -> None:
-    """Fill features_ND (float32) with the features of images[rows], or of all images; places_N is
-    the row that each goes to."""
-    device = ready.device
+    """Fill features_ND (float32) with the images' features; places_N is the row of each."""
+    device = normalise.scale.device
     on_cuda = device.type == "cuda"
     if device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
-    normalise = Normalisation(mean, std, device)
     # On a GPU a batch's features are awaited only when the next batch is already under way.
     pending: list[tuple[np.ndarray, Tensor, torch.cuda.Event]] = []
 
@@ -291,11 +209,10 @@ def _stream(
             features_ND[where] = host_BD.numpy()
 
     def run(start: int, stop: int) -> None:
-        chosen = slice(start, stop) if rows is None else rows[start:stop]
-        batch_BX = torch.from_numpy(np.array(images[chosen]))
+        batch_BX = torch.from_numpy(np.array(images[start:stop]))
         if on_cuda:
             batch_BX = batch_BX.pin_memory().to(device, non_blocking=True)
-        batch_BD = ready.folded.features(normalise(batch_BX.to(device)))
+        batch_BD = folded.features(normalise(batch_BX.to(device)))
         if batch_BD.shape != (stop - start, features_ND.shape[1]):
             raise UserError(
                 f"network.features gave shape {tuple(batch_BD.shape)} for {stop - start} images; "
@@ -317,15 +234,13 @@ def _stream(
 
 
 @contextmanager
-def _host_buffer(
-    shape: tuple[int, int], memory_limit_bytes: int, scratch_directory
-) -> Iterator[np.ndarray]:
+def _host_buffer(shape: tuple[int, int], memory_limit_bytes: int) -> Iterator[np.ndarray]:
     """A float32 array in memory, or in a temporary file when it is larger than the limit."""
     nbytes = shape[0] * shape[1] * 4
     if nbytes <= memory_limit_bytes or nbytes == 0:
         yield np.empty(shape, dtype=np.float32)
         return
-    with tempfile.TemporaryDirectory(prefix="features-", dir=scratch_directory) as folder:
+    with tempfile.TemporaryDirectory(prefix="features-") as folder:
         path = Path(folder, "features.float32")
         with open(path, "wb") as file:
             try:
@@ -349,17 +264,6 @@ def _checked(
 ) -> np.ndarray:
     """The labels as (N,) int64, where everything fits together; else a UserError."""
     check_images(images, mean, std, split)
-    _check_network(network)
-    labels = label_array(labels, len(images), num_classes, split)
-    decided = network.classifier.out_features
-    if decided != num_classes:
-        raise UserError(
-            f"The network decides between {decided} classes, the data set has {num_classes}."
-        )
-    return labels
-
-
-def _check_network(network: nn.Module) -> None:
     classifier = getattr(network, "classifier", None)
     if not (callable(getattr(network, "features", None)) and isinstance(classifier, nn.Linear)):
         raise UserError(
@@ -367,6 +271,12 @@ def _check_network(network: nn.Module) -> None:
             "features(x), the input of its last layer, and that nn.Linear as its attribute "
             "classifier."
         )
+    if classifier.out_features != num_classes:
+        raise UserError(
+            f"The network decides between {classifier.out_features} classes, the data set has "
+            f"{num_classes}."
+        )
+    return label_array(labels, len(images), num_classes, split)
 
 
 def check_images(images: np.ndarray, mean, std, split: str) -> None:

@@ -12,7 +12,9 @@ import pandas as pd
 from ..io.errors import UserError
 from ..io.files import atomic_path, require_writable
 from .arrays import real_array
+from .measure import compute_moments
 from .registry import REGISTRY
+from .result import CollapseResult
 
 # How an array may be called in a file that holds several.
 NAMES = {
@@ -149,15 +151,15 @@ def _columns(table: pd.DataFrame, path: Path, what: str) -> np.ndarray:
     return table.to_numpy()
 
 
-def statistics_of_files(
+def measure_files(
     features: Path,
     labels: Path,
     classifier: Path,
     bias: Path | None = None,
     test_features: Path | None = None,
     test_labels: Path | None = None,
-) -> pd.DataFrame:
-    """Every statistic as a table: split, statistic, value, what it is.
+) -> CollapseResult:
+    """Every statistic of saved features, and of a test set as the result's `test`.
 
     Args:
         features: (N, d), the input of the last linear layer, one row an example.
@@ -167,83 +169,46 @@ def statistics_of_files(
         test_features: (N', d) of a test set, measured as well; NC4 uses the train set's means.
         test_labels: (N',).
     """
-    from .measure import compute_moments
-    from .result import compute_statistics
-
     if (test_features is None) != (test_labels is None):
         raise UserError("test features and test labels belong together; give both or none")
     weight = read_array(classifier, "classifier")
     offset = None if bias is None else read_array(bias, "bias")
 
-    def moments(split: str, features: Path, labels: Path, what: str, centres=None):
+    def measured(split: str, features: Path, labels: Path, what: str, centres=None):
         h = read_array(features, f"{what}features")
-        _check_width(weight, classifier, h, features, f"{what}features")
         c = read_array(labels, f"{what}labels")
-        classes = len(weight)
-        return compute_moments(h, c, classes, weight, offset, train_means=centres, split=split)
+        try:
+            moments = compute_moments(
+                h, c, len(weight), weight, offset, train_means=centres, split=split
+            )
+        except UserError as error:
+            raise UserError(f"{features}, {classifier}: {error}") from None
+        return CollapseResult.of(moments)
 
-    train = moments("train", features, labels, "")
-    measured = {"train": train}
+    result = measured("train", features, labels, "")
     if test_features is not None and test_labels is not None:
-        measured["test"] = moments("test", test_features, test_labels, "test ", train.class_means)
-    rows = [
-        {
-            "split": split,
-            "statistic": statistic,
-            "value": value,
-            "what it is": REGISTRY[statistic].what,
-        }
-        for split, moments in measured.items()
-        for statistic, value in compute_statistics(moments).items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _check_width(
-    weight: np.ndarray, classifier: Path, features_ND: np.ndarray, path: Path, what: str
-) -> None:
-    if weight.ndim != 2:
-        raise UserError(f"{classifier}: the classifier's shape is {weight.shape}, not (C, d)")
-    if features_ND.ndim != 2:
-        raise UserError(f"{path}: the {what} have shape {features_ND.shape}, not (N, d)")
-    dim = features_ND.shape[1]
-    if weight.shape[1] == dim:
-        return
-    if weight.shape[0] == dim:
-        raise UserError(
-            f"{classifier}: --classifier has shape {weight.shape} and the {what} {dim} columns: "
-            "it is transposed; save it as (C, d), one row a class"
-        )
-    raise UserError(
-        f"{path}: the {what} have {dim} columns, but --classifier ({classifier}) is for "
-        f"{weight.shape[1]}"
-    )
+        means = result.moments.class_means
+        result.test = measured("test", test_features, test_labels, "test ", means)
+    return result
 
 
 def check_table_path(path: Path) -> None:
-    """Raise UserError where `write_statistics` could not write."""
+    """Raise UserError where `write_result` could not write."""
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: the table's file must end in .parquet or .csv")
     require_writable(path)
 
 
-def write_statistics(table: pd.DataFrame, path: Path) -> None:
-    """Write the table as parquet or CSV, by the file's ending."""
+def write_result(result: CollapseResult, path: Path) -> None:
+    """Write split, statistic, value and what it is as parquet or CSV, by the file's ending."""
+    splits = {"train": result} | ({} if result.test is None else {"test": result.test})
+    rows = [
+        {"split": split, "statistic": name, "value": value, "what it is": REGISTRY[name].what}
+        for split, of_split in splits.items()
+        for name, value in of_split.items()
+    ]
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
-            table.to_csv(temporary, index=False, lineterminator="\n")
+            pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
         else:
-            table.to_parquet(temporary, index=False)
-
-
-def render_statistics(table: pd.DataFrame) -> str:
-    """The table as text, a column of values for each split."""
-    splits = list(dict.fromkeys(table["split"]))
-    wide = table.pivot(index="statistic", columns="split", values="value")
-    known = dict(zip(table["statistic"], table["what it is"], strict=True))
-    width = max(map(len, known))
-    lines = [f"{'statistic':{width}}" + "".join(f"{split:>13}" for split in splits)]
-    for name, what in known.items():
-        values = "".join(f"{wide.loc[name, split]:>13.5g}" for split in splits)
-        lines.append(f"{name:{width}}{values}  {what}".rstrip())
-    return "\n".join(lines)
+            pd.DataFrame(rows).to_parquet(temporary, index=False)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,6 @@ from ..io.errors import UserError
 from ..io.progress import Progress, say
 from .features import check_images
 from .model import measure_model
-from .registry import REGISTRY
 from .result import CollapseResult
 from .saved_features import read_tensor_file
 
@@ -78,17 +76,6 @@ def measure_saved_model(
         for name, (images, labels) in zip(("train", "test"), splits, strict=True)
     ]
     return measure_model(network, *loaders, layer=layer, device=device, pool=pool)
-
-
-def result_table(result: CollapseResult) -> pd.DataFrame:
-    """Both splits as a table: split, statistic, value, what it is."""
-    splits = {"train": result} | ({} if result.test is None else {"test": result.test})
-    rows = [
-        {"split": split, "statistic": name, "value": value, "what it is": REGISTRY[name].what}
-        for split, of_split in splits.items()
-        for name, value in of_split.items()
-    ]
-    return pd.DataFrame(rows)
 
 
 Images = np.ndarray | list[ImageRef]
