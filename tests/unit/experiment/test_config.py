@@ -314,6 +314,22 @@ BAD_VALUES = [
     ({"recipe.training.batch_size": 1}, ["recipe.training.batch_size"]),
     ({"recipe.training.momentum": 1.0}, ["recipe.training.momentum", "less than 1"]),
     ({"recipe.training.momentum": math.nan}, ["recipe.training.momentum", "finite"]),
+    (
+        {"recipe.training.optimizer": {"name": "sdg"}},
+        ["training.optimizer.name", "'sgd', 'sgdw', 'adam' or 'adamw'", "'sdg'"],
+    ),
+    ({"recipe.training.optimizer": "adam"}, ["training.optimizer", "keys and values"]),
+    (
+        {"recipe.training.optimizer": {"name": "adam", "betas": [0.9, 1.0]}},
+        ["training.optimizer.betas.1", "less than 1", "1.0"],
+    ),
+    (
+        {"recipe.training.optimizer": {"name": "adam", "betas": [-0.1, 0.9]}},
+        ["training.optimizer.betas.0", "greater than or equal to 0", "-0.1"],
+    ),
+    ({"recipe.training.optimizer": {"betas": [0.9]}}, ["training.optimizer.betas"]),
+    ({"recipe.training.optimizer": {"epsilon": 0}}, ["training.optimizer.epsilon"]),
+    ({"recipe.training.optimizer": {"beta": [0.9, 0.99]}}, ["did you mean 'betas'"]),
     ({"recipe.training.weight_decay": math.inf}, ["recipe.training.weight_decay", "finite"]),
     ({"recipe.training.weight_decay": -1e-4}, ["recipe.training.weight_decay"]),
     ({"recipe.training.weight_decay": False}, ["weight_decay", "true or false"]),

@@ -200,6 +200,11 @@ def changed(config, **recipe):
     ("was", "note"),
     [
         ({"training": {"epochs": 6}}, "training.epochs was 6, is 9"),
+        (
+            {"training": {"optimizer": {"name": "sgdw"}}},
+            "training.optimizer was {'betas': [0.9, 0.999], 'epsilon': 1e-08, 'name': 'sgdw'}, "
+            "is 'the default'",
+        ),
         ({"network": {"width": 8}}, "network.width was 8, is 64"),
         ({"data": {"examples_per_class": 20}}, "data.examples_per_class was 20, is None"),
         ({"sweep": {"learning_rate": 0.2}}, "sweep.learning_rate was 0.2, is 0.1"),

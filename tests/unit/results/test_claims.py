@@ -276,6 +276,7 @@ def test_the_papers_own_recipe_deviates_nowhere():
         ({"training__weight_decay": 0.01}, "weight decay 0.01 for 0.0005"),
         ({"training__batch_size": 64}, "batch size 64 for 128"),
         ({"training__momentum": 0.0}, "momentum 0 for 0.9"),
+        ({"training__optimizer": {"name": "adamw"}}, "AdamW for SGD"),
         ({"training__precision": "bfloat16"}, "bfloat16 for float32"),
         (
             {"training__learning_rate_milestones": ["1/2"]},

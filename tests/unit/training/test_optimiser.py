@@ -1,8 +1,9 @@
-"""SGD, the loss and the order of examples, against torch's own, plain float64, and mpmath."""
+"""Optimisers, losses and the order of examples, against torch's own, plain float64, and mpmath."""
 
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import mpmath
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from neural_collapse.training.optimisers import SGD
+from neural_collapse.training.optimisers import OPTIMISERS, SGD, Adam, optimiser_of
+from neural_collapse.training.recipe import OptimizerRecipe, TrainingRecipe
 from neural_collapse.training.trainer import cross_entropy, epoch_order
 
 
@@ -61,6 +63,67 @@ def test_the_same_bits_as_torchs_sgd(momentum, weight_decay):
             assert own.grad is None
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_has_the_bits_of_torchs(decoupled, weight_decay):
+    ours, theirs = small_network(), small_network()
+    adam = Adam(ours, (0.8, 0.99), 1e-6, weight_decay, decoupled)
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    reference = kind(
+        theirs.parameters(), betas=(0.8, 0.99), eps=1e-6, weight_decay=weight_decay, fused=True
+    )
+    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
+        nn.functional.cross_entropy(ours(images), labels).backward()
+        adam.step(rate)
+        reference.zero_grad()
+        nn.functional.cross_entropy(theirs(images), labels).backward()
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(own, other), name
+            assert torch.equal(adam.state()[f"adam_mean.{name}"], reference.state[other]["exp_avg"])
+            assert own.grad is None
+
+
+def test_sgd_with_decoupled_decay_is_the_definition_in_float64():
+    network = small_network()
+    sgd = SGD(network, 0.9, 0.5, decoupled=True)
+    weights = {n: p.detach().double().numpy().copy() for n, p in network.named_parameters()}
+    speeds = {name: np.zeros_like(weight) for name, weight in weights.items()}
+    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
+        nn.functional.cross_entropy(network(images), labels).backward()
+        for name, parameter in network.named_parameters():
+            speeds[name] = 0.9 * speeds[name] + parameter.grad.double().numpy()
+            weights[name] = (1 - rate * 0.5) * weights[name] - rate * speeds[name]
+        sgd.step(rate)
+    for name, parameter in network.named_parameters():
+        np.testing.assert_allclose(
+            parameter.detach().double().numpy(), weights[name], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_every_optimiser_of_the_recipe_exists_and_is_torchs_by_default():
+    assert set(OPTIMISERS) == set(get_args(OptimizerRecipe.model_fields["name"].annotation))
+    torch_default = torch.optim.AdamW([nn.Parameter(torch.zeros(1))]).defaults
+    adam = optimiser_of(TrainingRecipe(optimizer={"name": "adamw"}), small_network())
+    assert (adam.betas, adam.epsilon) == (torch_default["betas"], torch_default["eps"])
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_rate_as_a_tensor_steps_as_a_number_does(name):
+    """As CUDA graphs give it."""
+    ours, theirs = small_network(), small_network()
+    training = TrainingRecipe(optimizer={"name": name}, weight_decay=0.1)
+    one, other = optimiser_of(training, ours), optimiser_of(training, theirs)
+    for rate in RATES:
+        for own, another in zip(ours.parameters(), theirs.parameters(), strict=True):
+            own.grad, another.grad = (torch.cos(7 * own).detach() for _ in range(2))
+        one.step(rate)
+        other.step(torch.tensor(rate))
+    for own, another in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(own, another, rtol=1e-5, atol=1e-6)
+
+
 def test_close_to_the_definition_in_float64():
     network = small_network()
     sgd = SGD(network, 0.9, 5e-4)
@@ -90,16 +153,17 @@ def test_every_parameter_decays_biases_and_norms_too():
         torch.testing.assert_close(parameter.detach(), 0.95 * before[name])
 
 
-def test_a_frozen_or_unused_parameter_stays_as_it_is():
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_frozen_or_unused_parameter_stays_as_it_is(name):
     network = small_network()
     network[0].weight.requires_grad_(False)
     network.unused = nn.Parameter(torch.ones(2))
     frozen = network[0].weight.clone()
-    sgd = SGD(network, 0.9, 0.5)
+    optimiser = optimiser_of(TrainingRecipe(optimizer={"name": name}, weight_decay=0.5), network)
     images, labels = next(batches(1))
     nn.functional.cross_entropy(network[:6](images), labels).backward()
     moved = network[5].weight.clone()
-    sgd.step(0.1)
+    optimiser.step(0.1)
     assert torch.equal(network[0].weight, frozen)
     assert torch.equal(network.unused, torch.ones(2))
     assert not torch.equal(network[5].weight, moved)

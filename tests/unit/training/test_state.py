@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.io import versions
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.locks import clear_finished
+from neural_collapse.networks import resolve_network
 from neural_collapse.training import loop
 from neural_collapse.training.loop import train, training_fingerprint
 from neural_collapse.training.state import StateFolder, fingerprint, state_interval_seconds
@@ -101,9 +103,11 @@ def test_everything_that_decides_a_training_is_in_its_fingerprint(make_recipe):
         of(make_recipe(width=5)), of(make_recipe(epochs=4)), of(make_recipe(batch_size=8)),
         of(make_recipe(weight_decay=1e-3)), of(make_recipe(threads=2)),
         of(make_recipe(learning_rate_milestones=["1/2"])), of(data="e"), of(rate=0.1 + 1e-12),
-        of(seed=1), of(epochs=(0, 2, 3)),
+        of(seed=1), of(epochs=(0, 2, 3)), of(make_recipe(optimizer={"name": "sgdw"})),
+        of(make_recipe(optimizer={"name": "adam"})),
+        of(make_recipe(optimizer={"name": "adam", "betas": [0.9, 0.99]})),
     ]  # fmt: skip
-    assert len({of(), *others}) == 11
+    assert len({of(), *others}) == 14
     assert of() == of()
     assert of(make_recipe(evaluation_batch_size=7)) == of()
     assert of(epochs=(3, 0)) == of()
@@ -113,6 +117,16 @@ def test_the_code_version_is_in_the_fingerprint(monkeypatch, make_recipe):
     before = training_fingerprint(make_recipe(), "d", 0.1, 0, ())
     monkeypatch.setattr(versions, "TRAINING", versions.TRAINING + 1)
     assert training_fingerprint(make_recipe(), "d", 0.1, 0, ()) != before
+
+
+def test_a_key_that_came_later_leaves_the_fingerprints_of_its_default_alone(make_recipe):
+    network = resolve_network({"name": "resnet18"})
+    recipe = Recipe(dataset="mnist", architecture="resnet", network=network)
+    # Of the paper's recipe before there were other optimisers and losses: finished trainings of it
+    # must not run again.
+    assert training_fingerprint(recipe, "data", 0.05, 0, (1, 350)) == "996d009d387eb210"
+    assert "optimizer" not in recipe.model_dump_json()
+    assert "adamw" in make_recipe(optimizer={"name": "adamw"}).model_dump_json()
 
 
 def test_a_fingerprint_is_short_and_does_not_depend_on_order():
@@ -297,8 +311,8 @@ class Stop(Exception):
 def training(tmp_path, make_data, make_recipe, monkeypatch):
     """`training(name, stop_after=n)` trains; with `stop_after` it is interrupted there."""
 
-    def of(name, stop_after=None, root=None):
-        recipe = make_recipe(epochs=4, measured=(1, 2, 4))
+    def of(name, stop_after=None, root=None, **changes):
+        recipe = make_recipe(epochs=4, measured=(1, 2, 4), **changes)
         base = root or tmp_path / name
         evaluate = loop.Trainer.evaluate
 
@@ -381,6 +395,18 @@ def test_an_interval_that_is_no_number_is_one_sentence(monkeypatch, text):
     monkeypatch.setenv("NC_STATE_SECONDS", text)
     with pytest.raises(UserError, match=f"NC_STATE_SECONDS: is '{text}'; give seconds"):
         state_interval_seconds()
+
+
+@pytest.mark.parametrize("optimiser", ["sgdw", "adam", "adamw"])
+def test_a_resumed_training_of_another_optimiser_ends_with_the_same_bits(training, optimiser):
+    optimizer = {"optimizer": {"name": optimiser}}
+    _, expected = training("whole", **optimizer)
+    with pytest.raises(Stop):
+        training("parts", 2, **optimizer)
+    history, found = training("parts", **optimizer)
+    assert history.resumed_after == 2
+    assert found == expected
+    assert found != training("sgd")[1]
 
 
 def test_a_training_continues_from_the_state_before_a_corrupt_one(training, tmp_path, capsys):

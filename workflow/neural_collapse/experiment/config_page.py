@@ -81,6 +81,9 @@ def config_page() -> str:
     for name, field in RecipeParts.model_fields.items():
         lines += [f"## `recipe.{name}`", "", f"{field.description}", ""]
         lines += [*_table(field.annotation), ""]
+        for key, inner in field.annotation.model_fields.items():
+            if isinstance(inner.default, BaseModel):
+                lines += [f"### `recipe.{name}.{key}`", "", *_table(inner.annotation), ""]
     lines += [
         "## `recipe.network`",
         "",

@@ -147,9 +147,11 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
         return f"trained by version {version} of the training, which is {versions.TRAINING} now"
     made = run["recipe"]
     for part in ("network", "data", "training"):
-        wanted = getattr(recipe, part).model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
-        for key, now in wanted.items():
-            before = made.get(part, {}).get(key, now)
+        model = getattr(recipe, part)
+        wanted = model.model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
+        default = dict.fromkeys(sorted(getattr(model, "left_out", ())), "the default")
+        for key, now in (default | wanted).items():
+            before = made.get(part, {}).get(key, default.get(key, now))
             if before != now:
                 return f"{part}.{key} was {shown(before)}, is {shown(now)}"
     if not of_sweep and "learning_rate_origin" in run:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 
 class Strict(BaseModel):
@@ -27,3 +34,16 @@ class Model(Strict):
     """A part of the config or of a recipe."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
+
+    left_out: ClassVar[frozenset[str]] = frozenset()
+    """Keys that are written only where they are not at their default. A key that comes after
+    results were made with its default belongs here: their recipes, which decide what runs again,
+    stay the same."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        for name in self.left_out & values.keys():
+            if getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        return values

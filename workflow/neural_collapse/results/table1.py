@@ -53,6 +53,7 @@ _WORDS = {
     "training.batch_size": "batch size {0} for {1}",
     "training.keep_incomplete_batch": "incomplete batches kept",
     "training.loss": "loss {0} for {1}",
+    "training.optimizer": "{0} for {1}",
     "training.momentum": "momentum {0} for {1}",
     "training.weight_decay": "weight decay {0} for {1}",
     "training.learning_rate_milestones": "rate lowered at {0} for {1}",
@@ -99,6 +100,8 @@ def deviations(run: pd.Series) -> list[str]:
     if pinned:
         found.append("learning rate pinned")
     ours = recipe_values(recipe)
+    for values in (ours, theirs):  # a recipe does not name the default
+        values.setdefault("training.optimizer", {"name": "sgd"})
     for key, words in _WORDS.items():
         told = (key.startswith("sweep.") and pinned) or (
             key.startswith("network.") and run["network"] != protocol.network
@@ -114,6 +117,8 @@ def _said(key: str, value: Any) -> str:
     """A recipe's value in words."""
     if key == "measurement.epochs" and isinstance(value, list):
         return str(len(value))
+    if key == "training.optimizer":
+        return {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}[value["name"]]
     if value is None:
         return "all"
     if isinstance(value, list):

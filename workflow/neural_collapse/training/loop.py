@@ -1,9 +1,9 @@
-"""Training far past zero error: SGD as in the paper, resumable with the same bits.
+"""Training far past zero error, resumable with the same bits.
 
-The state after an epoch is the weights, the buffers, the momentum and the epoch's number, and
-nothing else; ``trainer`` says why. It is written after kept epochs, the last one, and so often that
-a kill loses at most a minute or one epoch, whichever is longer. Several processes share each batch
-of the same order.
+The state after an epoch is the weights, the buffers, what the optimiser keeps (momentum, or Adam's
+moments and steps) and the epoch's number, and nothing else; ``trainer`` says why. It is written
+after kept epochs, the last one, and so often that a kill loses at most a minute or one epoch,
+whichever is longer. Several processes share each batch of the same order.
 """
 
 from __future__ import annotations

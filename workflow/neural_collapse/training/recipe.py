@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,8 +22,25 @@ CHANGES_NO_RESULT = {"evaluation_batch_size"}
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerRecipe(Model):
+    """Which optimiser trains, and Adam's own numbers."""
+
+    name: Literal["sgd", "sgdw", "adam", "adamw"] = "sgd"
+    """SGD with momentum or Adam; `sgd` and `adam` add the weight decay to the gradient (coupled),
+    `sgdw` and `adamw` shrink the weights by learning rate x decay instead (decoupled)."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Adam's decay rates of the gradient's mean and of its square."""
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """What Adam adds to the root of the mean square."""
+
+
 class TrainingRecipe(Model):
-    """Stochastic gradient descent as in the paper."""
+    """Optimiser, loss and schedule of a training; the paper's is SGD on the cross-entropy."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset({"optimizer"})
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
     """Passes over the train set."""
@@ -33,10 +50,13 @@ class TrainingRecipe(Model):
     """Also train on the last, incomplete batch of an epoch; the authors' notebook skips it."""
     loss: Literal["cross_entropy"] = "cross_entropy"
     """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8."""
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    """The optimiser: `{name: adamw}`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """SGD momentum; no Nesterov."""
+    """Momentum of `sgd` and `sgdw`; no Nesterov."""
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = 5e-4
-    """Coupled L2 penalty, on every parameter as in the notebook; ImageNet uses 1e-4."""
+    """L2 penalty on every parameter, as in the notebook, coupled or decoupled as the optimiser
+    says; ImageNet uses 1e-4."""
     learning_rate_milestones: tuple[str, ...] = ("1/3", "2/3")
     """Fractions of `epochs`, rounded down, after which the learning rate is multiplied by
     `learning_rate_factor`: 116 and 233 of 350. ImageNet uses 1/2 and 3/4."""

@@ -25,7 +25,7 @@ from ..networks.arithmetic import arithmetic
 from ..networks.build import build_network
 from ..networks.folding import fold_batch_norms
 from .graphs import GraphedStep
-from .optimisers import SGD
+from .optimisers import optimiser_of
 from .ranks import ALONE, Ranks
 from .recipe import TrainingRecipe
 
@@ -228,7 +228,7 @@ class Trainer:
         self.training: TrainingRecipe = recipe.training
         self.learning_rate, self.seed = learning_rate, seed
         self.network = build(recipe, data.prepared, seed, device)
-        self.sgd = SGD(self.network, self.training.momentum, self.training.weight_decay)
+        self.optimiser = optimiser_of(self.training, self.network)
         logits: nn.Module = _Logits(self.network, self.training.precision == "bfloat16")
         if self.training.compile:
             logits.compile()
@@ -283,7 +283,7 @@ class Trainer:
             # Gradients become the mean over the ranks, whose parts may be of unequal sizes.
             loss = cross_entropy(logits, labels, "sum") * (self.ranks.size / examples)
         loss.backward()
-        self.sgd.step(learning_rate)
+        self.optimiser.step(learning_rate)
         return loss.detach() / self.ranks.size
 
     def evaluate(self, epoch: int) -> EpochRecord:
@@ -306,10 +306,9 @@ class Trainer:
         return EpochRecord(epoch, *means)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Weights, buffers and momentum, by name."""
+        """Weights, buffers and what the optimiser keeps, by name."""
         state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        buffers = self.sgd.momentum_buffers
-        return state | {f"momentum.{name}": buffer for name, buffer in buffers.items()}
+        return state | self.optimiser.state()
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up a state that :meth:`state` gave."""
@@ -317,8 +316,8 @@ class Trainer:
         self.network.load_state_dict(
             {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
         )
-        for name, buffer in self.sgd.momentum_buffers.items():
-            buffer.copy_(state[f"momentum.{name}"])
+        for name, kept in self.optimiser.state().items():
+            kept.copy_(state[name])
 
 
 @contextlib.contextmanager
