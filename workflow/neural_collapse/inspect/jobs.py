@@ -149,7 +149,7 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
     for part in ("network", "data", "training"):
         model = getattr(recipe, part)
         wanted = model.model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
-        default = dict.fromkeys(sorted(getattr(model, "left_out", ())), "the default")
+        default = dict.fromkeys(sorted(getattr(model, "LATER", ())), "the default")
         for key, now in (default | wanted).items():
             before = made.get(part, {}).get(key, default.get(key, now))
             if before != now:

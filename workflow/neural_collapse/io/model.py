@@ -35,15 +35,12 @@ class Model(Strict):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    left_out: ClassVar[frozenset[str]] = frozenset()
-    """Keys that are written only where they are not at their default. A key that comes after
-    results were made with its default belongs here: their recipes, which decide what runs again,
-    stay the same."""
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Keys that came after results existed. At its default such a key is not written, so that
+    recipes and what is compared with them stay as they were, and nothing is computed again."""
 
     @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values = handler(self)
-        for name in self.left_out & values.keys():
-            if getattr(self, name) == type(self).model_fields[name].default:
-                del values[name]
-        return values
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        usual = {key for key in self.LATER if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in write(self).items() if key not in usual}

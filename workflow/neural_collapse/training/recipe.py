@@ -40,7 +40,7 @@ class OptimizerRecipe(Model):
 class TrainingRecipe(Model):
     """Optimiser, loss and schedule of a training; the paper's is SGD on the cross-entropy."""
 
-    left_out: ClassVar[frozenset[str]] = frozenset({"optimizer"})
+    LATER: ClassVar = frozenset({"optimizer"})
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
     """Passes over the train set."""
