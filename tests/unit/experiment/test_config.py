@@ -335,7 +335,21 @@ BAD_VALUES = [
     ({"recipe.training.weight_decay": False}, ["weight_decay", "true or false"]),
     ({"recipe.training.precision": "float16"}, ["recipe.training.precision", "'bfloat16'"]),
     ({"recipe.training.deterministic": "perhaps"}, ["deterministic", "true or false"]),
-    ({"recipe.training.loss": "mse"}, ["recipe.training.loss", "'cross_entropy'"]),
+    (
+        {"recipe.training.loss": "hinge"},
+        ["recipe.training.loss", "'cross_entropy', 'mse', 'label_smoothing' or 'focal'", "'hinge'"],
+    ),
+    ({"recipe.training.focal_gamma": -0.5}, ["recipe.training.focal_gamma", "equal to 0", "-0.5"]),
+    ({"recipe.training.smoothing": 1.0}, ["recipe.training.smoothing", "less than 1", "1.0"]),
+    ({"recipe.training.smoothing": -0.1}, ["recipe.training.smoothing", "equal to 0", "-0.1"]),
+    ({"recipe.training.mse_reduction": "sum"}, ["mse_reduction", "'mean' or 'half_sum'", "'sum'"]),
+    (
+        {
+            "recipe.training": {"loss": "mse", "batch_size": 599, "keep_incomplete_batch": True},
+            "recipe.data.examples_per_class": 60,
+        },
+        ["digits x resnet", "training.batch_size", "599", "one example and so of one class", "600"],
+    ),
     ({"recipe.training.threads": 10**6}, ["recipe.training.threads"]),
     ({"recipe.training.learning_rate_milestones": 0.5}, ["milestones", "list of fractions"]),
     ({"recipe.training.learning_rate_milestones": ["1/3", "1/3"]}, ["rising order"]),

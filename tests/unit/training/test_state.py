@@ -397,16 +397,22 @@ def test_an_interval_that_is_no_number_is_one_sentence(monkeypatch, text):
         state_interval_seconds()
 
 
-@pytest.mark.parametrize("optimiser", ["sgdw", "adam", "adamw"])
-def test_a_resumed_training_of_another_optimiser_ends_with_the_same_bits(training, optimiser):
-    optimizer = {"optimizer": {"name": optimiser}}
-    _, expected = training("whole", **optimizer)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"optimizer": {"name": name}} for name in ("sgdw", "adam", "adamw")),
+        *({"loss": name} for name in ("mse", "label_smoothing", "focal")),
+    ],
+    ids=str,
+)
+def test_a_resumed_training_of_another_recipe_ends_with_the_same_bits(training, changes):
+    _, expected = training("whole", **changes)
     with pytest.raises(Stop):
-        training("parts", 2, **optimizer)
-    history, found = training("parts", **optimizer)
+        training("parts", 2, **changes)
+    history, found = training("parts", **changes)
     assert history.resumed_after == 2
     assert found == expected
-    assert found != training("sgd")[1]
+    assert found != training("paper")[1]
 
 
 def test_a_training_continues_from_the_state_before_a_corrupt_one(training, tmp_path, capsys):

@@ -446,6 +446,12 @@ def _require_images(recipe: Recipe, num_classes: int) -> None:
             f"training.batch_size: is {recipe.training.batch_size}, but {train} train images are "
             f"used of {recipe.dataset}, so no batch is full; lower it"
         )
+    if recipe.training.keep_incomplete_batch and train % recipe.training.batch_size == 1:
+        raise UserError(
+            f"training.batch_size: {recipe.training.batch_size} leaves a last batch of one example "
+            f"and so of one class, since {train} train images are used of {recipe.dataset}; "
+            "choose another"
+        )
 
 
 def json_schema() -> str:

@@ -40,7 +40,7 @@ class OptimizerRecipe(Model):
 class TrainingRecipe(Model):
     """Optimiser, loss and schedule of a training; the paper's is SGD on the cross-entropy."""
 
-    LATER: ClassVar = frozenset({"optimizer"})
+    LATER: ClassVar = frozenset({"optimizer", "smoothing", "focal_gamma", "mse_reduction"})
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
     """Passes over the train set."""
@@ -48,8 +48,16 @@ class TrainingRecipe(Model):
     """Examples a step."""
     keep_incomplete_batch: bool = False
     """Also train on the last, incomplete batch of an epoch; the authors' notebook skips it."""
-    loss: Literal["cross_entropy"] = "cross_entropy"
-    """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8."""
+    loss: Literal["cross_entropy", "mse", "label_smoothing", "focal"] = "cross_entropy"
+    """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8. `mse` is of
+    the logits and the one-hot labels."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target that `label_smoothing` spreads over all classes."""
+    focal_gamma: Annotated[float, Field(ge=0, le=100)] = 2.0
+    """Exponent of `focal`, (1 - p)^gamma x cross-entropy; 0 is the cross-entropy."""
+    mse_reduction: Literal["mean", "half_sum"] = "mean"
+    """`mse` over the classes: their mean, as torch.nn.MSELoss, or half their sum, as Han, Papyan
+    and Donoho write it, which with the same weight decay is C / 2 times as large."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """The optimiser: `{name: adamw}`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from ..data.images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
 from ..data.prepared import PreparedDataset
@@ -25,6 +24,7 @@ from ..networks.arithmetic import arithmetic
 from ..networks.build import build_network
 from ..networks.folding import fold_batch_norms
 from .graphs import GraphedStep
+from .losses import Loss, cross_entropy, loss_of
 from .optimisers import optimiser_of
 from .ranks import ALONE, Ranks
 from .recipe import TrainingRecipe
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Losses (mean cross-entropy, nats) and errors (share, 0..1) over the whole sets after an
+    """Losses (the mean of the recipe's loss) and errors (share, 0..1) over the whole sets after an
     epoch, in eval mode; epoch 0 is the network before training."""
 
     epoch: int
@@ -73,11 +73,6 @@ class _Logits(nn.Module):
         return logits_of(self.network, inputs, self.bfloat16)
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"):
-    """Cross-entropy in float64: float32 is 5 % off at 7e-7 and exactly 0 below 4e-8."""
-    return functional.cross_entropy(logits.double(), labels, reduction=reduction)
-
-
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
@@ -87,6 +82,7 @@ def evaluate(
     batch_size: int,
     rows: range | None = None,
     precision: str = "float32",
+    loss: Loss = cross_entropy,
 ) -> torch.Tensor:
     """(summed loss, wrong decisions) over a whole set in eval mode, as float64 on its device;
     over a part of it where `rows` says so.
@@ -110,7 +106,7 @@ def evaluate(
                 for batch in batches:
                     part = slice(start, start + len(batch))
                     logits = folded(normalise(batch))
-                    found[0, part] = cross_entropy(logits, labels[part], "none")
+                    found[0, part] = loss(logits, labels[part], "none")
                     found[1, part] = logits.argmax(1) != labels[part]
                     start += len(batch)
             except torch.OutOfMemoryError:
@@ -228,6 +224,7 @@ class Trainer:
         self.training: TrainingRecipe = recipe.training
         self.learning_rate, self.seed = learning_rate, seed
         self.network = build(recipe, data.prepared, seed, device)
+        self.loss = loss_of(self.training)
         self.optimiser = optimiser_of(self.training, self.network)
         logits: nn.Module = _Logits(self.network, self.training.precision == "bfloat16")
         if self.training.compile:
@@ -278,10 +275,10 @@ class Trainer:
     ) -> torch.Tensor:
         logits = self.logits(inputs)
         if self.ranks.size == 1:
-            loss = cross_entropy(logits, labels)
+            loss = self.loss(logits, labels)
         else:
             # Gradients become the mean over the ranks, whose parts may be of unequal sizes.
-            loss = cross_entropy(logits, labels, "sum") * (self.ranks.size / examples)
+            loss = self.loss(logits, labels, "sum") * (self.ranks.size / examples)
         loss.backward()
         self.optimiser.step(learning_rate)
         return loss.detach() / self.ranks.size
@@ -301,6 +298,7 @@ class Trainer:
                 self.training.evaluation_batch_size,
                 self.ranks.share(len(labels)),
                 precision,
+                self.loss,
             )
             means += (self.ranks.sum(totals) / len(labels)).tolist()
         return EpochRecord(epoch, *means)

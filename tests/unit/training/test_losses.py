@@ -1,0 +1,169 @@
+"""The losses against mpmath and their written formulas, to the smallest values."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neural_collapse.training.losses import LOSSES, cross_entropy, focal, loss_of
+from neural_collapse.training.recipe import TrainingRecipe
+from neural_collapse.training.trainer import Trainer
+
+
+def exact_loss(logits: torch.Tensor, labels: torch.Tensor) -> list[mpmath.mpf]:
+    with mpmath.workdps(60):
+        return [
+            mpmath.log(mpmath.fsum(mpmath.exp(mpmath.mpf(x)) for x in row)) - mpmath.mpf(row[label])
+            for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+        ]
+
+
+@pytest.mark.parametrize("margin", [1.0, 16.0, 18.5, 21.0, 30.0])
+def test_the_loss_is_right_where_float32_vanishes(margin):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(20, 10, generator=generator)
+    labels = torch.arange(20) % 10
+    logits[torch.arange(20), labels] += margin
+    exact = exact_loss(logits, labels)
+    found = cross_entropy(logits, labels, "none")
+    assert found.dtype == torch.float64
+    for value, truth in zip(found.tolist(), exact, strict=True):
+        # log(1 + x) near 1 keeps 16 digits of 1 + x, not of x.
+        assert abs(value - truth) <= 1e-7 * truth + 4e-15 * margin
+    mean = float(mpmath.fsum(exact) / 20)
+    assert cross_entropy(logits, labels).item() == pytest.approx(mean, rel=1e-6, abs=4e-15 * margin)
+    if margin == 21.0:
+        assert 1e-9 < mean < 1e-7
+        float32 = nn.functional.cross_entropy(logits, labels).item()
+        assert abs(float32 - mean) > 0.05 * mean  # why float64
+
+
+def test_the_gradient_at_a_loss_of_1e_8_is_that_of_the_softmax():
+    logits = torch.zeros(1, 4, requires_grad=True)
+    with torch.no_grad():
+        logits[0, 0] = 19.0
+    cross_entropy(logits, torch.tensor([0])).backward()
+    with mpmath.workdps(40):
+        share = 1 / (mpmath.exp(19) + 3)
+    np.testing.assert_allclose(
+        logits.grad[0].numpy(), [-3 * float(share), *[float(share)] * 3], rtol=1e-6
+    )
+
+
+# ------------------------------------------------------------------------------- other losses
+
+
+def batch(examples: int = 12, classes: int = 5, margin: float = 0.0):
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(examples, classes, generator=generator)
+    labels = torch.arange(examples) % classes
+    logits[torch.arange(examples), labels] += margin
+    return logits, labels
+
+
+def written_out(name: str, row: list[float], label: int, training: TrainingRecipe) -> mpmath.mpf:
+    """One example's loss from its formula, to 60 digits."""
+    classes, z = len(row), [mpmath.mpf(x) for x in row]
+    total = mpmath.fsum(map(mpmath.exp, z))
+    p = [mpmath.exp(x) / total for x in z]
+    if name == "mse":
+        squares = mpmath.fsum((x - (c == label)) ** 2 for c, x in enumerate(z))
+        return squares / (classes if training.mse_reduction == "mean" else 2)
+    if name == "label_smoothing":
+        share = mpmath.mpf(training.smoothing)
+        target = [(1 - share) * (c == label) + share / classes for c in range(classes)]
+        return -mpmath.fsum(t * mpmath.log(q) for t, q in zip(target, p, strict=True))
+    if name == "focal":
+        return -((1 - p[label]) ** mpmath.mpf(training.focal_gamma)) * mpmath.log(p[label])
+    return -mpmath.log(p[label])
+
+
+@pytest.mark.parametrize("margin", [0.0, 5.0, 14.0])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("cross_entropy", {}),
+        ("mse", {}),
+        ("mse", {"mse_reduction": "half_sum"}),
+        ("label_smoothing", {"smoothing": 0.0}),
+        ("label_smoothing", {"smoothing": 0.1}),
+        ("label_smoothing", {"smoothing": 0.9}),
+        ("focal", {"focal_gamma": 0.0}),
+        ("focal", {"focal_gamma": 0.5}),
+        ("focal", {"focal_gamma": 3.0}),
+    ],
+)
+def test_a_loss_is_its_formula(name, more, margin):
+    training = TrainingRecipe(loss=name, **more)
+    logits, labels = batch(margin=margin)
+    loss = loss_of(training)
+    found = loss(logits, labels, "none")
+    assert found.dtype == torch.float64
+    with mpmath.workdps(60):
+        rows = zip(logits.tolist(), labels.tolist(), strict=True)
+        exact = [float(written_out(name, *row, training)) for row in rows]
+    np.testing.assert_allclose(found.numpy(), exact, rtol=1e-8)
+    assert loss(logits, labels).item() == pytest.approx(math.fsum(exact) / len(exact), rel=1e-8)
+    assert loss(logits, labels, "sum").item() == pytest.approx(math.fsum(exact), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_gradient_is_the_slope_of_the_loss(name):
+    logits, labels = batch(margin=2.0)
+    logits = logits.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        partial(loss_of(TrainingRecipe(loss=name)), labels_B=labels), logits
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"mse"}))
+def test_a_gradient_of_a_softmax_loss_sums_to_zero_over_classes(name):
+    """Why the sum of the classifier's rows has a closed form: `sum_of_rows_factors`."""
+    logits, labels = batch(margin=2.0)
+    logits = logits.double().requires_grad_()
+    loss_of(TrainingRecipe(loss=name))(logits, labels).backward()
+    assert logits.grad.abs().max() > 1e-3
+    assert logits.grad.sum(1).abs().max() < 1e-16
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
+def test_a_focal_loss_of_certain_examples_has_no_nan_in_its_gradient(gamma):
+    logits = torch.tensor([[1000.0, 0.0], [40.0, 0.0], [0.0, 800.0]], requires_grad=True)
+    focal(logits, torch.tensor([0, 0, 0]), gamma=gamma).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[2].abs().max() > 0.1  # the wrong one still counts
+
+
+def test_mse_of_torch_is_the_mean_over_classes():
+    logits, labels = batch()
+    theirs = nn.functional.mse_loss(logits.double(), nn.functional.one_hot(labels, 5).double())
+    assert loss_of(TrainingRecipe(loss="mse"))(logits, labels).item() == pytest.approx(
+        theirs.item(), rel=1e-14
+    )
+    half = loss_of(TrainingRecipe(loss="mse", mse_reduction="half_sum"))(logits, labels)
+    assert half.item() == pytest.approx(theirs.item() * 5 / 2, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_lowers_and_records_the_recipes_loss(make_recipe, make_data, name):
+    data = make_data()
+    trainer = Trainer(make_recipe(loss=name, epochs=6), data, 0.02, 0, torch.device("cpu"))
+    before = trainer.evaluate(0)
+    for epoch in range(1, 7):
+        trainer.train_epoch(epoch)
+    after = trainer.evaluate(6)
+    assert after.train_loss < before.train_loss
+    network = trainer.network.eval()
+    with torch.no_grad():
+        logits = network(trainer.data.normalise(torch.from_numpy(data.train_images)))
+    labels = torch.from_numpy(data.train_labels)
+    with mpmath.workdps(30):
+        rows = zip(logits.tolist(), labels.tolist(), strict=True)
+        exact = [float(written_out(name, *row, trainer.training)) for row in rows]
+    assert after.train_loss == pytest.approx(np.mean(exact), rel=1e-4)
