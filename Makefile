@@ -91,7 +91,7 @@ format: $(STAMP)
 # For maintainers: needs uv.
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-	  --no-emit-index-url --extra pipeline --extra workflow --extra test --extra docs -o requirements.lock pyproject.toml
+	  --no-emit-index-url --extra pipeline --extra workflow --extra test --extra docs --extra adapters -o requirements.lock pyproject.toml
 
 schema: $(STAMP)
 	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json

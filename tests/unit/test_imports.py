@@ -11,6 +11,7 @@ BELOW = {
     "data": {"io"},
     "networks": {"io"},
     "collapse": {"data", "networks", "io"},
+    "adapters": {"collapse", "io"},
     "training": {"data", "networks", "io"},
     "results": {"collapse", "io"},
     "figures": {"results", "collapse", "io"},

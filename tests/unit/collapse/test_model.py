@@ -203,3 +203,11 @@ def test_weights_that_are_quantised_or_tied():
     layer.weight = embedding.weight
     assert torch.equal(last_layer_of(layer)[0], embedding.weight)
     assert last_layer_of(embedding) == last_layer_of(nn.ReLU()) == (None, None)
+
+
+def test_measuring_leaves_the_random_numbers_alone(model, splits):
+    torch.manual_seed(1)
+    expected = torch.rand(5)
+    torch.manual_seed(1)
+    nc.measure_model(model, DataLoader(splits[0], 10, shuffle=True))
+    assert torch.equal(torch.rand(5), expected)

@@ -139,7 +139,8 @@ def measure_model(
 ) -> Any:
     """Neural collapse of a model on a train set, and on a test set by the train set's means.
 
-    The model runs once over each loader, in eval mode and true float32, and is left as it was.
+    The model runs once over each loader, in eval mode and true float32, and is left as it was; so
+    are torch's random numbers, so that a training goes on as if nothing had been measured.
     The features are kept in float32, since both passes of the statistics must see the same ones.
 
     Args:
@@ -171,6 +172,7 @@ def measure_model(
         watched = [stack.enter_context(watch(model, one)) for one in layers]
         kept = [stack.enter_context(_kept(memory_limit_bytes)) for _ in (*layers, *layers)]
         stack.enter_context(measurement_mode(model))
+        stack.enter_context(torch.random.fork_rng(devices=[]))  # a loader's iterator draws a seed
         run.over(train_loader, watched, kept[: len(layers)], pool)
         if test_loader is not None:
             run.over(test_loader, watched, kept[len(layers) :], pool)

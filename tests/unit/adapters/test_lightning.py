@@ -1,0 +1,64 @@
+"""The Lightning callback in a real training."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+lightning = pytest.importorskip("lightning")
+
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+
+from neural_collapse import measure_model  # noqa: E402
+from neural_collapse.adapters.lightning import NeuralCollapse  # noqa: E402
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+    def forward(self, inputs):
+        return self.body(inputs)
+
+    def training_step(self, batch, _):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fitted(callbacks, folder):
+    torch.manual_seed(5)
+    labels = torch.arange(60) % 3
+    data = TensorDataset(torch.randn(60, 8) + 2 * nn.functional.one_hot(labels, 8), labels)
+    model = Classifier()
+    trainer = lightning.Trainer(
+        max_epochs=5,
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=CSVLogger(folder),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(model, DataLoader(data, batch_size=20, shuffle=True))
+    return model, data, trainer
+
+
+def test_callback_measures_and_logs_and_leaves_the_training_alone(tmp_path):
+    callback = NeuralCollapse(every=2)
+    model, data, trainer = fitted([callback], tmp_path)
+    table = callback.curve.to_frame()
+    assert sorted(set(table["epoch"])) == [2, 4, 5]
+    last = measure_model(model, DataLoader(data, 60))
+    rows = table[table["epoch"] == 5].set_index("statistic")["value"]
+    assert rows["nc1_within_class_variability"] == pytest.approx(last.nc1, rel=1e-5)
+    logged = trainer.logged_metrics["collapse/nc1_within_class_variability"]
+    assert float(logged) == pytest.approx(last.nc1, rel=1e-5)
+    unwatched, _, _ = fitted([], tmp_path)
+    for watched_parameter, parameter in zip(
+        model.parameters(), unwatched.parameters(), strict=True
+    ):
+        assert torch.equal(watched_parameter, parameter)

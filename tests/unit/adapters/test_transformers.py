@@ -1,0 +1,71 @@
+"""The Hugging Face callback in a real training of a tiny model that is made here."""
+
+import pytest
+import torch
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from neural_collapse import UserError, measure_model  # noqa: E402
+from neural_collapse.adapters.transformers import NeuralCollapse  # noqa: E402
+
+
+def fitted(folder, watch):
+    torch.manual_seed(4)
+    settings = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=8,
+        num_labels=3,
+    )
+    model = transformers.BertForSequenceClassification(settings)
+    tokens = torch.randint(3, 20, (48, 6))
+    tokens[:, 0] = torch.arange(48) % 3
+    data = [{"input_ids": row, "labels": row[0]} for row in tokens]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data[:24])
+    callback = NeuralCollapse(log=trainer.log, test_loader=trainer.get_eval_dataloader())
+    if watch:
+        trainer.add_callback(callback)
+    trainer.train()
+    return trainer, callback, data
+
+
+def test_callback_measures_and_logs_and_leaves_the_training_alone(tmp_path):
+    trainer, callback, data = fitted(tmp_path, watch=True)
+    table = callback.curve.to_frame()
+    assert sorted(set(table["epoch"])) == [1, 2, 3]
+    assert set(table["split"]) == {"train", "test"}
+    batch = {key: torch.stack([row[key] for row in data]) for key in ("input_ids", "labels")}
+    last = measure_model(trainer.model, [batch])
+    train = table[(table["epoch"] == 3) & (table["split"] == "train")]
+    rows = train.set_index("statistic")["value"]
+    assert rows["nc1_within_class_variability"] == pytest.approx(last.nc1, rel=1e-4)
+    logged = [row for row in trainer.state.log_history if "collapse/cdnv" in row]
+    assert [row["epoch"] for row in logged] == [1, 2, 3]
+    assert logged[-1]["collapse/cdnv"] == pytest.approx(last["cdnv"], rel=1e-4)
+    alone, _, _ = fitted(tmp_path, watch=False)
+    for watched_parameter, parameter in zip(
+        trainer.model.parameters(), alone.model.parameters(), strict=True
+    ):
+        assert torch.equal(watched_parameter, parameter)
+
+
+def test_callback_refuses_a_layer_that_does_not_exist(tmp_path):
+    callback = NeuralCollapse(layer="head")
+    with pytest.raises(UserError, match="has no layer 'head'"):
+        callback.on_epoch_end(
+            None, transformers.TrainerState(epoch=1.0), None, nn.Linear(2, 2), [(0, 0)]
+        )
