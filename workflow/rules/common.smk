@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from neural_collapse.io import versions
 from neural_collapse.experiment.config import check_config
-from neural_collapse.experiment.paths import TABLES, candidate_job, cell_job, run_job
+from neural_collapse.experiment.paths import candidate_job, cell_job, run_job
 from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
 from neural_collapse.experiment.targets import Experiment

@@ -23,12 +23,11 @@ from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.data.recipe import DataRecipe
 from neural_collapse.data.registry import (
     DATASETS,
-    PAPER_DATASETS,
     CustomDataset,
     folder_suffix,
-    published_sizes,
 )
 from neural_collapse.io.errors import UserError
+from neural_collapse.results.paper import DATASETS as PAPER_DATASETS
 
 IN_MEMORY = ["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10"]
 
@@ -508,21 +507,19 @@ def test_registry_paper_datasets_come_first_in_its_order():
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist_subset"])
-def test_published_sizes_embedded_dataset_are_those_of_its_files(name, tmp_path):
+def test_registry_sizes_of_embedded_datasets_are_those_of_their_files(name, tmp_path):
     download_dataset(name, tmp_path)
+    entry = DATASETS[name]
     with np.load(tmp_path / f"{name}.npz") as arrays:
-        counts = [np.bincount(arrays[f"{split}_labels"]) for split in ("train", "test")]
-    sizes = published_sizes(name)
-    assert (sizes.train, sizes.test) == tuple(int(c.sum()) for c in counts)
-    assert (sizes.train_per_class, sizes.test_per_class) == tuple(int(c.min()) for c in counts)
+        train, test = (np.bincount(arrays[f"{split}_labels"]) for split in ("train", "test"))
+    assert (entry.train_examples, entry.test_examples) == (train.sum(), test.sum())
+    assert (entry.train_per_class, entry.test_per_class) == (train.min(), test.min())
 
 
-def test_published_sizes_every_built_in_dataset_has_them():
-    for name, entry in DATASETS.items():
-        sizes = published_sizes(name)
-        assert sizes.train_per_class * entry.num_classes <= sizes.train == entry.train_examples
-        assert sizes.test_per_class * entry.num_classes <= sizes.test == entry.test_examples
-    assert published_sizes("mine") is None
+def test_registry_every_built_in_dataset_has_enough_images_of_its_smallest_class():
+    for entry in DATASETS.values():
+        assert 0 < entry.train_per_class * entry.num_classes <= entry.train_examples
+        assert 0 < entry.test_per_class * entry.num_classes <= entry.test_examples
 
 
 def test_folder_suffix_differs_with_the_entry_but_not_with_its_label(monkeypatch, tmp_path):

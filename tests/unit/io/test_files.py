@@ -20,7 +20,6 @@ from neural_collapse.io.files import (
     link_or_copy,
     remove_temporaries,
     sha256_of,
-    write_atomically,
     write_text_atomically,
 )
 
@@ -117,13 +116,9 @@ def test_only_temporaries_are_removed(tmp_path):
 )
 def test_what_keeps_a_file_from_being_written_is_one_sentence(tmp_path, error, said):
     path = tmp_path / "größe 1.txt"
-
-    def fail(temporary: Path) -> None:
+    with pytest.raises(UserError) as raised, atomic_path(path) as temporary:
         temporary.write_bytes(b"half")
         raise error
-
-    with pytest.raises(UserError) as raised:
-        write_atomically(path, fail)
     assert str(path) in str(raised.value)
     assert said in str(raised.value)
     assert list(tmp_path.iterdir()) == []
@@ -175,12 +170,14 @@ def test_a_full_disk_leaves_the_old_file_and_takes_the_new_one_when_room_is_made
             np.save(file, array)
 
     for write in (save, lambda temporary: temporary.write_bytes(array.tobytes())):
-        with pytest.raises(UserError, match="the disk is full; make room"):
-            write_atomically(path, write)
+        full = pytest.raises(UserError, match="the disk is full; make room")
+        with full, atomic_path(path) as temporary:
+            write(temporary)
         assert path.read_text() == "old"
         assert sorted(p.name for p in small_disk.iterdir()) == ["file", "filler"]
     filler.unlink()
-    write_atomically(path, save)
+    with atomic_path(path) as temporary:
+        save(temporary)
     assert np.array_equal(np.load(path), array)
 
 

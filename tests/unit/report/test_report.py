@@ -238,9 +238,9 @@ def test_a_missing_or_broken_picture_is_named(tmp_path):
         make_tables(("digits",), ("vgg",), last=5)["runs"], tmp_path / "runs.parquet", "runs"
     )
     figure = ReportFigure("figure_2", "Figure 2", "t", "c", tmp_path / "figure_2.png")
-    with pytest.raises(UserError, match=r"figure_2\.png: cannot be read"):
+    with pytest.raises(UserError, match=r"figure_2\.png: does not exist"):
         build_report(tmp_path, [figure], tmp_path / "r.html")
     figure.image.write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"figure_2\.png: is not a PNG"):
+    with pytest.raises(UserError, match=r"figure_2\.png: is corrupt or not a PNG"):
         build_report(tmp_path, [figure], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()

@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from neural_collapse.cli.main import main
-from neural_collapse.results.reference_runs import TABLES
+from neural_collapse.results import TABLES
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "mnist-small"
 FIGURES = ("figure_1", "figure_6", "sweep", "overview")

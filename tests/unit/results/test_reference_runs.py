@@ -103,7 +103,7 @@ def test_what_is_missing_is_one_sentence(tmp_path, resources, capsys):
     assert "the data card of svhn as it was trained on is not there" in capsys.readouterr().err
     (tmp_path / "e" / "svhn" / "vgg" / "seed-0" / "run.json").unlink()
     assert export(tmp_path / "e", tmp_path / "set", resources) == 2
-    assert "run.json: cannot be read" in capsys.readouterr().err
+    assert "run.json: does not exist" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 

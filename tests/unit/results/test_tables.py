@@ -15,7 +15,6 @@ from neural_collapse.results.tables import (
     concat_tables,
     empty_table,
     read_table,
-    schema_of,
     terminal_phase_epoch,
     write_table,
 )
@@ -76,7 +75,7 @@ def test_the_same_rows_give_the_same_bytes_and_no_other_file(tmp_path):
 
 def test_the_order_of_columns_does_not_matter(tmp_path):
     write_table(measurements()[list(measurements())[::-1]], tmp_path / "t", "measurements")
-    assert list(read_table(tmp_path / "t", "measurements")) == schema_of("measurements").names
+    assert list(read_table(tmp_path / "t", "measurements")) == SCHEMAS["measurements"].names
 
 
 def test_an_epoch_that_was_not_reached_is_missing_not_a_number(tmp_path):
@@ -98,7 +97,7 @@ def test_tables_without_rows_keep_their_types(name, tmp_path):
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_column_is_described(name):
-    assert all(column.description for column in schema_of(name).columns)
+    assert all(column.description for column in SCHEMAS[name].columns)
 
 
 @pytest.mark.parametrize(
@@ -165,10 +164,10 @@ def test_other_files_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match="the column 'odd' does not belong"):
         read_table(path, "measurements")
     stored(path, table.set_column(4, "epoch", pa.array([0.0, 1.0, 2.0])))
-    with pytest.raises(UserError, match="the column 'epoch' is of type double, not int64"):
+    with pytest.raises(UserError, match="the column 'epoch' must hold int64 values"):
         read_table(path, "measurements")
-    stored(path, table.set_column(7, "value", pa.array([1.0, None, 2.0])))
-    with pytest.raises(UserError, match="the column 'value' has missing values"):
+    stored(path, table.set_column(2, "seed", pa.array([0, None, 0])))
+    with pytest.raises(UserError, match="the column 'seed' has missing values"):
         read_table(path, "measurements")
 
 
@@ -197,11 +196,6 @@ def test_joined_tables_are_in_the_order_of_their_key(tmp_path):
     assert concat_tables([], "measurements").equals(empty_table("measurements"))
     with pytest.raises(UserError, match="two rows for origin own, dataset digits"):
         concat_tables([measurements(), measurements()], "measurements")
-
-
-def test_an_unknown_table_is_a_mistake_of_the_program():
-    with pytest.raises(KeyError, match="known: measurements"):
-        schema_of("measurement")
 
 
 def test_the_terminal_phase_starts_at_the_first_epoch_that_is_accurate_enough():

@@ -69,7 +69,7 @@ def test_a_foreign_file_is_refused_and_runs_nothing(tmp_path, network, payload):
     path.write_bytes(payload)
     own = network()
     before = weights(own)
-    with pytest.raises(UserError, match="truncated or no checkpoint") as error:
+    with pytest.raises(UserError, match="is corrupt or not a checkpoint") as error:
         load_checkpoint(path, own)
     assert str(path) in str(error.value)
     assert equal(weights(own), before)
@@ -82,7 +82,7 @@ def test_every_truncation_is_noticed(tmp_path, network):
     payload = path.read_bytes()
     for keep in [*range(0, len(payload), 997), len(payload) - 1]:
         path.write_bytes(payload[:keep])
-        with pytest.raises(UserError, match="truncated"):
+        with pytest.raises(UserError, match="is corrupt"):
             load_checkpoint(path, own)
 
 

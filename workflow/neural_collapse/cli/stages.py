@@ -179,7 +179,7 @@ def report(
         figures,
         output,
         [*map(read_run, runs), *shipped_runs],
-        [*(read_json(card, "data card") for card in cards), *shipped_cards],
+        [*(read_json(card, "a data card") for card in cards), *shipped_cards],
         yaml.safe_dump(config_json, sort_keys=False, allow_unicode=True),
         title=f"Neural collapse: {config_json['experiment']}",
     )

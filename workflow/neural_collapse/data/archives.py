@@ -5,7 +5,6 @@ Nothing is ever unpacked to disk.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import io
@@ -17,29 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..io.errors import UserError
+from ..io.files import reading
 from .sources import SourceFile
 
 BLOCK_BYTES = 1 << 20
-
-
-@contextlib.contextmanager
-def reading(
-    path: object, kind: str, remedy: str = "delete it and download the dataset again"
-) -> Iterator[None]:
-    """Turn any failure to read `path` as a `kind` into a UserError that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: does not exist, or is a link to a file that does not; {remedy}"
-        ) from None
-    except PermissionError as error:
-        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
-    except Exception as error:  # a corrupt file can make a decoder fail in any way
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: is corrupt or not {kind} ({reason}); {remedy}") from None
+AGAIN = "delete it and download the dataset again"
 
 
 def digests(handle: BinaryIO, algorithms: Iterable[str]) -> dict[str, str]:
@@ -78,7 +59,7 @@ def read_members(
 ) -> dict[str, bytes]:
     """The bytes of members of a .tar.gz by base name, without unpacking it; raises UserError."""
     names = set(names)
-    with reading(path, "a .tar.gz archive"):
+    with reading(path, "a .tar.gz archive", AGAIN):
         found = {name: handle.read() for name, handle in _members(path, {*names, *optional})}
     missing = sorted(names - found.keys())
     if missing:
@@ -122,11 +103,11 @@ def content_checksums(path: str | Path, file: SourceFile) -> dict[str, str]:
     """Checksums of what is inside a packed file, by the names of `file.content`."""
     found: Any
     if "" in file.content:
-        with reading(path, "a gzip file"), gzip.open(path, "rb") as handle:
+        with reading(path, "a gzip file", AGAIN), gzip.open(path, "rb") as handle:
             (found,) = digests(handle, [_algorithm(file.content[""])]).values()
             return {"": found}
     found = {}
-    with reading(path, "a .tar.gz archive"):
+    with reading(path, "a .tar.gz archive", AGAIN):
         for name, handle in _members(path, file.content):
             (found[name],) = digests(handle, [_algorithm(file.content[name])]).values()
     return found
@@ -146,12 +127,9 @@ def verify_file(path: Path, file: SourceFile) -> dict[str, Any]:
     again holds the same data.  Raises UserError with expected and found checksum.
     """
     algorithms = {"sha256", *([_algorithm(file.checksum)] if file.checksum else [])}
-    try:
-        with open(path, "rb") as handle:
-            found = digests(handle, algorithms)
+    with reading(path, "a file", AGAIN), open(path, "rb") as handle:
+        found = digests(handle, algorithms)
         size = path.stat().st_size
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     as_published = file.checksum in found.values()
     content: dict[str, str] = {}
     # The content of a single packed file is cheap to read, so its checksum is always recorded.

@@ -19,7 +19,7 @@ from ..io.errors import UserError
 from ..io.files import atomic_path, sha256_of, write_text_atomically
 from ..io.locks import one_at_a_time
 from .archives import pack, verify_file
-from .embedded import embedded_file, write_embedded
+from .embedded import write_embedded
 from .fetch import DownloadSettings, Refused, fetch
 from .image_files import index_image_folder
 from .registry import CustomDataset, DatasetEntry, dataset_entry
@@ -259,7 +259,7 @@ def _custom(entry: DatasetEntry) -> dict[str, Any]:
 
 def _embedded(entry: DatasetEntry, folder: Path) -> dict[str, Any]:
     assert entry.package is not None
-    path = folder / embedded_file(entry.name)
+    path = folder / f"{entry.name}.npz"
     version = write_embedded(entry.name, entry.package, path)
     record = _unverified(path, "the package's installer")
     record["source"] = f"{entry.package} {version}"

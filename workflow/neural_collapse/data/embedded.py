@@ -8,23 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ..io.errors import UserError
-from ..io.files import write_atomically
+from ..io.files import atomic_path
 
 TRAIN_EXAMPLES_PER_CLASS = {"digits": 140, "mnist_subset": 400}
-
-
-def embedded_file(name: str) -> str:
-    """The name of the file that holds an embedded dataset."""
-    return f"{name}.npz"
-
-
-def _package_version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f"the package {package} is missing; install it, for example with pip install {package}"
-        ) from None
 
 
 def _images(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -48,22 +34,24 @@ def write_embedded(name: str, package: str, path: Path) -> str:
     package's order are train images, the others test images, each split in the package's order.
     Raises UserError where the package is missing.
     """
-    version = _package_version(package)
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            f"the package {package} is missing; install it, for example with pip install {package}"
+        ) from None
     images, labels = _images(name)
     count = TRAIN_EXAMPLES_PER_CLASS[name]
     is_train = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         is_train[np.flatnonzero(labels == label)[:count]] = True
 
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:
-            np.savez(
-                handle,
-                train_images=images[is_train],
-                train_labels=labels[is_train],
-                test_images=images[~is_train],
-                test_labels=labels[~is_train],
-            )
-
-    write_atomically(path, write)
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.savez(
+            handle,
+            train_images=images[is_train],
+            train_labels=labels[is_train],
+            test_images=images[~is_train],
+            test_labels=labels[~is_train],
+        )
     return version

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import tenacity
 
 from ..io.errors import UserError
 
@@ -38,16 +37,20 @@ class DownloadSettings:
 
 
 class Refused(Exception):
-    """This source cannot be used; the next one is tried."""
+    """This source cannot be used; the next one is tried.
 
-    unresolved = False
-    """Whether the host's name has no address, as on a machine that is offline."""
+    unresolved: the host's name has no address, as on a machine that is offline.
+    """
+
+    def __init__(self, reason: str, unresolved: bool = False) -> None:
+        super().__init__(reason)
+        self.unresolved = unresolved
 
 
-class _Interrupted(Exception):
-    """The attempt failed in a way that another may not."""
+class _Busy(Exception):
+    """The server answers, but not now."""
 
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+    def __init__(self, reason: str, wait_s: float | None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
 
@@ -62,12 +65,6 @@ def _is_unresolved(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _error(state: tenacity.RetryCallState) -> BaseException:
-    error = state.outcome.exception() if state.outcome else None
-    assert error is not None
-    return error
 
 
 def _reason(error: BaseException) -> str:
@@ -106,10 +103,9 @@ def _attempt(
         if status == 416 and have:  # there is no more to come
             return
         if status in RETRIED_STATUS:
-            asked = None
-            with suppress(KeyError, ValueError):
-                asked = max(0.0, min(float(response.headers["Retry-After"]), LONGEST_WAIT_S))
-            raise _Interrupted(f"{status} {response.reason_phrase}", asked)
+            asked = response.headers.get("Retry-After", "")  # seconds, or a date
+            wait_s = float(asked) if asked.isdigit() else None
+            raise _Busy(f"{status} {response.reason_phrase}", wait_s)
         if status not in (200, 206):
             raise Refused(f"{status} {response.reason_phrase}".strip())
         have = have if status == 206 else 0
@@ -149,37 +145,22 @@ def fetch(
     """
     at_first = best = _size(part)
     fruitless = 0
-
-    def gives_up(state: tenacity.RetryCallState) -> bool:
-        nonlocal best, fruitless
-        fruitless = 0 if _size(part) > best else fruitless + 1
-        best = max(best, _size(part))
-        return fruitless >= settings.attempts
-
-    def may_help(error: BaseException) -> bool:
-        transient = isinstance(error, (httpx.TransportError, _Interrupted))
-        return transient and (not _is_unresolved(error) or _size(part) > at_first)
-
-    backoff = tenacity.wait_exponential_jitter(
-        settings.first_wait_s, LONGEST_WAIT_S, jitter=settings.first_wait_s
-    )
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        asked = getattr(_error(state), "wait_s", None)
-        return backoff(state) if asked is None else asked
-
-    retrying = tenacity.Retrying(
-        sleep=settings.sleep,
-        stop=gives_up,
-        wait=wait,
-        before_sleep=lambda state: log.warning("%s: %s; trying again", url, _reason(_error(state))),
-        retry=tenacity.retry_if_exception(may_help),
-        reraise=True,
-    )
-    try:
-        with _client(settings) as client:
-            retrying(_attempt, client, url, part, limit_bytes, progress)
-    except (httpx.HTTPError, httpx.InvalidURL, _Interrupted) as error:
-        refused = Refused(_reason(error))
-        refused.unresolved = _is_unresolved(error)
-        raise refused from None
+    with _client(settings) as client:
+        while True:
+            try:
+                return _attempt(client, url, part, limit_bytes, progress)
+            except (httpx.HTTPError, httpx.InvalidURL, _Busy) as error:
+                fruitless = 0 if _size(part) > best else fruitless + 1
+                best = max(best, _size(part))
+                unresolved = _is_unresolved(error)
+                may_help = isinstance(error, (httpx.TransportError, _Busy)) and (
+                    not unresolved or best > at_first
+                )
+                if not may_help or fruitless >= settings.attempts:
+                    raise Refused(_reason(error), unresolved) from None
+                log.warning("%s: %s; trying again", url, _reason(error))
+                wait_s = error.wait_s if isinstance(error, _Busy) else None
+                if wait_s is None:
+                    doubled = 2 ** max(fruitless - 1, 0)
+                    wait_s = settings.first_wait_s * (doubled + random.random())
+                settings.sleep(min(wait_s, LONGEST_WAIT_S))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..io.errors import UserError
-from .archives import read_members, reading
+from ..io.files import reading
+from .archives import AGAIN, read_members
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -260,7 +261,7 @@ def _validation_wnids(folder: Path) -> list[str]:
     """The class of each validation image, in the images' order."""
     mapping = folder / "imagenet_2012_validation_synset_labels.txt"
     if mapping.is_file():
-        with reading(mapping, "a text file"):
+        with reading(mapping, "a text file", AGAIN):
             return mapping.read_text(encoding="ascii").split()
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
     if not path.is_file():
@@ -268,7 +269,7 @@ def _validation_wnids(folder: Path) -> list[str]:
     members = read_members(path, ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
     import scipy.io
 
-    with reading(path, "the ILSVRC-2012 development kit"):
+    with reading(path, "the ILSVRC-2012 development kit", AGAIN):
         synsets = scipy.io.loadmat(io.BytesIO(members["meta.mat"]), squeeze_me=True)["synsets"]
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
         truth = members["ILSVRC2012_validation_ground_truth.txt"].decode("ascii").split()
@@ -285,13 +286,13 @@ def index_ilsvrc(folder: str | Path) -> ImageIndex:
     folder = Path(folder)
     train_path, val_path = folder / "ILSVRC2012_img_train.tar", folder / "ILSVRC2012_img_val.tar"
     train: dict[str, list[ImageRef]] = {}
-    with reading(train_path, "ILSVRC-2012's training archive"):
+    with reading(train_path, "ILSVRC-2012's training archive", AGAIN):
         for outer in _index_tar(train_path):
             wnid = posixpath.basename(outer.name).removesuffix(".tar")
             train[wnid] = _index_tar(train_path, outer.offset)
             if not train[wnid]:
                 raise UserError(f"{train_path}: its class {wnid} holds no images")
-    with reading(val_path, "ILSVRC-2012's validation archive"):
+    with reading(val_path, "ILSVRC-2012's validation archive", AGAIN):
         images = _index_tar(val_path)
     wnids = _validation_wnids(folder)
     if len(wnids) != len(images):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..io.errors import UserError
-from .archives import check_content, read_members, reading
+from ..io.files import reading
+from .archives import AGAIN, check_content, read_members
 from .sources import IDX_FILES, SourceFile
 
 
@@ -44,7 +45,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     The format: two zero bytes, the type (8 = unsigned byte), the number of dimensions, each
     dimension as a big-endian 32-bit number, then the bytes, last dimension fastest.
     """
-    with reading(path, "an idx file"), gzip.open(path, "rb") as handle:
+    with reading(path, "an idx file", AGAIN), gzip.open(path, "rb") as handle:
         data = handle.read()
         if data[:3] != b"\0\0\x08":
             raise ValueError("its header is not that of unsigned bytes")
@@ -100,7 +101,7 @@ def read_cifar(path: str | Path, file: SourceFile, num_classes: int) -> Arrays:
         labels = np.array(found[b"fine_labels" if fine else b"labels"], np.int64)
         return found[b"data"].reshape(-1, 3, 32, 32), labels
 
-    with reading(path, "CIFAR's archive"):
+    with reading(path, "CIFAR's archive", AGAIN):
         train = ["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]
         parts = [batch(name) for name in train]
         images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -122,7 +123,7 @@ def read_stl10(path: str | Path, file: SourceFile) -> Arrays:
     Each image is three planes, each stored column by column; labels run from 1 to 10.
     """
     members = read_members(path, file.content, file.optional)
-    with reading(path, "STL10's archive"):
+    with reading(path, "STL10's archive", AGAIN):
         splits = []
         for split in ("train", "test"):
             stored = np.frombuffer(members[f"{split}_X.bin"], np.uint8).reshape(-1, 3, 96, 96)
@@ -145,7 +146,7 @@ def read_svhn(folder: str | Path) -> Arrays:
     splits = []
     for split in ("train", "test"):
         path = Path(folder) / f"{split}_32x32.mat"
-        with reading(path, "an SVHN .mat file"):
+        with reading(path, "an SVHN .mat file", AGAIN):
             stored = scipy.io.loadmat(path, variable_names=["X", "y"])
             images = np.ascontiguousarray(stored["X"].transpose(3, 2, 0, 1))
             splits += [images, stored["y"].reshape(-1).astype(np.int64) % 10]

@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 
 from ..io.errors import UserError
-from ..io.files import sha256_of, write_atomically, write_text_atomically, written
+from ..io.files import atomic_path, reading, sha256_of, write_text_atomically, written
 from ..io.locks import one_at_a_time
 from ..io.progress import say
-from .archives import reading
+from .archives import AGAIN
 from .decoding import Decoding, decode_images
 from .image_files import ImageIndex, index_ilsvrc, index_image_folder
 from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
@@ -90,31 +90,19 @@ def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[
 def _source(raw_folder: Path, name: str) -> tuple[dict[str, Any], Path]:
     """What source.json says, and where the raw files are; raises UserError."""
     path = raw_folder / "source.json"
-    try:
+    with reading(path, f"{name}'s source.json", f"download {name} first"):
         source = json.loads(path.read_text(encoding="utf-8"))
         complete = [file["name"] for file in source["files"]] or source["kind"] == "image_folder"
-        correct = (
-            complete
-            and source["dataset"] == name
-            and isinstance(source["kind"], str)
-            and isinstance(source["folder"], str | None)
-        )
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); download {name} first"
-        ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        correct = False
-    if not correct:
-        raise UserError(f"{path}: is not {name}'s source.json; download {name} again")
-    return source, Path(source["folder"] or raw_folder)
+        if not complete or source["dataset"] != name or not isinstance(source["kind"], str):
+            raise ValueError("it is incomplete, or another dataset's")
+        return source, Path(source["folder"] or raw_folder)
 
 
 def _check_unchanged(folder: Path, source: dict[str, Any]) -> None:
     """Raise UserError for a raw file that is not the one that was verified."""
     for record in source["files"]:
         path = folder / record["name"]
-        with reading(path, "the file that was downloaded"):
+        with reading(path, "the file that was downloaded", AGAIN):
             if sha256_of(path) != record.get("sha256"):
                 raise ValueError("its checksum has changed since")
 
@@ -170,28 +158,6 @@ def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where
     return num_classes
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """Which published examples are kept, with their labels."""
-
-    num_classes: int
-    train: np.ndarray
-    train_labels: np.ndarray
-    test: np.ndarray
-    test_labels: np.ndarray
-
-    @classmethod
-    def of(cls, read: Arrays | ImageIndex, num_classes: int, recipe: DataRecipe) -> _Chosen:
-        kept = []
-        for labels, count, key in (
-            (read.train_labels, recipe.examples_per_class, "data.examples_per_class"),
-            (read.test_labels, recipe.test_examples_per_class, "data.test_examples_per_class"),
-        ):
-            rows = balanced_subset(labels, num_classes, count, recipe.subset_seed, key)
-            kept += [rows, labels[rows]]
-        return cls(num_classes, *kept)
-
-
 # --------------------------------------------------------------------------- arrays
 
 
@@ -206,11 +172,8 @@ class _Prepared:
 
 
 def _store(path: Path, array: np.ndarray) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as handle:
-            np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
-
-    write_atomically(path, write)
+    with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+        np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _remove_card(output: Path) -> None:
@@ -223,27 +186,29 @@ def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
     return mean_and_std(channel_sums(images), images[:, 0].size)
 
 
-def _prepare_arrays(arrays: Arrays, chosen: _Chosen, output: Path, recipe: DataRecipe) -> _Prepared:
+def _prepare_arrays(
+    arrays: Arrays, kept: dict[str, np.ndarray], output: Path, recipe: DataRecipe
+) -> _Prepared:
     pooled = average_pooled(arrays.train_images, recipe.average_pooling)
     mean, std = _mean_and_std(pooled)
     _remove_card(output)
-    _store(output / "train_images.npy", padded(pooled[chosen.train], recipe.padding_pixels))
-    test = average_pooled(arrays.test_images[chosen.test], recipe.average_pooling)
+    _store(output / "train_images.npy", padded(pooled[kept["train"]], recipe.padding_pixels))
+    test = average_pooled(arrays.test_images[kept["test"]], recipe.average_pooling)
     _store(output / "test_images.npy", padded(test, recipe.padding_pixels))
     return _Prepared(output, mean, std, "published train images")
 
 
 def _prepare_files(
     index: ImageIndex,
-    chosen: _Chosen,
+    kept: dict[str, np.ndarray],
     output: Path,
     decoding: Decoding,
     workers: int,
     progress: Progress,
 ) -> _Prepared:
     splits = {
-        "train": [index.train[i] for i in chosen.train],
-        "test": [index.test[i] for i in chosen.test],
+        "train": [index.train[i] for i in kept["train"]],
+        "test": [index.test[i] for i in kept["test"]],
     }
     try:
         folder = decode_images(splits, decoding, _partial(output), workers, progress)
@@ -255,13 +220,7 @@ def _prepare_files(
     prepared = np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False)
     pad = decoding.padding_pixels
     inner = prepared[:, :, pad : prepared.shape[2] - pad, pad : prepared.shape[3] - pad]
-    mean, std = _mean_and_std(inner)
-    return _Prepared(folder, mean, std, "kept train images")
-
-
-def _partial(output: Path) -> Path:
-    """Where image files are decoded to until all are."""
-    return output.with_name(output.name + ".partial")
+    return _Prepared(folder, *_mean_and_std(inner), "kept train images")
 
 
 def _say_left_out(name: str, index: ImageIndex) -> None:
@@ -271,6 +230,11 @@ def _say_left_out(name: str, index: ImageIndex) -> None:
             f"{name}: {len(index.train)} train and {len(index.test)} test images found; files "
             f"left out, with the first of each kind: {reasons}"
         )
+
+
+def _partial(output: Path) -> Path:
+    """Where image files are decoded to until all are."""
+    return output.with_name(output.name + ".partial")
 
 
 # --------------------------------------------------------------------------- entry point
@@ -309,22 +273,29 @@ def prepare_dataset(
         read = _read(entry, source, where)
         if source["kind"] == "npz":
             where /= source["files"][0]["name"]
-        num_classes = _num_classes(entry, read.train_labels, read.test_labels, where)
-        chosen = _Chosen.of(read, num_classes, recipe)
+        published = {"train": read.train_labels, "test": read.test_labels}
+        classes = _num_classes(entry, *published.values(), where)
+        kept = {
+            split: balanced_subset(published[split], classes, count, recipe.subset_seed, key)
+            for split, count, key in [
+                ("train", recipe.examples_per_class, "data.examples_per_class"),
+                ("test", recipe.test_examples_per_class, "data.test_examples_per_class"),
+            ]
+        }
         if isinstance(read, Arrays):
             check_square(read.train_images.shape, where)
             size: int | None = read.train_images.shape[2]
-            prepared = _prepare_arrays(read, chosen, output, recipe)
+            prepared = _prepare_arrays(read, kept, output, recipe)
         else:
             _say_left_out(name, read)
             size = entry.image_size_px
             resize = IMAGENET_RESIZE_PX if name == "imagenet" else size
             decoding = Decoding(resize, size, recipe.average_pooling, recipe.padding_pixels)
-            prepared = _prepare_files(read, chosen, output, decoding, workers, report)
-        _store(output / "train_labels.npy", chosen.train_labels)
-        _store(output / "test_labels.npy", chosen.test_labels)
+            prepared = _prepare_files(read, kept, output, decoding, workers, report)
+        for split, rows in kept.items():
+            _store(output / f"{split}_labels.npy", published[split][rows])
         hashes = _deliver(prepared, output, report)
-        card = _card(entry, read, chosen, recipe, prepared, hashes, output)
+        card = _card(entry, read, kept, recipe, prepared, hashes, output)
         card |= {"published_image_size_px": size, "source": source}
         write_text_atomically(output / CARD_FILE, json.dumps(card, indent=2) + "\n")
     return card
@@ -346,21 +317,22 @@ def _deliver(prepared: _Prepared, output: Path, progress: Progress) -> dict[str,
 def _card(
     entry: DatasetEntry,
     read: Arrays | ImageIndex,
-    chosen: _Chosen,
+    kept: dict[str, np.ndarray],
     recipe: DataRecipe,
     prepared: _Prepared,
     hashes: dict[str, str],
     output: Path,
 ) -> dict[str, Any]:
     """What is known of the prepared arrays."""
-    classes, mean, std = chosen.num_classes, prepared.mean, prepared.std
-    train = np.load(output / "train_images.npy", mmap_mode="r", allow_pickle=False)
+    labels = {"train": read.train_labels, "test": read.test_labels}
+    classes = int(read.train_labels.max()) + 1  # every class has train images
+    images = np.load(output / "train_images.npy", mmap_mode="r", allow_pickle=False)
 
     def counts(labels: np.ndarray) -> list[int]:
         return np.bincount(labels, minlength=classes).tolist()
 
-    def digest(indices: np.ndarray) -> str:
-        return hashlib.sha256(indices.astype("<i8").tobytes()).hexdigest()
+    def digest(rows: np.ndarray) -> str:
+        return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
     return {
         "version": CARD_VERSION,
@@ -368,20 +340,20 @@ def _card(
         "label": entry.label,
         "num_classes": classes,
         "class_names": list(read.class_names or entry.class_names or map(str, range(classes))),
-        "channels": train.shape[1],
-        "image_size_px": train.shape[2],
+        "channels": images.shape[1],
+        "image_size_px": images.shape[2],
         "recipe": recipe.model_dump(mode="json"),
         "counts": {
-            "train": {"published": counts(read.train_labels), "kept": counts(chosen.train_labels)},
-            "test": {"published": counts(read.test_labels), "kept": counts(chosen.test_labels)},
+            split: {"published": counts(labels[split]), "kept": counts(labels[split][rows])}
+            for split, rows in kept.items()
         },
-        "mean": list(mean),
-        "std": list(std),
+        "mean": list(prepared.mean),
+        "std": list(prepared.std),
         "mean_and_std_over": prepared.statistics_over,
         "subset_seed": recipe.subset_seed,
-        "subset_sha256": {"train": digest(chosen.train), "test": digest(chosen.test)},
+        "subset_sha256": {split: digest(rows) for split, rows in kept.items()},
         "arrays_sha256": hashes,
-        "data_hash": data_hash(hashes, mean, std),
+        "data_hash": data_hash(hashes, prepared.mean, prepared.std),
     }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from ..io.errors import UserError
+from ..io.files import reading
 from .prepare import CARD_FILE
 
 
@@ -50,95 +48,49 @@ class PreparedDataset:
         every byte.
         """
         folder = Path(folder)
-        card, known = _read_card(folder / CARD_FILE)
-        size = known.image_size_px
-        arrays = {}
+        card, values = _read_card(folder / CARD_FILE)
+        classes, side = values["num_classes"], values["image_size_px"]
         for split in ("train", "test"):
-            labels_path = folder / f"{split}_labels.npy"
-            labels = _open_array(labels_path, np.int64, None)
-            shape = (len(labels), known.channels, size, size)
-            arrays[f"{split}_images"] = _open_array(folder / f"{split}_images.npy", np.uint8, shape)
-            arrays[f"{split}_labels"] = labels
-            _check_labels(labels_path, labels, known.counts[split].kept, known.num_classes)
-        empty = [c for c, count in enumerate(known.counts["train"].kept) if count == 0]
-        if empty:
-            raise UserError(f"{folder}: class {empty[0]} has no train images; prepare it again")
-        return cls(**known.model_dump(exclude={"counts"}), card=card, **arrays)
+            path = folder / f"{split}_labels.npy"
+            labels = _open_array(path, np.int64, None)
+            shape = (len(labels), values["channels"], side, side)
+            values[f"{split}_labels"] = labels
+            values[f"{split}_images"] = _open_array(folder / f"{split}_images.npy", np.uint8, shape)
+            with reading(path, "the card's labels", AGAIN):
+                if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
+                    raise ValueError(f"they do not lie in 0 to {classes - 1}")
+                counts = np.bincount(labels, minlength=classes)
+                if counts.tolist() != card["counts"][split]["kept"]:
+                    raise ValueError("its counts a class differ from the card's")
+                if split == "train" and not counts.all():
+                    raise ValueError(f"class {counts.argmin()} has no train images")
+        return cls(card=card, **values)
 
 
-class _Counts(BaseModel):
-    kept: list[int]
+AGAIN = "prepare the dataset again"
 
 
-class _Card(BaseModel):
-    """What is read of card.json."""
-
-    name: str
-    label: str
-    num_classes: int
-    class_names: tuple[str, ...]
-    channels: int
-    image_size_px: int
-    mean: tuple[FiniteFloat, ...]
-    std: tuple[Annotated[FiniteFloat, Field(gt=0)], ...]
-    data_hash: str
-    counts: dict[Literal["train", "test"], _Counts]
-
-
-def _read_card(path: Path) -> tuple[dict[str, Any], _Card]:
-    """card.json as it is, and its checked values."""
-    try:
+def _read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """card.json as it is, and what a PreparedDataset has of it."""
+    with reading(path, "a data card", AGAIN):
         card = json.loads(path.read_text(encoding="utf-8"))
-        known = _Card.model_validate(card)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); prepare the dataset first"
-        ) from None
-    except ValidationError as error:
-        keys = ", ".join(".".join(map(str, e["loc"])) for e in error.errors()) or "all"
-        raise UserError(
-            f"{path}: is not a data card (missing or wrong: {keys}); prepare the dataset again"
-        ) from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path}: is not a data card; prepare the dataset again") from None
-    lengths = {"mean": known.channels, "std": known.channels, "class_names": known.num_classes}
-    for key, length in lengths.items():
-        if len(getattr(known, key)) != length:
-            raise UserError(f"{path}: {key} has not {length} values; prepare the dataset again")
-    return card, known
+        values = {key: str(card[key]) for key in ("name", "label", "data_hash")}
+        values |= {key: int(card[key]) for key in ("num_classes", "channels", "image_size_px")}
+        values |= {key: tuple(map(float, card[key])) for key in ("mean", "std")}
+        values["class_names"] = tuple(card["class_names"])
+        for key, of in [("mean", "channels"), ("std", "channels"), ("class_names", "num_classes")]:
+            if len(values[key]) != values[of]:
+                raise ValueError(f"{key} has not {values[of]} values")
+        if not np.isfinite(values["mean"]).all() or not all(0 < s < np.inf for s in values["std"]):
+            raise ValueError("mean or std is not a number that normalises")
+    return card, values
 
 
 def _open_array(path: Path, kind: type, shape: tuple[int, ...] | None) -> np.ndarray:
-    try:
+    with reading(path, "a prepared array", AGAIN):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); prepare the dataset again"
-        ) from None
-    except (ValueError, EOFError, OverflowError, BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: is cut off or not a .npy file ({reason}); prepare the dataset again"
-        ) from None
-    if not isinstance(array, np.ndarray) or array.dtype != kind or not array.flags.c_contiguous:
-        found = getattr(array, "dtype", "no single array")
-        raise UserError(
-            f"{path}: holds {found}, not {np.dtype(kind)} in C order; prepare the dataset again"
-        )
-    if array.ndim != 1 if shape is None else array.shape != shape:
-        raise UserError(
-            f"{path}: has the shape {array.shape}, not {shape or '(N,)'}; prepare the dataset again"
-        )
+        if array.dtype != kind or not array.flags.c_contiguous:
+            raise ValueError(f"it holds {array.dtype}, not {np.dtype(kind)} in C order")
+        if array.ndim != 1 if shape is None else array.shape != shape:
+            raise ValueError(f"its shape is {array.shape}, not {shape or '(N,)'}")
     return array
-
-
-def _check_labels(path: Path, labels: np.ndarray, expected: Any, num_classes: int) -> None:
-    if len(labels) == 0 or labels.min() < 0 or labels.max() >= num_classes:
-        raise UserError(
-            f"{path}: its labels do not lie in 0 to {num_classes - 1}; prepare the dataset again"
-        )
-    counts = np.bincount(labels, minlength=num_classes)
-    if counts.tolist() != expected:
-        raise UserError(
-            f"{path}: its counts a class differ from the card's; prepare the dataset again"
-        )

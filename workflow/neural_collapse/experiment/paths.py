@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DATASET, ARCHITECTURE, SEED = "{dataset}", "{architecture}", "{seed}"
-TABLES = ("measurements", "runs", "sweep", "activations")
-"""The tables that are collected of all runs: everything that a figure reads."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..data.recipe import DataRecipe
 from ..io.errors import UserError
-from ..io.files import write_text_atomically
+from ..io.files import reading, write_text_atomically
 from ..io.model import Model
 from ..networks.recipes import NetworkRecipe
 from ..training.recipe import CHANGES_NO_RESULT, SweepRecipe, TrainingRecipe
@@ -181,9 +181,5 @@ def parse_recipe(text: str, source: str) -> Recipe:
 
 def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe written by :func:`write_recipe`; raises UserError."""
-    try:
+    with reading(path, "a recipe written by this project"):
         return parse_recipe(Path(path).read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a recipe written by this project") from None

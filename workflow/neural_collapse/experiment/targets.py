@@ -10,8 +10,9 @@ from typing import Any
 from ..data.registry import dataset_entry, folder_suffix
 from ..figures import MOVING, NAMES
 from ..io.errors import UserError
+from ..results import TABLES
 from .config import Config, resolve_recipe
-from .paths import TABLES, Paths, run_job
+from .paths import Paths, run_job
 from .recipe import Recipe
 
 

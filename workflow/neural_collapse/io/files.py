@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +114,28 @@ def require_writable(*paths: str | Path) -> None:
             probe.unlink()
 
 
+@contextlib.contextmanager
+def reading(path: object, kind: str, remedy: str = "delete it and run again") -> Iterator[None]:
+    """Turn any failure to read `path` as a `kind` into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: does not exist, or is a link to a file that does not; {remedy}"
+        ) from None
+    except PermissionError as error:
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a corrupt file can make a decoder fail in any way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: is corrupt or not {kind} ({reason}); {remedy}") from None
+
+
 def write_text_atomically(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file that then becomes `path`."""
-    with atomic_path(path) as temporary:
-        write(temporary)
 
 
 def sha256_of(path: str | Path, block_bytes: int = 1 << 20) -> str:
@@ -148,7 +160,8 @@ def link_or_copy(source: str | Path, destination: str | Path) -> None:
     try:
         os.link(source, destination)
     except OSError:
-        write_atomically(destination, lambda file: shutil.copyfile(source, file))
+        with atomic_path(destination) as temporary:
+            shutil.copyfile(source, temporary)
 
 
 def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
@@ -174,12 +187,8 @@ def tree_digest(folder: str | Path) -> str:
 
 def read_json(path: str | Path, kind: str, of: type = dict) -> Any:
     """What a JSON file of this project holds, an object or a list; raises UserError."""
-    try:
+    with reading(path, kind):
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, of):
-        raise UserError(f"{path}: is truncated or no {kind}; delete it and run again")
+        if not isinstance(values, of):
+            raise ValueError(f"it holds no {of.__name__}")
     return values

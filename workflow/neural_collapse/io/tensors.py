@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .errors import UserError
-from .files import atomic_path
+from .files import atomic_path, reading
 
 CHECKSUM = "blake2b"  # of header and tensors, in the metadata of a file
 
@@ -85,17 +85,8 @@ def read_tensors(
     kind: what the file is called in messages. Raises UserError where it is missing, truncated or
     of another format.
     """
-    try:
+    with reading(path, f"a {kind}"):
         tensors, metadata = from_bytes(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such {kind}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: is truncated or no {kind} ({reason}); delete it and run again"
-        ) from None
     if metadata.pop("format", None) != file_format:
         raise UserError(f"{path}: is no {kind} of this version, {file_format!r}")
     return tensors, metadata

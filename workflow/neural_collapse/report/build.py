@@ -20,8 +20,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..figures.registry import FIGURES, caption
 from ..figures.specs import DEFAULT_LOOK, Look
-from ..io.errors import UserError
-from ..io.files import write_text_atomically
+from ..io.files import reading, write_text_atomically
 from ..io.text import duration_text
 from ..results import claims, paper, table1
 from ..results.layout import Layout
@@ -204,12 +203,10 @@ def _summary(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> lis
 
 
 def _figure(figure: ReportFigure, output: Path) -> dict[str, Any]:
-    try:
+    with reading(figure.image, "a PNG picture", "draw the figure again"):
         data = Path(figure.image).read_bytes()
-    except OSError as error:
-        raise UserError(f"{figure.image}: cannot be read: {error.strerror}") from None
-    if data[:8] != b"\x89PNG\r\n\x1a\n":
-        raise UserError(f"{figure.image}: is not a PNG picture; draw the figure again")
+        if data[:8] != b"\x89PNG\r\n\x1a\n":
+            raise ValueError("its first bytes are not a PNG file's")
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
     return {
         "name": figure.name,

@@ -16,11 +16,9 @@ from typing import Any
 import pandas as pd
 
 from ..io.files import read_json
+from . import TABLES
 from .run_facts import recipe_of
 from .tables import REFERENCE, RUN_KEY, read_table
-
-TABLES = ("measurements", "runs", "sweep", "activations")
-"""The tables of a set of reference results."""
 
 
 def read_tables(folder: Path) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def read_tables(folder: Path) -> dict[str, Any]:
 
     An export that is under way, or was interrupted, has written rows of others.
     """
-    listed = read_json(folder / "runs.json", "list of runs", list)
+    listed = read_json(folder / "runs.json", "a list of runs", list)
     tables = {}
     for name in TABLES:
         table = read_table(folder / "tables" / f"{name}.parquet", name)
@@ -51,10 +49,10 @@ def read_tables(folder: Path) -> dict[str, Any]:
 
 def read_runs(folder: str | Path) -> list[dict[str, Any]]:
     """What each run of a set said of itself, with its origin."""
-    runs = read_json(Path(folder) / "runs.json", "list of runs", list)
+    runs = read_json(Path(folder) / "runs.json", "a list of runs", list)
     return [run | {"origin": REFERENCE} for run in runs]
 
 
 def read_cards(folder: str | Path) -> list[dict[str, Any]]:
     """The data cards of a set."""
-    return read_json(Path(folder) / "cards.json", "list of data cards", list)
+    return read_json(Path(folder) / "cards.json", "a list of data cards", list)

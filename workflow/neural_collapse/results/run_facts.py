@@ -23,11 +23,11 @@ DECIDES_TRAINING = {"dataset", "architecture", "network", "data", "training"}
 
 def read_run(path: str | Path) -> dict[str, Any]:
     """What a run said of itself; raises UserError where a key that tables need is not right."""
-    from .tables import schema_of
+    from .tables import SCHEMAS
 
-    run = read_json(path, "run.json")
+    run = read_json(path, "a run.json")
     types = {"string": str, "int64": int, "float64": (int, float), "bool": bool}
-    for column in schema_of("runs").columns:
+    for column in SCHEMAS["runs"].columns:
         if column.name in ADDED_TO_RUNS:
             continue
         value = run.get(column.name)

@@ -8,7 +8,7 @@ one :class:`~neural_collapse.io.errors.UserError` sentence that names the file a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,16 +224,9 @@ SCHEMAS: dict[str, TableSchema] = {
 }
 
 
-def schema_of(name: str) -> TableSchema:
-    """The schema called `name`; KeyError is a programmer's mistake and names the known ones."""
-    if name not in SCHEMAS:
-        raise KeyError(f"unknown table {name!r}; known: {', '.join(SCHEMAS)}")
-    return SCHEMAS[name]
-
-
 def empty_table(name: str) -> pd.DataFrame:
     """A table of `name` without rows."""
-    schema = schema_of(name)
+    schema = SCHEMAS[name]
     return _to_frame(
         pa.table({c.name: pa.array([], _ARROW[c.type]) for c in schema.columns}), schema
     )
@@ -241,7 +234,7 @@ def empty_table(name: str) -> pd.DataFrame:
 
 def check_frame(frame: pd.DataFrame, name: str, where: str | Path = "table") -> pd.DataFrame:
     """`frame` with the columns of table `name` in order and in their types; raises UserError."""
-    schema = schema_of(name)
+    schema = SCHEMAS[name]
     return _to_frame(_to_arrow(frame, schema, where), schema)
 
 
@@ -250,7 +243,7 @@ def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
 
     The same rows in the same order give the same bytes.
     """
-    schema = schema_of(name)
+    schema = SCHEMAS[name]
     table = _to_arrow(frame, schema, path)
     table = table.replace_schema_metadata(
         {METADATA_NAME: schema.name.encode(), METADATA_VERSION: str(schema.version).encode()}
@@ -261,7 +254,7 @@ def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
 
 def read_table(path: str | Path, name: str) -> pd.DataFrame:
     """Read the table `name`; raises UserError where the file is not exactly that."""
-    schema = schema_of(name)
+    schema = SCHEMAS[name]
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: this {name} table does not exist; run the rule that makes it")
@@ -287,31 +280,12 @@ def read_table(path: str | Path, name: str) -> pd.DataFrame:
         raise UserError(
             f"{path}: is damaged or not a parquet file ({reason}); delete it and make it again"
         ) from None
-    missing = [c for c in schema.columns if c.name not in table.column_names]
-    for column in missing:
-        if column.default is None:
-            raise UserError(f"{path}: the column {column.name!r} is missing from this {name} table")
-        values = pa.array([column.default] * len(table), _ARROW[column.type])
-        table = table.append_column(column.name, values)
-    surplus = [c for c in table.column_names if c not in schema.names]
-    if surplus:
-        raise UserError(f"{path}: the column {surplus[0]!r} does not belong in a {name} table")
-    for column in schema.columns:
-        type_ = table.schema.field(column.name).type
-        if type_ != _ARROW[column.type]:
-            raise UserError(
-                f"{path}: the column {column.name!r} is of type {type_}, not {column.type}"
-            )
-        if not column.nullable and table.column(column.name).null_count:
-            raise UserError(f"{path}: the column {column.name!r} has missing values")
-    frame = _to_frame(table.select(schema.names), schema)
-    _check_values(frame, schema, path)
-    return frame
+    return check_frame(table.to_pandas(), name, path)
 
 
 def concat_tables(frames: Iterable[pd.DataFrame], name: str) -> pd.DataFrame:
     """All rows as one table in the order of its key; a row that comes twice is a UserError."""
-    schema = schema_of(name)
+    schema = SCHEMAS[name]
     parts = [check_frame(frame, name, f"{name} table") for frame in frames]
     parts = [part for part in parts if len(part)]
     if not parts:
@@ -418,11 +392,8 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
         doubled = frame.duplicated(list(schema.key))
         if doubled.any():
             row = frame[doubled].iloc[0]
-            raise UserError(f"{where}: two rows for {_describe(row, schema.key)}")
-
-
-def _describe(row: pd.Series, key: Sequence[str]) -> str:
-    return ", ".join(f"{name} {row[name]}" for name in key)
+            values = ", ".join(f"{name} {row[name]}" for name in schema.key)
+            raise UserError(f"{where}: two rows for {values}")
 
 
 def recipe_values(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _runs_frame(runs: Sequence[Path], recipes: Sequence[Path], curves, labels: d
     """The table `runs`: what each run said of itself, its titles, and its terminal phase."""
     import pandas as pd
 
-    from ...results.tables import OWN, RUN_KEY, schema_of, terminal_phase_epoch
+    from ...results.tables import OWN, RUN_KEY, SCHEMAS, terminal_phase_epoch
 
     cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
     rows = []
@@ -85,5 +85,5 @@ def _runs_frame(runs: Sequence[Path], recipes: Sequence[Path], curves, labels: d
             }
         )
     return pd.DataFrame(
-        [{"origin": OWN, **row} for row in rows], columns=schema_of("runs").names
+        [{"origin": OWN, **row} for row in rows], columns=SCHEMAS["runs"].names
     ).astype({"terminal_phase_epoch": "Int64"})

@@ -9,18 +9,15 @@ from typing import Any
 
 from ...io import versions
 from ...io.errors import UserError
-from ...io.files import deliver, require_writable
+from ...io.files import deliver, reading, require_writable
 from ...io.progress import Progress
 from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
 from .data import open_data
 
 
 def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    with reading(path, "a checkpoint"), open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def _measure_checkpoints(
