@@ -19,15 +19,13 @@ class NeuralCollapse(Metric):
     second pass and is absent: see `neural_collapse.CollapseMetric.second_pass`.
 
     Args:
-        num_classes, dim, scatter, ignore_index, pool: as in `neural_collapse.CollapseMetric`.
+        num_classes: C.
+        dim: d.
+        scatter: as in `CollapseMetric`; likewise:
+        ignore_index: as there.
+        pool: as there.
         classifier: the last layer, read by `compute`; without it NC3 is absent.
         kwargs: torchmetrics' own.
-
-    >>> classifier = nn.Linear(4, 2)
-    >>> metric = NeuralCollapse(num_classes=2, dim=4, classifier=classifier)
-    >>> metric.update(torch.randn(8, 4), torch.arange(8) % 2)
-    >>> sorted(metric.compute())[:2]
-    ['cdnv', 'hyperspherical_uniformity_classifier']
     """
 
     is_differentiable = False

@@ -14,6 +14,8 @@ from ..collapse.model import measure_model
 class NeuralCollapse(TrainerCallback):
     """Measures the model on the Trainer's train set after every epoch.
 
+    `trainer.add_callback(NeuralCollapse(log=trainer.log))` once the Trainer is made.
+
     Args:
         log: the Trainer's `log`, to pass the statistics on to its loggers as `collapse/...`.
         every: epochs between measurements.
@@ -22,9 +24,6 @@ class NeuralCollapse(TrainerCallback):
 
     Attributes:
         curve: `neural_collapse.CollapseCurve` of what has been measured.
-
-        trainer = Trainer(model, arguments, train_dataset=...)
-        trainer.add_callback(NeuralCollapse(log=trainer.log))
     """
 
     def __init__(
