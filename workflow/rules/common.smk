@@ -17,6 +17,7 @@ from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
 from neural_collapse.experiment.targets import Experiment
 from neural_collapse.figures import MOVING
 from neural_collapse.figures.specs import Look
+from neural_collapse.results import TABLES
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest
 from neural_collapse.io.yaml import read_yaml
