@@ -43,24 +43,7 @@ FOLDER = 'spaces, ünï-çødé 数据, it\'s "q" $HOME'
 CELL = {"dataset": "digits", "architecture": "densenet"}
 MODULE = "networks_of_a_careless_person"
 SOURCE = """
-import torch
-from torch import nn
-
-class Squashed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    def forward(self, x):
-        return self.body(x).softmax(1)
-
-class Frowning(nn.Module):
-    def forward(self, x):
-        raise ZeroDivisionError("no\\nimages")
-
 def raises(): raise RuntimeError("the weights are\\nnot there")
-def no_linear(): return nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
-def no_module(): return 7
-def few_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 """
 
 
@@ -152,12 +135,6 @@ class World:
         whole = (self / name).read_bytes()
         self.write(name, whole[: int(share * len(whole))])
 
-    def flip(self, name: str, place: float) -> None:
-        """One bit, at a share of the file's length."""
-        payload = bytearray((self / name).read_bytes())
-        payload[int(place * (len(payload) - 1))] ^= 4
-        self.write(name, bytes(payload))
-
     def folder_instead(self, name: str) -> None:
         self.remove(name)
         (self / name).mkdir()
@@ -192,28 +169,15 @@ class World:
         metadata = changed.schema.metadata or table.schema.metadata
         pq.write_table(changed.replace_schema_metadata(metadata), self / name)
 
-    def weights(self, change: Callable[[dict], None]) -> None:
-        path = self / "checkpoints/epoch-0002.safetensors"
-        tensors, metadata = read_tensors(path, "checkpoint", checkpoints.FORMAT)
-        change(tensors)
-        checkpoints.save_checkpoint(path, tensors, metadata)
-
-    def another_network(self, num_classes: int = 10, **changes) -> None:
-        network = recipe(network={**recipe().network.model_dump(), **changes}).network
-        built = build_network(network, channels=1, num_classes=num_classes, image_size_px=8, seed=0)
+    def another_network(self) -> None:
+        wider = recipe(network={**recipe().network.model_dump(), "growth": 8}).network
+        built = build_network(wider, channels=1, num_classes=10, image_size_px=8, seed=0)
         path = self / "checkpoints/epoch-0002.safetensors"
         checkpoints.save_checkpoint(path, built.state_dict(), {})
 
     def bomb(self) -> Any:
         """An object whose pickle leaves a file behind when it is loaded."""
         return _Bomb(str(self.executed))
-
-    def npz(self, **changes) -> None:
-        arrays = dict(np.load(self / "own.npz"))
-        for name, value in changes.items():
-            arrays[name] = value(arrays[name]) if callable(value) else value
-        arrays = {name: value for name, value in arrays.items() if value is not None}
-        np.savez(self / "own.npz", **arrays)
 
     def own_dataset(self, path: str, **more) -> list[str]:
         """Options of prepare-dataset for a user-defined dataset, which is downloaded first."""
@@ -222,10 +186,6 @@ class World:
         options = ["--dataset", "own", "--custom", custom]
         assert main(["download-dataset", *options, "--output-folder", raw]) == 0
         return [*options, "--raw-folder", raw, "--data-recipe", "{}"]
-
-    def pictures(self) -> list[str]:
-        """Options of download-dataset for a folder of images."""
-        return ["--custom", json.dumps({"label": "Own", "path": str(self / "pictures")})]
 
 
 class _Bomb:
@@ -325,10 +285,6 @@ def pickled(w: World) -> bytes:
     return pickle.dumps({"weight": w.bomb()})
 
 
-def set_column(name: str, values: Callable[[pa.Table], pa.Array]) -> Callable[[pa.Table], pa.Table]:
-    return lambda t: t.set_column(t.column_names.index(name), name, values(t))
-
-
 def change_moments(change: Callable[[dict], Any]) -> Callable[[World], None]:
     def spoil(w: World) -> None:
         tensors, metadata = read_tensors(w / MOMENTS, "moments file", moments.FORMAT)
@@ -402,24 +358,13 @@ JSON_CASES = [
     )
     for command, file, changes, says in [
         ("train-model", "recipe.json", {"training__optimizer": "adam"}, "training.optimizer"),
-        ("train-model", "recipe.json", {"network": None}, "network"),
-        ("train-model", "recipe.json", {"network": "x"}, "network"),
-        ("train-model", CARD, {"counts": None}, ""),
         ("train-model", CARD, {"counts": "many"}, ""),
-        ("train-model", CARD, {"num_classes": float("inf")}, ""),
-        ("train-model", CARD, {"num_classes": 12}, ""),
-        ("train-model", CARD, {"mean": [np.nan]}, ""),
-        ("train-model", CARD, {"std": [0.0]}, ""),
         ("train-model", CARD, {"image_size_px": 9}, IMAGES),
-        ("train-model", CARD, {"channels": 3, "mean": [0.1] * 3, "std": [1.0] * 3}, IMAGES),
         ("train-model", CARD, {"counts__train__kept": [21] + [20] * 9}, LABELS),
         ("collect-tables", "run.json", {"architecture": None}, ""),
-        ("collect-tables", "run.json", {"learning_rate": None}, ""),
         ("report", "run.json", {"seed": "three"}, ""),
         ("export-reference", "results/digits/densenet/seed-3/run.json", {"data_hash": None}, ""),
         ("prepare-dataset", "raw/source.json", {"dataset": "mnist"}, ""),
-        ("prepare-dataset", "raw/source.json", {"files": None}, ""),
-        ("prepare-dataset", "raw/source.json", {"folder": 7}, ""),
     ]
 ]
 
@@ -442,13 +387,8 @@ RECIPE_CASES = [
         ("select-learning-rate", "curve.parquet", {"dataset": "mnist_subset"}),
         ("select-learning-rate", "curve.parquet", {"training": {"epochs": 5}}),
         ("select-learning-rate", "curve.parquet", {"sweep": {"selection": "held_out_error"}}),
-        *(
-            ("train-model", function,
-             {"network": {"family": "custom", "function": f"{MODULE}:{function}"}})
-            for function in (
-                "raises", "no_linear", "no_module", "few_classes", "missing", "Frowning", "Squashed"
-            )
-        ),
+        ("train-model", "raises",
+         {"network": {"family": "custom", "function": f"{MODULE}:raises"}}),
         ("train-model", "no_such_module",
          {"network": {"family": "custom", "function": "no_such_module:f"}}),
     ]
@@ -458,57 +398,33 @@ RECIPE_CASES = [
 CONTENT_CASES = [
     Case(command, f"{says}: {name}", says, spoil)
     for command, says, name, spoil in [
-        *(
-            (command, LAST, name, spoil)
-            for command in ("extract-features", "measure-robustness")
-            for name, spoil in [
-                ("a wrong bit in the weights", lambda w: w.flip(CHECKPOINT, 0.8)),
-                ("a wider network", lambda w: w.another_network(growth=8)),
-                ("more classes", lambda w: w.another_network(num_classes=12)),
-                ("NaN", lambda w: w.weights(lambda t: t["classifier.bias"].fill_(torch.nan))),
-                ("half precision",
-                 lambda w: w.weights(lambda t: t.update({k: v.half() for k, v in t.items()}))),
-                ("moments", lambda w: shutil.copy(w / MOMENTS, w / CHECKPOINT)),
-            ]
-        ),
+        ("extract-features", LAST, "a wider network", World.another_network),
+        ("measure-robustness", LAST, "a wider network", World.another_network),
+        ("measure-robustness", LAST, "moments", lambda w: shutil.copy(w / MOMENTS, w / CHECKPOINT)),
         ("extract-features", "checkpoints", "a file", lambda w: w.file_instead("checkpoints")),
         ("extract-features", "epoch 2", "a digit that is no number",
          lambda w: os.rename(w / CHECKPOINT, w / "checkpoints/epoch-².safetensors")),
         ("train-model", LABELS, "objects",
          lambda w: np.save(w / LABELS, np.array([w.bomb()] * 3), allow_pickle=True)),
-        ("train-model", IMAGES, "floats", lambda w: w.array(IMAGES, lambda a: a / 255)),
-        ("train-model", LABELS, "a label of 10", lambda w: w.array(LABELS, lambda a: a + 1)),
         ("extract-features", LABELS, "no class 4",
          lambda w: w.array(LABELS, lambda a: np.where(a == 4, 5, a))),
         ("compute-statistics", LAST, "a checkpoint",
          lambda w: shutil.copy(w / CHECKPOINT, w / MOMENTS)),
-        ("compute-statistics", LAST, "no class means",
-         change_moments(lambda t: t.pop("train.class_means"))),
         ("compute-statistics", LAST, "no test set",
          change_moments(lambda t: [t.pop(k) for k in list(t) if k.startswith("test.")])),
         ("compute-statistics", LAST, "no raw features",
          change_moments(lambda t: [t.pop(k) for k in list(t) if k.startswith("extra.")])),
         ("compute-statistics", LAST, "raw features of another width",
          change_moments(lambda t: t.update({"extra.features": torch.ones(15, 2)}))),
-        ("compute-statistics", LAST, "NaN",
-         change_moments(lambda t: t["train.class_means"].fill_(torch.nan))),
         ("collect-tables", "statistics.parquet", "another table",
          lambda w: shutil.copy(w / "history.parquet", w / "statistics.parquet")),
-        ("collect-tables", "statistics.parquet", "missing values",
-         lambda w: w.table("statistics.parquet",
-                           set_column("epoch", lambda t: pa.nulls(len(t), pa.int64())))),
         ("collect-tables", "statistics.parquet", "every row twice",
          lambda w: w.table("statistics.parquet", lambda t: pa.concat_tables([t, t]))),
         ("select-learning-rate", "curve.parquet", "no rows",
          lambda w: w.table("curve.parquet", lambda t: t.slice(0, 0))),
         ("train-model", "curve.parquet", "no rows",
          lambda w: w.table("curve.parquet", lambda t: t.slice(0, 0))),
-        ("report", "tables/runs.parquet", "a column of another type",
-         lambda w: w.table("tables/runs.parquet",
-                           set_column("epochs", lambda t: t["epochs"].cast(pa.float64())))),
         ("compare-with-paper", "tables", "a file", lambda w: w.file_instead("tables")),
-        ("show", "tables/measurements.parquet", "truncated",
-         lambda w: w.cut("results/tables/measurements.parquet")),
         ("show", "recipe.json", "a list",
          lambda w: (w.remove("results/tables"), w.write(OWN_RECIPE, [1]))),
         ("show", "results: holds no", "nothing", lambda w: w.remove("results")),
@@ -519,25 +435,12 @@ CONTENT_CASES = [
         ("export-reference", "resources", "nothing", lambda w: w.remove("resources")),
         ("statistics", "class 3", "a class lacks", lambda w: w.array("own/labels.npy",
                                                                      lambda a: a.clip(0, 2))),
-        ("statistics", "features.npy", "narrower than the classifier",
-         lambda w: w.array("own/features.npy", lambda a: a[:, 1:])),
         ("download-dataset", "own.npz", "missing", lambda w: w.remove("own.npz")),
         ("download-dataset", "own.npz", "a folder", lambda w: w.folder_instead("own.npz")),
-        ("download-dataset", "pictures", "no test set",
-         lambda w: (w.remove("pictures/test"), w.pictures())[1]),
-        ("prepare-dataset", "own.npz", "no test labels",
-         lambda w: (w.npz(test_labels=None), w.own_dataset("own.npz"))[1]),
-        ("prepare-dataset", "own.npz", "truncated",
-         lambda w: (w.own_dataset("own.npz"), w.cut("own.npz"))[0]),
         ("prepare-dataset", "own.npz", "deleted",
          lambda w: (w.own_dataset("own.npz"), w.remove("own.npz"))[0]),
-        ("prepare-dataset", "pictures", "a class in test only",
-         lambda w: (w.own_dataset("pictures"), w.remove("pictures/train/b"))[0]),
         ("prepare-dataset", PICTURE, "text for an image",
          lambda w: (w.own_dataset("pictures"), w.write(PICTURE, "no image"))[0]),
-        ("prepare-dataset", PICTURE, "a dangling link",
-         lambda w: (w.own_dataset("pictures"), w.remove(PICTURE),
-                    (w / PICTURE).symlink_to(w / "gone"))[0]),
     ]
 ]  # fmt: skip
 
@@ -545,21 +448,15 @@ OPTION_CASES = [
     Case(command, f"the options {' '.join(given)[:60]}", says, options(*given))
     for command, says, given in [
         ("train-model", "--gpus", ("--gpus", "-1")),
-        ("train-model", "--gpus", ("--gpus", "all")),
         ("train-candidate", "--processes", ("--processes", "0")),
-        ("train-candidate", "--gpu-slots", ("--gpu-slots", "0")),
         ("train-candidate", "recipe.json", ("--learning-rate", "0.7")),
-        ("train-candidate", "recipe.json", ("--learning-rate", "nan")),
         ("train-candidate", "--learning-rate", ("--learning-rate", "fast")),
         ("train-model", "--seed", ("--seed", "1.5")),
-        ("compute-statistics", "--seed", ("--seed", "-1")),
         ("measure-robustness", "--seed", ("--seed", str(2**70))),
         ("train-model", "--device", ("--device", "tpu")),
         ("extract-features", "device: cuda", ("--device", "cuda")),
-        ("prepare-dataset", "--workers", ("--workers", "0")),
         ("prepare-dataset", "--data-recipe", ("--data-recipe", "{")),
         ("prepare-dataset", "--data-recipe", ("--data-recipe", "[" * 100_000)),
-        ("prepare-dataset", "--data-recipe", ("--data-recipe", "[1]")),
         ("prepare-dataset", "--data-recipe", ("--data-recipe", '{"colour": 1}')),
         ("prepare-dataset", "--custom", ("--custom", "[1]")),
         ("prepare-dataset", "examples_per_class", ("--data-recipe", '{"examples_per_class": 999}')),
@@ -573,7 +470,6 @@ OPTION_CASES = [
         ("plot", "gif", ("--output", "figure_2.gif")),
         ("plot", "--output", ("--figure", "2", "3")),
         ("plot", "--epoch-axis", ("--epoch-axis", "square")),
-        ("plot", "--labels", ("--labels", "[1]")),
         ("collect-tables", "--labels", ("--labels", '{"digits": 1}')),
         ("report", "--config-json", ("--config-json", "{}")),
         ("statistics", "own.txt", ("--output", "/nowhere/own.txt")),

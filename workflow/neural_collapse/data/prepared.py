@@ -48,9 +48,9 @@ class PreparedDataset:
         every byte.
         """
         folder = Path(folder)
-        card, values = _read_card(folder / CARD_FILE)
+        card, values, kept = _read_card(folder / CARD_FILE)
         classes, side = values["num_classes"], values["image_size_px"]
-        for split in ("train", "test"):
+        for split, expected in kept.items():
             path = folder / f"{split}_labels.npy"
             labels = _open_array(path, np.int64, None)
             shape = (len(labels), values["channels"], side, side)
@@ -60,7 +60,7 @@ class PreparedDataset:
                 if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
                     raise ValueError(f"they do not lie in 0 to {classes - 1}")
                 counts = np.bincount(labels, minlength=classes)
-                if counts.tolist() != card["counts"][split]["kept"]:
+                if counts.tolist() != expected:
                     raise ValueError("its counts a class differ from the card's")
                 if split == "train" and not counts.all():
                     raise ValueError(f"class {counts.argmin()} has no train images")
@@ -70,20 +70,21 @@ class PreparedDataset:
 AGAIN = "prepare the dataset again"
 
 
-def _read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """card.json as it is, and what a PreparedDataset has of it."""
+def _read_card(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, list[int]]]:
+    """card.json as it is, what a PreparedDataset has of it, and images a class of each split."""
     with reading(path, "a data card", AGAIN):
         card = json.loads(path.read_text(encoding="utf-8"))
         values = {key: str(card[key]) for key in ("name", "label", "data_hash")}
         values |= {key: int(card[key]) for key in ("num_classes", "channels", "image_size_px")}
         values |= {key: tuple(map(float, card[key])) for key in ("mean", "std")}
         values["class_names"] = tuple(card["class_names"])
+        kept = {split: list(card["counts"][split]["kept"]) for split in ("train", "test")}
         for key, of in [("mean", "channels"), ("std", "channels"), ("class_names", "num_classes")]:
             if len(values[key]) != values[of]:
                 raise ValueError(f"{key} has not {values[of]} values")
         if not np.isfinite(values["mean"]).all() or not all(0 < s < np.inf for s in values["std"]):
             raise ValueError("mean or std is not a number that normalises")
-    return card, values
+    return card, values, kept
 
 
 def _open_array(path: Path, kind: type, shape: tuple[int, ...] | None) -> np.ndarray:
