@@ -75,7 +75,10 @@ def test_family_alone_is_enough():
         ({"name": "ResNet18"}, "did you mean 'resnet18'?"),
         ({"name": "alexnet"}, "valid are vgg11, vgg13"),
         ({"name": ["vgg11"]}, "unknown network"),
-        ({"family": "resnets"}, "did you mean 'resnet'? valid are vgg, resnet, densenet, custom"),
+        (
+            {"family": "resnets"},
+            "did you mean 'resnet'? valid are vgg, resnet, densenet, mlp",
+        ),
         ({"family": ["resnet"]}, "unknown family"),
         ({"width": 3}, "neither 'name' nor 'family'"),
         ("resnet18", "write a mapping"),

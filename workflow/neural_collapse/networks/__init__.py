@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .build import NetworkDescription, build_network, describe
     from .network import Network
-    from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
+    from .recipes import (
+        CustomRecipe,
+        DenseNetRecipe,
+        MLPRecipe,
+        NetworkRecipe,
+        ResNetRecipe,
+        VGGRecipe,
+    )
     from .registry import NAMED, label, resolve_network
 
 __all__ = [
     "NAMED",
     "CustomRecipe",
     "DenseNetRecipe",
+    "MLPRecipe",
     "Network",
     "NetworkDescription",
     "NetworkRecipe",
@@ -31,7 +39,15 @@ __all__ = [
 _MODULE_OF = {
     **dict.fromkeys(("NAMED", "label", "resolve_network"), "registry"),
     **dict.fromkeys(
-        ("CustomRecipe", "DenseNetRecipe", "NetworkRecipe", "ResNetRecipe", "VGGRecipe"), "recipes"
+        (
+            "CustomRecipe",
+            "DenseNetRecipe",
+            "MLPRecipe",
+            "NetworkRecipe",
+            "ResNetRecipe",
+            "VGGRecipe",
+        ),
+        "recipes",
     ),
     "Network": "network",
     "NetworkDescription": "build",

@@ -10,9 +10,16 @@ import numpy as np
 import torch
 
 from ..io.errors import UserError
-from . import densenet, resnet, vgg
+from . import densenet, mlp, resnet, vgg
 from .network import Network
-from .recipes import CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
+from .recipes import (
+    CustomRecipe,
+    DenseNetRecipe,
+    MLPRecipe,
+    NetworkRecipe,
+    ResNetRecipe,
+    VGGRecipe,
+)
 from .registry import label
 from .user_defined import CustomNetwork, call_function
 
@@ -128,6 +135,8 @@ def _construct(
                     f"halves them; use fewer 'blocks' {remedy}"
                 )
             return densenet.DenseNet(recipe, channels, num_classes)
+        case MLPRecipe():
+            return mlp.MLP(recipe, channels * image_size_px**2, num_classes)
         case CustomRecipe():
             return _construct_custom(recipe, channels, num_classes, image_size_px)
     raise AssertionError(recipe)

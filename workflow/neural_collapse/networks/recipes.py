@@ -84,6 +84,24 @@ class DenseNetRecipe(_Recipe):
     stored: same numbers, up to 8 times less memory, 15 to 50 % slower."""
 
 
+class MLPRecipe(_Recipe):
+    """Multilayer perceptron on the image's pixels.
+
+    Hidden layers, each a linear layer, batch normalisation and an activation; then the classifier.
+    """
+
+    family: Literal["mlp"]
+    """Marks this as a multilayer perceptron."""
+    depth: Layers
+    """Number of hidden layers, the classifier not counted."""
+    width: Count
+    """Outputs of each hidden layer; also the dimension of the features."""
+    batch_norm: Flag = True
+    """Whether batch normalisation follows each hidden linear layer."""
+    activation: Literal["relu", "identity"] = "relu"
+    """What ends each hidden layer; with "identity" the network is linear in eval mode."""
+
+
 class CustomRecipe(_Recipe):
     """Any function that returns a network ending in a linear layer."""
 
@@ -105,7 +123,8 @@ class CustomRecipe(_Recipe):
 
 
 NetworkRecipe = Annotated[
-    VGGRecipe | ResNetRecipe | DenseNetRecipe | CustomRecipe, Field(discriminator="family")
+    VGGRecipe | ResNetRecipe | DenseNetRecipe | MLPRecipe | CustomRecipe,
+    Field(discriminator="family"),
 ]
 """One of the recipes, told apart by ``family``; for use as a type of a pydantic field."""
 
@@ -113,6 +132,7 @@ FAMILIES: dict[str, type[_Recipe]] = {
     "vgg": VGGRecipe,
     "resnet": ResNetRecipe,
     "densenet": DenseNetRecipe,
+    "mlp": MLPRecipe,
     "custom": CustomRecipe,
 }
 

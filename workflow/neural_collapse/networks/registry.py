@@ -11,7 +11,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..io.errors import UserError
-from .recipes import FAMILIES, CustomRecipe, DenseNetRecipe, NetworkRecipe, ResNetRecipe, VGGRecipe
+from .recipes import (
+    FAMILIES,
+    CustomRecipe,
+    DenseNetRecipe,
+    MLPRecipe,
+    NetworkRecipe,
+    ResNetRecipe,
+    VGGRecipe,
+)
 
 
 def _vgg(*convolutions: int) -> VGGRecipe:
@@ -56,7 +64,7 @@ NAMED: Mapping[str, NetworkRecipe] = MappingProxyType(
 """Published networks, each in its form for small images; ImageNet's form adds ``stem: imagenet``
 (ResNet, DenseNet) or ``pooled_size_px: 7`` (VGG)."""
 
-_DISPLAY = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet"}
+_DISPLAY = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "mlp": "MLP"}
 
 # Keys that fit a network to an image size or a machine: with another value it is still ResNet18.
 _FITTINGS = frozenset({"stem", "pooled_size_px", "memory_efficient"})
@@ -136,6 +144,12 @@ def label(recipe: NetworkRecipe) -> str:
                 rest += f" compression {recipe.compression:g}"
             if recipe.initial_width != DenseNetRecipe.model_fields["initial_width"].default:
                 rest += f" initial width {recipe.initial_width}"
+        case MLPRecipe():
+            counts, rest = (recipe.depth,), f"width {recipe.width}"
+            if not recipe.batch_norm:
+                rest += " without batch norm"
+            if recipe.activation != "relu":
+                rest += f" {recipe.activation}"
         case CustomRecipe():
             return recipe.function
     return f"{_DISPLAY[recipe.family]} ({','.join(map(str, counts))}) {rest}"
