@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from neural_collapse.data import decoding
 from neural_collapse.data.download import download_dataset
 from neural_collapse.data.image_files import ImageRef, decode_image
-from neural_collapse.data.pixels import average_pooled, channel_sums, mean_and_std
+from neural_collapse.data.pixels import average_pooled, channel_sums, mean_and_std, resized
 from neural_collapse.data.prepare import balanced_subset, prepare_dataset
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.data.recipe import DataRecipe
@@ -586,3 +586,47 @@ def test_real_fashion_mnist_has_its_mean_and_std(real_data, tmp_path):
     assert card["counts"]["train"] == {"published": [6000] * 10, "kept": [6000] * 10}
     data = PreparedDataset.open(tmp_path / "out")
     assert round(data.mean[0], 4) == 0.2860 and round(data.std[0], 4) == 0.3530
+
+
+# --------------------------------------------------------------------------- smaller images
+
+
+def test_smaller_images_are_those_of_torchvision(raw, tmp_path):
+    from PIL import Image
+    from torchvision.transforms import Resize
+
+    made, folder = raw("fashion_mnist")
+    card = prepare_dataset("fashion_mnist", folder, tmp_path / "out", DataRecipe(image_size_px=10))
+    data = PreparedDataset.open(tmp_path / "out")
+    resize = Resize((10, 10))
+    for split, (images, _) in (("train", made.train), ("test", made.test)):
+        expected = [np.asarray(resize(Image.fromarray(image[0]))) for image in images]
+        np.testing.assert_array_equal(getattr(data, f"{split}_images")[:, 0], expected)
+    assert card["image_size_px"] == 10 and card["published_image_size_px"] == 28
+    np.testing.assert_allclose(data.mean, np.mean(data.train_images) / 255, rtol=1e-12)
+
+
+def test_smaller_images_of_one_value_keep_it():
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1)
+    large = values.repeat(7, axis=2).repeat(7, axis=3)
+    np.testing.assert_array_equal(resized(large, 3), values.repeat(3, axis=2).repeat(3, axis=3))
+    assert resized(large, 7) is large and resized(large, None) is large
+
+
+def test_images_are_not_made_larger(raw, tmp_path):
+    _, folder = raw("mnist")
+    recipe = DataRecipe(image_size_px=29)
+    with pytest.raises(UserError, match=r"data\.image_size_px: is 29, but images have 28 x 28"):
+        prepare_dataset("mnist", folder, tmp_path / "out", recipe)
+    assert not (tmp_path / "out" / "card.json").exists()
+
+
+def test_image_files_are_made_smaller_like_arrays(folder_of_images, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    for name, size in (("whole", None), ("small", 4)):
+        recipe = DataRecipe(image_size_px=size)
+        prepare_dataset("mine", tmp_path / "raw", tmp_path / name, recipe, custom=custom)
+    whole, small = (np.load(tmp_path / n / "train_images.npy") for n in ("whole", "small"))
+    assert whole.shape[2:] == (16, 16)
+    np.testing.assert_array_equal(small, resized(whole, 4))

@@ -358,6 +358,7 @@ BAD_VALUES = [
     ({"recipe.measurement.activation_classes": [0, 1, 10]}, ["activation_classes", "0 to 9"]),
     ({"recipe.measurement.terminal_phase_accuracy": 99.9}, ["terminal_phase_accuracy", "99.9"]),
     ({"recipe.data.average_pooling": 3}, ["recipe.data.average_pooling", "1, 2 or 4"]),
+    ({"recipe.data.image_size_px": 9}, ["data.image_size_px", "9", "8 pixels a side", "lower it"]),
     ({"recipe.network": "resnet18"}, ["recipe.network", "keys and values"]),
     ({"recipe.network": {"name": "resnet19"}}, ["'resnet19'", "did you mean 'resnet18'"]),
     ({"recipe.network": {"family": "resnext"}}, ["'resnext'", "did you mean 'resnet'"]),

@@ -24,7 +24,7 @@ import numpy as np
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
 from .image_files import ImageRef, decode_image
-from .pixels import average_pooled, check_square, padded
+from .pixels import average_pooled, check_square, padded, resized
 
 FORMAT_VERSION = 1
 CHUNK_IMAGES = 64
@@ -38,10 +38,12 @@ class Decoding:
     crop_px: int | None
     average_pooling: int
     padding_pixels: int
+    image_size_px: int | None = None
 
     def __call__(self, ref: ImageRef) -> np.ndarray:
         image = decode_image(ref, self.resize_px, self.crop_px)
-        return padded(average_pooled(image, self.average_pooling), self.padding_pixels)
+        image = average_pooled(resized(image, self.image_size_px), self.average_pooling)
+        return padded(image, self.padding_pixels)
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,15 @@ def _run_all(chunks: dict[int, _Chunk], workers: int, done: Callable[[int], None
             pool.shutdown(cancel_futures=True)
 
 
+def _setting(decoding: Decoding) -> tuple:
+    """What decides the bytes; as before there was a size, where none is given."""
+    values = dataclasses.astuple(decoding)
+    return values if decoding.image_size_px is not None else values[:-1]
+
+
 def _fingerprint(splits: dict[str, list[ImageRef]], decoding: Decoding) -> str:
     """Of what a folder holds the decoded images."""
-    setting = (FORMAT_VERSION, CHUNK_IMAGES, dataclasses.astuple(decoding))
+    setting = (FORMAT_VERSION, CHUNK_IMAGES, _setting(decoding))
     digest = hashlib.sha256(repr(setting).encode())
     for refs in splits.values():
         for ref in refs:

@@ -9,6 +9,27 @@ import numpy as np
 from ..io.errors import UserError
 
 
+def resized(images: np.ndarray, side: int | None) -> np.ndarray:
+    """uint8 (..., H, W) made smaller to (..., side, side) by Pillow, bilinear and antialiased.
+
+    None leaves them alone.  Raises UserError where that would make them larger.
+    """
+    if side is None or images.shape[-2:] == (side, side):
+        return images
+    from PIL import Image
+
+    height, width = images.shape[-2:]
+    if side > min(height, width):
+        raise UserError(
+            f"data.image_size_px: is {side}, but images have {height} x {width} pixels; lower it"
+        )
+    planes = images.reshape(-1, height, width)
+    small = np.empty((len(planes), side, side), np.uint8)
+    for plane, place in zip(planes, small, strict=True):
+        place[:] = Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR)
+    return small.reshape(*images.shape[:-2], side, side)
+
+
 def average_pooled(images: np.ndarray, side: int) -> np.ndarray:
     """The mean of each `side` x `side` square, rounded half up; uint8 (..., H/side, W/side).
 

@@ -2,7 +2,8 @@
 
 The order of the steps is part of the definition:
 
-1. decode the published images; average squares of pixels where the recipe asks for it;
+1. decode the published images; make them smaller and average squares of pixels where the recipe
+   asks for it;
 2. channel mean and standard deviation of the *published* train images, before balancing and before
    padding, over all their pixels, in [0, 1], population form.  This gives MNIST the 0.1307 and
    0.3081 of the authors' notebook.  Where images are single files (ImageNet, a folder of images)
@@ -36,7 +37,14 @@ from .archives import AGAIN
 from .decoding import Decoding, decode_images
 from .image_files import ImageIndex, index_ilsvrc, index_image_folder
 from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
-from .pixels import average_pooled, channel_sums, check_square, mean_and_std, padded
+from .pixels import (
+    average_pooled,
+    channel_sums,
+    check_square,
+    mean_and_std,
+    padded,
+    resized,
+)
 from .recipe import DataRecipe
 from .registry import CustomDataset, DatasetEntry, dataset_entry
 
@@ -189,11 +197,14 @@ def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
 def _prepare_arrays(
     arrays: Arrays, kept: dict[str, np.ndarray], output: Path, recipe: DataRecipe
 ) -> _Prepared:
-    pooled = average_pooled(arrays.train_images, recipe.average_pooling)
+    def smaller(images: np.ndarray) -> np.ndarray:
+        return average_pooled(resized(images, recipe.image_size_px), recipe.average_pooling)
+
+    pooled = smaller(arrays.train_images)
     mean, std = _mean_and_std(pooled)
     _remove_card(output)
     _store(output / "train_images.npy", padded(pooled[kept["train"]], recipe.padding_pixels))
-    test = average_pooled(arrays.test_images[kept["test"]], recipe.average_pooling)
+    test = smaller(arrays.test_images[kept["test"]])
     _store(output / "test_images.npy", padded(test, recipe.padding_pixels))
     return _Prepared(output, mean, std, "published train images")
 
@@ -290,7 +301,13 @@ def prepare_dataset(
             _say_left_out(name, read)
             size = entry.image_size_px
             resize = IMAGENET_RESIZE_PX if name == "imagenet" else size
-            decoding = Decoding(resize, size, recipe.average_pooling, recipe.padding_pixels)
+            decoding = Decoding(
+                resize,
+                size,
+                recipe.average_pooling,
+                recipe.padding_pixels,
+                recipe.image_size_px,
+            )
             prepared = _prepare_files(read, kept, output, decoding, workers, report)
         for split, rows in kept.items():
             _store(output / f"{split}_labels.npy", published[split][rows])

@@ -413,6 +413,7 @@ def resolve_recipe(
         raise UserError(one_sentence(error, place, Recipe)) from None
     entry = dataset_entry(config.custom_datasets, dataset)
     try:
+        _require_pixels(recipe, entry.image_size_px)
         if entry.num_classes is not None:
             recipe.figure_1_classes(entry.num_classes)
         if dataset in DATASETS:
@@ -421,6 +422,16 @@ def resolve_recipe(
         raise UserError(f"{place}: {error}") from None
     _ = recipe.activation_epochs  # raises where one is not measured
     return recipe
+
+
+def _require_pixels(recipe: Recipe, published_px: int | None) -> None:
+    """Raise UserError where images are to be made larger than they are, if that is known."""
+    asked = recipe.data.image_size_px
+    if asked is not None and published_px is not None and asked > published_px:
+        raise UserError(
+            f"data.image_size_px: is {asked}, but the images of {recipe.dataset} have "
+            f"{published_px} pixels a side; lower it"
+        )
 
 
 def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:

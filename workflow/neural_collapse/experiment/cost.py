@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -148,7 +147,7 @@ def data_size(config: Config, recipe: Recipe) -> DataSize | None:
     entry, data = dataset_entry(config.custom_datasets, recipe.dataset), recipe.data
     if None in (entry.num_classes, entry.train_examples, entry.image_size_px, entry.channels):
         return _prepared_size(config, recipe)
-    side = math.ceil(entry.image_size_px / data.average_pooling) + 2 * data.padding_pixels
+    side = data.side_px(entry.image_size_px)
     train, test = (
         published if kept is None else min(published, kept * entry.num_classes)
         for published, kept in [

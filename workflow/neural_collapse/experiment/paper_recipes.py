@@ -25,7 +25,7 @@ def paper_recipes_json(config: Config) -> str:
             "network": label(recipe.network),
             "train_examples": (data.examples_per_class or 0) * entry.num_classes
             or entry.train_examples,
-            "image_size_px": entry.image_size_px // data.average_pooling + 2 * data.padding_pixels,
+            "image_size_px": data.side_px(entry.image_size_px),
             "recipe": recipe.model_dump(
                 mode="json", exclude={"resources", "dataset", "architecture"}
             ),

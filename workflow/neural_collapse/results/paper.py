@@ -70,7 +70,9 @@ class Protocol:
 
     def side_px(self, data: Mapping[str, int]) -> int:
         """Side of the images that a network sees, by the part `data` of a run's recipe."""
-        published = self.image_size_px - 2 * self.recipe["data"]["padding_pixels"]
+        published = data.get("image_size_px") or (
+            self.image_size_px - 2 * self.recipe["data"]["padding_pixels"]
+        )
         if not {"average_pooling", "padding_pixels"} <= data.keys():
             return self.image_size_px
         return published // data["average_pooling"] + 2 * data["padding_pixels"]
