@@ -135,7 +135,7 @@ def measurement_of(
 
     def measure() -> tuple[dict, dict]:
         batch_size = TrainingRecipe().evaluation_batch_size
-        train, test, _ = extract_splits(net, prepared, batch_size=batch_size, device=device)
+        train, test, *_ = extract_splits(net, prepared, batch_size=batch_size, device=device)
         return compute_statistics(train), compute_statistics(test)
 
     return measure

@@ -41,7 +41,7 @@ def finals(recipe: Recipe, images: PreparedDataset, seed: int, device: torch.dev
             state_root=states,
             evaluated_epochs=(0,),
         )
-    moments, test, _ = extract_splits(
+    moments, test, *_ = extract_splits(
         network, images, batch_size=recipe.training.evaluation_batch_size, device=device
     )
     values = compute_statistics(moments)

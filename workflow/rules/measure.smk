@@ -60,6 +60,7 @@ rule compute_statistics:
             "collapse/projection.py",
             "collapse/registry.py",
             "collapse/result.py",
+            "collapse/separation.py",
         ),
         done=PATHS.state(run_job(), "features"),
     message:

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from neural_collapse.collapse.features import (
+    Watched,
     extract,
     extract_splits,
     in_batches,
@@ -20,6 +21,7 @@ from neural_collapse.collapse.features import (
 )
 from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.io.errors import UserError
+from neural_collapse.networks import build_network, resolve_network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -95,9 +97,9 @@ def same(a, b):
 def test_splits_test_set_without_a_class_keeps_its_decisions(network, data):
     """Nearest class centres are the train set's, so NC4 needs no test image of every class."""
     images, labels = data
-    _, whole, _ = run_both(network, data, data)
+    whole = run_both(network, data, data).test
     present = labels != 1
-    _, test, _ = run_both(network, data, (images[present], labels[present]))
+    test = run_both(network, data, (images[present], labels[present])).test
     assert test.counts.tolist() == [whole.counts[0], 0, whole.counts[2]]
     for name, counts in test.decisions._asdict().items():
         expected = getattr(whole.decisions, name) * torch.tensor([1, 0, 1])
@@ -141,7 +143,7 @@ def test_both_splits_are_what_each_is_by_itself(network, data):
     of_train = images[:20], labels[:20]
     # Labels moved on, so that the nearest of the test set's own means is another class's.
     of_test = images[20:], (labels[20:] + 1) % 3
-    train, test, kept = run_both(network, of_train, of_test, keep_rows=[4])
+    train, test, kept, _ = run_both(network, of_train, of_test, keep_rows=[4])
     alone, rows = run(network, of_train, keep_rows=[4])
     assert same(train, alone) and np.array_equal(kept, rows)
     by_itself = partial(run, network, of_test, keep_rows=None)
@@ -338,3 +340,63 @@ def test_mistakes(network, data):
     mistake("37 of the 37 examples of the train split have NaN")
     network.features = lambda x: x.flatten(1)
     mistake(r"network.features gave shape \(10, 192\)")
+
+
+# ------------------------------------------------------------------------------- further layers
+
+
+def mlp():
+    recipe = resolve_network({"family": "mlp", "depth": 2, "width": 6})
+    net = build_network(recipe, channels=3, num_classes=3, image_size_px=8, seed=0)
+    net.train()
+    with torch.no_grad():  # running means and variances that differ from those of a batch
+        net(torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
+    return net
+
+
+@pytest.mark.parametrize("examples", [None, 18])
+def test_layers_have_the_moments_of_their_own_outputs(data, examples):
+    images, labels = (array[:36] for array in data)
+    net = mlp()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    layers = ["input", "hidden.0", "hidden.1"]
+    splits = run_both(
+        net,
+        (images, labels),
+        (images[::-1], labels[::-1]),
+        watched=Watched(tuple(layers), batch_norm_examples=examples),
+    )
+    assert list(splits.layers) == layers and net.training
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(module._forward_hooks for module in net.modules())
+    mean, std = (torch.tensor(v).double()[:, None, None] for v in (MEAN, STD))
+    for images_of, labels_of, place in ((images, labels, 0), (images[::-1], labels[::-1], 1)):
+        x = (torch.from_numpy(images_of.copy()).double() / 255 - mean) / std
+        found, net64 = [], mlp().double().train(examples is not None)
+        with torch.no_grad():
+            for batch in x.split(examples or 36):
+                h = [batch.flatten(1)]
+                for layer in net64.hidden:
+                    h.append(layer(h[-1]))
+                found.append(h)
+        for name, rows in zip(layers, map(torch.cat, zip(*found, strict=True)), strict=True):
+            means = torch.stack([rows[torch.from_numpy(labels_of == c)].mean(0) for c in range(3)])
+            moments = splits.layers[name][place]
+            torch.testing.assert_close(moments.class_means, means, rtol=1e-5, atol=1e-5)
+            assert moments.weight is None
+    torch.testing.assert_close(splits.train.class_means, splits.layers["hidden.1"][0].class_means)
+
+
+def test_layers_leave_the_features_moments_as_they_are(data):
+    net = mlp()
+    plain, more = (
+        run_both(net, data, data),
+        run_both(net, data, data, watched=Watched(("hidden.0",))),
+    )
+    assert same(plain.train, more.train) and same(plain.test, more.test)
+
+
+def test_batches_that_leave_one_image_are_refused(data):
+    with pytest.raises(UserError, match="batch_norm_examples: 36 leave a batch of one image"):
+        run_both(mlp(), data, data, watched=Watched(batch_norm_examples=36))

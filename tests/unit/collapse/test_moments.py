@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -500,3 +500,17 @@ def test_splits_of_two_networks_are_refused(tmp_path):
         save_moments(tmp_path / "m", train, other, {})
     with pytest.raises(ValueError, match="metadata"):
         save_moments(tmp_path / "m", train, None, {"epoch": 3})
+
+
+def test_file_keeps_further_layers_in_their_order(tmp_path):
+    train, test = stored()
+    bare = replace(train, weight=None, bias=None)
+    layers = {"hidden.10": (bare, bare), "hidden.2": (replace(test, weight=None, bias=None), bare)}
+    save_moments(tmp_path / "m", train, test, {"epoch": "1"}, layers=layers)
+    loaded = load_moments(tmp_path / "m")
+    assert list(loaded.layers) == list(layers) and loaded.metadata == {"epoch": "1"}
+    for name, pair in layers.items():
+        for moments, expected in zip(loaded.layers[name], pair, strict=True):
+            assert moments.weight is None
+            assert torch.equal(moments.scatter_projected, expected.scatter_projected)
+            assert all(map(torch.equal, moments.decisions, expected.decisions))

@@ -376,6 +376,7 @@ def test_all_means_equal():
         "nc3_self_duality",
         "within_between_trace_ratio",
         "cdnv",
+        "separation_fuzziness",
         "etf_error_means",
         "etf_error_product",
     }
@@ -450,6 +451,7 @@ def test_names():
     assert list(OF_MOMENTS)[9:] == [
         "within_between_trace_ratio",
         "cdnv",
+        "separation_fuzziness",
         "etf_error_means",
         "etf_error_classifier",
         "etf_error_product",

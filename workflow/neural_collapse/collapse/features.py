@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.images import CPU_BATCH, Normalisation
 from ..io.errors import UserError
 from ..networks.arithmetic import arithmetic
 from ..networks.folding import fold_batch_norms
+from ..networks.layers import LayerOutputs, Pool, layer_dimensions
 from .arrays import label_array
 from .measure import compute_moments
 from .moments import Moments
@@ -68,38 +71,47 @@ def extract(
     Raises:
         UserError: input that does not fit, NaN or infinite features, a full disk.
     """
-    labels = _checked(network, images, labels, mean, std, num_classes, split)
-    classifier, device = network.classifier, torch.device(device)
-    network.to(device)
-    # Each class's features lie together, as the moments read them.
-    places_N = np.empty(len(labels), dtype=np.int64)
-    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    # On a GPU events belong to a device's stream.
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    shape = (len(images), classifier.in_features)
-    with (
-        measurement_mode(network),
-        current,
-        _host_buffer(shape, memory_limit_bytes) as features_ND,
-    ):
-        normalise = Normalisation(mean, std, device)
-        _stream(fold_batch_norms(network), images, normalise, batch_size, features_ND, places_N)
-        moments = compute_moments(
-            features_ND,
-            labels,
-            num_classes,
-            classifier.weight,
-            classifier.bias,
-            rows_N=places_N,
-            train_means=train_means,
-            allow_empty=train_means is not None,  # NC4 of a test set needs the train means alone
-            split=split,
-            device=device if device.type == "cuda" else "cpu",  # mps has no float64
-        )
-        kept = None
-        if keep_rows is not None:
-            kept = np.array(features_ND[places_N[_row_index(keep_rows, images)]])
+    (moments,), kept = _extract(
+        network,
+        images,
+        labels,
+        mean,
+        std,
+        batch_size=batch_size,
+        device=device,
+        num_classes=num_classes,
+        train_means=None if train_means is None else [train_means],
+        keep_rows=keep_rows,
+        split=split,
+        memory_limit_bytes=memory_limit_bytes,
+    )
     return moments, kept
+
+
+class Splits(NamedTuple):
+    """Moments of the train and the test split, and the raw features of chosen train rows."""
+
+    train: Moments
+    test: Moments
+    kept: np.ndarray | None
+    layers: dict[str, tuple[Moments, Moments]]
+    """Train and test moments of further layers, by name; they have no classifier."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What else is measured in the same pass, and how."""
+
+    layers: tuple[str, ...] = ()
+    """Further layers, as `networks.layers.LayerOutputs` has them."""
+    pool: Pool = "mean"
+    """How their maps become rows."""
+    batch_norm_examples: int | None = None
+    """Batch normalisation uses the mean and variance of each batch of so many images, as in
+    training, instead of its running ones."""
+
+
+NOTHING_ELSE = Watched()
 
 
 def extract_splits(
@@ -109,15 +121,19 @@ def extract_splits(
     batch_size: int,
     device: str | torch.device,
     keep_rows: Sequence[int] | np.ndarray | None = None,
-) -> tuple[Moments, Moments, np.ndarray | None]:
-    """Moments of the train and the test split, and the raw features of chosen train rows.
+    watched: Watched = NOTHING_ELSE,
+) -> Splits:
+    """Moments of both splits, of the features and of further layers, each image passed once.
 
     The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
     what the raw features are: see `extract`.
     """
-
-    def of(split: str, images: np.ndarray, labels: np.ndarray, **more: Any):
-        return extract(
+    means, found = None, {}
+    for split, images, labels, rows in (
+        ("train", data.train_images, data.train_labels, keep_rows),
+        ("test", data.test_images, data.test_labels, None),
+    ):
+        found[split], kept = _extract(
             network,
             images,
             labels,
@@ -126,14 +142,115 @@ def extract_splits(
             batch_size=batch_size,
             device=device,
             num_classes=data.num_classes,
+            train_means=means,
+            keep_rows=rows,
             split=split,
-            **more,
+            watched=watched,
         )
+        if means is None:
+            means, of_train = [moments.class_means for moments in found[split]], kept
+    train, test = found["train"], found["test"]
+    layers = dict(zip(watched.layers, zip(train[1:], test[1:], strict=True), strict=True))
+    return Splits(train[0], test[0], of_train, layers)
 
-    train, kept = of("train", data.train_images, data.train_labels, keep_rows=keep_rows)
-    means = train.class_means
-    test, _ = of("test", data.test_images, data.test_labels, train_means=means)
-    return train, test, kept
+
+def _extract(
+    network: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int,
+    device: str | torch.device,
+    num_classes: int,
+    train_means: Sequence[Tensor | np.ndarray] | None,
+    keep_rows: Sequence[int] | np.ndarray | None,
+    split: str,
+    memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+    watched: Watched = NOTHING_ELSE,
+) -> tuple[list[Moments], np.ndarray | None]:
+    """See `extract`; moments of the features, then of each further layer, without a classifier."""
+    labels = _checked(network, images, labels, mean, std, num_classes, split)
+    _check_batches(len(labels), watched.batch_norm_examples, split)
+    classifier, device = network.classifier, torch.device(device)
+    network.to(device)
+    # Each class's features lie together, as the moments read them.
+    places_N = np.empty(len(labels), dtype=np.int64)
+    places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+    # On a GPU events belong to a device's stream.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with ExitStack() as held:
+        for context in (measurement_mode(network), current):
+            held.enter_context(context)
+        outputs, dimensions = held.enter_context(_outputs(network, watched, images.shape[1:]))
+        limit = memory_limit_bytes // len(dimensions)
+        shapes = [(len(images), dim) for dim in dimensions]
+        buffers = [held.enter_context(_host_buffer(shape, limit)) for shape in shapes]
+        normalise = Normalisation(mean, std, device)
+        fixed = watched.batch_norm_examples
+        _stream(outputs, images, normalise, batch_size, fixed, buffers, places_N)
+        last = [(classifier.weight, classifier.bias), *[(None, None)] * len(watched.layers)]
+        moments = [
+            compute_moments(
+                rows_ND,
+                labels,
+                num_classes,
+                *last[number],
+                rows_N=places_N,
+                train_means=None if train_means is None else train_means[number],
+                allow_empty=train_means is not None,  # NC4 of a test set needs train means alone
+                split=split,
+                device=device if device.type == "cuda" else "cpu",  # mps has no float64
+            )
+            for number, rows_ND in enumerate(buffers)
+        ]
+        kept = None
+        if keep_rows is not None:
+            kept = np.array(buffers[0][places_N[_row_index(keep_rows, images)]])
+    return moments, kept
+
+
+Outputs = Callable[[Tensor], list[Tensor]]
+"""Of images on the device: their features (B, d), then the outputs of further layers."""
+
+
+@contextmanager
+def _outputs(
+    network: nn.Module, watched: Watched, image_shape: Sequence[int]
+) -> Iterator[tuple[Outputs, list[int]]]:
+    """What is asked of a network in eval mode, and d of each output."""
+    dimension = network.classifier.in_features
+    if watched == NOTHING_ELSE:
+        folded = fold_batch_norms(network)
+        yield lambda x: [folded.features(x)], [dimension]
+        return
+    # Not folded, since a convolution's output would then be that of the norm after it.
+    dimensions = layer_dimensions(network, watched.layers, watched.pool, image_shape)
+    by_batch = watched.batch_norm_examples is not None
+    norms = [module for module in network.modules() if by_batch and isinstance(module, _BatchNorm)]
+    before = [norm.track_running_stats for norm in norms]
+    try:
+        for norm in norms:  # in training mode, but their running means and variances stay
+            norm.training, norm.track_running_stats = True, False
+        with LayerOutputs(network, watched.layers, watched.pool) as layers:
+
+            def outputs(x: Tensor) -> list[Tensor]:
+                features, rows = layers.features(x)
+                return [features, *rows]
+
+            yield outputs, [dimension, *dimensions]
+    finally:
+        for norm, track in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = False, track
+
+
+def _check_batches(examples: int, batch_norm_examples: int | None, split: str) -> None:
+    if batch_norm_examples is not None and examples % batch_norm_examples == 1:
+        raise UserError(
+            f"measurement.batch_norm_examples: {batch_norm_examples} leave a batch of one image of "
+            f"the {examples} of the {split} split, which has no variance; choose another number"
+        )
 
 
 @contextmanager
@@ -187,49 +304,63 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
 
 
 def _stream(
-    folded: nn.Module,
+    outputs: Outputs,
     images: np.ndarray,
     normalise: Normalisation,
     batch_size: int,
-    features_ND: np.ndarray,
+    fixed_batch: int | None,
+    buffers: Sequence[np.ndarray],
     places_N: np.ndarray,
 ) -> None:
-    """Fill features_ND (float32) with the images' features; places_N is the row of each."""
+    """Fill each of `buffers` (N, d), float32, with an output of the images.
+
+    fixed_batch: images a batch, where those decide the result; places_N: the row of each image.
+    """
     device = normalise.scale.device
     on_cuda = device.type == "cuda"
     if device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
     # On a GPU a batch's features are awaited only when the next batch is already under way.
-    pending: list[tuple[np.ndarray, Tensor, torch.cuda.Event]] = []
+    pending: list[tuple[np.ndarray, list[Tensor], torch.cuda.Event]] = []
+
+    def store(where: np.ndarray, outputs_BD: list[Tensor]) -> None:
+        for buffer, output_BD in zip(buffers, outputs_BD, strict=True):
+            buffer[where] = output_BD.numpy()
 
     def collect() -> None:
         while pending:
-            where, host_BD, arrived = pending.pop()
+            where, on_host, arrived = pending.pop()
             arrived.synchronize()
-            features_ND[where] = host_BD.numpy()
+            store(where, on_host)
 
     def run(start: int, stop: int) -> None:
         batch_BX = torch.from_numpy(np.array(images[start:stop]))
         if on_cuda:
             batch_BX = batch_BX.pin_memory().to(device, non_blocking=True)
-        batch_BD = folded.features(normalise(batch_BX.to(device)))
-        if batch_BD.shape != (stop - start, features_ND.shape[1]):
+        outputs_BD = outputs(normalise(batch_BX.to(device)))
+        if outputs_BD[0].shape != (stop - start, buffers[0].shape[1]):
             raise UserError(
-                f"network.features gave shape {tuple(batch_BD.shape)} for {stop - start} images; "
-                f"its classifier takes (B, {features_ND.shape[1]})."
+                f"network.features gave shape {tuple(outputs_BD[0].shape)} for {stop - start} "
+                f"images; its classifier takes (B, {buffers[0].shape[1]})."
             )
         if on_cuda:
-            host_BD = torch.empty(batch_BD.shape, dtype=torch.float32, pin_memory=True)
-            host_BD.copy_(batch_BD, non_blocking=True)
+            on_host = []
+            for output_BD in outputs_BD:
+                host_BD = torch.empty(output_BD.shape, dtype=torch.float32, pin_memory=True)
+                on_host.append(host_BD.copy_(output_BD, non_blocking=True))
             arrived = torch.cuda.Event()
             arrived.record()
             collect()
-            pending.append((places_N[start:stop], host_BD, arrived))
+            pending.append((places_N[start:stop], on_host, arrived))
         else:
-            features_ND[places_N[start:stop]] = batch_BD.cpu().numpy()
+            store(places_N[start:stop], [output_BD.cpu() for output_BD in outputs_BD])
 
     with torch.inference_mode():
-        in_batches(len(features_ND), batch_size, run)
+        if fixed_batch is None:
+            in_batches(len(images), batch_size, run)
+        else:
+            for start in range(0, len(images), fixed_batch):
+                run(start, min(start + fixed_batch, len(images)))
         collect()
 
 

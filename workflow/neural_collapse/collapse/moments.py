@@ -11,6 +11,7 @@ means hardly differ keeps its digits beside one in which they differ widely.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -126,16 +127,19 @@ class Moments:
 
 
 class StoredMoments(NamedTuple):
-    """What one file holds: `train, test, extra, metadata = load_moments(path)`."""
+    """What one file holds: `train, test, extra, metadata, layers = load_moments(path)`."""
 
     train: Moments
     test: Moments | None
     extra: dict[str, Tensor]
     """Whatever else was stored, by name."""
     metadata: dict[str, str]
+    layers: dict[str, tuple[Moments, Moments]]
+    """Train and test moments of further layers, by name and in the order of measuring."""
 
 
 _SHARED = ("weight", "bias")
+_LAYERS = "layers"
 
 
 def save_moments(
@@ -144,18 +148,22 @@ def save_moments(
     test: Moments | None,
     metadata: Mapping[str, str],
     extra: Mapping[str, Tensor] | None = None,
+    layers: Mapping[str, tuple[Moments, Moments]] | None = None,
 ) -> None:
     """Write both splits' moments as one safetensors file, atomically.
 
     Tensors are named `train.class_means`, `test.class_means`, ...; the last layer, which both
-    splits share, `weight` and `bias`; `extra.*` are those of `extra`. Equal content gives equal
-    bytes.
+    splits share, `weight` and `bias`; `extra.*` are those of `extra`; `layers.0.train.class_means`
+    those of the first of the further layers, whose names stand in the metadata. Equal content
+    gives equal bytes.
     """
     from ..io.tensors import write_tensors  # safetensors, which measuring does not need
 
     for key, value in metadata.items():
-        if not (isinstance(key, str) and isinstance(value, str)) or key == "format":
-            raise ValueError(f"metadata maps str to str, without the key 'format': {key!r}")
+        if not (isinstance(key, str) and isinstance(value, str)) or key in ("format", _LAYERS):
+            raise ValueError(
+                f"metadata maps str to str, without the keys 'format' and {_LAYERS!r}: {key!r}"
+            )
     if train.weight is None:
         raise ValueError("moments without a last layer are not stored")
     tensors = {name: getattr(train, name) for name in _SHARED}
@@ -166,6 +174,12 @@ def save_moments(
             raise ValueError("train and test moments come from different last layers")
         tensors |= {f"{split}.{name}": tensor for name, tensor in _named(moments).items()}
     tensors |= {f"extra.{name}": tensor for name, tensor in (extra or {}).items()}
+    if layers:
+        metadata = {**metadata, _LAYERS: json.dumps(list(layers))}
+        for number, pair in enumerate(layers.values()):
+            for split, moments in zip(("train", "test"), pair, strict=True):
+                prefix = f"layers.{number}.{split}."
+                tensors |= {prefix + name: tensor for name, tensor in _named(moments).items()}
     write_tensors(path, tensors, metadata, FORMAT)
 
 
@@ -182,6 +196,14 @@ def load_moments(path: str | Path) -> StoredMoments:
         train = _assemble(tensors, "train")
         has_test = any(name.startswith("test.") for name in tensors)
         test = _assemble(tensors, "test") if has_test else None
+        names = json.loads(metadata.pop(_LAYERS, "[]"))
+        layers = {
+            name: (
+                _assemble(tensors, f"layers.{number}.train", shared=False),
+                _assemble(tensors, f"layers.{number}.test", shared=False),
+            )
+            for number, name in enumerate(names)
+        }
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} holds NaN or infinite values")
@@ -195,7 +217,7 @@ def load_moments(path: str | Path) -> StoredMoments:
         for name, tensor in tensors.items()
         if name.startswith("extra.")
     }
-    return StoredMoments(train, test, extra, metadata)
+    return StoredMoments(train, test, extra, metadata, layers)
 
 
 def _named(moments: Moments) -> dict[str, Tensor]:
@@ -207,13 +229,14 @@ def _named(moments: Moments) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in own.items() if tensor is not None}
 
 
-def _assemble(tensors: dict[str, Tensor], split: str) -> Moments:
+def _assemble(tensors: dict[str, Tensor], split: str, shared: bool = True) -> Moments:
     prefix = f"{split}."
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     names = [name for name in own if name.startswith("decisions.")]
     counts = {name.removeprefix("decisions."): own.pop(name) for name in names}
     try:
         decisions = Decisions(**counts) if counts else None
-        return Moments(**own, **{n: tensors[n] for n in _SHARED}, decisions=decisions)
+        layer = {name: tensors[name] for name in _SHARED} if shared else {}
+        return Moments(**own, **layer, decisions=decisions)
     except TypeError as error:  # a field too few or too many
         raise ValueError(str(error).partition("() ")[2]) from None

@@ -32,6 +32,7 @@ _GALANTI = Source("Galanti, György and Hutter", 2022, "ICLR", "10.48550/arXiv.2
 _LIU = Source("Liu et al.", 2023, "ICLR", "10.48550/arXiv.2303.06484")
 _JIANG = Source("Jiang et al.", 2024, "ICML", "10.48550/arXiv.2310.05351")
 _XU = Source("Xu and Liu", 2023, "ICML", "10.48550/arXiv.2306.03440")
+_HE_SU = Source("He and Su", 2023, "PNAS 120 (36)", "10.1073/pnas.2221704120")
 _DEEPFOOL = Source("Moosavi-Dezfooli, Fawzi and Frossard", 2016, "CVPR", "10.1109/CVPR.2016.282")
 
 
@@ -188,6 +189,17 @@ _ENTRIES = (
         compute=lambda f, m: f.class_distance_normalized_variance(m.class_means, m.class_variances),
     ),
     Statistic(
+        "separation_fuzziness",
+        "Tr(SS_w SS_b^+), C times NC1 where classes are balanced (He 2023)",
+        r"D = \mathrm{Tr}(SS_w\, SS_b^{\dagger}),\ SS_w = \tfrac{1}{N} \sum_i (h_i -"
+        r" \mu_{c(i)})(h_i - \mu_{c(i)})^\top,\ SS_b = \sum_c \tfrac{n_c}{N} (\mu_c - \mu)"
+        r"(\mu_c - \mu)^\top",
+        "0",
+        _HE_SU,
+        needs=("class_means", "scatter_projected"),
+        compute=lambda f, m: f.separation_fuzziness(m.counts, m.class_means, m.scatter_projected),
+    ),
+    Statistic(
         "etf_error_means",
         "distance of M's normalised Gram matrix from a simplex ETF's (Zhu 2021)",
         _ETF + r"M^\top M",
@@ -289,6 +301,20 @@ _ENTRIES = (
         r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c \ne y_i]",
         "0",
         PAPER,
+    ),
+    Statistic(
+        "separation_rate",
+        "rho of the line log D_l = a + l log rho over the layers l that a recipe names (He 2023)",
+        r"\rho = \exp\big(\mathrm{Cov}_l(l, \log D_l) / \mathrm{Var}_l(l)\big)",
+        "below 1",
+        _HE_SU,
+    ),
+    Statistic(
+        "separation_linearity",
+        "Pearson's correlation of l and log D_l over those layers (He 2023)",
+        r"r = \mathrm{Corr}_l(l, \log D_l)",
+        "-1",
+        _HE_SU,
     ),
     Statistic(
         "robustness",

@@ -286,6 +286,42 @@ def trace_ratio(counts_C: Tensor, variances_C: Tensor, centred_CD: Tensor) -> fl
 
 
 @_of_arrays
+def separation_fuzziness(
+    counts_C: Tensor, class_means_CD: Tensor, scatter_projected_CC: Tensor
+) -> float:
+    """Separation fuzziness D = Tr(SS_w SS_b^+) (He and Su 2023), of a layer's outputs.
+
+    SS_w = (1/N) sum_i (h_i - mu_c(i)) (h_i - mu_c(i))^T and
+    SS_b = sum_c (n_c / N) (mu_c - mu) (mu_c - mu)^T, with mu the mean of all N examples. With as
+    many examples of every class it is C times NC1.
+
+    Args:
+        counts_C: examples a class, n_c.
+        class_means_CD: (C, d), mu_c.
+        scatter_projected_CC: (C, C), Q^T Sigma_W Q as `project_scatter` gives it.
+
+    The pseudo-inverse is at the rank of the means: that of fewer than C - 1 directions, in a layer
+    that has lost some, is no error.
+
+    >>> means = [[1.0, 0.0], [-1.0, 0.0]]
+    >>> scatter = project_scatter([[4.0, 0.0], [0.0, 9.0]], means)
+    >>> round(separation_fuzziness([5, 5], means, scatter), 12)
+    4.0
+    """
+    _need_two_classes(len(class_means_CD))
+    span = span_of_means(class_means_CD)
+    if span.rank == 0:
+        raise UndefinedStatistic("all class means coincide")
+    V, s = span.vectors_CK[:, : span.rank], span.singular_values[: span.rank]
+    # Both in the coordinates U^T h / s, in which the class means are the rows of V.
+    within_KK = V.T @ scatter_projected_CC.cpu() @ V / (s[:, None] * s)
+    shares_C = (counts_C / counts_C.sum()).cpu()
+    centred_CK = V - shares_C @ V
+    between_KK = centred_CK.T @ (shares_C[:, None] * centred_CK)
+    return float(torch.linalg.solve(between_KK, within_KK).trace())
+
+
+@_of_arrays
 def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tensor) -> float:
     """CDNV (Galanti, György and Hutter 2022): mean over c < c' of
     (v_c + v_c') / (2 |mu_c - mu_c'|^2), v_c the mean squared distance to mu_c.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -39,12 +39,35 @@ class MeasurementRecipe(Model):
     """Epochs whose raw features are kept for Figure 1: how many, or the epochs themselves."""
     activation_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
     """Raw features kept of each of those classes."""
+    layers: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Further layers whose outputs are measured in the same pass, in the order of the network: the
+    names of modules, such as `hidden.0`, and `input` for the images. Their statistics are in the
+    tables as `<statistic>@<layer>`."""
+    layer_pool: Literal["mean", "flatten"] = "mean"
+    """How a layer's maps become rows: their mean over the image, or all their numbers."""
+
+    batch_norm_examples: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
+    """Batch normalisation while measuring: null uses its running mean and variance, as at test
+    time; a number those of each batch of so many images, in the order of the prepared data, as in
+    training (He and Su's code measures so, by 100)."""
+
+    LATER: ClassVar = frozenset({"layers", "layer_pool", "batch_norm_examples"})
 
     @field_validator("epochs", "activation_epochs")
     @classmethod
     def _rising(cls, value: Any) -> Any:
         if isinstance(value, tuple) and (not value or list(value) != sorted(set(value))):
             raise ValueError("must be a number, or a list of epochs in rising order, each once")
+        return value
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if value.count(name) > 1:
+                raise ValueError(f"{name!r} stands twice")
+            if "@" in name:
+                raise ValueError(f"{name!r} cannot be a layer's name, since it holds an @")
         return value
 
     @field_validator("activation_classes")

@@ -81,7 +81,11 @@ _ORIGIN = Column(
 _MEASURED = (
     Column("epoch", "int64", "passes over the train set so far; 0 is before training"),
     Column("split", "string", "examples it was measured on", choices=(*SPLITS, "held_out")),
-    Column("statistic", "string", "what was measured; neural_collapse.collapse.registry"),
+    Column(
+        "statistic",
+        "string",
+        "what was measured; neural_collapse.collapse.registry; name@layer: of that layer's output",
+    ),
     Column("value", "float64", "the value; nan where it is not defined"),
 )
 _RATE = Column("learning_rate", "float64", "initial learning rate")

@@ -18,6 +18,15 @@ def open_data(recipe: Recipe, data_folder: Path):
 
     data = PreparedDataset.open(data_folder)
     recipe.figure_1_classes(data.num_classes)
+    if recipe.measurement.layers:
+        from ...networks.build import construct_without_weights
+        from ...networks.layers import layer_dimensions
+
+        size = {"channels": data.channels, "image_size_px": data.image_size_px}
+        network = construct_without_weights(recipe.network, num_classes=data.num_classes, **size)
+        shape = data.train_images.shape[1:]
+        measurement = recipe.measurement
+        layer_dimensions(network.eval(), measurement.layers, measurement.layer_pool, shape)
     asked, examples = recipe.robustness.images, len(data.test_labels)
     if asked > examples:
         raise UserError(

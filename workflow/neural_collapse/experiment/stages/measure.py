@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...io import versions
 from ...io.errors import UserError
@@ -13,6 +13,9 @@ from ...io.files import deliver, reading, require_writable
 from ...io.progress import Progress
 from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
 from .data import open_data
+
+if TYPE_CHECKING:
+    from ...collapse.moments import StoredMoments
 
 
 def _digest(path: Path) -> str:
@@ -103,7 +106,7 @@ def extract_features(
     import numpy as np
     import torch
 
-    from ...collapse.features import extract_splits
+    from ...collapse.features import Watched, extract_splits
     from ...collapse.moments import save_moments
     from ...training.checkpoints import checkpoint_name
 
@@ -118,20 +121,24 @@ def extract_features(
     ]
     rows = np.concatenate(of_each) if pictured else None
 
+    watched = Watched(measurement.layers, measurement.layer_pool, measurement.batch_norm_examples)
+
     def measure(network, where, epoch: int, target: Path) -> None:
         keep = rows if epoch in recipe.activation_epochs else None
-        train, test, raw = extract_splits(
+        splits = extract_splits(
             network,
             data,
             batch_size=recipe.training.evaluation_batch_size,
             device=where,
             keep_rows=keep,
+            watched=watched,
         )
         extra = {}
-        if raw is not None:
-            extra["features"] = torch.from_numpy(raw)
+        if splits.kept is not None:
+            extra["features"] = torch.from_numpy(splits.kept)
             extra["labels"] = torch.from_numpy(labels[rows])
-        save_moments(target, train, test, {"epoch": str(epoch)}, extra)
+        about = {"epoch": str(epoch)}
+        save_moments(target, splits.train, splits.test, about, extra, splits.layers)
 
     def hand_over(results: dict[int, Path]) -> None:
         deliver({checkpoint_name(epoch): path for epoch, path in results.items()}, output_folder)
@@ -235,6 +242,24 @@ def measure_robustness(
 ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
 
 
+def statistics_of(stored: StoredMoments) -> dict[str, dict[str, float]]:
+    """Every statistic of a checkpoint by split and name; a further layer's as name@layer, and the
+    law over those layers."""
+    from ...collapse.result import compute_statistics as of
+    from ...collapse.separation import LEAST_LAYERS, separation_law
+
+    found = {}
+    for number, split in enumerate(("train", "test")):
+        values = dict(of(stored[number]))
+        by_layer = {layer: of(pair[number]) for layer, pair in stored.layers.items()}
+        values |= {f"{n}@{layer}": v for layer, own in by_layer.items() for n, v in own.items()}
+        if len(by_layer) >= LEAST_LAYERS:
+            law = separation_law([own["separation_fuzziness"] for own in by_layer.values()])
+            values |= {"separation_rate": law.rate, "separation_linearity": law.linearity}
+        found[split] = values
+    return found
+
+
 def compute_statistics(
     recipe_path: Path, features_folder: Path, statistics: Path, activations: Path, *, seed: int
 ) -> None:
@@ -244,7 +269,6 @@ def compute_statistics(
 
     from ...collapse.moments import load_moments
     from ...collapse.projection import project_three_classes
-    from ...collapse.result import compute_statistics as of
     from ...results.tables import empty_table, write_table
     from ...training.checkpoints import checkpoint_name
 
@@ -257,11 +281,13 @@ def compute_statistics(
         again = "; delete the folder and extract the features again"
         if stored.test is None:
             raise UserError(f"{path}: holds no test set{again}")
-        for split, moments in [("train", stored.train), ("test", stored.test)]:
-            for statistic, value in of(moments).items():
-                rows.append(
-                    {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
-                )
+        if tuple(stored.layers) != recipe.measurement.layers:
+            raise UserError(f"{path}: holds other layers than the recipe names{again}")
+        for split, values in statistics_of(stored).items():
+            rows += [
+                {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
+                for statistic, value in values.items()
+            ]
         if epoch in recipe.activation_epochs:
             try:
                 classes = recipe.figure_1_classes(stored.train.num_classes)

@@ -1,0 +1,119 @@
+"""Outputs of a network's inner layers, taken while it computes its features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..io.errors import UserError
+
+INPUT = "input"
+"""Stands for the images themselves, among the layers' names."""
+Pool = Literal["mean", "flatten"]
+LISTED = 40
+"""Names in an error sentence."""
+
+
+def layer_names(network: nn.Module) -> list[str]:
+    """Names of the layers that can be measured, in the order in which the network holds them."""
+    modules = [name for name, _ in network.named_modules() if name not in ("", "classifier")]
+    return [INPUT, *modules]
+
+
+def check_layers(network: nn.Module, names: Sequence[str]) -> None:
+    """Raise UserError for a layer that the network does not have, naming those that it has."""
+    known = layer_names(network)
+    for name in names:
+        if name not in known:
+            outer = sorted(known, key=lambda known_name: known_name.count("."))[:LISTED]
+            listed = [known_name for known_name in known if known_name in outer]
+            more = len(known) - len(listed)
+            raise UserError(
+                f"measurement.layers: the network has no layer {name!r}; it has "
+                f"{', '.join(listed)}{f' and {more} more within these' if more else ''}"
+            )
+
+
+class LayerOutputs:
+    """The outputs of chosen layers during a forward pass, as rows; for use in a `with` statement.
+
+    Args:
+        network: its modules are watched meanwhile.
+        names: of modules, or :data:`INPUT`.
+        pool: how a map (B, d, H, W) becomes rows: its mean over the image, or all its numbers. The
+            images are always taken as all their numbers.
+
+    Raises:
+        UserError: a layer that the network does not have.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], pool: Pool = "mean"):
+        check_layers(network, names)
+        self.network, self.names, self.pool = network, tuple(names), pool
+        self._taken: dict[str, Tensor] = {}
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> LayerOutputs:
+        for name in self.names:
+            if name != INPUT:
+                module = self.network.get_submodule(name)
+                self._hooks.callback(module.register_forward_hook(self._hook(name)).remove)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._hooks.close()
+
+    def _hook(self, name: str):
+        def take(module: nn.Module, _: Any, output: Any) -> None:
+            if name in self._taken:
+                raise UserError(
+                    f"measurement.layers: the network uses the layer {name!r} more than once in a "
+                    "pass, so it has no single output; choose another"
+                )
+            if not isinstance(output, Tensor) or output.ndim not in (2, 4):
+                found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise UserError(
+                    f"measurement.layers: the layer {name!r} gives {found}, neither rows (B, d) "
+                    "nor maps (B, d, height, width); choose another"
+                )
+            # A copy, since a layer that works in place may follow.
+            self._taken[name] = self._rows(output).clone()
+
+        return take
+
+    def _rows(self, output: Tensor) -> Tensor:
+        if output.ndim == 4 and self.pool == "mean":
+            return output.mean((2, 3))
+        return output.flatten(1)
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Features of images (B, C, P, P), and (B, d) of each layer in the order of `names`."""
+        self._taken = {}
+        features = self.network.features(images)
+        unused = [name for name in self.names if name not in self._taken and name != INPUT]
+        if unused:
+            raise UserError(
+                f"measurement.layers: the network makes no use of the layer {unused[0]!r} as a "
+                "module when it computes its features; choose another"
+            )
+        taken = self._taken | {INPUT: images.flatten(1)}
+        self._taken = {}
+        return features, [taken[name] for name in self.names]
+
+
+@torch.inference_mode()
+def layer_dimensions(
+    network: nn.Module, names: Sequence[str], pool: Pool, image_shape: Sequence[int]
+) -> list[int]:
+    """d of each layer for images (C, P, P); raises UserError for one that cannot be measured.
+
+    The network is in eval mode, on any device, also the one without numbers.
+    """
+    device = next(network.parameters()).device
+    with LayerOutputs(network, names, pool) as outputs:
+        _, rows = outputs.features(torch.zeros(1, *image_shape, device=device))
+    return [row.shape[1] for row in rows]
