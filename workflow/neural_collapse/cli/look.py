@@ -81,6 +81,17 @@ def add_to(cli: Commands) -> None:
         ),
     )  # fmt: skip
     cli.add(
+        "watch", "an experiment while it runs, redrawn until it is done", "inspect.watch:watch",
+        option("--interval", type=at_least(1), default=2, metavar="SECONDS",
+               help="between two looks"),
+        one_of=(
+            option("results", type=Path, nargs="?", metavar="RESULTS",
+                   help="a folder such as results/paper"),
+            option("--config", type=Path, metavar="PATH",
+                   help="a config file; counts what was not begun, too"),
+        ),
+    )  # fmt: skip
+    cli.add(
         "show", "a training's curves as text: loss, error, NC1 to NC4", "inspect.curves:show",
         option("path", type=Path, metavar="PATH",
                help="a run's folder, an experiment's, or of tables"),

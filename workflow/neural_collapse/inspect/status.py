@@ -11,7 +11,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -28,6 +28,7 @@ SILENT_SECONDS = 900
 """A job on another machine that has said nothing for so long is taken for stopped."""
 
 _PROGRESS = re.compile(r"(?:epoch|checkpoint) +(\d+)/(\d+)\b.*")
+_GPU = re.compile(r"runs on (.+)")
 _LEFT = re.compile(r"(?:(\d+):)?(\d+):(\d\d) left")
 
 
@@ -43,6 +44,8 @@ class JobStatus:
     seconds_left: float | None = None
     seconds_whole: float | None = None
     """What the whole job takes at its pace so far."""
+    device: str = ""
+    """The GPUs of one that runs, as its log names them."""
 
 
 def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset()) -> JobStatus:
@@ -57,7 +60,8 @@ def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset
     holder = next((holder for holder in _holders(job) if _alive(*holder, job, now)), None)
     if holder:
         host = "" if holder[1] == socket.gethostname() else f" on {holder[1]}"
-        return JobStatus(job, "running", f"{note or 'starting'}{host}", *_pace(progress))
+        device = next((found[1] for line in reversed(lines) if (found := _GPU.search(line))), "")
+        return JobStatus(job, "running", f"{note or 'starting'}{host}", *_pace(progress), device)
     error = _error(lines)
     if error:
         return JobStatus(job, "failed", error)
@@ -194,7 +198,7 @@ def status_text(folder: Path, config: Config | None = None) -> str:
             if state == "failed":
                 lines.append(f"    log: {status.job.log}")
     if len(by_state["done"]) < len(statuses):
-        lines += ["", f"left: {_left(statuses)}"]
+        lines += ["", f"left: {left_text(statuses)}"]
     if leftovers:
         lines += ["", "resume states that no job can use any more; each line deletes one:"]
     for leftover in leftovers:
@@ -210,11 +214,14 @@ def _table(statuses: list[JobStatus]) -> list[str]:
     rows = [("dataset", "architecture", *STAGES.values())]
     for cell in dict.fromkeys(status.job.cell for status in statuses):
         own = [status for status in statuses if status.job.cell == cell]
-        rows.append((*cell, *(_summary([s for s in own if s.job.rule == rule]) for rule in STAGES)))
+        rows.append(
+            (*cell, *(stage_summary([s for s in own if s.job.rule == rule]) for rule in STAGES))
+        )
     return aligned(rows, left=3)
 
 
-def _summary(statuses: list[JobStatus]) -> str:
+def stage_summary(statuses: Sequence[JobStatus]) -> str:
+    """How far the jobs of one stage of a cell are."""
     if len(statuses) < 2:
         return statuses[0].state if statuses else "-"
     counts = Counter(status.state for status in statuses)
@@ -222,7 +229,8 @@ def _summary(statuses: list[JobStatus]) -> str:
     return ", ".join([f"{counts['done']}/{len(statuses)}", *others])
 
 
-def _left(statuses: list[JobStatus]) -> str:
+def left_text(statuses: list[JobStatus]) -> str:
+    """The time left, and how many jobs it does not count."""
     seconds, unknown = seconds_left(statuses)
     text = f"about {duration_text(seconds)} of one job after another" if seconds else "unknown"
     if unknown:

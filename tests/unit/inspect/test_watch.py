@@ -1,0 +1,113 @@
+"""`neural-collapse watch`: what it draws of the files, and that it ends when the jobs do."""
+
+import io
+import os
+import socket
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from neural_collapse.cli.main import main
+from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.recipe import write_recipe
+from neural_collapse.inspect import watch
+from neural_collapse.inspect.jobs import jobs_of
+
+LINE = "digits x vgg  seed 0  epoch  4/9  train loss 1.50e-03  train error 0.25 %  1:30 left\n"
+
+
+@pytest.fixture
+def config(tmp_path):
+    return check_config(
+        {
+            "experiment": "e",
+            "results_folder": str(tmp_path),
+            "datasets": ["digits"],
+            "architectures": ["vgg"],
+            "recipe": {"network": {"name": "vgg11"}, "sweep": {"learning_rate": 0.1}},
+        }
+    )
+
+
+@pytest.fixture
+def jobs(config):
+    recipe = resolve_recipe(config, "digits", "vgg")
+    write_recipe(recipe, Path(config.folder) / "digits" / "vgg" / "recipe.json")
+    return {job.rule: job for job in jobs_of(Path(config.folder), recipe, [0])}
+
+
+def text_of(picture):
+    console = Console(file=io.StringIO(), width=200)
+    console.print(picture)
+    return console.file.getvalue()
+
+
+def start(job, text):
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_text(text)
+    job.state.mkdir(parents=True)
+    (job.state / "abc.lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+
+
+def finish(job):
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    if job.output.suffix == ".parquet":
+        rows = {"epoch": [0, 9], "split": "train", "statistic": watch.NC1, "value": [3.0, 0.0125]}
+        pd.DataFrame(rows).to_parquet(job.output)
+    else:
+        job.output.write_text("{}")
+
+
+def test_draw_running_training_shows_its_line_of_progress(config, jobs):
+    start(jobs["train_model"], f"runs on GPU-5d5ba0d6-1111-2222\n{LINE}")
+    picture, unfinished = watch.draw(Path(config.folder), config)
+    text = text_of(picture)
+    row = next(line for line in text.splitlines() if line.startswith("digits"))
+    for value in ("vgg", "running", "epoch  4/9", "1:30", "1.50e-03", "0.25 %", "GPU-5d5ba0d6"):
+        assert value in row
+    assert unfinished and "0 of 4 jobs done; left:" in text
+
+
+def test_draw_failed_job_says_why(config, jobs):
+    job = jobs["train_model"]
+    job.log.parent.mkdir(parents=True)
+    job.log.write_text("error: the disk is full\n")
+    assert "failed: digits x vgg, training seed-0: the disk is full" in text_of(
+        watch.draw(Path(config.folder), config)[0]
+    )
+
+
+def test_draw_measured_run_shows_nc1_of_its_last_epoch(config, jobs):
+    for job in jobs.values():
+        finish(job)
+    picture, unfinished = watch.draw(Path(config.folder), config)
+    assert not unfinished and "1.25e-02" in text_of(picture)
+
+
+def test_watch_in_a_terminal_ends_with_the_last_job(config, jobs, monkeypatch):
+    start(jobs["train_model"], LINE)
+    waited = []
+
+    def wait(seconds):
+        waited.append(seconds)
+        finish(list(jobs.values())[len(waited) - 1])
+
+    screen = Console(file=io.StringIO(), force_terminal=True, width=200)
+    monkeypatch.setattr(watch.time, "sleep", wait)
+    monkeypatch.setattr(watch, "Console", lambda: screen)
+    watch.watch(Path(config.folder), None)
+    assert waited == [2, 2, 2, 2]
+    assert "4 of 4 jobs done" in screen.file.getvalue()
+
+
+def test_watch_without_a_terminal_draws_once(config, jobs, capsys):
+    start(jobs["train_model"], LINE)
+    assert main(["watch", str(config.folder)]) == 0
+    assert "running" in capsys.readouterr().out
+
+
+def test_watch_folder_that_does_not_exist_is_one_sentence(tmp_path, capsys):
+    assert main(["watch", str(tmp_path / "no")]) == 2
+    assert "there is no such folder of results" in capsys.readouterr().err
