@@ -53,7 +53,7 @@ rule compute_statistics:
         runtime=60,
     params:
         recipe=recipe_file,
-        depends_on=recipe_slice("measurement"),
+        depends_on=recipe_slice("measurement", "training"),
         code=code_hash(
             "collapse/statistics.py",
             "collapse/moments.py",

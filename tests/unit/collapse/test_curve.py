@@ -25,7 +25,7 @@ def curve(weight=True, epochs=(1, 10, 100)):
 def test_the_table_holds_every_value_of_both_splits():
     table = curve().to_frame()
     assert list(table.columns) == ["epoch", "split", "statistic", "value"]
-    assert table.groupby(["split", "epoch"]).size().tolist() == [20] * 6
+    assert table.groupby(["split", "epoch"]).size().tolist() == [23] * 6
     nc1 = table.query("statistic == 'nc1_within_class_variability' and split == 'train'")
     assert nc1["value"].is_monotonic_decreasing
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.spatial.distance import pdist
+from scipy.special import softmax
 
 import neural_collapse as nc
 from neural_collapse.collapse.measure import compute_moments, measure
@@ -19,6 +20,8 @@ from neural_collapse.collapse.registry import OF_MOMENTS
 from neural_collapse.collapse.result import UndefinedStatisticWarning, compute_statistics
 from neural_collapse.collapse.statistics import ReducedRankWarning
 from neural_collapse.io.errors import UserError
+from neural_collapse.training.losses import loss_of
+from neural_collapse.training.recipe import TrainingRecipe
 
 NC1 = "nc1_within_class_variability"
 
@@ -271,7 +274,10 @@ def test_scale_rotation_translation_and_class_order(seed, classes, extra, scale_
     moved_h = scale_h * (features @ Q) + shift
     moved_b = scale_w * scale_h * b - moved_W @ shift
     after = measure(moved_h, order[labels], moved_W[np.argsort(order)], moved_b[np.argsort(order)])
-    before["bias_collapse"] *= scale_w * scale_h  # the one with units
+    before["bias_collapse"] *= scale_w * scale_h  # those with units
+    before["nc0_sum_of_rows"] *= scale_w
+    scale = scale_w * scale_h  # of the logits, which probabilities depend on
+    before["expected_calibration_error"] = measure(features, labels, scale * W, scale * b).ece
     for name, value in before.items():
         # accuracies may differ by ties only, and random clouds have none
         assert_allclose(after[name], value, rtol=1e-7, atol=1e-11, err_msg=name)
@@ -422,8 +428,11 @@ def test_classifier_orthogonal_to_the_means():
 def test_one_class():
     features, labels, W, b = cloud(np.random.default_rng(9), 1, 4)
     names = undefined(features, labels, W, b)
-    defined = {"nc4_ncc_mismatch", "ncc_accuracy", "network_accuracy", "bias_collapse"}
-    assert names == set(OF_MOMENTS) - {"vci"} - defined - {"nc2_equinorm_classifier"}
+    defined = {
+        *("nc4_ncc_mismatch", "ncc_accuracy", "network_accuracy", "expected_calibration_error"),
+        *("bias_collapse", "nc0_sum_of_rows", "nc2_equinorm_classifier"),
+    }
+    assert names == set(OF_MOMENTS) - {"vci"} - defined
 
 
 def test_constant_features_within_classes():
@@ -456,12 +465,14 @@ def test_names():
         "etf_error_classifier",
         "etf_error_product",
         "bias_collapse",
+        "nc0_sum_of_rows",
         "gnc2_hyperspherical_uniformity_means",
         "gnc2_hyperspherical_uniformity_classifier",
         "gnc3_cosine_duality",
         "vci",
         "ncc_accuracy",
         "network_accuracy",
+        "expected_calibration_error",
     ]
     s = compute_statistics(compute_moments(*cloud_arguments()))
     assert list(s) == [name for name in OF_MOMENTS if name != "vci"] and all(
@@ -545,6 +556,55 @@ def test_close_means_keep_their_distances_digits():
     expected = np.mean((v[first] + v[second]) / (2 * distances**2))
     got = nc.functional.class_distance_normalized_variance(means, v)
     assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_the_calibration_error_is_that_of_its_definition():
+    rng = np.random.default_rng(22)
+    features, labels, W, b = cloud(rng, 5, 6, n=60)
+    found = measure(features, labels, W, b)
+    p = softmax(features @ W.T + b, axis=1)
+    confidence, right = p.max(1), p.argmax(1) == labels
+    error = 0.0
+    for k in range(15):
+        of_bin = (confidence > k / 15) & (confidence <= (k + 1) / 15)
+        if of_bin.any():
+            gap = abs(right[of_bin].mean() - confidence[of_bin].mean())
+            error += gap * of_bin.mean()
+    assert 0.01 < error < 0.99
+    assert_allclose(found["expected_calibration_error"], error, rtol=1e-10)
+    assert found.ece == found["expected_calibration_error"]
+    assert "weight" in measure(features, labels).absent["expected_calibration_error"]
+
+
+def test_certain_and_right_decisions_have_no_calibration_error():
+    found = measure([[1.0, 0], [0, 1]], [0, 1], 1000 * np.eye(2))
+    assert found.ece == 0
+    wrong = measure([[1.0, 0], [0, 1]], [1, 0], 1000 * np.eye(2))
+    assert wrong.ece == 1
+
+
+@pytest.mark.parametrize(("reduction", "share"), [("mean", 1 / 4), ("half_sum", 1 / 2)])
+def test_training_with_mse_has_the_minimum_of_the_parts(reduction, share):
+    """The factor between the weight decay of a training and the lambda of the formulas: the
+    trained last layer is the one that the least-squares formulas give."""
+    rng = np.random.default_rng(23)
+    features, labels, _, _ = cloud(rng, 4, 3, n=9)
+    training = TrainingRecipe(loss="mse", mse_reduction=reduction, weight_decay=0.1)
+    # Gradient of share * |W h + b - e|^2 averaged over examples, and of 0.1 / 2 (|W|^2 + |b|^2).
+    design = np.hstack([features, np.ones((36, 1))])
+    V = np.zeros((4, 4))
+    for _ in range(20_000):
+        errors = design @ V.T - np.eye(4)[labels]
+        V -= 0.02 * (2 * share * errors.T @ design / 36 + 0.1 * V)
+    loss = loss_of(training)(torch.tensor(design @ V.T), torch.tensor(labels)).item()
+    assert_allclose(loss, share * (errors**2).sum() / 36, rtol=1e-6)
+    moments = measure(features, labels, V[:, :3], V[:, 3], scatter="full").moments
+    parts = nc.functional.mse_decomposition(
+        moments.class_means, moments.scatter, V[:, :3], V[:, 3], training.mse_decay(4)
+    )
+    assert_allclose(parts.perpendicular, 0, atol=1e-12)
+    whole = loss + 0.05 * (V**2).sum()
+    assert_allclose(sum(parts), whole / share / 2, rtol=1e-10)
 
 
 @pytest.mark.parametrize("decay", [1e-4, 0.3])

@@ -121,6 +121,7 @@ def extract_splits(
     batch_size: int,
     device: str | torch.device,
     keep_rows: Sequence[int] | np.ndarray | None = None,
+    scatter: str = "projected",
     watched: Watched = NOTHING_ELSE,
 ) -> Splits:
     """Moments of both splits, of the features and of further layers, each image passed once.
@@ -145,6 +146,7 @@ def extract_splits(
             train_means=means,
             keep_rows=rows,
             split=split,
+            scatter=scatter,
             watched=watched,
         )
         if means is None:
@@ -168,6 +170,7 @@ def _extract(
     keep_rows: Sequence[int] | np.ndarray | None,
     split: str,
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
+    scatter: str = "projected",
     watched: Watched = NOTHING_ELSE,
 ) -> tuple[list[Moments], np.ndarray | None]:
     """See `extract`; moments of the features, then of each further layer, without a classifier."""
@@ -199,6 +202,7 @@ def _extract(
                 *last[number],
                 rows_N=places_N,
                 train_means=None if train_means is None else train_means[number],
+                scatter="projected" if number else scatter,
                 allow_empty=train_means is not None,  # NC4 of a test set needs train means alone
                 split=split,
                 device=device if device.type == "cuda" else "cpu",  # mps has no float64

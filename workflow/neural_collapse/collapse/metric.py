@@ -222,8 +222,17 @@ class CollapseMetric:
                 f"{int(counts_C.sum())}; both must see the same ones."
             )
         variances_C = self._squares[:-1].cpu() / counts_C.clamp(min=1)
+        calibration = None if second is None else second.calibration_B3
         whole = Moments(
-            counts_C.clone(), means_CD, variances_C, projected, scatter, weight, bias, decisions
+            counts_C.clone(),
+            means_CD,
+            variances_C,
+            projected,
+            scatter,
+            weight,
+            bias,
+            decisions,
+            None if calibration is None else calibration.cpu().clone(),
         )
         return whole if min_count is None else _frequent_classes(whole, min_count)
 

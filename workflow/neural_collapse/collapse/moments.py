@@ -25,6 +25,8 @@ from ..io.errors import UserError
 from .statistics import UndefinedStatistic, centred_class_means
 
 FORMAT = "neural_collapse.moments/2"
+CALIBRATION_BINS = 15
+"""Equal intervals of confidence, as Guo et al. (2017) have them."""
 
 
 class Decisions(NamedTuple):
@@ -59,6 +61,8 @@ class Moments:
         weight: (C, d), the last layer's rows w_c.
         bias: (C,), the last layer's bias; zeros where it has none.
         decisions: see `Decisions`; all zero without a weight, but for `ncc_correct`.
+        calibration: (15, 3), of the examples whose largest softmax probability p lies in
+            (k / 15, (k + 1) / 15]: how many, the sum of p, how many the network decides rightly.
     """
 
     counts: Tensor
@@ -69,6 +73,7 @@ class Moments:
     weight: Tensor | None = None
     bias: Tensor | None = None
     decisions: Decisions | None = None
+    calibration: Tensor | None = None
 
     def __post_init__(self) -> None:
         classes, dim = self.class_means.shape
@@ -80,6 +85,7 @@ class Moments:
             "scatter": (dim, dim),
             "weight": (classes, dim),
             "bias": (classes,),
+            "calibration": (CALIBRATION_BINS, 3),
         }
         for name, shape in expected.items():
             tensor = getattr(self, name)

@@ -33,6 +33,9 @@ _LIU = Source("Liu et al.", 2023, "ICLR", "10.48550/arXiv.2303.06484")
 _JIANG = Source("Jiang et al.", 2024, "ICML", "10.48550/arXiv.2310.05351")
 _XU = Source("Xu and Liu", 2023, "ICML", "10.48550/arXiv.2306.03440")
 _HE_SU = Source("He and Su", 2023, "PNAS 120 (36)", "10.1073/pnas.2221704120")
+_ZHAO = Source("Zhao et al.", 2026, "ICLR", "10.48550/arXiv.2602.16642")
+_HAN = Source("Han, Papyan and Donoho", 2022, "ICLR", "10.48550/arXiv.2106.02073")
+_GUO = Source("Guo et al.", 2017, "ICML", "10.48550/arXiv.1706.04599")
 _DEEPFOOL = Source("Moosavi-Dezfooli, Fawzi and Frossard", 2016, "CVPR", "10.1109/CVPR.2016.282")
 
 
@@ -235,6 +238,16 @@ _ENTRIES = (
         compute=lambda f, m: f.bias_collapse(m.weight, m.bias, m.class_means.mean(0)),
     ),
     Statistic(
+        "nc0_sum_of_rows",
+        "norm2 of the sum of the classifier's rows (Zhao 2026)",
+        r"\lVert W^\top \mathbf{1} \rVert_2",
+        "0",
+        _ZHAO,
+        alias="nc0",
+        needs=_WEIGHT,
+        compute=lambda f, m: f.sum_of_rows(m.weight),
+    ),
+    Statistic(
         "gnc2_hyperspherical_uniformity_means",
         "hyperspherical energy of the means (Liu 2023)",
         _ENERGY + _MEANS,
@@ -289,8 +302,49 @@ _ENTRIES = (
         compute=lambda f, m: m.share(lambda d: d.network_correct),
     ),
     Statistic(
+        "expected_calibration_error",
+        "mean over 15 bins of |accuracy - confidence| (0 to 1, Guo 2017)",
+        r"\sum_b \tfrac{n_b}{N} \lvert \mathrm{acc}_b - \mathrm{conf}_b \rvert,"
+        r"\ \mathrm{conf} = \max_c \mathrm{softmax}(W h + b)_c",
+        "0",
+        _GUO,
+        alias="ece",
+        needs=("calibration",),
+        compute=lambda f, m: f.expected_calibration_error(m.calibration),
+    ),
+    Statistic(
+        "nc0_predicted",
+        "NC0 as its value before training and weight decay alone predict it, for SGD",
+        r"\lVert s \rVert_2,\ v \leftarrow \beta v + \lambda s,\ s \leftarrow s - \eta v,"
+        r"\ s_0 = W_0^\top \mathbf{1}",
+        "0",
+        _ZHAO,
+    ),
+    Statistic(
+        "mse_nc1",
+        "part of the least MSE that variability within classes causes (Han 2022)",
+        r"\tfrac{1}{2} \mathrm{Tr}\, W_{LS} (\Sigma_W + \lambda I) W_{LS}^\top"
+        r" + \tfrac{\lambda}{2} \lVert b_{LS} \rVert^2",
+        "falls",
+        _HAN,
+    ),
+    Statistic(
+        "mse_nc23",
+        "part of the least MSE that the class means cause (Han 2022)",
+        r"\tfrac{1}{2C} \lVert W_{LS} [\mu_c] + b_{LS} \mathbf{1}^\top - I \rVert_F^2",
+        "falls",
+        _HAN,
+    ),
+    Statistic(
+        "mse_perpendicular",
+        "MSE that the least-squares classifier would save (Han 2022)",
+        r"\tfrac{1}{2} \mathrm{Tr}\, D A D^\top,\ D = [W, b] - [W_{LS}, b_{LS}]",
+        "0",
+        _HAN,
+    ),
+    Statistic(
         "loss",
-        "mean cross-entropy, every epoch",
+        "mean of the recipe's loss, by default cross-entropy, every epoch",
         r"\mathrm{Avg}_i\, -\log \mathrm{softmax}(W h_i + b)_{y_i}",
         "0",
         PAPER,

@@ -16,6 +16,7 @@ _WHY_ABSENT = {
     "weight": "the last layer's weight was not given",
     "scatter_projected": 'it needs scatter="full", or a second pass with scatter="projected"',
     "scatter": 'it needs scatter="full"',
+    "calibration": "it needs a second pass over the features with the last layer's weight",
     "decisions": "it needs a second pass over the features",
 }
 

@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 
-from .moments import Decisions
+from .moments import CALIBRATION_BINS, Decisions
 from .runs import Runs
 from .statistics import span_of_means
 
@@ -49,6 +49,8 @@ class SecondPass:
         self.basis_CD = span_of_means(means_CD).basis_CD.to(device) if basis else None
         self.scatter_CC = means_CD.new_zeros(classes, classes) if basis else None
         self.decided_4C = torch.zeros(4, classes + 1, dtype=torch.int64, device=device)
+        # Of each bin of confidence: examples, their confidence, those decided rightly.
+        self.calibration_B3 = None if weight is None else means_CD.new_zeros(CALIBRATION_BINS, 3)
         # Both decisions are by the largest of <row, h - origin> + constant: of the centres c the
         # nearest has the largest <c, h> - |c|^2 / 2, which is -|h - c|^2 / 2 but for |h|^2.
         # A class without examples has no centre to be near to.
@@ -106,8 +108,11 @@ class SecondPass:
                 ncc_B == network_B,
             ]
         )
-        if self.weight is None:
+        if self.calibration_B3 is None:
             found_4B[2:] = False
+        else:
+            counted_B = c_B < self.decided_4C.shape[1] - 1
+            _add_confidence(self.calibration_B3, scores_2CB[1], found_4B[2], counted_B)
         self.decided_4C.index_add_(1, c_B, found_4B.to(torch.int64))
         return decisions_2B
 
@@ -117,6 +122,8 @@ class SecondPass:
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"decided": self.decided_4C}
+        if self.calibration_B3 is not None:
+            state["calibration"] = self.calibration_B3
         return state | ({} if self.scatter_CC is None else {"scatter_projected": self.scatter_CC})
 
     def add(self, state: dict[str, Tensor]) -> None:
@@ -129,7 +136,21 @@ class SecondPass:
         other = copy.copy(self)
         other.decided_4C = self.decided_4C.clone()
         other.scatter_CC = None if self.scatter_CC is None else self.scatter_CC.clone()
+        if self.calibration_B3 is not None:
+            other.calibration_B3 = self.calibration_B3.clone()
         return other
+
+
+def _add_confidence(sums_K3: Tensor, logits_CB: Tensor, right_B: Tensor, counted_B: Tensor) -> None:
+    """Add a batch to the sums of K bins of confidence: examples, confidence, right decisions."""
+    bins = len(sums_K3)
+    largest_B = logits_CB.amax(0)
+    confidence_B = 1 / (logits_CB - largest_B).exp().sum(0)
+    bin_B = (confidence_B * bins).ceil().clamp(1, bins) - 1
+    # A product, not sums into places, whose order a GPU would not repeat.
+    of_bin_KB = (bin_B == torch.arange(bins, device=bin_B.device)[:, None]) & counted_B
+    values_B3 = torch.stack([torch.ones_like(confidence_B), confidence_B, right_B.double()], 1)
+    sums_K3 += of_bin_KB.double() @ values_B3
 
 
 def _rounding(rows_CD: Tensor, constants_C: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:

@@ -377,6 +377,34 @@ def bias_collapse(weight_CD: Tensor, bias_C: Tensor, global_mean_D: Tensor) -> f
 
 
 @_of_arrays
+def sum_of_rows(weight_CD: Tensor) -> float:
+    """NC0 (Zhao et al. 2026, arXiv:2602.16642): |W^T 1|_2, the norm of the sum of the classifier's
+    rows, in units of the weights, as their code has it; their theorem has its square over C.
+
+    >>> sum_of_rows([[1.0, 0.0], [2.0, 4.0]])
+    5.0
+    """
+    return float(weight_CD.sum(0).norm())
+
+
+@_of_arrays
+def expected_calibration_error(calibration_B3: Tensor) -> float:
+    """ECE (Guo et al. 2017, arXiv:1706.04599): sum over bins of confidence, weighted by their
+    examples, of |accuracy - mean confidence|; confidence is the largest softmax probability.
+
+    calibration_B3: of each bin examples, their summed confidence, and how many are right
+        (`Moments.calibration`: 15 equal bins).
+
+    >>> expected_calibration_error([[0.0, 0.0, 0.0], [10.0, 9.0, 8.0]])
+    0.1
+    """
+    examples, confidence, right = calibration_B3.unbind(1)
+    if not examples.any():
+        raise UndefinedStatistic("there are no examples")
+    return float((right - confidence).abs().sum() / examples.sum())
+
+
+@_of_arrays
 def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
     """GNC2 (Liu et al. 2023, arXiv:2303.06484): the hyperspherical energy of s = 0, a pair.
 
@@ -462,8 +490,9 @@ def mse_decomposition(
         class_means_CD: (C, d), mu_c, not centred.
         scatter_DD: (d, d), Sigma_W.
         weight_CD: (C, d); bias_C: (C,).
-        weight_decay: > 0, of the last layer. torch.nn.MSELoss averages over classes as well, so
-            that training with it and a decay w is this with C w.
+        weight_decay: > 0, of the last layer. torch.nn.MSELoss averages over classes as well and
+            has no 1/2: it is 2 / C times this error, so that training with it and a decay w, whose
+            gradient is w W, is this with C w / 2.
 
     Returns:
         `nc1` and `nc23`, which the least-squares classifier of these features leaves, by the

@@ -51,7 +51,11 @@ class MeasurementRecipe(Model):
     time; a number those of each batch of so many images, in the order of the prepared data, as in
     training (He and Su's code measures so, by 100)."""
 
-    LATER: ClassVar = frozenset({"layers", "layer_pool", "batch_norm_examples"})
+    scatter: Literal["projected", "full"] = "projected"
+    """What is kept of the within-class covariance: C x C numbers, enough for NC1, or all d x d, for
+    the variability collapse index (VCI) and the parts of `training.loss: mse`."""
+
+    LATER: ClassVar = frozenset({"layers", "layer_pool", "batch_norm_examples", "scatter"})
 
     @field_validator("epochs", "activation_epochs")
     @classmethod

@@ -126,6 +126,20 @@ class TrainingRecipe(Model):
         """As :func:`milestone_epochs` has them."""
         return milestone_epochs(self.epochs, self.learning_rate_milestones)
 
+    def steps(self, examples: int) -> int:
+        """Steps of an epoch over so many train examples."""
+        more = self.batch_size - 1 if self.keep_incomplete_batch else 0
+        return (examples + more) // self.batch_size
+
+    def mse_decay(self, num_classes: int) -> float:
+        """The lambda with which sum_i |z_i - e_y|^2 / (2 N) + lambda (|W|^2 + |b|^2) / 2 is the
+        objective of a training with `mse` and coupled decay, up to a factor.
+
+        With the mean over C classes, and so 2 / C times the error that the formula has, it is
+        C / 2 times the weight decay; with half the sum it is the weight decay.
+        """
+        return self.weight_decay * (num_classes / 2 if self.mse_reduction == "mean" else 1)
+
     def learning_rate_at(self, initial: float, epoch: int) -> float:
         """The learning rate during `epoch` (the first is 1) of a run that began with `initial`."""
         return learning_rate_at(initial, epoch, self.milestones, self.learning_rate_factor)

@@ -7,7 +7,6 @@ The order of an epoch comes from (seed, epoch) and the learning rate from the ep
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -153,9 +152,7 @@ class DeviceData:
         training = recipe.training
         examples, size = len(self.labels["train"]), training.batch_size
         self.batch_size = size
-        self.steps = (
-            math.ceil(examples / size) if training.keep_incomplete_batch else (examples // size)
-        )
+        self.steps = training.steps(examples)
         if self.steps == 0:
             raise UserError(
                 f"training.batch_size: {size} is more than the {examples} train examples of "

@@ -44,8 +44,9 @@ def collect_tables(
     curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
     measured = concat_files([*statistics, *robustness], "measurements")
     frame = _runs_frame(runs, recipes, curves, labels)
+    predicted = _predicted(runs, recipes, measured)
     tables = {
-        "measurements": [curves, measured],
+        "measurements": [curves, measured, predicted],
         "runs": [frame],
         "sweep": [concat_files(sweeps, "sweep")],
         "activations": [concat_files(activations, "activations")],
@@ -57,6 +58,29 @@ def collect_tables(
             known = shipped["dataset"].isin(labels) & shipped["architecture"].isin(labels)
             parts = [*parts, shipped[known]]
         write_table(concat_tables(parts, name), output_folder / f"{name}.parquet", name)
+
+
+def _predicted(runs: Sequence[Path], recipes: Sequence[Path], measured):
+    """NC0 of every measured epoch as the closed form has it, where there is one."""
+    import pandas as pd
+
+    from ...results.tables import RUN_KEY
+    from ...training.closed_form import sum_of_rows_factors
+
+    cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
+    found = measured[(measured["statistic"] == "nc0_sum_of_rows") & (measured["split"] == "train")]
+    frames = []
+    for run in map(read_run, runs):
+        key = [run[name] for name in RUN_KEY]
+        training = cells[run["dataset"], run["architecture"]].training
+        factors = sum_of_rows_factors(training, run["learning_rate"], run["train_examples"])
+        own = found[(found[RUN_KEY] == key).all(axis=1)]
+        start = own.loc[own["epoch"] == 0, "value"]
+        if factors is None or start.empty:
+            continue
+        values = [abs(factors[epoch]) * start.item() for epoch in own["epoch"]]
+        frames.append(own.assign(statistic="nc0_predicted", value=values))
+    return pd.concat(frames, ignore_index=True) if frames else found.iloc[:0]
 
 
 def _runs_frame(runs: Sequence[Path], recipes: Sequence[Path], curves, labels: dict[str, str]):

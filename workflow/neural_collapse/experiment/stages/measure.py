@@ -15,7 +15,7 @@ from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
 from .data import open_data
 
 if TYPE_CHECKING:
-    from ...collapse.moments import StoredMoments
+    from ...collapse.moments import Moments, StoredMoments
 
 
 def _digest(path: Path) -> str:
@@ -131,6 +131,7 @@ def extract_features(
             batch_size=recipe.training.evaluation_batch_size,
             device=where,
             keep_rows=keep,
+            scatter=measurement.scatter,
             watched=watched,
         )
         extra = {}
@@ -242,9 +243,31 @@ def measure_robustness(
 ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
 
 
-def statistics_of(stored: StoredMoments) -> dict[str, dict[str, float]]:
-    """Every statistic of a checkpoint by split and name; a further layer's as name@layer, and the
-    law over those layers."""
+def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
+    """The parts of the MSE, where the recipe trains with it and keeps what they need.
+
+    They add up to it for equal counts and coupled decay alone, and are left out otherwise.
+    """
+    from ...collapse.statistics import mse_decomposition
+
+    training = recipe.training
+    whole = training.loss == "mse" and training.optimizer.name in ("sgd", "adam")
+    balanced = bool((moments.counts == moments.counts[0]).all())
+    if not (whole and balanced and training.weight_decay) or moments.scatter is None:
+        return {}
+    parts = mse_decomposition(
+        moments.class_means,
+        moments.scatter,
+        moments.weight,
+        moments.bias,
+        training.mse_decay(moments.num_classes),
+    )
+    return {f"mse_{name}": value for name, value in parts._asdict().items()}
+
+
+def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, float]]:
+    """Every statistic of a checkpoint by split and name; a further layer's as name@layer, the law
+    over those layers, and the parts of the train split's MSE."""
     from ...collapse.result import compute_statistics as of
     from ...collapse.separation import LEAST_LAYERS, separation_law
 
@@ -257,6 +280,7 @@ def statistics_of(stored: StoredMoments) -> dict[str, dict[str, float]]:
             law = separation_law([own["separation_fuzziness"] for own in by_layer.values()])
             values |= {"separation_rate": law.rate, "separation_linearity": law.linearity}
         found[split] = values
+    found["train"] |= _mse_parts(recipe, stored.train)
     return found
 
 
@@ -283,7 +307,7 @@ def compute_statistics(
             raise UserError(f"{path}: holds no test set{again}")
         if tuple(stored.layers) != recipe.measurement.layers:
             raise UserError(f"{path}: holds other layers than the recipe names{again}")
-        for split, values in statistics_of(stored).items():
+        for split, values in statistics_of(recipe, stored).items():
             rows += [
                 {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
                 for statistic, value in values.items()
