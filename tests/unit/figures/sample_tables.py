@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from neural_collapse.collapse.projection import project_three_classes
+from neural_collapse.figures import plot
 from neural_collapse.results.tables import check_frame, empty_table, write_table
 
 LABELS = {
@@ -144,6 +146,13 @@ def write_experiment(root, experiment, datasets, architectures, last=6):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(content))
     return results
+
+
+def draw(name, tables_folder, output_base, formats=("png",), **options):
+    """A figure in these formats; the paths."""
+    paths = [Path(f"{output_base}.{suffix}") for suffix in formats]
+    plot(tables_folder, {name: paths}, **options)
+    return paths
 
 
 def cell_of(cell):

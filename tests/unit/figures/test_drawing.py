@@ -14,11 +14,11 @@ from docutils.core import publish_parts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from PIL import Image
-from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, make_tables
+from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, draw, make_tables
 
 from neural_collapse import figures
 from neural_collapse.cli.main import main
-from neural_collapse.figures import FIGURES, draw, style
+from neural_collapse.figures import FIGURES, style
 from neural_collapse.figures.specs import final_errors
 from neural_collapse.figures.style import short_number
 from neural_collapse.io.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from neural_collapse.cli.main import main
-from neural_collapse.figures import FIGURES, draw
+from neural_collapse.figures import FIGURES
 from neural_collapse.io.errors import UserError
 from neural_collapse.report import ReportFigure, build_report, report_figures
 from neural_collapse.results.claims import check_claims, write_claims
@@ -22,7 +22,7 @@ from neural_collapse.results.table1 import build_table_1, write_table_1
 from neural_collapse.results.tables import read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
-from sample_tables import make_tables
+from sample_tables import draw, make_tables
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/x.png onerror=alert(1)>"
 

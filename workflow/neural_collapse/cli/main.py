@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..io.errors import UserError
-from . import look, maintain, stages
+from . import look, stages
 from .parser import USER_ERROR, Commands, function_of
 
 NOT_PARAMETERS = {"command", "run", "log", "done_states"}
@@ -27,9 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     cli = Commands()
     look.add_to(cli)
-    maintain.add_reference_to(cli)
     stages.add_to(cli)
-    maintain.add_to(cli)
     return cli.finished()
 
 

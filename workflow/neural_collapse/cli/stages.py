@@ -192,6 +192,19 @@ def add_to(cli: Commands) -> None:
     _add_trainings(cli)
     _add_measurements(cli)
     _add_results(cli)
+    cli.group("reference results, and the config's pages")
+    cli.add(
+        "export-reference", "add an experiment's runs to the shipped results",
+        "experiment.export:export_reference",
+        path("results-folder", "of the experiment, such as results/paper"),
+        path("output-folder", "the set, such as results/reference/paper"),
+        path("resources-folder", "downloads", required=False, default=Path("resources")),
+    )  # fmt: skip
+    cli.add("config-schema", "print the config's JSON schema", "experiment.config:json_schema")
+    cli.add(
+        "config-page", "print the page of every config key",
+        "experiment.config_page:config_page",
+    )  # fmt: skip
 
 
 def _add_data(cli: Commands) -> None:

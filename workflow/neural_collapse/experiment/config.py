@@ -12,7 +12,9 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -87,7 +89,7 @@ def _partial(model: type[Model]) -> type[BaseModel]:
     # A key's own check runs where the key is given; what several keys must agree on is checked
     # in the resolved recipe.
     checks = {
-        name: field_validator(*check.info.fields, mode=check.info.mode)(_alone(check.func))
+        name: field_validator(*check.info.fields, mode=check.info.mode)(partial(check.func))
         for name, check in model.__pydantic_decorators__.field_validators.items()
         if "*" not in check.info.fields
     }
@@ -98,11 +100,6 @@ def _partial(model: type[Model]) -> type[BaseModel]:
         __validators__=checks,
         **fields,
     )
-
-
-def _alone(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A model's validator for another model."""
-    return lambda value: check(value)
 
 
 PartialRecipe = create_model(
@@ -229,12 +226,8 @@ class Config(Model):
     def cells(self) -> list[tuple[str, str]]:
         """Every (dataset, architecture) that runs: ImageNet's only where its folder is given, and
         none where only reference runs are shown."""
-        return [
-            (dataset, architecture)
-            for dataset in self.datasets
-            if self.shows_own and not self.missing(dataset)
-            for architecture in self.architectures
-        ]
+        datasets = [name for name in self.datasets if self.shows_own and not self.missing(name)]
+        return list(product(datasets, self.architectures))
 
     def missing(self, dataset: str) -> bool:
         """Whether this dataset's cells are left out, since its images cannot be downloaded."""
@@ -246,11 +239,7 @@ class Config(Model):
         return [
             index
             for index, override in enumerate(self.overrides)
-            if not any(
-                override.matches(dataset, architecture)
-                for dataset in self.datasets
-                for architecture in self.architectures
-            )
+            if not any(override.matches(*c) for c in product(self.datasets, self.architectures))
         ]
 
     @property
@@ -323,20 +312,7 @@ def check_config(values: Any, source: str = "config") -> Config:
         config = Config.model_validate(dict(values))
     except ValidationError as error:
         raise UserError(one_sentence(error, source, Config)) from None
-    known = {**DATASETS, **config.custom_datasets}
-    for kind, names, choices in [
-        ("dataset", config.datasets, known),
-        ("architecture", config.architectures, config.rows),
-    ]:
-        for name in names:
-            _check_name(name, choices, kind, f"{source}: {kind}s")
-    for index, override in enumerate(config.overrides):
-        for kind, names, choices in [
-            ("dataset", override.datasets or (), known),
-            ("architecture", override.architectures or (), config.rows),
-        ]:
-            for name in names:
-                _check_name(name, choices, kind, f"{source}: overrides.{index}.{kind}s")
+    _check_names(config, source)
     shadowed = set(config.custom_datasets) & set(DATASETS)
     if shadowed:
         raise UserError(
@@ -345,9 +321,8 @@ def check_config(values: Any, source: str = "config") -> Config:
         )
     for key in ("results_folder", "resources_folder"):
         _check_folder(Path(getattr(config, key)), f"{source}: {key}")
-    for dataset in config.datasets if config.shows_own else ():
-        for architecture in config.architectures:
-            resolve_recipe(config, dataset, architecture, source)
+    for cell in product(config.datasets, config.architectures) if config.shows_own else ():
+        resolve_recipe(config, *cell, source)
     return config
 
 
@@ -360,11 +335,19 @@ def _check_folder(folder: Path, source: str) -> None:
             return
 
 
-def _check_name(name: str, choices: Iterable[str], kind: str, source: str) -> None:
-    if name not in choices:
-        close = difflib.get_close_matches(name, choices, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
-        raise UserError(f"{source}: unknown {kind} {name!r}; {hint}")
+def _check_names(config: Config, source: str) -> None:
+    """Raise UserError for a dataset or architecture that does not exist."""
+    known = {"dataset": [*DATASETS, *config.custom_datasets], "architecture": list(config.rows)}
+    overrides = {f"overrides.{i}.": override for i, override in enumerate(config.overrides)}
+    for place, part in {"": config, **overrides}.items():
+        for kind, choices in known.items():
+            for name in getattr(part, f"{kind}s") or ():
+                if name not in choices:
+                    close = difflib.get_close_matches(name, choices, n=1)
+                    hint = (
+                        f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
+                    )
+                    raise UserError(f"{source}: {place}{kind}s: unknown {kind} {name!r}; {hint}")
 
 
 def load_config(path: str | Path) -> Config:

@@ -13,7 +13,6 @@ _HOMES = {
     "FIGURES": "registry",
     "FigureEntry": "registry",
     "caption": "registry",
-    "draw": "registry",
     "figure_1": "picture",
     **{f"figure_{number}": "grid" for number in range(2, 9)},
     "overview": "overview_figure",

@@ -196,19 +196,6 @@ def _caption_text(entry: FigureEntry, caption: str) -> str:
     return f"{{% raw %}}{text}{{% endraw %}}\n" if "{" in text else f"{text}\n"
 
 
-def draw(
-    name: str,
-    tables_folder: str | Path,
-    output_base: str | Path,
-    formats: Sequence[str] = STILL,
-    **options,
-) -> list[Path]:
-    """Draw the figure `name` into `<output_base>.<format>`; the written paths. See :func:`plot`."""
-    paths = [Path(f"{output_base}.{format}") for format in formats]
-    plot(tables_folder, {name: paths}, **options)
-    return paths
-
-
 def caption(
     name: str,
     tables_folder: str | Path,
