@@ -62,170 +62,155 @@ OWN, REFERENCE = ORIGINS = ("own", "reference")
 RUN_KEY = ["dataset", "architecture", "seed"]
 VERDICTS = ("holds", "does not", "cannot say")
 
+
+def _text(name: str, description: str, **more: Any) -> Column:
+    return Column(name, "string", description, **more)
+
+
+def _whole(name: str, description: str, **more: Any) -> Column:
+    return Column(name, "int64", description, **more)
+
+
+def _real(name: str, description: str) -> Column:
+    return Column(name, "float64", description)
+
+
+def _flag(name: str, description: str) -> Column:
+    return Column(name, "bool", description)
+
+
 _CELL = (
-    Column("dataset", "string", "name of the dataset: a column of the figures"),
-    Column("architecture", "string", "name of the architecture: a row of the figures"),
+    _text("dataset", "name of the dataset: a column of the figures"),
+    _text("architecture", "name of the architecture: a row of the figures"),
 )
 _LABELS = (
-    Column("dataset_label", "string", "how the dataset is titled"),
-    Column("architecture_label", "string", "how the architecture is titled"),
+    _text("dataset_label", "how the dataset is titled"),
+    _text("architecture_label", "how the architecture is titled"),
 )
-_SEED = Column("seed", "int64", "seed of the training")
-_ORIGIN = Column(
-    "origin",
-    "string",
-    "own: a run of this experiment; reference: one of results/reference",
-    choices=ORIGINS,
-    default=OWN,
+_SEED = _whole("seed", "seed of the training")
+_WHOSE = "own: a run of this experiment; reference: one of results/reference"
+_ORIGIN = _text("origin", _WHOSE, choices=ORIGINS, default=OWN)
+_STATISTIC = (
+    "what was measured; neural_collapse.collapse.registry; name@layer: of that layer's output"
 )
 _MEASURED = (
-    Column("epoch", "int64", "passes over the train set so far; 0 is before training"),
-    Column("split", "string", "examples it was measured on", choices=(*SPLITS, "held_out")),
-    Column(
-        "statistic",
-        "string",
-        "what was measured; neural_collapse.collapse.registry; name@layer: of that layer's output",
-    ),
-    Column("value", "float64", "the value; nan where it is not defined"),
+    _whole("epoch", "passes over the train set so far; 0 is before training"),
+    _text("split", "examples it was measured on", choices=(*SPLITS, "held_out")),
+    _text("statistic", _STATISTIC),
+    _real("value", "the value; nan where it is not defined"),
 )
-_RATE = Column("learning_rate", "float64", "initial learning rate")
-_DIVERGED = Column("diverged", "bool", "whether the training ended early in nan or inf")
-_CURVE_KEY = ("dataset", "architecture", "seed", "learning_rate", "epoch", "split", "statistic")
+_RATE = _real("learning_rate", "initial learning rate")
+_DIVERGED = _flag("diverged", "whether the training ended early in nan or inf")
+_MEASURED_KEY = ("epoch", "split", "statistic")
+_CURVE_KEY = (*RUN_KEY, "learning_rate", *_MEASURED_KEY)
 
-SCHEMAS: dict[str, TableSchema] = {
-    schema.name: schema
-    for schema in (
-        TableSchema(
-            "measurements",
-            1,
-            (*_CELL, _SEED, _ORIGIN, *_MEASURED),
-            ("origin", "dataset", "architecture", "seed", "epoch", "split", "statistic"),
+_SCHEMAS = (
+    TableSchema(
+        "measurements",
+        1,
+        (*_CELL, _SEED, _ORIGIN, *_MEASURED),
+        ("origin", *RUN_KEY, *_MEASURED_KEY),
+    ),
+    TableSchema("history", 1, (*_CELL, _SEED, _RATE, *_MEASURED, _DIVERGED), _CURVE_KEY),
+    TableSchema(
+        "sweep",
+        1,
+        (
+            *(*_CELL, _SEED, _ORIGIN, _RATE, *_MEASURED, _DIVERGED),
+            _flag("selected", "whether this learning rate was chosen"),
         ),
-        TableSchema("history", 1, (*_CELL, _SEED, _RATE, *_MEASURED, _DIVERGED), _CURVE_KEY),
-        TableSchema(
-            "sweep",
-            1,
-            (
-                *_CELL,
-                _SEED,
-                _ORIGIN,
-                _RATE,
-                *_MEASURED,
-                _DIVERGED,
-                Column("selected", "bool", "whether this learning rate was chosen"),
+        ("origin", *_CURVE_KEY),
+    ),
+    TableSchema(
+        "runs",
+        1,
+        (
+            *(*_CELL, _SEED, _ORIGIN, *_LABELS),
+            _text("network", "the network's name, e.g. ResNet18"),
+            _RATE,
+            _text(
+                "learning_rate_origin",
+                "how the learning rate was found",
+                choices=("sweep", "pinned"),
             ),
-            ("origin", *_CURVE_KEY),
-        ),
-        TableSchema(
-            "runs",
-            1,
-            (
-                *_CELL,
-                _SEED,
-                _ORIGIN,
-                *_LABELS,
-                Column("network", "string", "the network's name, e.g. ResNet18"),
-                _RATE,
-                Column(
-                    "learning_rate_origin",
-                    "string",
-                    "how the learning rate was found",
-                    choices=("sweep", "pinned"),
-                ),
-                Column("epochs", "int64", "epochs that the recipe asks for"),
-                Column(
-                    "terminal_phase_accuracy",
-                    "float64",
-                    "train accuracy (0 to 1) at which the terminal phase of training starts",
-                ),
-                Column(
-                    "terminal_phase_epoch",
-                    "int64",
-                    "first epoch with that train accuracy; missing where none reached it",
-                    nullable=True,
-                ),
-                _DIVERGED,
-                Column("num_classes", "int64", "classes"),
-                Column("train_examples", "int64", "images trained on"),
-                Column("test_examples", "int64", "images tested on"),
-                Column(
-                    "recipe",
-                    "string",
-                    "what it was trained and measured with, as JSON",
-                    default="{}",
-                ),
+            _whole("epochs", "epochs that the recipe asks for"),
+            _real(
+                "terminal_phase_accuracy",
+                "train accuracy (0 to 1) at which the terminal phase of training starts",
             ),
-            ("origin", "dataset", "architecture", "seed"),
-        ),
-        TableSchema(
-            "activations",
-            1,
-            (
-                *_CELL,
-                _SEED,
-                _ORIGIN,
-                Column("epoch", "int64", "epoch of the checkpoint"),
-                Column(
-                    "kind",
-                    "string",
-                    "what the point is",
-                    choices=("feature", "class_mean", "classifier", "etf_vertex"),
-                ),
-                Column("class_index", "int64", "class of the point, from 0"),
-                Column("x", "float64", "first coordinate; class means have unit norm on average"),
-                Column("y", "float64", "second coordinate"),
-                Column("z", "float64", "third coordinate"),
+            _whole(
+                "terminal_phase_epoch",
+                "first epoch with that train accuracy; missing where none reached it",
+                nullable=True,
             ),
+            _DIVERGED,
+            _whole("num_classes", "classes"),
+            _whole("train_examples", "images trained on"),
+            _whole("test_examples", "images tested on"),
+            _text("recipe", "what it was trained and measured with, as JSON", default="{}"),
         ),
-        TableSchema(
-            "claims",
-            2,
-            (
-                *_CELL,
-                _ORIGIN,
-                *_LABELS,
-                Column("phenomenon", "string", "which of the paper's findings"),
-                Column("statistic", "string", "the statistic whose values these are, or 1 - error"),
-                Column("split", "string", "examples it was measured on", choices=SPLITS),
-                Column("seeds", "int64", "trainings whose mean the values are"),
-                Column("epoch_at_start", "string", "epoch taken as start of the terminal phase"),
-                Column("epoch_at_end", "string", "last measured epoch"),
-                Column("at_epoch_0", "float64", "value before training"),
-                Column("at_start", "float64", "value at the start of the terminal phase"),
-                Column("at_end", "float64", "value at the last epoch"),
-                Column("change", "float64", "at_end - at_start"),
-                Column("noise", "float64", "how large a change may be by chance"),
-                Column("holds", "string", "the verdict", choices=VERDICTS),
-                Column("criterion", "string", "when the claim holds, in words"),
-                Column(
-                    "reason", "string", "the numbers put into the criterion, or what is missing"
-                ),
-                Column("paper", "string", "what the paper found, where a number is known"),
+        ("origin", *RUN_KEY),
+    ),
+    TableSchema(
+        "activations",
+        1,
+        (
+            *(*_CELL, _SEED, _ORIGIN),
+            _whole("epoch", "epoch of the checkpoint"),
+            _text(
+                "kind",
+                "what the point is",
+                choices=("feature", "class_mean", "classifier", "etf_vertex"),
             ),
-            ("origin", "dataset", "architecture", "phenomenon", "statistic"),
+            _whole("class_index", "class of the point, from 0"),
+            _real("x", "first coordinate; class means have unit norm on average"),
+            _real("y", "second coordinate"),
+            _real("z", "third coordinate"),
         ),
-        TableSchema(
-            "table_1",
-            1,
-            (
-                *_CELL,
-                _ORIGIN,
-                *_LABELS,
-                Column("network", "string", "our network"),
-                Column("paper_start", "float64", "paper, start of the terminal phase, %"),
-                Column("paper_end", "float64", "paper, last epoch, %"),
-                Column("ours_start", "float64", "ours, start of the terminal phase, %, seed mean"),
-                Column("ours_end", "float64", "ours, last epoch, %, seed mean"),
-                Column("difference_start", "float64", "ours - paper, start, percentage points"),
-                Column("difference_end", "float64", "ours - paper, end, percentage points"),
-                Column("seeds", "int64", "our trainings; 0 where the cell was not run"),
-                Column("seeds_terminal", "int64", "those that reached the terminal phase"),
-                Column("deviations", "string", "where our recipe is not the paper's; or empty"),
-            ),
-            ("origin", "dataset", "architecture"),
+    ),
+    TableSchema(
+        "claims",
+        2,
+        (
+            *(*_CELL, _ORIGIN, *_LABELS),
+            _text("phenomenon", "which of the paper's findings"),
+            _text("statistic", "the statistic whose values these are, or 1 - error"),
+            _text("split", "examples it was measured on", choices=SPLITS),
+            _whole("seeds", "trainings whose mean the values are"),
+            _text("epoch_at_start", "epoch taken as start of the terminal phase"),
+            _text("epoch_at_end", "last measured epoch"),
+            _real("at_epoch_0", "value before training"),
+            _real("at_start", "value at the start of the terminal phase"),
+            _real("at_end", "value at the last epoch"),
+            _real("change", "at_end - at_start"),
+            _real("noise", "how large a change may be by chance"),
+            _text("holds", "the verdict", choices=VERDICTS),
+            _text("criterion", "when the claim holds, in words"),
+            _text("reason", "the numbers put into the criterion, or what is missing"),
+            _text("paper", "what the paper found, where a number is known"),
         ),
-    )
-}
+        ("origin", "dataset", "architecture", "phenomenon", "statistic"),
+    ),
+    TableSchema(
+        "table_1",
+        1,
+        (
+            *(*_CELL, _ORIGIN, *_LABELS),
+            _text("network", "our network"),
+            _real("paper_start", "paper, start of the terminal phase, %"),
+            _real("paper_end", "paper, last epoch, %"),
+            _real("ours_start", "ours, start of the terminal phase, %, seed mean"),
+            _real("ours_end", "ours, last epoch, %, seed mean"),
+            _real("difference_start", "ours - paper, start, percentage points"),
+            _real("difference_end", "ours - paper, end, percentage points"),
+            _whole("seeds", "our trainings; 0 where the cell was not run"),
+            _whole("seeds_terminal", "those that reached the terminal phase"),
+            _text("deviations", "where our recipe is not the paper's; or empty"),
+        ),
+        ("origin", "dataset", "architecture"),
+    ),
+)
+SCHEMAS: dict[str, TableSchema] = {schema.name: schema for schema in _SCHEMAS}
 
 
 def empty_table(name: str) -> pd.DataFrame:
