@@ -307,3 +307,24 @@ def test_training_that_runs_out_of_memory_names_the_key(monkeypatch, make_data, 
     trainer = Trainer(make_recipe(batch_size=16), make_data(), 0.05, 0, CPU)
     with pytest.raises(UserError, match=r"training\.batch_size: 16 examples"):
         trainer.train_epoch(1)
+
+
+def test_events_for_tensorboard_are_the_learning_curve(tmp_path, make_data, make_recipe):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = make_recipe()
+    history, _ = train(
+        recipe,
+        make_data(),
+        learning_rate=0.05,
+        seed=0,
+        device=CPU,
+        state_root=tmp_path / "state",
+        tensorboard_folder=tmp_path / "tensorboard",
+    )
+    events = accumulators.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for name in ("train_loss", "train_error", "test_loss", "test_error"):
+        split, statistic = name.split("_")
+        written = [(event.step, event.value) for event in events.Scalars(f"{statistic}/{split}")]
+        curve = [(record.epoch, getattr(record, name)) for record in history.records]
+        assert written == [(epoch, pytest.approx(value, rel=1e-6)) for epoch, value in curve]

@@ -23,6 +23,7 @@ from ..data.prepared import PreparedDataset
 from ..io import versions
 from ..io.files import deliver
 from ..io.progress import Progress, say
+from ..io.tensorboard import Events
 from ..io.tensors import from_bytes, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint
 from .distributed import launch
@@ -98,6 +99,8 @@ class Training:
     """When both sets are evaluated, besides the first and the last epoch; by default after each."""
     stream: bool | None = None
     """Whether images are streamed from the memory map; by default where they do not fit."""
+    tensorboard_folder: str | Path | None = None
+    """Receives event files for TensorBoard; by default none are written."""
     keep_state: bool = False
     """Leave the last state, from which results can be made again at once, to
     ``locks.clear_finished``."""
@@ -177,7 +180,8 @@ def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[Hist
         else contextlib.nullcontext()
     )
     interval, written = state_interval_seconds(), monotonic()
-    with own as folder, BackgroundWriter() as writer:
+    events = Events(training.tensorboard_folder if ranks.first else None)
+    with own as folder, BackgroundWriter() as writer, events:
         trainer = Trainer(
             training.recipe,
             training.data,
@@ -200,6 +204,8 @@ def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[Hist
                 history.add(trainer.evaluate(epoch))
             if folder is None:
                 continue
+            if history.records[-1].epoch == epoch:
+                events.write(epoch, curve_values(history.records[-1]))
             keep = epoch in training.checkpoint_epochs and not history.diverged
             ends = epoch == last or history.diverged
             now = monotonic()
@@ -226,6 +232,15 @@ def _finish(training: Training, history: History, folder: StateFolder) -> None:
         files = {name: folder.folder / CHECKPOINTS / name for name in names}
         deliver(files, training.checkpoint_folder)
     folder.finish() if training.keep_state else folder.clear()
+
+
+def curve_values(record: EpochRecord) -> dict[str, float]:
+    """The values of an epoch, by the names that TensorBoard groups them by: `loss/train`."""
+    return {
+        f"{statistic}/{split}": getattr(record, f"{split}_{statistic}")
+        for statistic in ("loss", "error")
+        for split in ("train", "test")
+    }
 
 
 def said(record: EpochRecord, epoch: int) -> dict[str, str]:

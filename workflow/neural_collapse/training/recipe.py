@@ -17,7 +17,7 @@ from ..io.text import shown
 from .schedule import learning_rate_at, learning_rate_name, milestone_epochs
 
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
-CHANGES_NO_RESULT = {"evaluation_batch_size"}
+CHANGES_NO_RESULT = {"evaluation_batch_size", "tensorboard"}
 """Keys whose change trains nothing again."""
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -40,7 +40,9 @@ class OptimizerRecipe(Model):
 class TrainingRecipe(Model):
     """Optimiser, loss and schedule of a training; the paper's is SGD on the cross-entropy."""
 
-    LATER: ClassVar = frozenset({"optimizer", "smoothing", "focal_gamma", "mse_reduction"})
+    LATER: ClassVar = frozenset(
+        {"optimizer", "smoothing", "focal_gamma", "mse_reduction", "tensorboard"}
+    )
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
     """Passes over the train set."""
@@ -88,6 +90,9 @@ class TrainingRecipe(Model):
     evaluation_batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
     """Examples a step where nothing is trained, at most: the CPU takes 128, and a GPU halves it
     when its memory runs out."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, into the folder `tensorboard` of each run: losses and
+    errors as it trains, statistics once they are measured. Needs the package tensorboard."""
 
     @field_validator("learning_rate_milestones", mode="before")
     @classmethod

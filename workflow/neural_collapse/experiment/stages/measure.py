@@ -11,8 +11,10 @@ from ...io import versions
 from ...io.errors import UserError
 from ...io.files import deliver, reading, require_writable
 from ...io.progress import Progress
+from ...io.tensorboard import Events
 from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
 from .data import open_data
+from .train import tensorboard_folder
 
 if TYPE_CHECKING:
     from ...collapse.moments import Moments, StoredMoments
@@ -333,3 +335,8 @@ def compute_statistics(
     write_table(pd.DataFrame(rows), statistics, "measurements")
     points = pd.concat(pictures, ignore_index=True) if pictures else empty_table("activations")
     write_table(points, activations, "activations")
+    # In a run of their own: writing them again replaces all that stands there.
+    folder = tensorboard_folder(recipe, statistics)
+    with Events(folder and folder / "statistics") as events:
+        for row in rows:
+            events.write(row["epoch"], {f"{row['statistic']}/{row['split']}": row["value"]})

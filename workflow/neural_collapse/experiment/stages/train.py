@@ -207,6 +207,7 @@ def train_model(
             checkpoint_epochs=recipe.measured_epochs,
             processes=shared_by,
             keep_state=True,
+            tensorboard_folder=tensorboard_folder(recipe, run_path),
         )
         if history.diverged:
             raise UserError(
@@ -230,6 +231,11 @@ def train_model(
     }
     write_table(history_frame(recipe, seed, history), history_path, "history")
     write_text_atomically(run_path, json.dumps(run, indent=2) + "\n")
+
+
+def tensorboard_folder(recipe: Recipe, output: Path) -> Path | None:
+    """Where a run's event files lie, beside its other outputs; None where none are asked for."""
+    return output.with_name("tensorboard") if recipe.training.tensorboard else None
 
 
 def _facts_of(recipe: Recipe, data: PreparedDataset) -> dict[str, Any]:
