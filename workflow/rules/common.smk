@@ -210,7 +210,7 @@ def reference_options():
 
 
 def look_options():
-    return Look(**CONFIG.figures.model_dump(exclude={"formats"})).options()
+    return Look(**CONFIG.figures.model_dump(exclude={"formats", "names"})).options()
 
 
 def in_report(path):

@@ -45,6 +45,7 @@ def drawn(folder, tmp_path_factory):
     folders = [tmp_path_factory.mktemp(name) / "figures" for name in ("one", "two")]
     order = [*("--datasets", *DATASETS_2), *("--architectures", *ARCHITECTURES)]
     command = ["plot", "--tables", str(folder), "--formats", *FORMATS, *order]
+    command += ["--figure", *FIGURES]
     for count, target in enumerate(folders, 1):
         options = ["--labels", json.dumps(LABELS), "--processes", str(count)]
         assert main([*command, *options, "--output-folder", str(target)]) == 0

@@ -291,7 +291,7 @@ def _add_results(cli: Commands) -> None:
         "plot", "draw figures from the tables", plot,
         path("tables", "what collect-tables left"),
         option("--figure", nargs="+", metavar="NAME",
-               help="1 to 8, sweep or overview; by default all"),
+               help="1 to 8, sweep, overview or a study's; by default the paper's"),
         path("output", "of one figure, the files to write: .png, .svg, .pdf, .rst (the caption); "
              "of Figure 1 also .gif and .html", required=False, nargs="+"),
         path("output-folder", "of several, where they are written", required=False),

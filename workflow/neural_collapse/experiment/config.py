@@ -35,6 +35,7 @@ from ..data.registry import (
     dataset_entry,
     folder_suffix,
 )
+from ..figures import NAMES, STUDIES
 from ..io.errors import UserError
 from ..io.files import with_home
 from ..io.model import Model, Strict
@@ -148,11 +149,27 @@ class FiguresConfig(Model):
     shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
     """Which panels of Figures 2 to 8 have one vertical scale; `auto` is the whole figure, and in
     Figures 7 and 8, whose datasets differ most, none."""
+    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Which figures are drawn, in this order; left out, those of the paper. A study has its own,
+    such as `separation`."""
     formats: tuple[Literal["png", "svg", "pdf", "gif", "html"], ...] = (
         *("png", "svg", "pdf", "gif", "html"),
     )
     """Files drawn of each figure; `gif`, an animation, and `html`, a page in which it can be
     turned, are of Figure 1 alone."""
+
+    @field_validator("names")
+    @classmethod
+    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        known = (*NAMES, *STUDIES)
+        for name in value or ():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise ValueError(f"unknown figure {name!r}; {hint}")
+            if value.count(name) > 1:
+                raise ValueError(f"{name!r} stands twice")
+        return value
 
     @field_validator("formats")
     @classmethod

@@ -81,7 +81,9 @@ class Experiment:
 
     @cached_property
     def figures(self) -> list[str]:
-        """Names of the figures that can be drawn."""
+        """Names of the figures that are drawn: those asked for, or the paper's that can be."""
+        if self.config.figures.names is not None:
+            return list(self.config.figures.names)
         sweeps = self.sweep_tables() or self.config.shows_reference
         return [name for name in NAMES if name != "sweep" or sweeps]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 
 NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
-"""Every figure, in the order in which they are shown."""
+"""The paper's figures and the two that sum up, in the order in which they are shown."""
+STUDIES = ("separation",)
+"""Figures of studies beyond the paper, which a config asks for by name."""
 MOVING = ("gif", "html")
 """Formats of Figure 1 alone: an animation, and a page in which it can be turned."""
 
@@ -18,10 +20,11 @@ _HOMES = {
     "overview": "overview_figure",
     "plot": "registry",
     "save": "style",
+    "separation": "separation_figure",
     "sweep": "sweep_figure",
 }
 
-__all__ = sorted([*_HOMES, "MOVING", "NAMES"])
+__all__ = sorted([*_HOMES, "MOVING", "NAMES", "STUDIES"])
 
 
 def __getattr__(name: str):

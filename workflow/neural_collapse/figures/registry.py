@@ -21,8 +21,9 @@ import pandas as pd
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
 from ..results.layout import Layout
+from ..results.separation import FUZZINESS, LINEARITY, RATE
 from ..results.tables import read_table
-from . import MOVING, NAMES, specs
+from . import MOVING, specs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,6 +91,11 @@ _ENTRIES = (
         *("overview", specs.OVERVIEW_TITLE, "overview_figure", "measurements", _SHOWN),
         specs.overview_caption,
     ),
+    FigureEntry(
+        *("separation", specs.SEPARATION_TITLE, "separation_figure", "measurements"),
+        tuple((s, "train") for s in (FUZZINESS, RATE, LINEARITY)),
+        specs.separation_caption,
+    ),
 )
 FIGURES: dict[str, FigureEntry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -98,7 +104,7 @@ def figure_entry(name: str) -> FigureEntry:
     """The figure called `name`, or of that number; raises UserError naming the known ones."""
     found = FIGURES.get(f"figure_{name}", FIGURES.get(name))
     if found is None:
-        raise UserError(f"unknown figure {name!r}; known: {', '.join(NAMES)}")
+        raise UserError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
     return found
 
 

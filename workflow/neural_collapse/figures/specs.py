@@ -17,6 +17,7 @@ from ..results.layout import (
     size_sentence,
     terminal_phase_sentence,
 )
+from ..results.separation import layer_curves
 from ..results.tables import OWN, REFERENCE
 
 EpochAxis = Literal["linear", "log"]
@@ -362,3 +363,38 @@ def overview_caption(
         if REFERENCE in origins_of(runs)
         else ""
     )
+
+
+# --------------------------------------------------------------------------- studies
+
+
+SEPARATION_TITLE = "Law of data separation: fuzziness falls geometrically from layer to layer"
+
+
+def separation_caption(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """What the figure of the law of data separation shows."""
+    layout = layout or Layout.of(runs)
+    panels = layer_curves(measurements, runs, layout)
+    if not panels:
+        return "No run measured three layers or more (measurement.layers): there is no line."
+    _, during, after = panels[0].epochs
+    seeds = max(len(panel.fuzziness[after]) for panel in panels)
+    several = (
+        f" Points are geometric means of {seeds} seeds, bars reach from the smallest to the "
+        "largest; r of the line gives the seeds' smallest and largest, ρ their mean."
+        if seeds > 1
+        else ""
+    )
+    sentences = [
+        "Separation fuzziness D = Tr(SS_w SS_b⁺) of each layer's output on the train set, on a "
+        "logarithmic axis; layer 0 is the images, the last one the features. Columns are the "
+        "number of layers, images counted and classifier not. Grey circles: before training; "
+        f"orange squares: after {during} epochs; blue: after {after}; black: the least-squares "
+        "line log D = a + l log ρ after training, with Pearson's correlation r of l and log D."
+        + several,
+        "He and Su, PNAS 120 (36), 2023.",
+        origin_sentence(runs),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
