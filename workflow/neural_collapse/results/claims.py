@@ -7,8 +7,11 @@ is within the noise of a training decides nothing.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ import pandas as pd
 from ..io.files import write_text_atomically
 from . import paper
 from .layout import Layout, rows_of
+from .separation import LINEARITY
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
 from .tables import check_frame, write_table
 
@@ -117,6 +121,82 @@ PHENOMENA: tuple[Phenomenon, ...] = (
 )
 
 
+@dataclass(frozen=True)
+class Bound:
+    """A study's claim: a statistic lies below a bound, or does not.
+
+    It is judged where the statistic was measured and `applies` is true of the run's recipe.
+    """
+
+    name: str
+    statistic: str
+    bound: float
+    below: bool
+    """Whether it is to lie below the bound."""
+    before: bool
+    """Whether it is of epoch 0, before training; otherwise of the last measured epoch."""
+    paper: str
+    """What the study's authors found, and where."""
+    applies: Callable[[Mapping[str, Any]], bool]
+    split: str = "train"
+
+    @property
+    def quantity(self) -> str:
+        """What the values of its rows are."""
+        return self.statistic
+
+    @property
+    def criterion(self) -> str:
+        """When it holds, in words."""
+        when = "before training" if self.before else "at the last epoch"
+        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}"
+
+    def verdict(self, value: float, noise: float) -> str:
+        """Of the mean over seeds and its noise, their standard deviation."""
+        margin = self.bound - value if self.below else value - self.bound
+        if abs(margin) <= noise:
+            return CANNOT_SAY
+        return HOLDS if margin > 0 else DOES_NOT
+
+
+def _normed_relu(recipe: Mapping[str, Any]) -> bool:
+    network = recipe.get("network", {})
+    return network.get("batch_norm", True) and network.get("activation", "relu") == "relu"
+
+
+_HE_SU = "He and Su 2023"
+STUDY_CLAIMS: tuple[Bound, ...] = (
+    Bound(
+        "law of data separation",
+        LINEARITY,
+        -0.98,
+        below=True,
+        before=False,
+        paper=f"a straight line ({_HE_SU}, figure 1); the bound is this project's",
+        applies=_normed_relu,
+    ),
+    Bound(
+        "no law of data separation before training",
+        LINEARITY,
+        -0.98,
+        below=False,
+        before=True,
+        paper=f"no line ({_HE_SU}); the bound is this project's",
+        applies=_normed_relu,
+    ),
+    Bound(
+        "no law of data separation without batch norm or non-linearity",
+        LINEARITY,
+        -0.98,
+        below=False,
+        before=False,
+        paper=f"no line ({_HE_SU}, their code's README); the bound is this project's",
+        applies=lambda recipe: not _normed_relu(recipe),
+    ),
+)
+"""Claims of studies beyond the paper."""
+
+
 NOISE += "; ".join(f"{p.name} {100 * p.floor:.2g} %" for p in PHENOMENA if p.floor) + "."
 """When values differ enough for a verdict, in words."""
 
@@ -137,7 +217,11 @@ def check_claims(
     for dataset, architecture, origin in cells_to_judge(layout, runs):
         cell_runs = rows_of(runs, dataset, architecture, origin)
         cell = rows_of(measurements, dataset, architecture, origin)
-        for phenomenon in PHENOMENA:
+        judged: list[tuple[Phenomenon | Bound, str, dict]] = [
+            (p, _paper(p, dataset, architecture), _judge(p, cell, cell_runs)) for p in PHENOMENA
+        ]
+        judged += [(b, b.paper, _judge_bound(b, cell, cell_runs)) for b in _bounds(cell, cell_runs)]
+        for claim, published, verdict in judged:
             rows.append(
                 {
                     "dataset": dataset,
@@ -145,12 +229,12 @@ def check_claims(
                     "origin": origin,
                     "dataset_label": dict(layout.datasets)[dataset],
                     "architecture_label": dict(layout.architectures)[architecture],
-                    "phenomenon": phenomenon.name,
-                    "statistic": phenomenon.quantity,
-                    "split": phenomenon.split,
-                    "criterion": phenomenon.criterion,
-                    "paper": _paper(phenomenon, dataset, architecture),
-                    **_judge(phenomenon, cell, cell_runs),
+                    "phenomenon": claim.name,
+                    "statistic": claim.quantity,
+                    "split": claim.split,
+                    "criterion": claim.criterion,
+                    "paper": published,
+                    **verdict,
                 }
             )
     return check_frame(pd.DataFrame(rows), "claims", "claims")
@@ -213,6 +297,42 @@ def _judge(phenomenon: Phenomenon, cell: pd.DataFrame, runs: pd.DataFrame) -> di
     return row | {"holds": holds, "reason": reason + some}
 
 
+def _bounds(cell: pd.DataFrame, runs: pd.DataFrame) -> list[Bound]:
+    """The studies' claims that a cell has something to say of."""
+    if runs.empty:
+        return []
+    recipe, measured = json.loads(runs.iloc[0].get("recipe", "{}")), set(cell["statistic"])
+    return [b for b in STUDY_CLAIMS if b.statistic in measured and b.applies(recipe)]
+
+
+def _judge_bound(claim: Bound, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
+    """Values, verdict and its reason."""
+    chosen = cell[(cell["statistic"] == claim.statistic) & (cell["split"] == claim.split)]
+    table = chosen.pivot(index="epoch", columns="seed", values="value")
+    last = int(table.index.max())
+    values = {epoch: table.reindex([epoch]).to_numpy(float)[0] for epoch in (0, last)}
+    own = values[0 if claim.before else last]
+    mean, seeds = float(own.mean()), len(own)
+    noise = float(own.std(ddof=1)) if seeds > 1 else 0.0
+    zero, end = (float(each.mean()) for each in values.values())
+    row = {
+        "seeds": seeds,
+        "epoch_at_start": DASH,
+        "epoch_at_end": str(last),
+        "at_epoch_0": zero,
+        "at_start": np.nan,
+        "at_end": end,
+        "change": end - zero,
+        "noise": noise,
+        "holds": CANNOT_SAY,
+    }
+    if not np.isfinite(own).all():
+        missing = int((~np.isfinite(own)).sum())
+        return row | {"reason": f"not defined for {missing} of {seeds} seeds"}
+    listed = ", ".join(f"{value:.4g}" for value in own)
+    return row | {"holds": claim.verdict(mean, noise), "reason": f"seeds: {listed}"}
+
+
 def _curve(chosen: pd.DataFrame, phenomenon: Phenomenon, seed: int) -> pd.Series:
     """One seed's values by epoch."""
     own = chosen[chosen["seed"] == seed].set_index("epoch")["value"].sort_index()
@@ -261,7 +381,12 @@ def summary(claims: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab(named, claims["holds"])
     notes = list(dict.fromkeys(origin_note(row) for row in claims.itertuples()))
     counts = counts.reindex(
-        index=[p.name + note for note in notes for p in PHENOMENA if p.name + note in set(named)],
+        index=[
+            claim.name + note
+            for note in notes
+            for claim in (*PHENOMENA, *STUDY_CLAIMS)
+            if claim.name + note in set(named)
+        ],
         columns=[HOLDS, DOES_NOT, CANNOT_SAY],
         fill_value=0,
     )
@@ -325,7 +450,10 @@ def render_claims(claims: pd.DataFrame) -> str:
         ),
         "Criteria, each on the mean over seeds:",
         "",
-        *[f"- {p.name} (`{p.quantity}`, {p.split}): {p.criterion}." for p in PHENOMENA],
+        *[
+            f"- {p.name} (`{p.quantity}`, {p.split}): {p.criterion}."
+            for p in (*PHENOMENA, *(b for b in STUDY_CLAIMS if b.name in set(claims["phenomenon"])))
+        ],
         "",
         NOISE,
         "",
