@@ -41,7 +41,7 @@ class NeuralCollapse(Callback):
         epoch = trainer.current_epoch + 1
         if epoch % self.every and epoch != trainer.max_epochs:
             return
-        train = trainer.train_dataloader if self.train_loader is None else self.train_loader
+        train: Any = trainer.train_dataloader if self.train_loader is None else self.train_loader
         result = measure_model(pl_module, train, self.test_loader, **self.measure)
         self.curve.log(epoch, result)
         pl_module.log_dict({f"collapse/{name}": value for name, value in result.items()})

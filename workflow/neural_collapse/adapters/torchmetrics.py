@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,11 +44,12 @@ class NeuralCollapse(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._options = (num_classes, dim, scatter)
-        self._keywords = {"ignore_index": ignore_index, "pool": pool}
+        self._new = partial(
+            CollapseMetric, num_classes, dim, scatter, ignore_index=ignore_index, pool=pool
+        )
         # In a tuple, so that its parameters do not become the metric's.
         self._classifier = (classifier,)
-        for name, value in self._new("cpu").state_dict().items():
+        for name, value in self._new().state_dict().items():
             self.add_state(name, value, dist_reduce_fx=None)
 
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -62,19 +64,16 @@ class NeuralCollapse(Metric):
         layer = self._classifier[0]
         weight, bias = (None, None) if layer is None else last_layer_of(layer)
         result = self._joined().compute(weight, bias)
-        options = {"dtype": torch.float64, "device": self.counts.device}
-        return {name: torch.tensor(value, **options) for name, value in result.items()}
-
-    def _new(self, device: torch.device | str) -> CollapseMetric:
-        return CollapseMetric(*self._options, device=device, **self._keywords)
+        values = torch.tensor(list(result.values()), dtype=torch.float64, device=self.device)
+        return dict(zip(result, values, strict=True))
 
     def _joined(self) -> CollapseMetric:
         """The states as one metric; torchmetrics stacks those of several processes."""
         state = {name: getattr(self, name) for name in self._defaults}
         together = state["counts"].dim() > 1
-        joined = self._new(state["counts"].device)
+        joined = self._new(device=state["counts"].device)
         for rank in range(len(state["counts"]) if together else 1):
-            part = self._new(joined.device)
+            part = self._new(device=joined.device)
             part.load_state_dict({n: v[rank] if together else v for n, v in state.items()})
             joined.merge(part)
         return joined

@@ -62,7 +62,7 @@ def watch(results: Path | None, config: Path | None, interval: int = 2) -> None:
 def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
     """The picture of this moment, and whether anything is left to do."""
     statuses = [status_of(job) for job in experiment_jobs(folder, config)]
-    rows = []
+    rows: list[list[str | Text]] = []
     for cell in dict.fromkeys(status.job.cell for status in statuses):
         own = [status for status in statuses if status.job.cell == cell]
         rows.append([*cell, _stages(own), *_now(own), _nc1(own), _gpus(own)])
@@ -78,7 +78,12 @@ def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
     if done < len(statuses):
         summary += f"; left: {left_text(statuses)}"
     failed = [f"failed: {s.job}: {s.note}" for s in statuses if s.state == "failed"]
-    lines = [Text(summary), Text(), table, *(Text(line, "red") for line in failed)]
+    lines: list[Text | Table] = [
+        Text(summary),
+        Text(),
+        table,
+        *(Text(line, "red") for line in failed),
+    ]
     return Group(*lines), done < len(statuses)
 
 

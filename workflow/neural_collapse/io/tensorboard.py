@@ -19,7 +19,8 @@ class Events:
     """
 
     def __init__(self, folder: Path | None):
-        self.folder, self._writer = folder, None
+        self.folder = folder
+        self._writer: Any = None
         if folder is not None:
             _writer_class()
 
