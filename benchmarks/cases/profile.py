@@ -24,7 +24,7 @@ def shares(work: Callable[[], object], device: str) -> list[tuple[str, float]]:
         return event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
 
     events = sorted(found.key_averages(), key=seconds, reverse=True)
-    total = sum(map(seconds, events))
+    total = sum(map(seconds, events)) or 1.0  # nothing ran on the device
     return [(event.key.split("(")[0], seconds(event) / total) for event in events[:SHOWN]]
 
 

@@ -45,7 +45,8 @@ def followed(tmp_path_factory):
                 said[command] = done.stdout
         else:
             first, rest = block.split("\n", 1)
-            (folder / first.removeprefix("# file: ")).write_text(rest)
+            name = first.removeprefix("# file: ")
+            (folder / name).write_text(rest + "device: cpu\n" * (name == "own.yaml"))
     return folder, said
 
 

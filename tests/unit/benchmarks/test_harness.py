@@ -1,9 +1,11 @@
 """The benchmarks' arithmetic, on a clock that only moves when a variant runs."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -124,6 +126,17 @@ def test_a_new_case_is_one_decorated_function(monkeypatch):
     results = Results(found.name, say=lambda text: None)
     found.run(harness.Settings("full"), results)
     assert found.forms == ("full",) and results.rows[0]["value"] == 1.0
+
+
+def test_profile_in_which_nothing_ran_on_the_device_has_shares_of_zero(monkeypatch):
+    from benchmarks.cases import profile
+
+    class Idle(contextlib.nullcontext):
+        def key_averages(self):
+            return [SimpleNamespace(key="aten::add", self_device_time_total=0)]
+
+    monkeypatch.setattr(profile, "profile", lambda activities: Idle(Idle()))
+    assert profile.shares(lambda: None, "cuda") == [("aten::add", 0.0)]
 
 
 def test_an_unknown_case_and_a_missing_gpu_are_one_sentence(capsys, monkeypatch):

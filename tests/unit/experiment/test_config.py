@@ -311,6 +311,10 @@ BAD_VALUES = [
         },
         ["digits x resnet", "training.batch_size", "599", "one example and so of one class", "600"],
     ),
+    (
+        {"recipe.training": {"compile": True, "precision": "tf32"}},
+        ["torch.compile does not work with precision: tf32", "leave one of them out"],
+    ),
     ({"recipe.training.threads": 10**6}, ["recipe.training.threads"]),
     ({"recipe.training.learning_rate_milestones": 0.5}, ["milestones", "list of fractions"]),
     ({"recipe.training.learning_rate_milestones": ["1/3", "1/3"]}, ["rising order"]),

@@ -150,7 +150,7 @@ def test_how_a_set_is_cut_into_batches_does_not_change_what_is_measured(make_dat
     trainer.train_epoch(1)
     images, labels = trainer.data.images["train"], trainer.data.labels["train"]
     results = [
-        evaluate(trainer.network, images, labels, trainer.data.normalise, size)
+        evaluate(trainer.network, images, labels, trainer.data.normalise, size)[0]
         for size in (1, 7, 64, 90, 1000)
     ]
     for result in results:
@@ -291,15 +291,54 @@ def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, capsys):
     data = make_data()
     images, labels = torch.tensor(data.train_images), torch.tensor(data.train_labels)
     network, normalise = Hungry(9), Normalisation((0.5,), (0.25,), CPU)
-    found = evaluate(network, images, labels, normalise, 64)
+    found, _ = evaluate(network, images, labels, normalise, 64)
     assert "goes on with 8 examples a step" in capsys.readouterr().err
     network.limit = 64
-    whole = evaluate(network, images, labels, normalise, 64)
+    whole, batch_size = evaluate(network, images, labels, normalise, 64)
+    assert batch_size == 64
     assert found[1] == whole[1]
     assert found[0].item() == pytest.approx(whole[0].item(), rel=1e-6)
     network.limit = 0
     with pytest.raises(UserError, match=r"training\.evaluation_batch_size"):
         evaluate(network, images, labels, normalise, 64)
+
+
+def test_a_halved_evaluation_batch_is_kept_for_later_epochs(
+    monkeypatch, make_data, make_recipe, capsys
+):
+    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: Hungry(9))
+    trainer = Trainer(make_recipe(evaluation_batch_size=64), make_data(), 0.05, 0, CPU)
+    trainer.evaluate(1)
+    assert capsys.readouterr().err.count("out of GPU memory") == 3  # 32, 16, 8
+    trainer.evaluate(2)
+    assert trainer.evaluation_batch_size == 8 and not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "first", "said"),
+    [
+        (RuntimeError("invalidated"), torch.OutOfMemoryError("out"), "training.batch_size: 16"),
+        (torch.OutOfMemoryError("out"), None, "training.batch_size: 16"),
+        (RuntimeError("invalidated"), RuntimeError("a copy"), "cannot be recorded (a copy)"),
+        (RuntimeError("no stream"), None, "cannot be recorded (no stream)"),
+    ],
+)
+def test_a_step_that_cannot_be_recorded_says_why(
+    monkeypatch, make_data, make_recipe, raised, first, said
+):
+    def record(*_):
+        try:
+            if first is not None:
+                raise first
+        finally:
+            raise raised  # as to end the recording does
+
+    trainer = Trainer(make_recipe(batch_size=16), make_data(), 0.05, 0, CPU)
+    trainer.graphed = True
+    monkeypatch.setattr(trainers, "GraphedStep", record)
+    with pytest.raises(UserError) as error:
+        trainer.train_epoch(1)
+    assert said in str(error.value)
 
 
 def test_training_that_runs_out_of_memory_names_the_key(monkeypatch, make_data, make_recipe):

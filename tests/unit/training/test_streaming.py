@@ -126,6 +126,11 @@ def test_what_fits_is_resident_and_the_rest_is_streamed(mapped, monkeypatch):
     assert kinds(0, stream=False) == ["Resident", "Resident"]
 
 
+def test_images_take_a_quarter_of_a_gpus_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8000, 10_000))
+    assert room_bytes(torch.device("cuda")) == 2000
+
+
 def test_room_is_at_most_half_of_the_main_memory():
     lines = Path("/proc/meminfo").read_text().splitlines()
     total = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
@@ -176,12 +181,13 @@ def test_evaluation_goes_on_with_half_of_the_batch_where_memory_runs_out(mapped,
     normalise = Normalisation((0.5,) * 3, (0.25,) * 3, CPU)
     whole = torch.from_numpy(np.array(mapped))
     arguments = labels, normalise
-    expected = evaluate(Cramped(), whole, *arguments, 20)
+    expected, _ = evaluate(Cramped(), whole, *arguments, 20)
     streamed = StreamedImages(mapped, CPU)
-    assert torch.equal(evaluate(Cramped(), streamed, *arguments, 64), expected)
+    found, batch_size = evaluate(Cramped(), streamed, *arguments, 64)
+    assert torch.equal(found, expected) and batch_size == 16
     assert capsys.readouterr().err.count("out of GPU memory") == 2
     parts = [
-        evaluate(Cramped(), streamed, *arguments, 7, rows)
+        evaluate(Cramped(), streamed, *arguments, 7, rows)[0]
         for rows in (range(60), range(60, 60), range(60, 200))
     ]
     assert torch.allclose(sum(parts), expected, rtol=1e-12)

@@ -126,6 +126,14 @@ class TrainingRecipe(Model):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _compiles(self) -> TrainingRecipe:
+        if self.compile and self.precision == "tf32":
+            raise ValueError(
+                "compile: torch.compile does not work with precision: tf32; leave one of them out"
+            )
+        return self
+
     @property
     def milestones(self) -> tuple[int, ...]:
         """As :func:`milestone_epochs` has them."""

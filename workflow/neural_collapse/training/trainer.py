@@ -82,9 +82,9 @@ def evaluate(
     rows: range | None = None,
     precision: str = "float32",
     loss: Loss = cross_entropy,
-) -> torch.Tensor:
-    """(summed loss, wrong decisions) over a whole set in eval mode, as float64 on its device;
-    over a part of it where `rows` says so.
+) -> tuple[torch.Tensor, int]:
+    """(summed loss, wrong decisions) over a whole set in eval mode, as float64 on its device, and
+    the batch size with which it fits; over a part of the set where `rows` says so.
 
     Batch norms are folded. Where the device's memory runs out, the batch is halved. Losses are
     added up at the end, so that how the set is cut into batches does not decide how the sum is
@@ -116,10 +116,16 @@ def evaluate(
                     ) from None
                 batch_size //= 2
                 say(f"out of GPU memory: goes on with {batch_size} examples a step")
+            else:
+                break
             finally:
                 batches.close()
+            # Here, where no traceback holds the failed batch's tensors any more.
+            batch = logits = None
+            if labels.is_cuda:
+                torch.cuda.empty_cache()
     network.train(was_training)
-    return found.sum(1)
+    return found.sum(1), batch_size
 
 
 class StepTooLarge(UserError):
@@ -230,6 +236,7 @@ class Trainer:
         # Ranks exchange gradients within a step, which is not recorded.
         self.graphed = self.training.cuda_graphs and device.type == "cuda" and ranks.size == 1
         self.graph: GraphedStep | None = None
+        self.evaluation_batch_size = self.training.evaluation_batch_size
 
     def train_epoch(self, epoch: int) -> torch.Tensor:
         """One pass over the train set; its mean loss, this rank's part of it, in float64."""
@@ -250,10 +257,13 @@ class Trainer:
             if self.graphed and self.graph is None:
                 try:
                     self.graph = GraphedStep(self._step, self.state, batch.inputs, batch.labels)
-                except torch.OutOfMemoryError:
-                    raise
                 except RuntimeError as error:
                     # To end the recording fails as well, and hides why.
+                    cause: BaseException | None = error
+                    while cause is not None:
+                        if isinstance(cause, torch.OutOfMemoryError):
+                            raise cause from None
+                        cause = cause.__context__
                     reason = str(error.__context__ or error).splitlines()[0]
                     raise UserError(
                         f"training.cuda_graphs: this network's step cannot be recorded ({reason}); "
@@ -287,12 +297,12 @@ class Trainer:
         means = []
         for split in ("train", "test"):
             labels = self.data.labels[split]
-            totals = evaluate(
+            totals, self.evaluation_batch_size = evaluate(
                 self.network,
                 self.data.images[split],
                 labels,
                 self.data.normalise,
-                self.training.evaluation_batch_size,
+                self.evaluation_batch_size,
                 self.ranks.share(len(labels)),
                 precision,
                 self.loss,
