@@ -28,8 +28,6 @@ for dataset in CONFIG.datasets:
         form = recipe.network.model_dump_json(), entry.channels, size, entry.num_classes
         CELLS.setdefault(form, (recipe, entry.channels, size))
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def images_of(recipe, channels: int, size: int) -> PreparedDataset:
     """Four train images and a test image of four classes."""
@@ -55,7 +53,7 @@ def images_of(recipe, channels: int, size: int) -> PreparedDataset:
     )
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=GPU)])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     if request.param == "cuda":
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

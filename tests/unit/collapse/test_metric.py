@@ -277,7 +277,7 @@ def test_an_update_mixes_no_devices_and_waits_for_none():
             assert metric.class_means.device.type == "cuda"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_gpu_measures_what_the_cpu_does(dtype):
     rng = np.random.default_rng(12)

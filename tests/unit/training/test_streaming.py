@@ -25,8 +25,7 @@ from neural_collapse.training.loop import train
 from neural_collapse.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=GPU)]
+DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+// The driver's functions that are only looked up. In C, where their signatures need not be known.
+#define STUB(name) int name() { return 0; }
+STUB(cuFuncGetAttribute)
+STUB(cuFuncSetAttribute)
+STUB(cuFuncSetCacheConfig)
+STUB(cuLaunchCooperativeKernel)
+STUB(cuLaunchKernel)
+STUB(cuLinkAddData_v2)
+STUB(cuLinkComplete)
+STUB(cuLinkCreate_v2)
+STUB(cuModuleGetFunction)
+STUB(cuModuleLoad)
+STUB(cuModuleLoadData)
+STUB(cuModuleLoadDataEx)
+STUB(cuModuleUnload)
+STUB(cuOccupancyMaxActiveBlocksPerMultiprocessor)
+STUB(cuTensorMapEncodeTiled)
