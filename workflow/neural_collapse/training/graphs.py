@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import cuda
 
 WARM_UP_STEPS = 3
 
@@ -31,16 +32,16 @@ class GraphedStep:
         self.learning_rate = torch.zeros((), device=inputs.device)
         before = {name: value.clone() for name, value in state().items()}
         # Libraries choose their kernels and set up their memory before anything is recorded.
-        stream = torch.cuda.Stream(inputs.device)
-        stream.wait_stream(torch.cuda.current_stream(inputs.device))
-        with torch.cuda.stream(stream):
+        stream = cuda.Stream(inputs.device)
+        stream.wait_stream(cuda.current_stream(inputs.device))
+        with cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
                 step(self.inputs, self.labels, self.learning_rate)
-        torch.cuda.current_stream(inputs.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
+        cuda.current_stream(inputs.device).wait_stream(stream)
+        self.graph = cuda.CUDAGraph()
         # On the stream that warmed up, whose workspaces no other graph shares; other threads, which
         # read images, may go on.
-        with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+        with cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
             self.loss = step(self.inputs, self.labels, self.learning_rate)
         for name, value in state().items():
             value.copy_(before[name])
