@@ -1,7 +1,7 @@
 """What a GPU would refuse, found without one: fake CUDA tensors have shapes, dtypes and a device
 but no numbers. So they refuse tensors of two devices, wrong dtypes, and that a value is read.
 
-Backward passes need a GPU, a real or an emulated one; here gradients have no numbers either.
+Backward passes and bfloat16 autocast need a GPU, a real or an emulated one.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def on_fake_gpu(monkeypatch, make_data, make_recipe):
         yield make
 
 
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
 @pytest.mark.parametrize("steps", [2, 7])
 def test_an_epoch_mixes_no_devices_and_waits_for_none(on_fake_gpu, precision, steps):
     trained = on_fake_gpu(steps, precision=precision)
