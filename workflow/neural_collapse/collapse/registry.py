@@ -321,6 +321,13 @@ _ENTRIES = (
         _ZHAO,
     ),
     Statistic(
+        "nc0_prediction_error",
+        "|NC0 - predicted| / NC0 before training: rounding alone",
+        r"\lvert \mathrm{NC0} - \mathrm{predicted} \rvert / \lVert s_0 \rVert_2",
+        "0",
+        _ZHAO,
+    ),
+    Statistic(
         "mse_nc1",
         "part of the least MSE that variability within classes causes (Han 2022)",
         r"\tfrac{1}{2} \mathrm{Tr}\, W_{LS} (\Sigma_W + \lambda I) W_{LS}^\top"

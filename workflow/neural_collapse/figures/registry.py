@@ -23,7 +23,7 @@ from ..io.files import write_text_atomically
 from ..results.layout import Layout
 from ..results.separation import FUZZINESS, LINEARITY, RATE
 from ..results.tables import read_table
-from . import MOVING, specs
+from . import MOVING, specs, study_captions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +95,16 @@ _ENTRIES = (
         *("separation", specs.SEPARATION_TITLE, "separation_figure", "measurements"),
         tuple((s, "train") for s in (FUZZINESS, RATE, LINEARITY)),
         specs.separation_caption,
+    ),
+    FigureEntry(
+        *("optimisers", study_captions.OPTIMISERS_TITLE, "optimisers_figure", "measurements"),
+        study_captions.OPTIMISERS_SHOWN,
+        study_captions.optimisers_caption,
+    ),
+    FigureEntry(
+        *("losses", study_captions.LOSSES_TITLE, "losses_figure", "measurements"),
+        study_captions.LOSSES_SHOWN,
+        study_captions.losses_caption,
     ),
 )
 FIGURES: dict[str, FigureEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -18,8 +18,10 @@ import pandas as pd
 
 from ..io.files import write_text_atomically
 from . import paper
-from .layout import Layout, rows_of
+from .contrasts import CONTRASTS, Contrast, judge_contrast
+from .layout import Layout, of_origin, rows_of
 from .separation import LINEARITY
+from .studies import MSE_PARTS, NC0_ERROR
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
 from .tables import check_frame, write_table
 
@@ -193,8 +195,28 @@ STUDY_CLAIMS: tuple[Bound, ...] = (
         paper=f"no line ({_HE_SU}, their code's README); the bound is this project's",
         applies=lambda recipe: not _normed_relu(recipe),
     ),
+    Bound(
+        "closed form of NC0",
+        NC0_ERROR,
+        1e-4,
+        below=True,
+        before=False,
+        paper="exact, whatever the data (derived after Zhao et al. 2026); the bound is this "
+        "project's, for float32",
+        applies=lambda recipe: True,
+    ),
+    Bound(
+        "MSE: the last layer is the least-squares one of its features",
+        MSE_PARTS[-1],
+        1e-3,
+        below=True,
+        before=False,
+        paper="negligible late (Han, Papyan and Donoho 2022, recalled); the bound is this "
+        "project's",
+        applies=lambda recipe: True,
+    ),
 )
-"""Claims of studies beyond the paper."""
+"""Claims of studies beyond the paper, of one cell each."""
 
 
 NOISE += "; ".join(f"{p.name} {100 * p.floor:.2g} %" for p in PHENOMENA if p.floor) + "."
@@ -217,10 +239,16 @@ def check_claims(
     for dataset, architecture, origin in cells_to_judge(layout, runs):
         cell_runs = rows_of(runs, dataset, architecture, origin)
         cell = rows_of(measurements, dataset, architecture, origin)
-        judged: list[tuple[Phenomenon | Bound, str, dict]] = [
+        judged: list[tuple[Phenomenon | Bound | Contrast, str, dict]] = [
             (p, _paper(p, dataset, architecture), _judge(p, cell, cell_runs)) for p in PHENOMENA
         ]
         judged += [(b, b.paper, _judge_bound(b, cell, cell_runs)) for b in _bounds(cell, cell_runs)]
+        beside = [
+            of_origin(frame[frame["dataset"] == dataset], origin) for frame in (measurements, runs)
+        ]
+        for contrast in CONTRASTS:
+            verdict = judge_contrast(contrast, beside[0], cell_runs, beside[1])
+            judged += [] if verdict is None else [(contrast, contrast.paper, verdict)]
         for claim, published, verdict in judged:
             rows.append(
                 {
@@ -295,6 +323,11 @@ def _judge(phenomenon: Phenomenon, cell: pd.DataFrame, runs: pd.DataFrame) -> di
     reason = f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}; noise: {noise:.2g}"
     holds = phenomenon.verdict(zero, start, end, noise)
     return row | {"holds": holds, "reason": reason + some}
+
+
+def _made(claims: pd.DataFrame) -> list[Bound | Contrast]:
+    """The studies' claims that a table of claims holds."""
+    return [c for c in (*STUDY_CLAIMS, *CONTRASTS) if c.name in set(claims["phenomenon"])]
 
 
 def _bounds(cell: pd.DataFrame, runs: pd.DataFrame) -> list[Bound]:
@@ -384,7 +417,7 @@ def summary(claims: pd.DataFrame) -> pd.DataFrame:
         index=[
             claim.name + note
             for note in notes
-            for claim in (*PHENOMENA, *STUDY_CLAIMS)
+            for claim in (*PHENOMENA, *STUDY_CLAIMS, *CONTRASTS)
             if claim.name + note in set(named)
         ],
         columns=[HOLDS, DOES_NOT, CANNOT_SAY],
@@ -452,7 +485,7 @@ def render_claims(claims: pd.DataFrame) -> str:
         "",
         *[
             f"- {p.name} (`{p.quantity}`, {p.split}): {p.criterion}."
-            for p in (*PHENOMENA, *(b for b in STUDY_CLAIMS if b.name in set(claims["phenomenon"])))
+            for p in (*PHENOMENA, *_made(claims))
         ],
         "",
         NOISE,

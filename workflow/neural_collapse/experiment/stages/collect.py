@@ -61,7 +61,7 @@ def collect_tables(
 
 
 def _predicted(runs: Sequence[Path], recipes: Sequence[Path], measured):
-    """NC0 of every measured epoch as the closed form has it, where there is one."""
+    """NC0 of every measured epoch as the closed form has it, where there is one, and its error."""
     import pandas as pd
 
     from ...results.tables import RUN_KEY
@@ -78,8 +78,10 @@ def _predicted(runs: Sequence[Path], recipes: Sequence[Path], measured):
         start = own.loc[own["epoch"] == 0, "value"]
         if factors is None or start.empty:
             continue
-        values = [abs(factors[epoch]) * start.item() for epoch in own["epoch"]]
+        values = own["epoch"].map(lambda epoch, of=factors: abs(of[epoch])) * start.item()
+        errors = (own["value"] - values).abs() / start.item()
         frames.append(own.assign(statistic="nc0_predicted", value=values))
+        frames.append(own.assign(statistic="nc0_prediction_error", value=errors))
     return pd.concat(frames, ignore_index=True) if frames else found.iloc[:0]
 
 

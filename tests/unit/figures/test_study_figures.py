@@ -1,0 +1,87 @@
+"""Figures of optimisers and losses: their lines hold the tables' values."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neural_collapse.figures import losses, optimisers
+from neural_collapse.figures.study_captions import losses_caption, optimisers_caption
+from neural_collapse.results.studies import MSE_PARTS, NC0, NC0_PREDICTED, NC3
+
+
+def table(cells):
+    """Runs and measurements of {architecture: (training, {(statistic, split): values by epoch})}"""
+    runs, rows = [], []
+    for architecture, (training, statistics) in cells.items():
+        recipe = {"network": {}, "data": {}, "training": training}
+        key = {"dataset": "mnist", "architecture": architecture, "seed": 0}
+        labels = {"dataset_label": "MNIST", "architecture_label": architecture.upper()}
+        runs.append(key | labels | {"recipe": json.dumps(recipe)})
+        for (statistic, split), values in statistics.items():
+            rows += [
+                key | {"epoch": epoch, "split": split, "statistic": statistic, "value": value}
+                for epoch, value in enumerate(values)
+            ]
+    return pd.DataFrame(rows), pd.DataFrame(runs)
+
+
+def lines(figure):
+    """Each line's data by its name."""
+    return {
+        line.get_gid(): line.get_xydata().tolist()
+        for ax in figure.axes
+        for line in ax.get_lines()
+        if line.get_gid()
+    }
+
+
+def nc0(*values, predicted=()):
+    found = {(NC0, "train"): values, (NC3, "train"): [v / 10 for v in values]}
+    return found | ({(NC0_PREDICTED, "train"): predicted} if predicted else {})
+
+
+def test_optimisers_are_lines_over_weight_decay_with_the_predicted_values():
+    adam = {"optimizer": {"name": "adam"}}
+    tables = table(
+        {
+            "a": ({"weight_decay": 1e-3}, nc0(2.0, 1.5, predicted=(2.0, 1.51))),
+            "b": ({"weight_decay": 1e-2}, nc0(2.0, 0.5, predicted=(2.0, 0.49))),
+            "c": ({"weight_decay": 1e-2} | adam, nc0(2.0, 0.7)),
+        }
+    )
+    figure = optimisers(*tables)
+    drawn = [line for ax in figure.axes[:2] for line in ax.get_lines() if line.get_gid()]
+    values = [(line.get_gid(), line.get_xydata().tolist()) for line in drawn]
+    assert ("sgd", [[1e-3, 1.5], [1e-2, 0.5]]) in values
+    assert ("sgd predicted", [[1e-3, 1.51], [1e-2, 0.49]]) in values
+    assert ("adam", [[1e-2, 0.7]]) in values
+    assert any(
+        name == "sgd" and np.allclose(xy, [[1e-3, 0.15], [1e-2, 0.05]]) for name, xy in values
+    )
+    (legend,) = figure.legends[:1]
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD", "Adam", "predicted"]
+    assert "SGD, Adam" in optimisers_caption(*tables)
+
+
+def test_losses_are_lines_over_epochs_and_the_mse_shows_its_parts():
+    nc1 = ("nc1_within_class_variability", "train")
+    parts = {(part, "train"): [0.3, 0.1 / (i + 1)] for i, part in enumerate(MSE_PARTS)}
+    ece = {("expected_calibration_error", "test"): [0.2, 0.1]}
+    tables = table(
+        {"ce": ({}, {nc1: [9, 3]} | ece), "mse": ({"loss": "mse"}, {nc1: [8, 2]} | parts)}
+    )
+    found = lines(losses(*tables))
+    assert found["ce nc1_within_class_variability"] == [[0, 9], [1, 3]]
+    assert found["mse nc1_within_class_variability"] == [[0, 8], [1, 2]]
+    assert found["ce expected_calibration_error"] == [[0, 0.2], [1, 0.1]]
+    for i, part in enumerate(MSE_PARTS):
+        assert found[f"mse {part}"] == pytest.approx(np.array([[0, 0.3], [1, 0.1 / (i + 1)]]))
+    assert "Han, Papyan and Donoho" in losses_caption(*tables)
+
+
+def test_losses_without_mse_say_that_its_parts_are_not_measured():
+    tables = table({"ce": ({}, {("nc1_within_class_variability", "train"): [9, 3]})})
+    texts = [text.get_text() for text in losses(*tables).axes[5].texts]
+    assert texts == ["not measured"]

@@ -1,0 +1,139 @@
+"""Tables of optimisers and losses, and claims that compare two cells, from values known by hand."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from neural_collapse.results.claims import check_claims, render_claims
+from neural_collapse.results.layout import Layout
+from neural_collapse.results.studies import NC0, NC0_PREDICTED, NC3, by_weight_decay, seed_means
+
+
+def run(architecture, seed=0, **training):
+    training = {"epochs": 4, "loss": "cross_entropy", "weight_decay": 1e-3} | training
+    recipe = {"network": {"name": "resnet18"}, "data": {}, "training": training}
+    return {
+        "dataset": "mnist",
+        "architecture": architecture,
+        "seed": seed,
+        "dataset_label": "MNIST",
+        "architecture_label": architecture,
+        "network": "ResNet18",
+        "learning_rate": 0.05,
+        "learning_rate_origin": "pinned",
+        "epochs": 4,
+        "terminal_phase_accuracy": 0.999,
+        "terminal_phase_epoch": 2,
+        "diverged": False,
+        "num_classes": 10,
+        "train_examples": 3000,
+        "test_examples": 1000,
+        "recipe": json.dumps(recipe),
+    }
+
+
+def measured(values, split="train"):
+    """{(architecture, seed): {statistic: value at epochs 0 and 4}} as a measurements table."""
+    rows = [
+        (architecture, seed, epoch, split, statistic, float(value))
+        for (architecture, seed), of in values.items()
+        for statistic, pair in of.items()
+        for epoch, value in zip((0, 4), pair, strict=True)
+    ]
+    names = ["architecture", "seed", "epoch", "split", "statistic", "value"]
+    return pd.DataFrame(rows, columns=names).assign(dataset="mnist")
+
+
+ADAM, ADAMW = {"optimizer": {"name": "adam"}}, {"optimizer": {"name": "adamw"}}
+
+
+def test_lines_over_weight_decay_are_of_the_last_epoch_by_optimiser():
+    runs = pd.DataFrame([run("a", weight_decay=0.1), run("b"), run("b", seed=1), run("c", **ADAMW)])
+    values = {
+        ("a", 0): {NC0: (2, 0.25), NC0_PREDICTED: (2, 0.26), NC3: (1.9, 0.5)},
+        ("b", 0): {NC0: (2, 1), NC0_PREDICTED: (2, 1), NC3: (1.9, 0.7)},
+        ("b", 1): {NC0: (2, 2), NC0_PREDICTED: (2, 2), NC3: (1.9, 0.9)},
+        ("c", 0): {NC0: (2, 3)},
+    }
+    found = by_weight_decay(measured(values), runs, Layout.of(runs))
+    assert list(found) == [("mnist", "sgd"), ("mnist", "adamw")]
+    sgd = found["mnist", "sgd"]
+    assert sgd.index.tolist() == [1e-3, 0.1]
+    np.testing.assert_allclose(sgd[NC0], [1.5, 0.25])
+    np.testing.assert_allclose(sgd[NC3], [0.8, 0.5])
+    adamw = found["mnist", "adamw"]
+    assert adamw[NC0].tolist() == [3] and adamw[NC0_PREDICTED].isna().all()
+
+
+def test_no_runs_have_no_lines():
+    runs = pd.DataFrame([run("a")]).iloc[:0]
+    assert by_weight_decay(measured({}), runs, Layout.of(runs)) == {}
+
+
+def test_means_over_seeds_leave_out_what_is_not_defined():
+    values = {("a", 0): {NC3: (1, 2)}, ("a", 1): {NC3: (3, np.nan)}}
+    found = seed_means(measured(values), "mnist", "a", NC3, "train")
+    assert found.index.tolist() == [0, 4]
+    assert found.to_numpy().tolist() == [[2, 1, 3], [2, 2, 2]]
+
+
+def claims_of(values, runs, name):
+    table = check_claims(values, pd.DataFrame(runs))
+    return table[table["phenomenon"].str.startswith(name)]
+
+
+@pytest.mark.parametrize(
+    ("decoupled", "coupled", "verdict"),
+    [((5.0, 5.2), (0.3, 0.4), "holds"), ((0.3, 0.4), (5.0, 5.2), "does not"),
+     ((1.0, 3.0), (1.1, 2.7), "cannot say")],
+)  # fmt: skip
+def test_a_contrast_compares_the_same_recipe_with_another_optimiser(decoupled, coupled, verdict):
+    runs = [
+        *(run("adamw", seed, **ADAMW) for seed in (0, 1)),
+        *(run("adam", seed, **ADAM) for seed in (0, 1)),
+        run("other decay", weight_decay=0.1, **ADAM),
+        run("sgd"),
+    ]
+    values = {("other decay", 0): {NC0: (2, 99)}, ("sgd", 0): {NC0: (2, 77)}}
+    values |= {("adamw", seed): {NC0: (2, decoupled[seed])} for seed in (0, 1)}
+    values |= {("adam", seed): {NC0: (2, coupled[seed])} for seed in (0, 1)}
+    (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
+    assert (row.architecture, row.holds, row.seeds) == ("adamw", verdict, 2)
+    assert row.at_end == pytest.approx(np.mean(decoupled))
+    assert row.noise == pytest.approx(np.hypot(np.std(decoupled, ddof=1), np.std(coupled, ddof=1)))
+    assert f"{np.mean(coupled):.4g} with Adam" in row.reason
+    assert "99" not in row.reason and "77" not in row.reason
+    assert "5.33" in row.paper
+
+
+def test_a_contrast_of_losses_reads_the_test_set():
+    runs = [run("ls", loss="label_smoothing", smoothing=0.1), run("ce")]
+    ece = "expected_calibration_error"
+    values = measured({("ls", 0): {ece: (0.1, 0.02)}, ("ce", 0): {ece: (0.1, 0.08)}}, "test")
+    (row,) = claims_of(values, runs, "label smoothing is better calibrated").itertuples()
+    assert (row.holds, row.split, row.at_end) == ("holds", "test", 0.02)
+
+
+def test_a_cell_without_a_counterpart_makes_no_claim():
+    values = {("adamw", 0): {NC0: (2, 5)}, ("adam", 0): {NC0: (2, 1)}}
+    runs = [run("adamw", weight_decay=0.1, **ADAMW), run("adam", **ADAM)]
+    assert claims_of(measured(values), runs, "NC0 stays larger").empty
+
+
+def test_a_value_that_is_not_defined_decides_nothing():
+    values = {("adamw", 0): {NC0: (2, np.nan)}, ("adam", 0): {NC0: (2, 1)}}
+    runs = [run("adamw", **ADAMW), run("adam", **ADAM)]
+    (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
+    assert row.holds == "cannot say" and "not defined" in row.reason
+
+
+def test_claims_of_studies_are_written_where_they_are_made():
+    values = {("adamw", 0): {NC0: (2, 5)}, ("adam", 0): {NC0: (2, 1)}}
+    table = check_claims(
+        measured(values), pd.DataFrame([run("adamw", **ADAMW), run("adam", **ADAM)])
+    )
+    text = render_claims(table)
+    assert "larger with SGDW than SGD, AdamW than Adam" in text
+    assert "label smoothing" not in text

@@ -1,0 +1,68 @@
+"""What the figures of studies of optimisers and losses show, in words; no drawing library."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ..results.layout import Layout, origin_sentence
+from ..results.studies import MSE_PARTS, NC0, NC0_PREDICTED, NC3, OPTIMISERS, by_weight_decay
+
+OPTIMISERS_TITLE = "Optimisers: NC0 and NC3 against weight decay"
+OPTIMISERS_SHOWN = tuple((statistic, "train") for statistic in (NC0, NC0_PREDICTED, NC3))
+LOSSES_TITLE = "Losses: neural collapse, calibration, and the parts of the MSE"
+LOSSES_SHOWN = (
+    ("nc1_within_class_variability", "train"),
+    ("nc2_equiangularity_means", "train"),
+    (NC3, "train"),
+    ("nc4_ncc_mismatch", "train"),
+    ("expected_calibration_error", "test"),
+    *((part, "train") for part in MSE_PARTS),
+)
+
+
+def optimisers_caption(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """Of the figure of optimisers."""
+    found = by_weight_decay(measurements, runs, layout or Layout.of(runs))
+    if not found:
+        return "No run has been measured yet."
+    names = ", ".join(OPTIMISERS[name] for name in dict.fromkeys(name for _, name in found))
+    return " ".join(
+        sentence
+        for sentence in [
+            "At the last epoch, on a logarithmic axis of the weight decay, a line an optimiser "
+            f"({names}). NC0 is the norm of the sum of the classifier's rows; black crosses: as "
+            "its value before training, the learning rates and the decay alone predict it, where "
+            "that has a closed form. NC3 is this project's, the squared distance of the "
+            "normalised classifier and class means. Coupled decay (SGD, Adam) is part of the "
+            "gradient, decoupled decay (SGDW, AdamW) is not.",
+            "After Zhao et al., ICLR 2026.",
+            origin_sentence(runs),
+        ]
+        if sentence
+    )
+
+
+def losses_caption(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+) -> str:
+    """Of the figure of losses."""
+    if runs.empty:
+        return "No run has been measured yet."
+    seeds = int(runs.groupby(["dataset", "architecture"])["seed"].nunique().max())
+    band = f" Lines are means over {seeds} seeds, bands reach from the least to the largest." * (
+        seeds > 1
+    )
+    return " ".join(
+        sentence
+        for sentence in [
+            "NC1 to NC4 of the train set, the expected calibration error of the test set (15 bins)"
+            ", a line a loss, and the exact parts of the MSE on the train set: what variability "
+            "within classes causes (NC1), what the class means cause (NC2 and NC3), and what the "
+            "least-squares classifier of the same features would save (perpendicular)." + band,
+            "After Han, Papyan and Donoho, ICLR 2022.",
+            origin_sentence(runs),
+        ]
+        if sentence
+    )

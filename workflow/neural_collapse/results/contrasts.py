@@ -1,0 +1,156 @@
+"""Claims of studies that set one cell beside another: the same recipe but for one choice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .studies import NC0, NC3, OPTIMISERS, last_values, optimiser_of
+from .table1 import DASH
+from .tables import RUN_KEY, VERDICTS
+
+HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
+
+_CHOSEN = {"optimizer", "loss", "smoothing", "focal_gamma", "mse_reduction"}
+"""Keys of a recipe's training that a contrast may vary; the learning rate goes with them."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A claim that a statistic is larger, or smaller, with one choice than with another."""
+
+    name: str
+    statistic: str
+    split: str
+    above: bool
+    """Whether it is to be larger than with the other choice."""
+    choice: Callable[[Mapping[str, Any]], str]
+    """Which choice a recipe has made."""
+    against: Mapping[str, str]
+    """By choice, the one that it is compared with; others make no claim."""
+    paper: str
+    """What the study's authors found, and where."""
+
+    @property
+    def quantity(self) -> str:
+        """What the values of its rows are."""
+        return self.statistic
+
+    @property
+    def criterion(self) -> str:
+        """When it holds, in words."""
+        pairs = ", ".join(f"{_called(a)} than {_called(b)}" for a, b in self.against.items())
+        side = "larger" if self.above else "smaller"
+        return f"at the last epoch {side} with {pairs}, of the same recipe otherwise"
+
+    def others(self, cell: pd.DataFrame, runs: pd.DataFrame) -> tuple[str, pd.DataFrame] | None:
+        """The choice that a cell's runs are compared with, and its runs; None where there is none.
+
+        runs: all runs of the same origin and dataset.
+        """
+        if "recipe" not in runs:
+            return None
+        own = json.loads(cell.iloc[0]["recipe"])
+        other = self.against.get(self.choice(own))
+        if other is None:
+            return None
+        wanted = _common(own)
+        recipes = runs["recipe"].map(json.loads)
+        alike = [self.choice(r) == other and _common(r) == wanted for r in recipes]
+        found = runs[np.array(alike, dtype=bool)]
+        return None if found.empty else (_called(other), found)
+
+
+def _called(choice: str) -> str:
+    return OPTIMISERS.get(choice, choice.replace("_", " "))
+
+
+def _common(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What two recipes of a contrast share."""
+    training = {k: v for k, v in recipe.get("training", {}).items() if k not in _CHOSEN}
+    kept = {part: recipe.get(part) for part in ("network", "data")}
+    return kept | {"training": training}
+
+
+def _loss(recipe: Mapping[str, Any]) -> str:
+    return recipe.get("training", {}).get("loss", "cross_entropy")
+
+
+_ZHAO = "Zhao et al. 2026, table 2"
+CONTRASTS: tuple[Contrast, ...] = (
+    Contrast(
+        "NC0 stays larger under decoupled weight decay",
+        *(NC0, "train", True, optimiser_of, {"sgdw": "sgd", "adamw": "adam"}),
+        paper=f"AdamW 5.33, Adam 0.34, SGD 0.0002 ({_ZHAO})",
+    ),
+    Contrast(
+        "NC3 stays larger under decoupled weight decay",
+        *(NC3, "train", True, optimiser_of, {"sgdw": "sgd", "adamw": "adam"}),
+        paper=f"AdamW 0.78, Adam 0.29, SGD 0.35 ({_ZHAO}; their NC3 may not be the squared norm)",
+    ),
+    Contrast(
+        "label smoothing collapses further than cross-entropy",
+        *("nc1_within_class_variability", "train", False, _loss),
+        {"label_smoothing": "cross_entropy"},
+        paper="collapses faster and further (arXiv:2402.03979, abstract)",
+    ),
+    Contrast(
+        "label smoothing is better calibrated than cross-entropy",
+        *("expected_calibration_error", "test", False, _loss),
+        {"label_smoothing": "cross_entropy"},
+        paper="better calibrated (arXiv:2402.03979, abstract)",
+    ),
+)
+"""Claims of studies beyond the paper, of two cells each."""
+
+
+def judge_contrast(
+    claim: Contrast, measurements: pd.DataFrame, cell: pd.DataFrame, runs: pd.DataFrame
+) -> dict[str, Any] | None:
+    """Values, verdict and its reason; None where the claim has nothing to say of a cell.
+
+    cell: its runs; runs: all of the same origin and dataset; measurements: of these. A difference
+    within the noise, the seeds' standard deviations of both together, decides nothing.
+    """
+    compared = claim.others(cell, runs) if len(cell) else None
+    if compared is None:
+        return None
+    other, others = compared
+    chosen = measurements[
+        (measurements["statistic"] == claim.statistic) & (measurements["split"] == claim.split)
+    ]
+    first = chosen[chosen["epoch"] == 0]
+    zero, own, theirs = (
+        runs[RUN_KEY].merge(of, how="left")["value"].to_numpy(float)
+        for runs, of in [
+            (cell, first[[*RUN_KEY, "value"]]),
+            (cell, last_values(chosen, claim.statistic, claim.split)),
+            (others, last_values(chosen, claim.statistic, claim.split)),
+        ]
+    )
+    if np.isnan(own).all() and not chosen["architecture"].isin(cell["architecture"]).any():
+        return None
+    noise = float(np.hypot(*(v.std(ddof=1) if len(v) > 1 else 0.0 for v in (own, theirs))))
+    row = {
+        "seeds": len(own),
+        "epoch_at_start": DASH,
+        "epoch_at_end": str(int(chosen["epoch"].max())),
+        "at_epoch_0": float(zero.mean()),
+        "at_start": np.nan,
+        "at_end": float(own.mean()),
+        "change": float(own.mean() - zero.mean()),
+        "noise": noise,
+        "holds": CANNOT_SAY,
+    }
+    if not np.isfinite([*own, *theirs]).all():
+        return row | {"reason": f"not defined for every seed, its own or those of {other}"}
+    difference = (own.mean() - theirs.mean()) * (1 if claim.above else -1)
+    reason = f"{own.mean():.4g} against {theirs.mean():.4g} with {other}; noise: {noise:.2g}"
+    if abs(difference) <= noise:
+        return row | {"reason": reason}
+    return row | {"holds": HOLDS if difference > 0 else DOES_NOT, "reason": reason}

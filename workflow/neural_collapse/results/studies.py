@@ -1,0 +1,77 @@
+"""What figures and claims of studies beyond the paper read from the tables, across cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .layout import Layout, of_origin, origins_of, rows_of
+from .tables import RUN_KEY, recipe_values
+
+OPTIMISERS = {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}
+"""How the optimisers of recipes are called."""
+NC0, NC0_PREDICTED, NC0_ERROR = "nc0_sum_of_rows", "nc0_predicted", "nc0_prediction_error"
+NC3 = "nc3_self_duality"
+MSE_PARTS = ("mse_nc1", "mse_nc23", "mse_perpendicular")
+
+
+def optimiser_of(recipe: Mapping[str, Any]) -> str:
+    """The name of a recipe's optimiser, as a runs table's JSON holds it: a default is left out."""
+    return recipe.get("training", {}).get("optimizer", {}).get("name", "sgd")
+
+
+def last_values(measurements: pd.DataFrame, statistic: str, split: str = "train") -> pd.DataFrame:
+    """A statistic at the last epoch of each run: dataset, architecture, seed, value."""
+    chosen = (measurements["statistic"] == statistic) & (measurements["split"] == split)
+    found = measurements[chosen]
+    last = found.groupby(RUN_KEY)["epoch"].transform("max")
+    return found.loc[found["epoch"] == last, [*RUN_KEY, "value"]]
+
+
+def by_weight_decay(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
+) -> dict[tuple[str, str], pd.DataFrame]:
+    """NC0, its prediction and NC3 at the last epoch by (dataset, optimiser's name).
+
+    A table is indexed by weight decay, rising; its columns are the statistics, means over seeds and
+    over cells that share a decay; nan where one was not measured.
+    """
+    origin = origins_of(runs)[0] if len(runs) else None
+    runs, measurements = of_origin(runs, origin), of_origin(measurements, origin)
+    keys = []
+    for run in runs.to_dict("records"):
+        recipe = json.loads(run["recipe"])
+        decay = recipe_values(recipe).get("training.weight_decay", np.nan)
+        key = {name: run[name] for name in RUN_KEY}
+        keys.append({**key, "optimiser": optimiser_of(recipe), "weight_decay": decay})
+    if not keys:
+        return {}
+    table = pd.DataFrame(keys)
+    for statistic in (NC0, NC0_PREDICTED, NC3):
+        values = last_values(measurements, statistic).rename(columns={"value": statistic})
+        table = table.merge(values, on=RUN_KEY, how="left")
+    cells = set(layout.cells())
+    shown = [cell in cells for cell in zip(table["dataset"], table["architecture"], strict=True)]
+    columns = ["weight_decay", NC0, NC0_PREDICTED, NC3]
+    found = {
+        (dataset, optimiser): part[columns].groupby("weight_decay").mean()
+        for (dataset, optimiser), part in table[shown].groupby(["dataset", "optimiser"])
+    }
+    order = list(OPTIMISERS)
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+
+
+def seed_means(
+    measurements: pd.DataFrame, dataset: str, architecture: str, statistic: str, split: str
+) -> pd.DataFrame:
+    """Of one cell's first origin by epoch: `mean`, `low` and `high` over its seeds."""
+    rows = rows_of(measurements, dataset, architecture)
+    rows = of_origin(rows, origins_of(rows)[0]) if len(rows) else rows
+    rows = rows[(rows["statistic"] == statistic) & (rows["split"] == split)]
+    rows = rows[np.isfinite(rows["value"])]
+    found = rows.groupby("epoch")["value"].agg(["mean", "min", "max"])
+    return found.rename(columns={"min": "low", "max": "high"})
