@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from neural_collapse.io import versions
 from neural_collapse.experiment.config import check_config
+from neural_collapse.experiment.layers import check_layers
 from neural_collapse.experiment.paths import candidate_job, cell_job, run_job
 from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
@@ -28,6 +29,8 @@ try:
     for path in workflow.configfiles:
         read_yaml(path)  # Snakemake takes the last of two equal keys in silence
     CONFIG = check_config(config, ", ".join(map(str, workflow.configfiles)))
+    if workflow.is_main_process:
+        check_layers(CONFIG, ", ".join(map(str, workflow.configfiles)))
     EXPERIMENT = Experiment(CONFIG)
     REFERENCE = EXPERIMENT.reference_files(ROOT)
 except UserError as error:

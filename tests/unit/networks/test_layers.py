@@ -69,7 +69,9 @@ def test_unknown_layer_of_a_large_network_lists_its_outer_ones():
     said = str(error.value)
     assert len(said) < 1500 and "\n" not in said
     assert all(f" {name}" in said for name, _ in net.named_children() if name != "classifier")
-    assert f"and {len(layer_names(net)) - 40} more within these" in said
+    listed = said.partition("it has ")[2].partition(" and ")[0].split(", ")
+    assert 10 < len(listed) <= 40 and set(listed) < set(layer_names(net))
+    assert f"and {len(layer_names(net)) - len(listed)} more within these" in said
 
 
 @pytest.mark.parametrize(("twice", "said"), [(True, "more than once"), (False, "makes no use")])

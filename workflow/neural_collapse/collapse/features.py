@@ -175,7 +175,7 @@ def _extract(
 ) -> tuple[list[Moments], np.ndarray | None]:
     """See `extract`; moments of the features, then of each further layer, without a classifier."""
     labels = _checked(network, images, labels, mean, std, num_classes, split)
-    _check_batches(len(labels), watched.batch_norm_examples, split)
+    check_batches(len(labels), watched.batch_norm_examples, split)
     classifier, device = network.classifier, torch.device(device)
     network.to(device)
     # Each class's features lie together, as the moments read them.
@@ -249,7 +249,8 @@ def _outputs(
             norm.training, norm.track_running_stats = False, track
 
 
-def _check_batches(examples: int, batch_norm_examples: int | None, split: str) -> None:
+def check_batches(examples: int, batch_norm_examples: int | None, split: str) -> None:
+    """Raise UserError where batches of so many images leave one image alone."""
     if batch_norm_examples is not None and examples % batch_norm_examples == 1:
         raise UserError(
             f"measurement.batch_norm_examples: {batch_norm_examples} leave a batch of one image of "

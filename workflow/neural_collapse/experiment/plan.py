@@ -23,6 +23,7 @@ from .cost import (
     plan_cells,
     training_images,
 )
+from .layers import check_layers
 
 # Floating-point operations a second that training reaches, where this machine has no run yet: by
 # device and, on a GPU, precision. Assumptions for a data-centre card, not measurements of this
@@ -201,6 +202,7 @@ def plan(config: Config, device: str | None = None) -> str:
         return f"Experiment {config.experiment}: nothing is trained, it shows reference runs"
     from ..training.lease import physical_gpus
 
+    check_layers(config)
     if device is None:
         wanted = config.device == "cuda" or (config.device == "auto" and physical_gpus())
         device = "cuda" if wanted else "cpu"

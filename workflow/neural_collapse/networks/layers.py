@@ -29,8 +29,11 @@ def check_layers(network: nn.Module, names: Sequence[str]) -> None:
     known = layer_names(network)
     for name in names:
         if name not in known:
-            outer = sorted(known, key=lambda known_name: known_name.count("."))[:LISTED]
-            listed = [known_name for known_name in known if known_name in outer]
+            depths = [known_name.count(".") for known_name in known]
+            deepest = max(
+                (d for d in depths if sum(other <= d for other in depths) <= LISTED), default=0
+            )
+            listed = [n for n, depth in zip(known, depths, strict=True) if depth <= deepest]
             more = len(known) - len(listed)
             raise UserError(
                 f"measurement.layers: the network has no layer {name!r}; it has "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...io.errors import UserError
+from ..cost import DataSize
+from ..layers import check_measured
 from ..recipe import Recipe
 
 
@@ -18,15 +20,10 @@ def open_data(recipe: Recipe, data_folder: Path):
 
     data = PreparedDataset.open(data_folder)
     recipe.figure_1_classes(data.num_classes)
-    if recipe.measurement.layers:
-        from ...networks.build import construct_without_weights
-        from ...networks.layers import layer_dimensions
-
-        size = {"channels": data.channels, "image_size_px": data.image_size_px}
-        network = construct_without_weights(recipe.network, num_classes=data.num_classes, **size)
-        shape = data.train_images.shape[1:]
-        measurement = recipe.measurement
-        layer_dimensions(network.eval(), measurement.layers, measurement.layer_pool, shape)
+    if recipe.measurement.layers or recipe.measurement.batch_norm_examples is not None:
+        counts = len(data.train_labels), len(data.test_labels)
+        sizes = data.channels, data.image_size_px, data.num_classes
+        check_measured(recipe, DataSize(*counts, *sizes))
     asked, examples = recipe.robustness.images, len(data.test_labels)
     if asked > examples:
         raise UserError(

@@ -1,0 +1,58 @@
+"""Layers that recipes ask for: those that do not exist are named before any job starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from neural_collapse.experiment.config import check_config
+from neural_collapse.experiment.layers import check_layers
+from neural_collapse.experiment.plan import plan
+from neural_collapse.io.errors import UserError
+
+
+def config(measurement, network=None):
+    return check_config(
+        {
+            "experiment": "x",
+            "datasets": ["digits"],
+            "architectures": ["vgg"],
+            "recipe": {
+                "network": network or {"family": "mlp", "depth": 2, "width": 6},
+                "measurement": measurement,
+            },
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("measurement", "said"),
+    [
+        ({"layers": ["input", "hidden.2"]}, "no layer 'hidden.2'; it has input, hidden, hidden.0"),
+        ({"layers": ["classifier"]}, "no layer 'classifier'"),
+        ({"batch_norm_examples": 1399}, "batch_norm_examples: 1399 leave a batch of one image"),
+        ({"batch_norm_examples": 396}, "of the 397 of the test split"),
+    ],
+)
+def test_what_the_network_or_data_lack_is_one_sentence_that_names_the_cell(measurement, said):
+    wrong = config(measurement)
+    for check in (check_layers, plan):
+        with pytest.raises(UserError) as error:
+            check(wrong)
+        assert said in str(error.value) and "\n" not in str(error.value)
+        assert str(error.value).startswith("config: the recipe of digits x vgg: measurement.")
+
+
+def test_layers_that_exist_are_taken_whatever_the_family():
+    check_layers(config({"layers": ["input", "hidden.0", "hidden.1"], "batch_norm_examples": 100}))
+    resnet = {"name": "resnet18", "width": 4, "blocks": [1, 1]}
+    check_layers(config({"layers": ["input"], "layer_pool": "flatten"}, resnet))
+
+
+def test_recipes_without_layers_do_not_wait_for_torch():
+    code = (
+        "import sys; from neural_collapse.experiment.config import load_config;"
+        "from neural_collapse.experiment.layers import check_layers;"
+        "check_layers(load_config('config/quickstart.yaml')); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
