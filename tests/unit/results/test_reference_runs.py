@@ -59,6 +59,12 @@ def reference(tmp_path, resources):
     return tmp_path / "set"
 
 
+def test_config_of_a_study_s_set_draws_its_figures(tmp_path, resources):
+    make_results(tmp_path / "one", ("digits",), ("vgg",))
+    export_reference(tmp_path / "one", tmp_path / "set", resources, ["separation", "overview"])
+    assert load_config(tmp_path / "set" / "config.yaml").figures.names == ("separation", "overview")
+
+
 def test_a_set_holds_tables_runs_cards_and_a_config(reference, tmp_path):
     own = make_tables(("digits",), ("vgg",), last=8)
     for name in NAMES:

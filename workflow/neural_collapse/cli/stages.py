@@ -199,6 +199,8 @@ def add_to(cli: Commands) -> None:
         path("results-folder", "of the experiment, such as results/paper"),
         path("output-folder", "the set, such as results/reference/paper"),
         path("resources-folder", "downloads", required=False, default=Path("resources")),
+        option("--figures", nargs="+", metavar="NAME", default=(),
+               help="that the set's config draws; by default the paper's"),
     )  # fmt: skip
     cli.add("config-schema", "print the config's JSON schema", "experiment.config:json_schema")
     cli.add(

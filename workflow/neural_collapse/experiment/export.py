@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ BYTES_MAX = 5_000_000
 
 
 def export_reference(
-    results_folder: str | Path, output_folder: str | Path, resources_folder: str | Path
+    results_folder: str | Path,
+    output_folder: str | Path,
+    resources_folder: str | Path,
+    figures: Sequence[str] = (),
 ) -> None:
     """Add the finished runs of an experiment to a set of reference results.
 
@@ -40,6 +44,7 @@ def export_reference(
         results_folder: of the experiment, with tables/ and <dataset>/<architecture>/seed-<n>/.
         output_folder: the set, e.g. results/reference/paper; made where it does not exist.
         resources_folder: where the prepared datasets lie, for their cards.
+        figures: that the set's config draws; by default the paper's.
 
     Raises:
         UserError: a run that is in the set already, one whose run.json or data card is missing,
@@ -84,7 +89,7 @@ def export_reference(
     cards = [*old_cards, *(card for card in cards if card["data_hash"] not in known)]
     _write_json(output / "cards.json", cards)
     everything = sorted([*old_facts, *facts], key=_key)
-    write_text_atomically(output / "config.yaml", _config(output, grown["runs"]))
+    write_text_atomically(output / "config.yaml", _config(output, grown["runs"], figures))
     # Last, since it is what says that the set is there.
     _write_json(output / "runs.json", everything)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
@@ -93,7 +98,7 @@ def export_reference(
         say(f"warning: {output} is larger than {BYTES_MAX / 1e6:.0f} MB, much for git")
 
 
-def _config(folder: Path, runs: pd.DataFrame) -> str:
+def _config(folder: Path, runs: pd.DataFrame, figures: Sequence[str]) -> str:
     """A config that draws the set and trains nothing."""
     import yaml
 
@@ -105,6 +110,7 @@ def _config(folder: Path, runs: pd.DataFrame) -> str:
         "seeds": sorted({int(seed) for seed in runs["seed"]}),
         "results_from": "reference",
         "reference_folder": str(folder),
+        "figures": {"names": list(figures)} if figures else {},
         "custom_datasets": {
             # Nothing is read there, since nothing is trained.
             name: {"label": label, "path": "not-needed"}
