@@ -206,6 +206,23 @@ def test_a_recorded_step_is_the_step(recipe_of, make_data, name, precision):
     torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"optimizer": {"name": name}} for name in ("sgdw", "adam", "adamw")),
+        *({"loss": name} for name in ("mse", "label_smoothing", "focal")),
+    ],
+    ids=str,
+)
+def test_a_recorded_step_of_another_optimiser_or_loss_is_the_step(recipe_of, make_data, changes):
+    steps = [
+        first_losses(recipe_of(cuda_graphs=graphs, **changes), make_data(), GPU, 8, 1e-3)
+        for graphs in (False, True)
+    ]
+    torch.testing.assert_close(*steps, rtol=1e-3, atol=1e-4)
+    assert steps[1][-1] != steps[1][0]
+
+
 def test_a_recorded_training_goes_through_an_incomplete_batch(recipe_of, make_data, tmp_path):
     records = []
     for graphs in (False, True):
@@ -223,8 +240,11 @@ def test_a_recorded_training_goes_through_an_incomplete_batch(recipe_of, make_da
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_a_training_goes_on_with_the_same_bits(recipe_of, make_data, tmp_path, monkeypatch, graphs):
-    recipe = recipe_of(epochs=4, cuda_graphs=graphs)
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_training_goes_on_with_the_same_bits(
+    recipe_of, make_data, tmp_path, monkeypatch, graphs, optimiser
+):
+    recipe = recipe_of(epochs=4, cuda_graphs=graphs, optimizer={"name": optimiser})
     common = {"learning_rate": 0.05, "seed": 0, "device": GPU}
     whole, network = train(recipe, make_data(), state_root=tmp_path / "whole", **common)
 

@@ -77,8 +77,9 @@ class TrainingRecipe(Model):
     autocast. Features, statistics and attack always use true float32; losses and errors after each
     epoch do with float32, and TF32 otherwise."""
     cuda_graphs: bool = False
-    """On one GPU, launch a training step's kernels all at once; for narrow networks. Last digits
-    may differ. Not yet measured by this project; several GPUs do without."""
+    """On one GPU, launch a training step's kernels all at once, whatever optimiser and loss; for
+    narrow networks. Last digits may differ. Not yet measured by this project; several GPUs do
+    without."""
     compile: bool = False
     """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
     measured on a GPU by this project."""
