@@ -6,6 +6,7 @@
 #   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
 #   make bench        this project against reference loops, minutes; also bench-full, bench-gpu
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
+#   make study NAME=separation   a study beyond the paper, of config/studies: docs/studies.md
 #   make docs         the documentation as a site, site/index.html
 #   make lint         ruff, snakefmt and snakemake --lint
 
@@ -22,7 +23,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures plan test test-all test-slurm bench bench-full bench-gpu docs lint format lock schema config-page clean
+.PHONY: help quickstart report figures study plan test test-all test-slurm bench bench-full bench-gpu docs lint format lock schema config-page clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,16 @@ endif
 figures: $(STAMP)
 	@$(BIN)/snakemake figures tables --cores $(CORES) --configfile $(CONFIG) --quiet rules host
 	@echo "Figures and tables: results/<the experiment that $(CONFIG) names>"
+ifneq ($(origin CONFIG),command line)
+	@for config in results/reference/studies/*/config.yaml; do \
+	  $(BIN)/snakemake figures tables --cores $(CORES) --configfile $$config --quiet rules host || exit 1; done
+endif
+
+study: $(STAMP)
+	@test -f config/studies/$(NAME).yaml \
+	  || { echo "NAME=$(NAME) is no study; there are: $(basename $(notdir $(wildcard config/studies/*.yaml)))"; exit 1; }
+	@$(BIN)/snakemake --cores $(CORES) --configfile config/studies/$(NAME).yaml --quiet rules host
+	@echo "Figures, tables and report.html: results/$(NAME)"
 
 report: $(STAMP)
 	@$(SNAKEMAKE) --quiet rules host -- report

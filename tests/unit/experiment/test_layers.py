@@ -3,11 +3,17 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import scipy.stats
 
-from neural_collapse.experiment.config import check_config
+from neural_collapse.collapse.measure import compute_moments
+from neural_collapse.collapse.moments import StoredMoments
+from neural_collapse.collapse.result import CollapseResult
+from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.layers import check_layers
 from neural_collapse.experiment.plan import plan
+from neural_collapse.experiment.stages.measure import statistics_of
 from neural_collapse.io.errors import UserError
 
 
@@ -56,3 +62,29 @@ def test_recipes_without_layers_do_not_wait_for_torch():
         "check_layers(load_config('config/quickstart.yaml')); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def moments(random, dim):
+    features, labels = random.normal(size=(40, dim)), np.arange(40) % 4
+    features[:, 0] += labels
+    return compute_moments(features, labels, 4, None, None)
+
+
+def test_statistics_name_their_layer_and_the_law_is_that_of_the_layers_in_order():
+    random = np.random.default_rng(0)
+    layers = {name: (moments(random, 5), moments(random, 6)) for name in ("c", "a", "b")}
+    last = moments(random, 7)
+    recipe = resolve_recipe(config({}), "digits", "vgg")
+    found = statistics_of(recipe, StoredMoments(last, last, {}, {}, layers))
+    for split, place in (("train", 0), ("test", 1)):
+        values = found[split]
+        fuzziness = [
+            CollapseResult.of(pair[place])["separation_fuzziness"] for pair in layers.values()
+        ]
+        assert [values[f"separation_fuzziness@{name}"] for name in layers] == fuzziness
+        slope, _, r, *_ = scipy.stats.linregress(range(3), np.log(fuzziness))
+        assert values["separation_rate"] == pytest.approx(np.exp(slope), rel=1e-12)
+        assert values["separation_linearity"] == pytest.approx(r, rel=1e-12)
+        assert values["cdnv"] == CollapseResult.of(last)["cdnv"] != values["cdnv@a"]
+    two = statistics_of(recipe, StoredMoments(last, last, {}, {}, dict(list(layers.items())[:2])))
+    assert "separation_rate" not in two["train"] and "cdnv@c" in two["train"]
