@@ -49,7 +49,7 @@ figures: $(STAMP)
 	@$(BIN)/snakemake figures tables --cores $(CORES) --configfile $(CONFIG) --quiet rules host
 	@echo "Figures and tables: results/<the experiment that $(CONFIG) names>"
 ifneq ($(origin CONFIG),command line)
-	@for config in results/reference/studies/*/config.yaml; do \
+	@for config in $(wildcard results/reference/studies/*/config.yaml); do \
 	  $(BIN)/snakemake figures tables --cores $(CORES) --configfile $$config --quiet rules host || exit 1; done
 endif
 
