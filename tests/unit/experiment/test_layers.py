@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import scipy.stats
 from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.collapse.moments import StoredMoments
 from neural_collapse.collapse.result import CollapseResult
-from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.config import check_config, load_config, resolve_recipe
 from neural_collapse.experiment.layers import check_layers
 from neural_collapse.experiment.plan import plan
 from neural_collapse.experiment.stages.measure import statistics_of
+from neural_collapse.figures import STUDIES
 from neural_collapse.io.errors import UserError
+
+STUDY_CONFIGS = Path(__file__).parents[3] / "config" / "studies"
 
 
 def config(measurement, network=None):
@@ -88,3 +92,10 @@ def test_statistics_name_their_layer_and_the_law_is_that_of_the_layers_in_order(
         assert values["cdnv"] == CollapseResult.of(last)["cdnv"] != values["cdnv@a"]
     two = statistics_of(recipe, StoredMoments(last, last, {}, {}, dict(list(layers.items())[:2])))
     assert "separation_rate" not in two["train"] and "cdnv@c" in two["train"]
+
+
+@pytest.mark.parametrize("path", sorted(STUDY_CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_study_is_valid_and_draws_a_figure_of_its_own(path):
+    study = load_config(path)
+    check_layers(study)
+    assert study.experiment == path.stem and set(study.figures.names or ()) & set(STUDIES)
