@@ -300,7 +300,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(data):
         Trainer(whole, data, RATE, 0, CPU, Ranks(0, 4))
 
 
-def test_how_many_processes():
+def test_process_count_follows_the_device_unless_given():
     gpu = torch.device("cuda")
     assert process_count(gpu, 4) == 4
     assert process_count(gpu, 0) == 1

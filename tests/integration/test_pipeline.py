@@ -87,7 +87,7 @@ def test_both_seeds_use_the_sweeps_winner(experiment):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_figures_hold_something(experiment, name):
+def test_figures_of_a_whole_run_are_not_blank(experiment, name):
     folder = experiment.results / "figures"
     with Image.open(folder / f"{name}.png") as image:
         pixels = np.asarray(image.convert("RGB"))

@@ -158,7 +158,7 @@ def test_plan_prints_jobs_epochs_checkpoints_and_disk():
     assert re.search(r"^epochs +436$", done.stdout, re.MULTILINE)
 
 
-def test_snakemake_lint():
+def test_rules_pass_snakemakes_lint():
     done = run("snakemake", "--lint", "--configfile", "config/quickstart.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -172,7 +172,7 @@ def test_snakemake_lint():
     ],
     ids=" ".join,
 )
-def test_formatting(command):
+def test_rules_are_formatted_by_snakefmt(command):
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -27,7 +27,7 @@ class FakeTrial:
         return {"output": 0.0, "weight": 1.0 if variant.threads == 4 else 1e-6}
 
 
-def test_what_each_fault_leaves(monkeypatch):
+def test_layers_with_a_fault_are_named(monkeypatch):
     monkeypatch.setattr(layers, "Trial", FakeTrial)
     monkeypatch.setattr(layers, "SECONDS", 0.5)
     tasks = [(CASE, Variant("torch", "float32", "last", threads)) for threads in range(1, 6)]
@@ -44,7 +44,7 @@ def test_taps_are_a_convolution(kernel, stride, padding, groups):
     torch.testing.assert_close(layer(x), torch.nn.Conv2d.forward(layer, x))
 
 
-def test_right_layers_pass():
+def test_layers_that_are_right_pass():
     trial = Trial(CASE)
     variant = Variant("project", "float32", "last", 1)
     assert max(trial.errors(variant, 2).values()) < 1e-5

@@ -110,7 +110,7 @@ def test_candidates_are_those_of_the_largest_logits():
 @pytest.mark.parametrize(
     "candidates, overshoot, max_steps", [(10, 0.02, 50), (3, 0.1, 50), (5, 0.02, 1)]
 )
-def test_against_a_plain_implementation(candidates, overshoot, max_steps):
+def test_deepfool_equals_a_plain_implementation(candidates, overshoot, max_steps):
     network = conv_net().double().eval()
     torch.manual_seed(1)
     inputs = torch.randn(12, 3, 8, 8, dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_state_is_restored_and_no_gradients_are_left():
 # ------------------------------------------------------------------------------ degenerate cases
 
 
-def test_vanishing_gradients():
+def test_deepfool_vanishing_gradients_do_not_converge():
     """Classes 0 and 1 share their weights: no direction leads from one to the other."""
     weight = torch.tensor([[1.0, 2.0], [1.0, 2.0]])
     result = deepfool(Linear(weight, torch.tensor([1.0, 0.0])), torch.randn(3, 2))
@@ -231,7 +231,7 @@ def test_an_input_on_the_boundary_moves_off_it():
     assert 0 < result.perturbation.norm() < 1e-5
 
 
-def test_max_steps():
+def test_deepfool_stops_after_max_steps():
     class Saturating(nn.Module):
         """The boundary x = 0 is approached and never crossed."""
 
@@ -245,7 +245,7 @@ def test_max_steps():
     assert result.steps.tolist() == [0] and (result.perturbation == 0).all()
 
 
-def test_mistakes():
+def test_deepfool_wrong_input_is_one_sentence():
     network, x = conv_net(), torch.randn(2, 3, 8, 8)
     for changes in (dict(candidates=1), dict(overshoot=-0.1), dict(max_steps=-1)):
         with pytest.raises(UserError):

@@ -42,7 +42,7 @@ def test_panels_are_the_papers_figures():
     assert ax.get_title() == "cdnv"
 
 
-def test_mistakes_are_one_sentence():
+def test_curve_wrong_use_is_one_sentence():
     with pytest.raises(nc.UserError, match="Nothing has been logged of the split 'train'"):
         nc.CollapseCurve().plot()
     with pytest.raises(nc.UserError, match="'vci' has not been logged"):

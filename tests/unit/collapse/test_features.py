@@ -108,7 +108,7 @@ def test_splits_test_set_without_a_class_keeps_its_decisions(network, data):
         run_both(network, (images[present], labels[present]), data)
 
 
-def test_features_and_moments(network, data):
+def test_extract_gives_features_and_moments_of_a_plain_pass(network, data):
     moments, rows = run(network, data)
     assert rows.dtype == np.float32 and rows.shape == (37, 6)
     assert_allclose(rows, plain_features(network, data[0]), rtol=1e-4, atol=1e-6)
@@ -151,7 +151,7 @@ def test_both_splits_are_what_each_is_by_itself(network, data):
     assert not same(test, by_itself()[0])  # which decides by the test means
 
 
-def test_a_classifier_without_bias(data):
+def test_extract_classifier_without_bias_has_a_bias_of_zeros(data):
     moments, _ = run(SmallNet(bias=False), data)
     assert moments.bias.tolist() == [0, 0, 0]
 
@@ -316,7 +316,7 @@ def test_true_float32_whichever_api_set_tf32(network, api):
 # ------------------------------------------------------------------------------ a user's mistakes
 
 
-def test_mistakes(network, data):
+def test_extract_wrong_input_is_one_sentence(network, data):
     images, labels = data
 
     def mistake(match, data=data, mean=MEAN, std=STD, network=network, **changes):

@@ -145,7 +145,7 @@ def test_what_was_not_measured_is_absent_and_says_why():
     assert "absent" in str(result)
 
 
-def test_reset_and_state_dict():
+def test_metric_after_reset_or_load_equals_a_fresh_one():
     features, labels = near_collapse(np.random.default_rng(5), 0.3)
     metric = in_batches(CollapseMetric(CLASSES, DIM), features, labels, 20)
     restored = CollapseMetric(CLASSES, DIM)

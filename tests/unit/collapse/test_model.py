@@ -91,7 +91,7 @@ def test_several_layers_and_pooled_maps(model, splits):
     assert (pooled.moments.feature_dim, flat.moments.feature_dim) == (4, 100)
 
 
-def test_batches_that_are_dicts(model, splits):
+def test_measure_model_batches_that_are_dicts_are_taken(model, splits):
     class Named(nn.Module):
         def __init__(self):
             super().__init__()
@@ -110,7 +110,7 @@ def test_batches_that_are_dicts(model, splits):
         nc.measure_model(model, [{"image": images, "y": labels}])
 
 
-def test_tokens_with_ignored_positions(splits):
+def test_measure_model_ignored_positions_are_left_out(splits):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 5))
     tokens = torch.randint(0, 11, (4, 30))
@@ -150,7 +150,7 @@ def test_wrapped_models_are_looked_into(model, splits, wrap):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_watching_a_training(model, splits):
+def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
     images, labels = splits[0].tensors
     metric = nc.CollapseMetric(3, 6)
     with nc.watch(model) as features:
@@ -175,14 +175,14 @@ def test_watching_a_training(model, splits):
         ({"model": nn.Conv2d(1, 1, 1)}, "Conv2d has no nn.Linear; name the layer"),
     ],
 )
-def test_mistakes_are_one_sentence(model, splits, arguments, sentence):
+def test_measure_model_wrong_input_is_one_sentence(model, splits, arguments, sentence):
     given = {"model": model, "train_loader": DataLoader(splits[0], 40)} | arguments
     with pytest.raises(nc.UserError, match=sentence):
         nc.measure_model(**given)
 
 
 @pytest.mark.parametrize("classes, bias", [(2, True), (3, False), (9, True)])
-def test_classifiers_of_any_shape(splits, classes, bias):
+def test_measure_model_classifier_of_any_kind_is_found(splits, classes, bias):
     torch.manual_seed(2)
     images = splits[0].tensors[0]
     labels = torch.arange(40) % classes

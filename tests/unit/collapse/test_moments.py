@@ -138,7 +138,7 @@ def test_decisions_far_from_the_origin():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rows_may_lie_anywhere(dtype):
+def test_moments_of_rows_in_any_place_are_the_same_bits(dtype):
     rng = np.random.default_rng(14)
     features, labels = features_near_collapse(rng, [40, 7, 30], 5, 0.5, dtype)
     layer = last_layer(rng, 3, 5)
@@ -179,7 +179,7 @@ def test_means_of_a_large_collapsed_class_are_right_to_the_last_bits():
     assert_allclose(m.class_means[0], exact, rtol=2.3e-16)
 
 
-def test_bias_decides():
+def test_decisions_with_a_bias_differ():
     features = np.array([[1.0, 0.0], [0.0, 1.0]])
     labels = np.array([0, 1])
     assert decide(features, labels, 2, np.eye(2), np.array([0.0, 2.0]))[1].tolist() == [1, 1]
@@ -298,7 +298,7 @@ def test_the_scatter_is_projected_on_its_own_means_whatever_the_centres():
     assert_array_equal(found[1], (features @ layer[0].T + layer[1]).argmax(1))
 
 
-def test_many_classes():
+def test_moments_of_700_classes_are_computed():
     rng = np.random.default_rng(5)
     features, labels = features_near_collapse(rng, [3] * 700, 710, 0.1, np.float32)
     m = compute_moments(features, labels, 700, *last_layer(rng, 700, 710))

@@ -52,7 +52,7 @@ def test_the_table_is_what_the_library_says(model, arrays, tmp_path, capsys):
         assert float(printed[name]) == pytest.approx(value, rel=1e-3)
 
 
-def test_the_bias_decides_with(model, tmp_path):
+def test_statistics_with_a_bias_differ_where_it_enters(model, tmp_path):
     whole(model, "--output", tmp_path / "without.csv")
     whole(model, "--bias", model, "--output", tmp_path / "with.csv")
     one, other = (

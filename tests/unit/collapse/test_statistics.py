@@ -49,7 +49,7 @@ def cloud(rng, classes, d, n=6, within=0.3):
 
 
 @pytest.mark.parametrize("classes, d", [(2, 2), (3, 3), (10, 16), (40, 64)])
-def test_collapsed_network(classes, d):
+def test_statistics_of_a_collapsed_network_are_their_ideals(classes, d):
     """Everything at its ideal: W = a M^T, means an ETF, b undoing mu_G, tiny balanced spread."""
     rng = np.random.default_rng(classes)
     etf = simplex_etf(rng, classes, d)
@@ -69,7 +69,7 @@ def test_collapsed_network(classes, d):
 
 
 @pytest.mark.parametrize("within", [1e-1, 1e-4, 1e-7])
-def test_isotropic_spread_around_an_etf(within):
+def test_statistics_of_isotropic_spread_around_an_etf_equal_closed_forms(within):
     """Sigma_W = t^2 I and M a ETF of radius r: every spread statistic has a closed form."""
     rng = np.random.default_rng(0)
     classes, d, r = 5, 7, 3.0
@@ -91,7 +91,7 @@ def test_isotropic_spread_around_an_etf(within):
 
 
 @pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
-def test_hand_computed_plane():
+def test_statistics_of_four_means_in_a_plane_equal_those_by_hand():
     """Four means on the axes of a plane: norms 1, 1, 3, 3 as +-e1, +-3 e2."""
     means = np.array([[1.0, 0], [-1, 0], [0, 3], [0, -3]])
     s = measure(means, np.arange(4), means[::-1].copy(), np.zeros(4))
@@ -136,7 +136,7 @@ def mp_nc1(features, labels, classes):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("within", [1.0, 1e-2, 1e-4, 1e-6])
-def test_nc1_against_mpmath(within, dtype):
+def test_nc1_of_small_spreads_equals_mpmath(within, dtype):
     rng = np.random.default_rng(7)
     counts = [3, 5, 4, 2]
     labels = np.repeat(np.arange(4), counts)
@@ -150,7 +150,7 @@ def test_nc1_against_mpmath(within, dtype):
 
 
 @pytest.mark.parametrize("ratio", [1e-2, 1e-4, 1e-6, 1e-7])
-def test_nc1_of_nearly_dependent_means_against_mpmath(ratio):
+def test_nc1_of_nearly_dependent_means_equals_mpmath(ratio):
     """Its error grows as 1 / ratio of the means' singular values, not as its square."""
     rng = np.random.default_rng(8)
     labels = np.repeat(np.arange(4), 3)
@@ -164,7 +164,7 @@ def test_nc1_of_nearly_dependent_means_against_mpmath(ratio):
 
 
 @pytest.mark.parametrize("classes, d", [(6, 4), (5, 1)])
-def test_nc1_with_fewer_dimensions_than_means_span_against_mpmath(classes, d):
+def test_nc1_in_fewer_dimensions_than_classes_equals_mpmath(classes, d):
     rng = np.random.default_rng(18)
     features, labels, W, b = cloud(rng, classes, d)
     with pytest.warns(ReducedRankWarning):
@@ -173,7 +173,7 @@ def test_nc1_with_fewer_dimensions_than_means_span_against_mpmath(classes, d):
 
 
 @pytest.mark.parametrize("tilt", [1e-1, 1e-3])
-def test_nc1_of_noise_that_is_nearly_orthogonal_to_the_means_against_mpmath(tilt):
+def test_nc1_of_noise_nearly_orthogonal_to_the_means_equals_mpmath(tilt):
     """What products in float32 get wrong in the sixth digit, and those in float64 do not."""
     rng = np.random.default_rng(16)
     frame = np.linalg.qr(rng.standard_normal((16, 3)))[0].T
@@ -187,7 +187,7 @@ def test_nc1_of_noise_that_is_nearly_orthogonal_to_the_means_against_mpmath(tilt
 
 @pytest.mark.parametrize("classes, d", [(2, 5), (5, 5), (10, 30), (6, 4), (100, 64)])
 @pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
-def test_against_dense_numpy(classes, d):
+def test_statistics_of_random_clouds_equal_dense_numpy(classes, d):
     rng = np.random.default_rng(9)
     features, labels, W, b = cloud(rng, classes, d)
     s = measure(features, labels, W, b)
@@ -263,7 +263,7 @@ def test_test_split_uses_train_centres():
     scale_h=st.floats(1e-3, 1e3),
     scale_w=st.floats(1e-3, 1e3),
 )
-def test_scale_rotation_translation_and_class_order(seed, classes, extra, scale_h, scale_w):
+def test_statistics_of_moved_features_are_unchanged(seed, classes, extra, scale_h, scale_w):
     rng = np.random.default_rng(seed)
     d = classes + extra
     features, labels, W, b = cloud(rng, classes, d)
@@ -287,7 +287,7 @@ def test_scale_rotation_translation_and_class_order(seed, classes, extra, scale_
 @pytest.mark.filterwarnings("ignore::neural_collapse.collapse.result.UndefinedStatisticWarning")
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 6), d=st.integers(1, 8))
-def test_ranges(seed, classes, d):
+def test_statistics_of_any_cloud_stay_in_their_ranges(seed, classes, d):
     rng = np.random.default_rng(seed)
     s = measure(*cloud(rng, classes, d))
     etf_energy = -math.log(2 * classes / (classes - 1)) / 2
@@ -348,7 +348,7 @@ def test_more_classes_than_dimensions_are_said_once():
 
 @pytest.mark.parametrize("gap", [0.0, 1e-16, 1e-15])
 @pytest.mark.parametrize("classes", [3, 10])
-def test_two_equal_means(gap, classes):
+def test_two_equal_means_leave_three_statistics_undefined(gap, classes):
     rng = np.random.default_rng(2)
     _, _, W, b = cloud(rng, classes, 12)
     means = 2 + rng.standard_normal((classes, 12))
@@ -372,7 +372,7 @@ def test_nearly_equal_means_spoil_the_pseudo_inverse_only():
     assert undefined(features, labels, W, b) == set()
 
 
-def test_all_means_equal():
+def test_all_means_equal_leave_statistics_of_means_undefined():
     rng = np.random.default_rng(4)
     _, labels, W, b = cloud(rng, 4, 6)
     features = np.tile(rng.standard_normal(6), (len(labels), 1))
@@ -388,7 +388,7 @@ def test_all_means_equal():
     }
 
 
-def test_two_classes_with_one_mean():
+def test_two_classes_of_equal_means_leave_nc1_undefined():
     rng = np.random.default_rng(5)
     noise = rng.standard_normal((50, 6))
     features = np.concatenate([7 + noise, 7 + rng.permutation(noise)])
@@ -396,7 +396,7 @@ def test_two_classes_with_one_mean():
     assert {NC1, "cdnv", "within_between_trace_ratio", "nc2_equinorm_means"} <= names
 
 
-def test_a_class_mean_at_the_global_mean():
+def test_class_mean_at_the_global_mean_leaves_its_direction_undefined():
     features = np.array([[1.0, 0, 0], [-1, 0, 0], [0, 1, 1], [0, -1, -1], [0, 0, 0]]) + 0.3
     labels = np.arange(5)
     W = np.random.default_rng(6).standard_normal((5, 3))
@@ -404,7 +404,7 @@ def test_a_class_mean_at_the_global_mean():
     assert undefined(features, labels, W, None) == MEANS_DIRECTIONS | {NC1}
 
 
-def test_zero_classifier():
+def test_zero_classifier_leaves_its_statistics_undefined():
     features, labels, W, b = cloud(np.random.default_rng(7), 4, 6)
     assert undefined(features, labels, 0 * W, 0 * b) == CLASSIFIER_DIRECTIONS | {
         "nc2_equinorm_classifier",
@@ -416,7 +416,7 @@ def test_zero_classifier():
     assert undefined(features, labels, W, b) == CLASSIFIER_DIRECTIONS
 
 
-def test_classifier_orthogonal_to_the_means():
+def test_classifier_orthogonal_to_the_means_leaves_their_product_undefined():
     rng = np.random.default_rng(8)
     features, labels, W, b = cloud(rng, 3, 8)
     features[:, 4:] = 1.5
@@ -425,7 +425,7 @@ def test_classifier_orthogonal_to_the_means():
     assert undefined(features @ Q, labels, W @ Q, b) == {"etf_error_product"}
 
 
-def test_one_class():
+def test_one_class_leaves_statistics_of_pairs_undefined():
     features, labels, W, b = cloud(np.random.default_rng(9), 1, 4)
     names = undefined(features, labels, W, b)
     defined = {
@@ -435,7 +435,7 @@ def test_one_class():
     assert names == set(OF_MOMENTS) - {"vci"} - defined
 
 
-def test_constant_features_within_classes():
+def test_constant_features_within_classes_have_nc1_zero():
     """Complete collapse is not degenerate: NC1 is exactly 0."""
     features, labels, W, b = cloud(np.random.default_rng(10), 4, 6, within=0)
     assert undefined(features, labels, W, b) == set()
@@ -445,7 +445,7 @@ def test_constant_features_within_classes():
 # ---------------------------------------------------------------------------------- interface
 
 
-def test_names():
+def test_registry_names_stay_in_their_order():
     assert list(OF_MOMENTS)[:9] == [
         "nc1_within_class_variability",
         "nc2_equinorm_means",
@@ -525,7 +525,7 @@ def test_the_variability_collapse_index_of_a_singular_scatter():
 
 @pytest.mark.parametrize("classes, d", [(2, 1), (3, 2), (5, 4), (10, 30)])
 @pytest.mark.parametrize("turned", [False, True])
-def test_simplex_etf_is_one(classes, d, turned):
+def test_simplex_etf_of_any_size_has_its_gram_matrix(classes, d, turned):
     generator = torch.Generator().manual_seed(0) if turned else None
     etf = nc.simplex_etf(classes, d, generator=generator)
     expected = (classes * np.eye(classes) - 1) / (classes - 1)

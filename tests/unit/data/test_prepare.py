@@ -165,19 +165,23 @@ def folder_of_images(tmp_path):
     return write_files(tmp_path / "mine", files)
 
 
-def test_prepare_number_of_workers_changes_no_bit(folder_of_images, monkeypatch, tmp_path):
+@pytest.fixture
+def prepare_mine(folder_of_images, tmp_path):
+    """`prepare_mine(output, recipe, ...)` prepares the folder as 16 px images."""
     custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
     download_dataset("mine", tmp_path / "raw", custom=custom)
+
+    def prepare(output: str, recipe: DataRecipe | None = None, **more):
+        places = (tmp_path / "raw", tmp_path / output)
+        return prepare_dataset("mine", *places, recipe or DataRecipe(), custom=custom, **more)
+
+    return prepare
+
+
+def test_prepare_number_of_workers_changes_no_bit(prepare_mine, monkeypatch, tmp_path):
     monkeypatch.setattr(decoding, "CHUNK_IMAGES", 3)
     for workers in (1, 2):
-        prepare_dataset(
-            "mine",
-            tmp_path / "raw",
-            tmp_path / f"{workers}",
-            DataRecipe(padding_pixels=1),
-            custom=custom,
-            workers=workers,
-        )
+        prepare_mine(f"{workers}", DataRecipe(padding_pixels=1), workers=workers)
     assert hashes(tmp_path / "1") == hashes(tmp_path / "2")
     data = PreparedDataset.open(tmp_path / "1")
     assert data.train_images.shape == (14, 3, 18, 18) and data.class_names == ("cat", "dog")
@@ -189,9 +193,7 @@ class Killed(BaseException):
     """In the place of kill -9."""
 
 
-def test_prepare_killed_while_decoding_resumes(folder_of_images, monkeypatch, tmp_path):
-    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
-    download_dataset("mine", tmp_path / "raw", custom=custom)
+def test_prepare_killed_while_decoding_resumes(prepare_mine, monkeypatch, tmp_path):
     monkeypatch.setattr(decoding, "CHUNK_IMAGES", 2)
     decode, decoded, dies_after = decoding._decode_chunk, [], 99
 
@@ -203,7 +205,7 @@ def test_prepare_killed_while_decoding_resumes(folder_of_images, monkeypatch, tm
 
     def prepare(output: str, recipe: DataRecipe) -> int:
         decoded.clear()
-        prepare_dataset("mine", tmp_path / "raw", tmp_path / output, recipe, custom=custom)
+        prepare_mine(output, recipe)
         return len(decoded)
 
     monkeypatch.setattr(decoding, "_decode_chunk", counts)
@@ -220,9 +222,7 @@ def test_prepare_killed_while_decoding_resumes(folder_of_images, monkeypatch, tm
     assert len(PreparedDataset.open(tmp_path / "other").train_images) == 6
 
 
-def test_prepare_killed_between_two_arrays_starts_afresh(folder_of_images, monkeypatch, tmp_path):
-    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
-    download_dataset("mine", tmp_path / "raw", custom=custom)
+def test_prepare_killed_between_two_arrays_starts_afresh(prepare_mine, monkeypatch, tmp_path):
     replace = os.replace
 
     def dies_at_the_second(source, target):
@@ -230,11 +230,10 @@ def test_prepare_killed_between_two_arrays_starts_afresh(folder_of_images, monke
             raise Killed
         replace(source, target)
 
-    arguments = ("mine", tmp_path / "raw", tmp_path / "out", DataRecipe())
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(os, "replace", dies_at_the_second)
-        prepare_dataset(*arguments, custom=custom)
-    prepare_dataset(*arguments, custom=custom)
+        prepare_mine("out")
+    prepare_mine("out")
     assert len(PreparedDataset.open(tmp_path / "out").test_images) == 6
     assert not (tmp_path / "out.partial").exists()
 
@@ -246,20 +245,11 @@ def test_prepare_images_of_two_sizes_name_image_size_px(folder_of_images, tmp_pa
         prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
 
 
-def test_prepare_corrupt_image_is_named_in_every_process(folder_of_images, tmp_path):
-    custom = CustomDataset(label="Mine", path=str(folder_of_images), image_size_px=16)
-    download_dataset("mine", tmp_path / "raw", custom=custom)
+def test_prepare_corrupt_image_is_named_in_every_process(folder_of_images, prepare_mine):
     (folder_of_images / "test" / "dog" / "1.jpg").write_bytes(b"rubbish")
     for workers in (1, 2):
         with pytest.raises(UserError, match=r"dog/1\.jpg"):
-            prepare_dataset(
-                "mine",
-                tmp_path / "raw",
-                tmp_path / "out",
-                DataRecipe(),
-                custom=custom,
-                workers=workers,
-            )
+            prepare_mine("out", workers=workers)
 
 
 def test_prepare_two_processes_at_once_both_succeed(folder_of_images, tmp_path):

@@ -95,7 +95,7 @@ def test_no_run_at_all_still_draws(name, tmp_path):
     assert figures.caption(name, tmp_path, **ORDER)
 
 
-def test_mistakes_are_one_sentence(folder, tmp_path):
+def test_plot_wrong_name_format_or_folder_is_one_sentence(folder, tmp_path):
     with pytest.raises(UserError, match="unknown figure 'figure_9'; known: figure_1"):
         draw("figure_9", folder, tmp_path / "x")
     with pytest.raises(UserError, match="'gif' is unknown"):
@@ -146,10 +146,9 @@ def test_figure_1_shows_every_kept_epoch(tables, layout):
     assert figure.get_suptitle() == "Digits × VGG"
 
 
-def test_figure_1_can_show_another_cell(tables, layout):
-    figure = figures.figure_1(
-        tables["activations"], tables["runs"], layout, cell=("mnist_subset", "resnet")
-    )
+def test_figure_1_can_show_another_cell(tables):
+    other = Layout.of(tables["runs"], ["mnist_subset"], ["resnet"], LABELS)
+    figure = figures.figure_1(tables["activations"], tables["runs"], other)
     assert figure.get_suptitle() == "MNIST subset × ResNet"
 
 
@@ -297,7 +296,7 @@ def test_a_logarithmic_axis_names_powers_of_ten_and_marks_what_lies_between(tabl
     assert not {round(value, 9) for value in between} & {10.0**k for k in range(-5, 5)}
 
 
-def test_short_numbers():
+def test_short_number_of_each_size_is_short():
     cases = {0.25: "0.25", 120: "120", 3.14e-5: "3.1·10⁻⁵", 0: "0", 1e-4: "10⁻⁴", -0.5: "−0.5"}
     assert {value: short_number(value) for value in cases} == cases
     assert short_number(float("nan")) == "nan"

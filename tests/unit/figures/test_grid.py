@@ -258,7 +258,9 @@ def test_the_caption_says_what_is_shown(tables, layout, seeded):
     assert "single training" in caption and "no band" in caption
     assert "Not run: MNIST subset × DenseNet." in caption
     assert "99.9 %" in caption and "not reached by every training of Digits × DenseNet" in caption
-    caption = grid_caption(SPECS[7], seeded["measurements"], seeded["runs"])
+    caption = grid_caption(
+        SPECS[7], seeded["measurements"], seeded["runs"], Layout.of(seeded["runs"])
+    )
     assert "mean of 3 seeds" in caption and "smallest to the largest" in caption
     assert "test examples" in caption and "own vertical scale" in caption
 
@@ -329,7 +331,7 @@ def test_reference_runs_alone_say_so(both):
     figure = draw(2, only, Layout.of(only["runs"]))
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "reference runs only" in words
-    caption = grid_caption(SPECS[2], only["measurements"], only["runs"])
+    caption = grid_caption(SPECS[2], only["measurements"], only["runs"], Layout.of(only["runs"]))
     assert "All runs are reference runs" in caption
 
 

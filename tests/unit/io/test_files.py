@@ -200,7 +200,7 @@ def test_delivering_links_or_copies_and_replaces(tmp_path, monkeypatch):
     assert target.stat().st_ino != source.stat().st_ino
 
 
-def test_sha256(tmp_path):
+def test_sha256_of_blocks_equals_hashlibs(tmp_path):
     path = tmp_path / "bytes"
     path.write_bytes(bytes(range(256)) * 20)
     assert sha256_of(path, block_bytes=999) == hashlib.sha256(path.read_bytes()).hexdigest()

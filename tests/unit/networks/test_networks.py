@@ -82,7 +82,7 @@ def test_published_parameter_counts_on_cifar10(spec, published):
     assert count(spec) == published
 
 
-def test_densenet40_by_hand():
+def test_densenet40_parameter_count_equals_one_by_hand():
     total, width = 3 * 16 * 9, 16
     for block in range(3):
         for _ in range(12):
@@ -110,7 +110,7 @@ def test_parameter_counts_of_vgg_are_torchvisions_and_two_norms(name):
     assert found == torchvision_count(f"{name}_bn") + 2 * (4096 + 4096)
 
 
-def test_description():
+def test_description_of_resnet18_counts_its_parameters():
     described = describe(NAMED["resnet18"], channels=3, num_classes=10, image_size_px=32)
     assert str(described) == "ResNet18: 11,173,962 parameters, 512 features"
 
@@ -223,7 +223,7 @@ def test_small_resnet18_is_the_notebooks():
 
 @pytest.mark.parametrize("image_size_px", [8, 14, 28, 32, 96, 224])
 @pytest.mark.parametrize("name", SMALL)
-def test_shapes_and_parts(name, image_size_px):
+def test_network_of_any_image_size_has_features_and_classifier(name, image_size_px):
     channels = 1 if image_size_px < 32 else 3
     network = build(SMALL[name], channels=channels, num_classes=5, image_size_px=image_size_px)
     assert network.training
@@ -249,7 +249,7 @@ def test_published_networks_are_whole_at_32_px(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_nothing_drops_out(name):
+def test_network_in_training_mode_has_no_dropout(name):
     network = build(SMALL[name])
     assert not [m for m in network.modules() if "dropout" in type(m).__name__.lower()]
     x = torch.randn(4, 3, 32, 32)
@@ -257,7 +257,7 @@ def test_nothing_drops_out(name):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_every_parameter_learns(name):
+def test_network_backward_reaches_every_parameter(name):
     network = build(SMALL[name])
     loss = nn.functional.cross_entropy(network(torch.randn(8, 3, 32, 32)), torch.arange(8))
     loss.backward()
@@ -328,7 +328,7 @@ def test_the_gradient_of_every_stage_is_channels_last():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_memory_formats_agree(name):
+def test_network_memory_formats_give_the_same_logits(name):
     network = build(SMALL[name]).eval()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -404,7 +404,7 @@ def test_torchs_own_pooling_would_be_found():
 @pytest.mark.parametrize(
     ("px", "size"), [(1, 1), (7, 7), (4, 1), (4, 2), (12, 3), (3, 2), (7, 3), (7, 5), (9, 8)]
 )
-def test_pooling_is_torchs(px, size):
+def test_pooling_of_any_size_equals_torchs(px, size):
     x = torch.randn(2, 5, px, px, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(2, 5, size, size, dtype=torch.float64)
     found, expected = pooled(x, size), nn.AdaptiveAvgPool2d(size)(x)

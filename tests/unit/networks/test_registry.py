@@ -48,7 +48,7 @@ def test_number_in_a_published_name_is_its_depth(name):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_recipe_survives_json(name):
+def test_recipe_through_json_is_equal(name):
     recipe = resolve_network({"name": name})
     assert recipe == NAMED[name]
     assert resolve_network(json.loads(recipe.model_dump_json())) == recipe
@@ -137,7 +137,7 @@ def test_mistakes_are_answered_in_one_sentence(spec, said):
         ({"family": "custom", "function": "nets:mlp"}, "nets:mlp"),
     ],
 )
-def test_labels(spec, expected):
+def test_label_of_each_recipe_says_what_differs(spec, expected):
     assert label(resolve_network(spec)) == expected
 
 

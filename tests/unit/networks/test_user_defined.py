@@ -154,7 +154,7 @@ def test_placeholders_reach_nested_arguments():
     assert network.features(torch.randn(2, 3, 8, 8)).shape == (2, 16)
 
 
-def test_torchvision_networks_serve():
+def test_torchvision_function_is_a_user_defined_network():
     network = build(
         "torchvision.models:mobilenet_v2",
         {"num_classes": "$num_classes"},
@@ -164,7 +164,7 @@ def test_torchvision_networks_serve():
     assert network.eval().features(torch.randn(2, 3, 32, 32)).shape == (2, 1280)
 
 
-def test_description():
+def test_description_of_a_user_defined_network_names_its_function():
     recipe = resolve_network(
         {"family": "custom", "function": "my_networks:mlp", "arguments": {"num_classes": 4}}
     )

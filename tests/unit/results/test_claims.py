@@ -106,7 +106,7 @@ NC1_STATISTIC = "nc1_within_class_variability"
         ("error", 0.9, 0.01, 0.02, "does not"),
     ],
 )
-def test_verdicts(statistic, zero, start, end, holds):
+def test_claims_each_change_has_its_verdict(statistic, zero, start, end, holds):
     row = verdict({0: zero, 40: start, 350: end}, statistic)
     assert row.holds == holds
     if statistic == "error":
@@ -140,7 +140,7 @@ def test_where_nothing_can_be_said_it_says_why(values, run, reason):
     assert reason in row.reason
 
 
-def test_missing_statistics_and_cells():
+def test_claims_missing_statistics_and_cells_cannot_say():
     frame = measured({NC1_STATISTIC: {0: 10, 40: 1, 350: 0.1}})
     layout = Layout.of(runs(), ("mnist", "svhn"), ("resnet",), {"svhn": "SVHN"})
     claims = check_claims(frame, runs(), layout)
@@ -188,7 +188,7 @@ def test_noise_of_one_seed_is_a_share_of_its_value_or_that_of_counting_test_imag
             assert f"{phenomenon.name} {100 * phenomenon.floor:.2g} %" in NOISE
 
 
-def test_markdown_and_files(tmp_path):
+def test_claims_are_written_as_three_files(tmp_path):
     claims = check_claims(measured({NC1_STATISTIC: {0: 10, 40: 1, 350: 0.1}}), runs())
     text = render_claims(claims)
     assert f"| {NC1} | 1 | 0 | 0 |" in text

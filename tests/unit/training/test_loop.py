@@ -77,7 +77,7 @@ def test_another_seed_or_recipe_gives_other_bits(run, make_recipe, change):
     assert same == ([] if change == "seed" else ["epoch-0000.safetensors"])
 
 
-def test_it_learns(run, make_recipe):
+def test_training_lowers_loss_and_error(run, make_recipe):
     history, _, _ = run("a", make_recipe(epochs=8, learning_rate_milestones=[]))
     assert [record.epoch for record in history.records] == list(range(9))
     assert history.records[0].train_error > 0.3

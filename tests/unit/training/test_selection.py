@@ -40,7 +40,7 @@ def test_the_lowest_error_wins_then_loss_then_rate():
     assert choose(curves(r2=(0.1, 1), r1=(0.1, 1)), 10, "test") == 0.1
 
 
-def test_the_split_decides():
+def test_selection_uses_the_errors_of_its_split():
     table = curves(r1=(0.1, 0.1), r2=(0.2, 0.2))
     assert choose(table, 10, "test") == 0.1
     assert choose(table, 10, "held_out") == 0.2

@@ -70,7 +70,7 @@ def test_a_corrupt_state_gives_way_to_the_one_before(tmp_path, damage, capsys):
         assert folder.read()[0] == 2
 
 
-def test_nothing_whole_is_nothing(tmp_path):
+def test_states_that_are_all_corrupt_are_none(tmp_path):
     with StateFolder(tmp_path, KEY) as folder:
         write(folder, 1, 2)
         for path in files(tmp_path):

@@ -61,6 +61,23 @@ def numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"is not numbers with commas between: {text!r}") from None
 
 
+EXPERIMENT = (
+    option(
+        "results",
+        type=Path,
+        nargs="?",
+        metavar="RESULTS",
+        help="a folder such as results/paper",
+    ),
+    option(
+        "--config",
+        type=Path,
+        metavar="PATH",
+        help="a config file; counts what was not begun, too",
+    ),
+)
+
+
 def add_to(cli: Commands) -> None:
     """Add these subcommands."""
     cli.group("look")
@@ -73,23 +90,13 @@ def add_to(cli: Commands) -> None:
     )  # fmt: skip
     cli.add(
         "status", "what is done, running or failed, and the time left", status,
-        one_of=(
-            option("results", type=Path, nargs="?", metavar="RESULTS",
-                   help="a folder such as results/paper"),
-            option("--config", type=Path, metavar="PATH",
-                   help="a config file; counts what was not begun, too"),
-        ),
+        one_of=EXPERIMENT,
     )  # fmt: skip
     cli.add(
         "watch", "an experiment while it runs, redrawn until it is done", "inspect.watch:watch",
         option("--interval", type=at_least(1), default=2, metavar="SECONDS",
                help="between two looks"),
-        one_of=(
-            option("results", type=Path, nargs="?", metavar="RESULTS",
-                   help="a folder such as results/paper"),
-            option("--config", type=Path, metavar="PATH",
-                   help="a config file; counts what was not begun, too"),
-        ),
+        one_of=EXPERIMENT,
     )  # fmt: skip
     cli.add(
         "show", "a training's curves as text: loss, error, NC1 to NC4", "inspect.curves:show",

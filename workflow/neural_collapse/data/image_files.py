@@ -132,19 +132,15 @@ def decode_image(ref: ImageRef, resize_px: int | None, crop_px: int | None) -> n
 # --------------------------------------------------------------------------- image folders
 
 
-class _LeftOut:
-    """Counts files that are not read, by reason, and keeps the first of each."""
+LeftOut = list[tuple[str, Path]]
+"""Files that are not read, each with the reason."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
 
-    def add(self, reason: str, path: Path) -> None:
-        self.counts[reason] += 1
-        self.first.setdefault(reason, str(path))
-
-    def said(self) -> dict[str, str]:
-        return {reason: f"{n} ({self.first[reason]})" for reason, n in self.counts.items()}
+def _counted(left_out: LeftOut) -> dict[str, str]:
+    """By reason, how many files, and the first of them."""
+    first = dict(reversed(left_out))
+    counts = Counter(reason for reason, _ in left_out)
+    return {reason: f"{count} ({first[reason]})" for reason, count in counts.items()}
 
 
 def _is_hidden(name: str) -> bool:
@@ -166,16 +162,16 @@ def _is_image(path: Path) -> bool:
         return True
 
 
-def _visible(folder: Path, left_out: _LeftOut) -> Iterator[os.DirEntry]:
+def _visible(folder: Path, left_out: LeftOut) -> Iterator[os.DirEntry]:
     """The entries of a folder that are not hidden, by name."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if _is_hidden(entry.name):
-            left_out.add("hidden", Path(entry.path))
+            left_out.append(("hidden", Path(entry.path)))
         else:
             yield entry
 
 
-def _images_below(folder: Path, left_out: _LeftOut, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _images_below(folder: Path, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The image files of a class folder and of its sub-folders."""
     here = os.path.realpath(folder)
     if here in above:
@@ -187,10 +183,10 @@ def _images_below(folder: Path, left_out: _LeftOut, above: tuple[str, ...] = ())
         elif _is_image(path):
             yield entry.path
         else:
-            left_out.add("not an image", path)
+            left_out.append(("not an image", path))
 
 
-def _split(folder: Path, left_out: _LeftOut) -> dict[str, list[ImageRef]]:
+def _split(folder: Path, left_out: LeftOut) -> dict[str, list[ImageRef]]:
     """The images of train/ or test/ by class."""
     classes: dict[str, list[ImageRef]] = {}
     flat = False
@@ -201,7 +197,7 @@ def _split(folder: Path, left_out: _LeftOut) -> dict[str, list[ImageRef]]:
                 classes[entry.name] = [ImageRef(path) for path in sorted(found)]
             else:
                 flat = flat or _is_image(Path(entry.path))
-                left_out.add("outside the class folders", Path(entry.path))
+                left_out.append(("outside the class folders", Path(entry.path)))
     if flat and not classes:
         raise UserError(
             f"{folder}: is flat, that is, holds images but no class folders (as Kaggle's ImageNet "
@@ -217,7 +213,8 @@ def index_image_folder(folder: str | Path) -> ImageIndex:
     read, hidden files and those that are no images are counted in `left_out`.  Raises UserError
     where a split is missing, or a class has no train images; one without test images is kept.
     """
-    folder, left_out = Path(folder), _LeftOut()
+    folder = Path(folder)
+    left_out: LeftOut = []
     test_name = "test" if (folder / "test").is_dir() else "val"
     for name in ("train", test_name):
         if not (folder / name).is_dir():
@@ -230,7 +227,7 @@ def index_image_folder(folder: str | Path) -> ImageIndex:
         if not refs:
             raise UserError(f"{folder / 'train' / name}: holds no image files")
     test = {name: test.get(name, []) for name in train}
-    return ImageIndex(*_flat(train), *_flat(test), tuple(train), left_out.said())
+    return ImageIndex(*_flat(train), *_flat(test), tuple(train), _counted(left_out))
 
 
 def _flat(classes: dict[str, list[ImageRef]]) -> tuple[list[ImageRef], np.ndarray]:

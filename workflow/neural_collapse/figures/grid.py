@@ -161,20 +161,13 @@ def draw_grid(
 ) -> Figure:
     """Draw one of Figures 2 to 8 from tables `measurements` and `runs`."""
     layout = layout or Layout.of(runs)
-    rows, columns = len(layout.architectures), len(layout.datasets)
     with style.style():
-        width = style.figure_width(columns, look.width)
-        figure = style.new_figure(width, 0.62 + rows * style.panel_height(columns, width))
-        # Row titles and tick labels fill the height between panels already.
-        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
-        axes = figure.subplots(rows, columns, squeeze=False)
+        figure, axes = style.new_grid(layout, look.width)
         drawn: list[Axes] = []
-        for column, (dataset, dataset_label) in enumerate(layout.datasets):
+        for column, (dataset, _) in enumerate(layout.datasets):
             last = _draw_column(spec, measurements, runs, layout, axes[:, column], dataset, drawn)
             label_epochs(axes[:, column], drawn, last, look.epoch_axis)
-            axes[0, column].set_title(dataset_label)
-        for row, (_, label) in enumerate(layout.architectures):
-            axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
+        style.label_rows(axes, layout)
         _vertical_axes(spec, axes, drawn, spec.shared(look))
         figure.supylabel(spec.axis_label, fontsize=7)
         _legend(figure, spec, measurements, runs, layout)
@@ -249,10 +242,7 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
         handles.append(Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE))
     handles += style.origin_handles(origins_of(measurements))
     if handles:
-        # Two columns of text are wide enough for one line, one column takes three entries.
-        wide = figure.get_figwidth() > style.ONE_COLUMN_IN
-        columns = len(handles) if wide else min(len(handles), 3)
-        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+        style.legend_above(figure, handles)
 
 
 def _figure(number: int):

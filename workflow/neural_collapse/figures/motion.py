@@ -5,6 +5,7 @@ Both show the measured epochs alone, one after the other; nothing between them i
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,10 @@ TURN_DEGREES = 60
 
 
 def write_animation(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    path: Path,
-    layout: Layout | None = None,
-    cell: tuple[str, str] | None = None,
+    activations: pd.DataFrame, runs: pd.DataFrame, path: Path, layout: Layout
 ) -> None:
     """Write Figure 1 as a GIF: each measured epoch in turn, seen by a camera that swings."""
-    chosen = specs.choose_picture(activations, runs, layout or Layout.of(runs), cell)
+    chosen = specs.choose_picture(activations, runs, layout)
     pictures = [_nothing()] if chosen is None else _frames(chosen)
     # One palette for all, so that no colour flickers. Pillow looks colours up roughly and takes
     # any of the lightest for white, so all of those are the paper's white.
@@ -100,18 +97,11 @@ POLICY = (
 """Nothing is loaded from anywhere; plotly's own script needs its inline code and functions."""
 
 
-def write_page(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    path: Path,
-    layout: Layout | None = None,
-    cell: tuple[str, str] | None = None,
-) -> None:
+def write_page(activations: pd.DataFrame, runs: pd.DataFrame, path: Path, layout: Layout) -> None:
     """Write Figure 1 as one HTML file that opens offline: turn it, and slide through epochs."""
-    layout = layout or Layout.of(runs)
-    chosen = specs.choose_picture(activations, runs, layout, cell)
+    chosen = specs.choose_picture(activations, runs, layout)
     body = "<p>No features were kept for this figure.</p>" if chosen is None else _plot(chosen)
-    text = specs.picture_caption(activations, runs, layout, cell)
+    text = specs.picture_caption(activations, runs, layout)
     title = "Neural collapse" if chosen is None else chosen.title
     page = f"""<!doctype html>
 <html lang="en">
@@ -119,7 +109,7 @@ def write_page(
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Figure 1: {_escaped(title)}</title>
+<title>Figure 1: {escape(title)}</title>
 <link rel="icon" href="data:,">
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: {style.INK}; margin: 0 auto; max-width: 60rem;
@@ -129,20 +119,14 @@ h1 {{ font-size: 1.2rem; margin: 0; }}
 </style>
 </head>
 <body>
-<h1>{_escaped(title)}</h1>
+<h1>{escape(title)}</h1>
 {body}
 <p>Drag to turn, scroll to come closer, and move the slider through the measured epochs.
-{_escaped(text)}</p>
+{escape(text)}</p>
 </body>
 </html>
 """
     write_text_atomically(path, page)
-
-
-def _escaped(text: str) -> str:
-    import html
-
-    return html.escape(text)
 
 
 def _plot(chosen: specs.Picture) -> str:

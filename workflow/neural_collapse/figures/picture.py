@@ -18,7 +18,6 @@ def figure_1(
     activations: pd.DataFrame,
     runs: pd.DataFrame,
     layout: Layout | None = None,
-    cell: tuple[str, str] | None = None,
     look: Look = DEFAULT_LOOK,
 ) -> Figure:
     """Figure 1 from the tables `activations` and `runs`.
@@ -26,8 +25,7 @@ def figure_1(
     Small spheres are features, balls on sticks the class means (blue) and the classifiers (red),
     green spheres the simplex ETF's vertices; shades tell the classes apart.
     """
-    layout = layout or Layout.of(runs)
-    chosen = choose_picture(activations, runs, layout, cell)
+    chosen = choose_picture(activations, runs, layout or Layout.of(runs))
     with style.style():
         if chosen is None:
             figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)

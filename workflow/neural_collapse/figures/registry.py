@@ -46,18 +46,13 @@ class FigureEntry:
     """The table that it draws; it gets `runs` as well."""
     statistics: tuple[tuple[str, str], ...]
     """(statistic, split) pairs that it shows."""
-    describe: Callable[..., str]
-    """`describe(table, runs, layout=...)`, and `look=` where `module` is grid; see `caption`."""
+    caption: Callable[..., str]
+    """`caption(table, runs, layout, look)` says what is shown, how many seeds, what the band is."""
 
     @property
     def function(self) -> Callable[..., Figure]:
         """`function(table, runs, layout=..., look=...)` draws it."""
         return getattr(import_module(f".{self.module}", __package__), self.name)
-
-    def caption(self, frame, runs, layout=None, look: specs.Look = specs.DEFAULT_LOOK) -> str:
-        """What is shown, how many seeds, what the band is."""
-        options = {"look": look} if self.module == "grid" else {}
-        return self.describe(frame, runs, layout=layout, **options)
 
     @property
     def label(self) -> str:

@@ -165,11 +165,10 @@ def grid_caption(
     spec: GridFigure,
     measurements: pd.DataFrame,
     runs: pd.DataFrame,
-    layout: Layout | None = None,
+    layout: Layout,
     look: Look = DEFAULT_LOOK,
 ) -> str:
     """What the figure shows, how many seeds, and what its band is."""
-    layout = layout or Layout.of(runs)
     marks = " (blue circles: class means, orange squares: classifiers)"
     sentences = [
         f"{spec.explanation}{marks if len(spec.series) > 1 else ''}.",
@@ -219,15 +218,10 @@ class Picture:
         return sorted(map(int, self.rows["class_index"].unique()))
 
 
-def choose_picture(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout,
-    cell: tuple[str, str] | None = None,
-) -> Picture | None:
-    """What Figure 1 shows: `cell`, or the first that has points; own runs before reference runs."""
+def choose_picture(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout) -> Picture | None:
+    """What Figure 1 shows: the first cell that has points; own runs before reference runs."""
     for origin in origins_of(activations):
-        for dataset, architecture in [cell] if cell else layout.cells():
+        for dataset, architecture in layout.cells():
             rows = rows_of(activations, dataset, architecture, origin)
             if len(rows):
                 seed = int(rows["seed"].min())
@@ -242,14 +236,10 @@ def choose_picture(
 
 
 def picture_caption(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    cell: tuple[str, str] | None = None,
+    activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, look: Look = DEFAULT_LOOK
 ) -> str:
     """What Figure 1 shows and how it was projected."""
-    layout = layout or Layout.of(runs)
-    chosen = choose_picture(activations, runs, layout, cell)
+    chosen = choose_picture(activations, runs, layout)
     if chosen is None:
         return "No features were kept for this figure."
     rows = chosen.rows
@@ -296,9 +286,10 @@ def _stopped_early(sweep: pd.DataFrame) -> int:
     return int((~ends["diverged"].astype(bool) & (ends["epoch"] < last)).sum())
 
 
-def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None) -> str:
+def sweep_caption(
+    sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, look: Look = DEFAULT_LOOK
+) -> str:
     """What the sweep figure shows."""
-    layout = layout or Layout.of(runs)
     errors = final_errors(sweep)
     present = [
         rows_of(errors, *cell, origin) for cell in layout.cells() for origin in origins_of(errors)
@@ -346,10 +337,9 @@ PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
 
 
 def overview_caption(
-    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, look: Look = DEFAULT_LOOK
 ) -> str:
     """What the overview shows."""
-    layout = layout or Layout.of(runs)
     return (
         "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
         "else linear from zero, each panel on its own scale; mismatch and error in %; the number "

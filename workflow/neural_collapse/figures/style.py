@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from ..io.files import atomic_path
+from ..results.layout import Layout
 from ..results.tables import OWN
 
 ONE_COLUMN_IN = 3.42
@@ -174,6 +175,35 @@ def figure_width(columns: int, width: str = "auto") -> float:
 def panel_height(columns: int, width_in: float) -> float:
     """Inches of a row of panels: three quarters of a panel's width, neither flat nor tall."""
     return min(max(0.82 * (width_in - 0.5) / columns, 0.97), 2.1)
+
+
+def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
+    """A figure with a titled column for each dataset and a row for each architecture.
+
+    What draws into it ends with :func:`label_rows`.
+    """
+    rows, columns = len(layout.architectures), len(layout.datasets)
+    inches = figure_width(columns, width)
+    figure = new_figure(inches, 0.62 + rows * panel_height(columns, inches))
+    # Row titles and tick labels fill the height between panels already.
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax, (_, label) in zip(axes[0], layout.datasets, strict=True):
+        ax.set_title(label)
+    return figure, axes
+
+
+def label_rows(axes: np.ndarray, layout: Layout) -> None:
+    """Title each row of a grid; seaborn takes titles away that are there before."""
+    for ax, (_, label) in zip(axes[:, 0], layout.architectures, strict=True):
+        ax.set_ylabel(label, fontweight="bold", labelpad=3)
+
+
+def legend_above(figure: Figure, handles: list[Line2D]) -> None:
+    """A legend in one line; one column of text takes three entries a line."""
+    wide = figure.get_figwidth() > ONE_COLUMN_IN
+    columns = len(handles) if wide else min(len(handles), 3)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def save(figure: Figure, paths: Sequence[str | Path]) -> None:

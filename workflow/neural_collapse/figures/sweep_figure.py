@@ -43,17 +43,12 @@ def sweep(
     """The sweep figure from the tables `sweep` and `runs`."""
     layout = layout or Layout.of(runs)
     errors = final_errors(sweep)
-    rows, columns = len(layout.architectures), len(layout.datasets)
     with style.style():
-        width = style.figure_width(columns, look.width)
-        figure = style.new_figure(width, 0.62 + rows * style.panel_height(columns, width))
-        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
-        axes = figure.subplots(rows, columns, squeeze=False)
-        narrow = width / columns < 1.1
+        figure, axes = style.new_grid(layout, look.width)
+        narrow = figure.get_figwidth() / len(layout.datasets) < 1.1
         rates = errors["learning_rate"]
         limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
-        for column, (dataset, label) in enumerate(layout.datasets):
-            axes[0, column].set_title(label)
+        for column, (dataset, _) in enumerate(layout.datasets):
             for row, (architecture, _) in enumerate(layout.architectures):
                 ax = axes[row, column]
                 candidates = rows_of(errors, dataset, architecture)
@@ -67,8 +62,7 @@ def sweep(
             if not axes[-1, column].lines and any(ax.lines for ax in axes[:, column]):
                 _rate_axis(axes[-1, column], limits, narrow)
                 axes[-1, column].tick_params(labelbottom=True)
-        for row, (_, label) in enumerate(layout.architectures):
-            axes[row, 0].set_ylabel(label, fontweight="bold", labelpad=3)
+        style.label_rows(axes, layout)
         figure.supylabel("Test error at the last epoch (%)", fontsize=7)
         handles = [
             Line2D([], [], label="tried", **_TRIED),
@@ -78,8 +72,7 @@ def sweep(
             handles.append(Line2D([], [], label="diverged", **_DIVERGED))
         handles += style.origin_handles(origins_of(errors))
         if len(errors):
-            entries = len(handles) if width > style.ONE_COLUMN_IN else min(len(handles), 3)
-            figure.legend(handles=handles, loc="outside upper center", ncols=entries)
+            style.legend_above(figure, handles)
         style.label_below(figure, "Learning rate", size_sentence(runs, layout))
     return figure
 

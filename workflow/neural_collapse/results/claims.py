@@ -236,7 +236,8 @@ def check_claims(
     """
     layout = layout or Layout.of(runs)
     rows = []
-    for dataset, architecture, origin in cells_to_judge(layout, runs):
+    for facts in cells_to_judge(layout, runs):
+        dataset, architecture, origin = (facts[k] for k in ("dataset", "architecture", "origin"))
         cell_runs = rows_of(runs, dataset, architecture, origin)
         cell = rows_of(measurements, dataset, architecture, origin)
         judged: list[tuple[Phenomenon | Bound | Contrast, str, dict]] = [
@@ -252,11 +253,7 @@ def check_claims(
         for claim, published, verdict in judged:
             rows.append(
                 {
-                    "dataset": dataset,
-                    "architecture": architecture,
-                    "origin": origin,
-                    "dataset_label": dict(layout.datasets)[dataset],
-                    "architecture_label": dict(layout.architectures)[architecture],
+                    **facts,
                     "phenomenon": claim.name,
                     "statistic": claim.quantity,
                     "split": claim.split,

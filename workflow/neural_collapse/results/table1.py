@@ -126,14 +126,17 @@ def _said(key: str, value: Any) -> str:
     return f"{value:,.6g}" if isinstance(value, (int, float)) else str(value).replace("_", " ")
 
 
-def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """(dataset, architecture, origin) of every row: each cell once, also where it was not run,
-    and twice where it has both an own and a reference run."""
+def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[dict[str, str]]:
+    """Dataset, architecture, origin and titles of every row: each cell once, also where it was not
+    run, and twice where it has both an own and a reference run."""
     cells = []
-    for cell in layout.cells():
-        present = rows_of(runs, *cell)
-        shown = origins_of(present) if len(present) else origins_of(runs)[:1]
-        cells += [(*cell, origin) for origin in shown]
+    for dataset, architecture in layout.cells():
+        present = rows_of(runs, dataset, architecture)
+        for origin in origins_of(present) if len(present) else origins_of(runs)[:1]:
+            facts = {"dataset": dataset, "architecture": architecture, "origin": origin}
+            facts["dataset_label"] = dict(layout.datasets)[dataset]
+            facts["architecture_label"] = dict(layout.architectures)[architecture]
+            cells.append(facts)
     return cells
 
 
@@ -153,7 +156,8 @@ def build_table_1(
     """
     layout = layout or Layout.of(runs)
     rows = []
-    for dataset, architecture, origin in cells_to_judge(layout, runs):
+    for facts in cells_to_judge(layout, runs):
+        dataset, architecture, origin = (facts[k] for k in ("dataset", "architecture", "origin"))
         cell_runs = rows_of(runs, dataset, architecture, origin)
         cell = rows_of(measurements, dataset, architecture, origin)
         starts, ends = [], []
@@ -166,11 +170,7 @@ def build_table_1(
         networks = sorted(set(cell_runs["network"]))
         rows.append(
             {
-                "dataset": dataset,
-                "architecture": architecture,
-                "origin": origin,
-                "dataset_label": dict(layout.datasets)[dataset],
-                "architecture_label": dict(layout.architectures)[architecture],
+                **facts,
                 "network": ", ".join(networks),
                 "paper_start": theirs[0],
                 "paper_end": theirs[1],
