@@ -362,7 +362,10 @@ SEPARATION_TITLE = "Law of data separation: fuzziness falls geometrically from l
 
 
 def separation_caption(
-    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
 ) -> str:
     """What the figure of the law of data separation shows."""
     layout = layout or Layout.of(runs)

@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..results.layout import Layout, origin_sentence
 from ..results.studies import MSE_PARTS, NC0, NC0_PREDICTED, NC3, OPTIMISERS, by_weight_decay
+from .specs import DEFAULT_LOOK, Look
 
 OPTIMISERS_TITLE = "Optimisers: NC0 and NC3 against weight decay"
 OPTIMISERS_SHOWN = tuple((statistic, "train") for statistic in (NC0, NC0_PREDICTED, NC3))
@@ -21,7 +22,10 @@ LOSSES_SHOWN = (
 
 
 def optimisers_caption(
-    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
 ) -> str:
     """Of the figure of optimisers."""
     found = by_weight_decay(measurements, runs, layout or Layout.of(runs))
@@ -45,7 +49,10 @@ def optimisers_caption(
 
 
 def losses_caption(
-    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
 ) -> str:
     """Of the figure of losses."""
     if runs.empty:
