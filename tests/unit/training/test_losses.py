@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from neural_collapse.collapse.features import extract_splits
+from neural_collapse.collapse.moments import StoredMoments
+from neural_collapse.experiment.stages.measure import statistics_of
 from neural_collapse.training.losses import LOSSES, cross_entropy, focal, loss_of
 from neural_collapse.training.recipe import TrainingRecipe
 from neural_collapse.training.trainer import Trainer
@@ -167,3 +170,50 @@ def test_a_training_lowers_and_records_the_recipes_loss(make_recipe, make_data, 
         rows = zip(logits.tolist(), labels.tolist(), strict=True)
         exact = [float(written_out(name, *row, trainer.training)) for row in rows]
     assert after.train_loss == pytest.approx(np.mean(exact), rel=1e-4)
+
+
+# ------------------------------------------------------------------------- the parts of the MSE
+
+
+def parts_of(make_recipe, make_data, examples=90, **training):
+    """A short training, its record, and the statistics of its last checkpoint by split."""
+    recipe = make_recipe(batch_size=15, weight_decay=0.02, **training)
+    recipe = recipe.model_copy(
+        update={"measurement": recipe.measurement.model_copy(update={"scatter": "full"})}
+    )
+    trainer = Trainer(recipe, make_data(examples), 0.05, 0, torch.device("cpu"))
+    for epoch in (1, 2, 3):
+        trainer.train_epoch(epoch)
+    splits = extract_splits(
+        trainer.network, trainer.data.prepared, batch_size=32, device="cpu", scatter="full"
+    )
+    stored = StoredMoments(splits.train, splits.test, {}, {}, {})
+    return trainer, trainer.evaluate(3), statistics_of(recipe, stored)
+
+
+@pytest.mark.parametrize(("reduction", "share"), [("mean", 2 / 3), ("half_sum", 1.0)])
+def test_the_measured_parts_add_up_to_the_loss_and_the_decay(
+    make_recipe, make_data, reduction, share
+):
+    trainer, record, found = parts_of(make_recipe, make_data, loss="mse", mse_reduction=reduction)
+    layer = trainer.network.classifier
+    decay = 0.01 * sum(p.detach().double().square().sum().item() for p in layer.parameters())
+    parts = [found["train"][f"mse_{name}"] for name in ("nc1", "nc23", "perpendicular")]
+    assert min(parts) > 0
+    assert share * sum(parts) == pytest.approx(record.train_loss + decay, rel=1e-5)
+    assert not any(name.startswith("mse") for name in found["test"])
+    assert 0 < found["train"]["vci"] < 1
+
+
+@pytest.mark.parametrize(
+    ("examples", "changes"),
+    [
+        (90, {"loss": "cross_entropy"}),
+        (90, {"loss": "mse", "optimizer": {"name": "adamw"}}),
+        (91, {"loss": "mse"}),
+    ],
+    ids=["another loss", "decoupled decay", "unequal counts"],
+)
+def test_parts_that_would_not_add_up_are_left_out(make_recipe, make_data, examples, changes):
+    _, _, found = parts_of(make_recipe, make_data, examples, **changes)
+    assert not any(name.startswith("mse") for name in found["train"])
