@@ -17,6 +17,7 @@ from .study_captions import LOSSES_SHOWN
 
 _TITLES = ("NC1", "NC2: equal angles", "NC3", "NC4", "Calibration error, test")
 _MARKERS = "osD^vP*X"
+_PART_COLOURS = (style.INK, style.GREY, style.RED)
 _PARTS = dict(zip(MSE_PARTS, ("within classes", "class means", "perpendicular"), strict=True))
 
 
@@ -48,7 +49,7 @@ def losses(
                 lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
                 _draw(ax, measurements, lines)
             panels[5].set_title(f"{prefix}Parts of the MSE")
-            _draw_parts(panels[5], measurements, dataset, list(looks), colours)
+            _draw_parts(panels[5], measurements, dataset, list(looks))
         handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
         if handles:
             figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
@@ -78,11 +79,11 @@ def _draw(ax: Axes, measurements: pd.DataFrame, lines: list[tuple]) -> bool:
     return True
 
 
-def _draw_parts(ax: Axes, measurements: pd.DataFrame, dataset: str, names, colours) -> None:
+def _draw_parts(ax: Axes, measurements: pd.DataFrame, dataset: str, names: list[str]) -> None:
     for name in names:
         lines = [
-            ({"color": colours[-1 - i], "marker": _MARKERS[i], "markersize": 2.3}, part)
-            for i, part in enumerate(_PARTS)
+            ({"color": colour, "marker": marker, "markersize": 2.3}, part)
+            for colour, marker, part in zip(_PART_COLOURS, _MARKERS, _PARTS, strict=False)
         ]
         if seed_means(measurements, dataset, name, MSE_PARTS[0], "train").empty:
             continue
