@@ -143,14 +143,24 @@ def test_figure_has_a_column_a_depth_a_row_a_kind_and_the_line_after_training():
         (run("c", optimizer="adam", batch_norm=False), measured("c", {0: BEFORE, 9: dead})),
     )  # fmt: skip
     figure = figures.separation(measurements, runs)
-    panels = [ax for ax in figure.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in panels] == ["3 layers", "4 layers", ""]
-    assert [ax.get_ylabel() for ax in panels] == ["SGD", "", "Adam\nno batch norm"]
+    assert [ax.get_title() for ax in figure.axes] == ["3 layers", "4 layers", "", ""]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["SGD", "", "Adam\nno batch norm", ""]
+    assert [t.get_text() for t in figure.axes[2].texts] == ["not run"]
+    panels = [figure.axes[0], figure.axes[1], figure.axes[3]]
     assert all(ax.get_yscale() == "log" for ax in panels)
     (law,) = [line for line in panels[1].lines if line.get_gid() == "law"]
     np.testing.assert_allclose(law.get_ydata(), AFTER[0], rtol=1e-9)
-    assert [t.get_text() for t in panels[1].texts] == ["ρ = 0.50, r = −1.000"]
+    assert [t.get_text() for t in panels[1].texts] == ["ρ = 0.50\nr = −1.000"]
     assert not any(line.get_gid() == "law" for line in panels[2].lines)
     assert "no line" in panels[2].texts[0].get_text()
     caption = separation_caption(measurements, runs)
     assert "He and Su" in caption and "blue: after 9" in caption
+
+
+def test_cells_that_differ_in_something_else_have_rows_of_their_own():
+    measurements, runs = tables(
+        (run("a"), measured("a", {0: BEFORE, 9: AFTER})),
+        (run("b"), measured("b", {0: BEFORE, 9: AFTER})),
+    )
+    figure = figures.separation(measurements, runs)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["MNIST\na", "MNIST\nb"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -35,29 +37,34 @@ def separation(
     through log D after training.
     """
     panels = layer_curves(measurements, runs, layout or Layout.of(runs))
-    depths = sorted({len(panel.layers) for panel in panels})
-    titles = list(dict.fromkeys(panel.title for panel in panels))
+    places = [(panel.title, len(panel.layers)) for panel in panels]
+    if len(set(places)) < len(places):  # cells that differ in something else
+        places = [(panel.label, len(panel.layers)) for panel in panels]
+    drawn = dict(zip(places, panels, strict=True))
+    titles, depths = list(dict.fromkeys(t for t, _ in places)), sorted({d for _, d in places})
     with style.style():
-        width = style.figure_width(len(depths), look.width)
-        height = style.panel_height(max(len(depths), 1), width)
+        # Scales of their own and two numbers a panel: a column of the page has room for one.
+        wide = look.width == "auto" and len(depths) > 1
+        width = style.figure_width(len(depths), "page" if wide else look.width)
+        height = 0.8 * style.panel_height(max(len(depths), 1), width)
         figure = style.new_figure(width, 0.62 + max(len(titles), 1) * height)
         if not panels:
             figure.text(0.5, 0.5, "no layers were measured", ha="center", style="italic")
             return figure
-        axes = figure.subplots(len(titles), len(depths), squeeze=False, sharex="col")
-        for ax in axes.flat:
-            ax.set_visible(False)
-        for panel in panels:
-            ax = axes[titles.index(panel.title), depths.index(len(panel.layers))]
-            ax.set_visible(True)
-            _draw_panel(ax, panel)
-        for column, depth in enumerate(depths):
-            shown = [ax for ax in axes[:, column] if ax.get_visible()]
-            shown[0].set_title(f"{depth} layers")
-            shown[-1].tick_params(labelbottom=True)
+        axes = figure.subplots(len(titles), len(depths), squeeze=False, sharey="row")
         for row, title in enumerate(titles):
-            first = next(ax for ax in axes[row] if ax.get_visible())
-            first.set_ylabel(title.replace(", ", "\n"), fontweight="bold")
+            for column, depth in enumerate(depths):
+                panel = drawn.get((title, depth))
+                if panel is None:
+                    blank_panel(axes[row, column], "not run")
+                else:
+                    _draw_panel(axes[row, column], panel)
+            _value_axis(axes[row], [drawn[t, d] for t, d in drawn if t == title])
+            axes[row, 0].set_ylabel(
+                title.replace(", ", "\n").replace(" × ", "\n"), fontweight="bold"
+            )
+        for ax, depth in zip(axes[0], depths, strict=True):
+            ax.set_title(f"{depth} layers")
         figure.supylabel("Separation fuzziness D", fontsize=7)
         handles = [Line2D([], [], linewidth=0.6, label=f"{n} training", **k) for n, k in _TIMES]
         handles.append(Line2D([], [], label="line after training", **_LINE))
@@ -66,37 +73,43 @@ def separation(
     return figure
 
 
+def _value_axis(row: np.ndarray, panels: Sequence[LayerCurves]) -> None:
+    """One logarithmic scale for a row of panels, with room for the text below the points."""
+    shown = [panel.fuzziness[epoch].ravel() for panel in panels for epoch in panel.epochs]
+    values = np.concatenate(shown)
+    values = values[np.isfinite(values) & (values > 0)]
+    if len(values) == 0:
+        return
+    room = max(values.max() / values.min(), 10.0)
+    for ax in row:
+        ax.set_yscale("log")
+    row[0].set_ylim(values.min() / room**0.28, values.max() * room**0.08)
+    shown_axes = [ax for ax in row if ax.lines]
+    for ax in shown_axes:
+        style.mark_decades(ax.yaxis)
+        ax.tick_params(labelleft=ax is shown_axes[0])
+
+
 def _draw_panel(ax: Axes, panel: LayerCurves) -> None:
     layers = np.arange(len(panel.layers))
-    drawn = []
     for (name, look), epoch in zip(_TIMES, panel.epochs, strict=True):
         values = panel.fuzziness[epoch]
         values = np.where(values > 0, values, np.nan)
         known = np.isfinite(values).any(axis=0)
-        if not known.any():
-            continue
         middle = np.exp(np.nanmean(np.log(values[:, known]), axis=0))
         low, high = np.nanmin(values[:, known], axis=0), np.nanmax(values[:, known], axis=0)
         ax.plot(layers[known], middle, linewidth=0.6, gid=name, zorder=3, **look)
         ax.vlines(layers[known], low, high, color=look["color"], linewidth=0.5, zorder=2)
-        drawn += [low, high]
-    if not drawn:
-        blank_panel(ax, "not defined")
-        return
-    ax.set_yscale("log")
+    ax.set_xlim(-0.05 * layers[-1], 1.05 * layers[-1])
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    smallest, largest = min(map(np.min, drawn)), max(map(np.max, drawn))
-    room = max(largest / smallest, 10.0)
-    ax.set_ylim(smallest / room**0.28, largest * room**0.08)
-    style.mark_decades(ax.yaxis)
     after = panel.fuzziness[panel.epochs[-1]]
     low_r, high_r = panel.linearity
     if np.isfinite([panel.rate, low_r, high_r]).all():
         logs = np.log(after).mean(axis=0)
         ax.plot(layers, np.exp(np.polyval(np.polyfit(layers, logs, 1), layers)), gid="law", **_LINE)
-        text = f"ρ = {panel.rate:.2f}, r = {_range(low_r, high_r)}"
+        text = f"ρ = {panel.rate:.2f}\nr = {_range(low_r, high_r)}"
     else:
-        text = "no line: D is not defined\nin every layer"
+        text = "no line: D is not\ndefined in every layer"
     ax.text(0.03, 0.03, text, transform=ax.transAxes, fontsize=5.5, va="bottom")
 
 

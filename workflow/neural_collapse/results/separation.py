@@ -24,6 +24,8 @@ class LayerCurves:
 
     title: str
     """What it shares with other depths: optimiser, and what its network lacks."""
+    label: str
+    """How its architecture is titled."""
     layers: tuple[str, ...]
     """Their names, in order."""
     fuzziness: Mapping[int, np.ndarray]
@@ -53,7 +55,8 @@ def layer_curves(
             rows = rows[(rows["split"] == SPLIT) & (rows["statistic"].str.startswith("separation"))]
             if len(layers) >= LEAST_LAYERS and len(rows):
                 title = _title(own.iloc[0], dict(layout.datasets)[dataset], layout)
-                found.append(_curves(title, layers, rows))
+                label = layout.title(dataset, architecture)
+                found.append(_curves(title, label, layers, rows))
     return found
 
 
@@ -79,7 +82,7 @@ def _title(run: pd.Series, dataset: str, layout: Layout) -> str:
     return ", ".join([*([dataset] if len(layout.datasets) > 1 else []), *parts])
 
 
-def _curves(title: str, layers: tuple[str, ...], rows: pd.DataFrame) -> LayerCurves:
+def _curves(title: str, label: str, layers: tuple[str, ...], rows: pd.DataFrame) -> LayerCurves:
     names = [f"{FUZZINESS}@{layer}" for layer in layers]
     table = rows.pivot(index=["epoch", "seed"], columns="statistic", values="value")
     table = table.reindex(columns=[*names, RATE, LINEARITY])
@@ -88,4 +91,6 @@ def _curves(title: str, layers: tuple[str, ...], rows: pd.DataFrame) -> LayerCur
     linearity = last[LINEARITY].to_numpy(float)
     ends = (float(linearity.min()), float(linearity.max()))  # nan where any seed's is
     fuzziness = {epoch: part[names].to_numpy(float) for epoch, part in by_epoch.items()}
-    return LayerCurves(title, layers, fuzziness, float(last[RATE].to_numpy(float).mean()), ends)
+    return LayerCurves(
+        title, label, layers, fuzziness, float(last[RATE].to_numpy(float).mean()), ends
+    )
