@@ -83,6 +83,18 @@ def balanced_subset(
     return np.sort(np.concatenate(kept))
 
 
+def _kept(
+    recipe: DataRecipe, published: dict[str, np.ndarray], num_classes: int
+) -> dict[str, np.ndarray]:
+    """The rows of each split that a recipe keeps; `published`: labels."""
+    keys = {"train": "examples_per_class", "test": "test_examples_per_class"}
+    seed, kept = recipe.subset_seed, {}
+    for split, key in keys.items():
+        count = getattr(recipe, key)
+        kept[split] = balanced_subset(published[split], num_classes, count, seed, f"data.{key}")
+    return kept
+
+
 def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[float, ...]) -> str:
     """One hash over all that training sees: the four arrays, mean and standard deviation."""
     lines = [f"{name} {array_hashes[name]}" for name in sorted(array_hashes)]
@@ -286,13 +298,7 @@ def prepare_dataset(
             where /= source["files"][0]["name"]
         published = {"train": read.train_labels, "test": read.test_labels}
         classes = _num_classes(entry, *published.values(), where)
-        kept = {
-            split: balanced_subset(published[split], classes, count, recipe.subset_seed, key)
-            for split, count, key in [
-                ("train", recipe.examples_per_class, "data.examples_per_class"),
-                ("test", recipe.test_examples_per_class, "data.test_examples_per_class"),
-            ]
-        }
+        kept = _kept(recipe, published, classes)
         if isinstance(read, Arrays):
             check_square(read.train_images.shape, where)
             size: int | None = read.train_images.shape[2]

@@ -116,13 +116,8 @@ def extract_features(
     data = open_data(recipe, data_folder)
     labels = np.asarray(data.train_labels)
     measurement = recipe.measurement
-    pictured = recipe.figure_1_classes(data.num_classes)
+    rows = _figure_1_rows(recipe, labels, data.num_classes)
     require_writable(*(output_folder / checkpoint_name(e) for e in recipe.measured_epochs))
-    of_each = [
-        np.flatnonzero(labels == c)[: measurement.activation_examples_per_class] for c in pictured
-    ]
-    rows = np.concatenate(of_each) if pictured else None
-
     watched = Watched(measurement.layers, measurement.layer_pool, measurement.batch_norm_examples)
 
     def measure(network, where, epoch: int, target: Path) -> None:
@@ -164,6 +159,16 @@ def extract_features(
     )
 
 
+def _figure_1_rows(recipe: Recipe, labels, num_classes: int):
+    """The train examples whose raw features are kept; None where Figure 1 leaves them out."""
+    import numpy as np
+
+    classes, count = recipe.figure_1_classes(num_classes), recipe.measurement
+    of_each = [np.flatnonzero(labels == c) for c in classes]
+    kept = [rows[: count.activation_examples_per_class] for rows in of_each]
+    return np.concatenate(kept) if classes else None
+
+
 def measure_robustness(
     recipe_path: Path,
     data_folder: Path,
@@ -178,11 +183,10 @@ def measure_robustness(
 ) -> None:
     """Attack the same test images with DeepFool at every checkpoint."""
     import numpy as np
-    import pandas as pd
     import torch
 
     from ...collapse.attacks import robustness
-    from ...io.tensors import read_tensors, write_tensors
+    from ...io.tensors import write_tensors
     from ...results.tables import write_table
 
     recipe = read_recipe(recipe_path)
@@ -208,24 +212,8 @@ def measure_robustness(
         tensors = {"ratios": torch.from_numpy(ratios)}
         write_tensors(target, tensors, {"epoch": str(epoch)}, ROBUSTNESS_FORMAT)
 
-    def deliver(results: dict[int, Path]) -> None:
-        rows = []
-        for epoch, path in results.items():
-            tensors, _ = read_tensors(path, "robustness result", ROBUSTNESS_FORMAT)
-            ratios = tensors["ratios"].numpy()
-            found = ratios[np.isfinite(ratios)]
-            rows.append(
-                {
-                    "dataset": recipe.dataset,
-                    "architecture": recipe.architecture,
-                    "seed": seed,
-                    "epoch": epoch,
-                    "split": "test",
-                    "statistic": "robustness",
-                    "value": float(found.mean()) if len(found) else math.nan,
-                }
-            )
-        write_table(pd.DataFrame(rows), output, "measurements")
+    def hand_over(results: dict[int, Path]) -> None:
+        write_table(_robustness_table(recipe, seed, results), output, "measurements")
 
     _measure_checkpoints(
         recipe,
@@ -235,7 +223,7 @@ def measure_robustness(
         what="robustness",
         depends_on={"robustness": attack.model_dump()},
         measure=measure,
-        deliver=deliver,
+        deliver=hand_over,
         device=device,
         gpus=gpus,
         gpu_slots=gpu_slots,
@@ -243,6 +231,26 @@ def measure_robustness(
 
 
 ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
+
+
+def _robustness_table(recipe: Recipe, seed: int, results: dict[int, Path]):
+    """The mean over the images whose decision DeepFool could change, an epoch a row."""
+    import numpy as np
+    import pandas as pd
+
+    from ...io.tensors import read_tensors
+
+    run = {"dataset": recipe.dataset, "architecture": recipe.architecture, "seed": seed}
+    rows = []
+    for epoch, path in results.items():
+        tensors, _ = read_tensors(path, "robustness result", ROBUSTNESS_FORMAT)
+        ratios = tensors["ratios"].numpy()
+        found = ratios[np.isfinite(ratios)]
+        value = float(found.mean()) if len(found) else math.nan
+        rows.append(
+            {**run, "epoch": epoch, "split": "test", "statistic": "robustness", "value": value}
+        )
+    return pd.DataFrame(rows)
 
 
 def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:

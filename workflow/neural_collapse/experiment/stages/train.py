@@ -209,12 +209,7 @@ def train_model(
             keep_state=True,
             tensorboard_folder=tensorboard_folder(recipe, run_path),
         )
-        if history.diverged:
-            raise UserError(
-                f"{recipe.dataset} x {recipe.architecture}: training diverged in epoch "
-                f"{history.records[-1].epoch} at learning rate {learning_rate:g}; "
-                "lower sweep.learning_rate"
-            )
+        _require_convergence(recipe, history)
         facts = provenance(where)
     run = {
         "seed": seed,
@@ -222,9 +217,7 @@ def train_model(
         "learning_rate_origin": "pinned" if winner is None else "sweep",
         "resumed_after": history.resumed_after,
         "processes": shared_by,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "feature_dimension": network.classifier.in_features,
-        **_facts_of(recipe, data),
+        **_facts_of(recipe, data, network),
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
@@ -238,11 +231,22 @@ def tensorboard_folder(recipe: Recipe, output: Path) -> Path | None:
     return output.with_name("tensorboard") if recipe.training.tensorboard else None
 
 
-def _facts_of(recipe: Recipe, data: PreparedDataset) -> dict[str, Any]:
-    """What run.json says of a run's recipe and data."""
+def _require_convergence(recipe: Recipe, history) -> None:
+    if history.diverged:
+        raise UserError(
+            f"{recipe.dataset} x {recipe.architecture}: training diverged in epoch "
+            f"{history.records[-1].epoch} at learning rate {history.learning_rate:g}; "
+            "lower sweep.learning_rate"
+        )
+
+
+def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
+    """What run.json says of a run's recipe, data and network."""
     from ...networks.registry import label
 
     return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "feature_dimension": network.classifier.in_features,
         "dataset": recipe.dataset,
         "architecture": recipe.architecture,
         "dataset_label": data.label,
