@@ -64,7 +64,7 @@ rule plot_figures:
         runtime=30,
     params:
         tables=subpath(input.measurements, parent=True),
-        folder=os.path.dirname(PATHS.figure("any", "png")),
+        folder=subpath(output[0], parent=True),
         figures=EXPERIMENT.figures,
         formats=[*CONFIG.figures.formats, "rst"],
         look=look_options(),
