@@ -5,6 +5,7 @@
 #   make test-all     the slow ones as well, and other versions of Python and torch
 #   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
 #   make bench        this project against reference loops, minutes; also bench-full, bench-gpu
+#   make gpu-window   what a GPU that is lent for a quarter of an hour needs; see docs/performance.md
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
 #   make study NAME=separation   a study beyond the paper, of config/studies: docs/studies.md
 #   make docs         the documentation as a site, site/index.html
@@ -23,7 +24,7 @@ STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart report figures study plan test test-all test-slurm bench bench-full bench-gpu docs lint format lock schema config-page clean
+.PHONY: help quickstart report figures study plan test test-all test-slurm bench bench-full bench-gpu gpu-window docs lint format lock schema config-page clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -87,6 +88,10 @@ bench: $(STAMP)
 
 bench-full bench-gpu: bench-%: $(STAMP)
 	@$(BIN)/python -m benchmarks --form $*
+
+MIRROR ?= $(NC_DATA_MIRROR)
+gpu-window:
+	@PYTHON=$(PYTHON) benchmarks/gpu_window.sh prepare $(MIRROR)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

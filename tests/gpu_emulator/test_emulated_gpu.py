@@ -56,8 +56,9 @@ def environment(tmp_path_factory):
         (["training/test_on_gpu.py"], 60),
         (["training/test_streaming.py", "collapse/test_metric.py"], 15),
         (["training/traffic_on_emulated_gpu.py"], 9),
+        (["inspect/test_check_gpu.py"], 1),
     ],
-    ids=["training", "streaming and metric", "traffic"],
+    ids=["training", "streaming and metric", "traffic", "check-gpu"],
 )
 def test_the_tests_that_need_a_gpu_pass_on_it(environment, tests, at_least):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "plugin"]

@@ -31,6 +31,8 @@ NOT_RUN = {
     "make test ": "runs this test",
     "make bench": "minutes to an hour; tests/unit/benchmarks runs their pieces",
     ".venv/bin/python -m pytest": "is run on a machine with a GPU",
+    ".venv/bin/neural-collapse check-gpu": "needs a GPU",
+    "benchmarks/gpu_window.sh": "needs a GPU; tests/unit/benchmarks runs it without",
     "git clone <this repository>": "a placeholder for an address",
     "tmux ": "needs a terminal",
     "squeue ": JOBS,

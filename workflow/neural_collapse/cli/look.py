@@ -18,6 +18,14 @@ def plan(config: Path | None, config_json: Any) -> str:
     return plan(load_config(config) if config_json is None else check_config(config_json))
 
 
+def check_gpu(config: Path, **options: Any) -> str:
+    """Whether this machine's GPU is right, and how fast."""
+    from ..experiment.config import load_config
+    from ..inspect.check_gpu import check_gpu
+
+    return check_gpu(load_config(config), **options)
+
+
 def status(results: Path | None, config: Path | None) -> str:
     """How far an experiment is, given by its folder or by its config."""
     from ..experiment.config import load_config
@@ -87,6 +95,13 @@ def add_to(cli: Commands) -> None:
             option("--config", type=Path, metavar="PATH", help="a config file"),
             option("--config-json", type=json_text, help="a config, as JSON"),
         ),
+    )  # fmt: skip
+    cli.add(
+        "check-gpu", "check and time this machine's GPU; say what to set for it", check_gpu,
+        option("--config", type=Path, default=Path("config.yaml"), metavar="PATH",
+               help="a config file, whose networks are timed; by default config.yaml"),
+        option("--quick", action="store_true", help="each network once: a minute instead of four"),
+        path("output", "the JSON file to write; by default results/check-gpu.json", required=False),
     )  # fmt: skip
     cli.add(
         "status", "what is done, running or failed, and the time left", status,

@@ -12,6 +12,8 @@ from ..training.schedule import SWEEP_EVALUATIONS
 from .config import Config, resolve_recipe
 from .recipe import Recipe
 
+SPEEDS_FILE = "check-gpu.json"
+"""In the results folder: what `neural-collapse check-gpu` measured of this machine's GPU."""
 SIZE_KEYS = ("train_examples", "test_examples", "channels", "image_size_px", "num_classes")
 """How a run.json calls the fields of a DataSize."""
 

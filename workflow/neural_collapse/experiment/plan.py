@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -16,6 +17,7 @@ from ..networks.registry import label
 from .config import Config
 from .cost import (
     SIZE_KEYS,
+    SPEEDS_FILE,
     CellPlan,
     DataSize,
     NetworkCost,
@@ -43,6 +45,32 @@ class FinishedRun:
     flops: float
     """Floating-point operations of its epochs."""
     seconds: float
+    timed: bool = False
+    """Whether check-gpu timed some steps of it instead."""
+
+
+def read_speeds(path: Path) -> list[dict[str, Any]]:
+    """The networks that check-gpu timed; none where it has not run or left no such file."""
+    try:
+        speeds = json.loads(path.read_text(encoding="utf-8"))["networks"]
+        return [speed for speed in speeds if speed["channels_last"] and not speed["failure"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def timed_steps(cell: CellPlan, speeds: Iterable[dict[str, Any]]) -> list[FinishedRun]:
+    """Steps that check-gpu timed with the cell's precision: of its network at its image size, else
+    at any, else of networks of its kind."""
+    training, side = cell.recipe.training, cell.size and cell.size.side_px
+    ways = ("precision", training.precision), ("cuda_graphs", training.cuda_graphs)
+    alike = [speed for speed in speeds if all(speed[key] == value for key, value in ways)]
+    own = [speed for speed in alike if speed["network"] == label(cell.recipe.network)]
+    chosen = [speed for speed in own if speed["side_px"] == side] or own
+    chosen = chosen or [speed for speed in alike if speed["kind"] == cell.kind]
+    return [
+        FinishedRun(s["kind"], TELLING_SECONDS * s["flops_per_second"], TELLING_SECONDS, timed=True)
+        for s in chosen
+    ]
 
 
 def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
@@ -85,18 +113,20 @@ def throughput(runs: Sequence[FinishedRun]) -> float:
 
 
 def _estimate(
-    cell: CellPlan, runs: Sequence[FinishedRun], device: str
+    cell: CellPlan, runs: Sequence[FinishedRun], device: str, speeds: Sequence[dict[str, Any]] = ()
 ) -> tuple[float | None, list[FinishedRun]]:
     """(seconds, the runs that they rest on) of a cell; None where they are unknown."""
     if cell.flops is None:
         return None, []
-    if runs:
-        telling = telling_runs(runs, cell.kind)
+    telling = telling_runs(runs, cell.kind) if runs else timed_steps(cell, speeds)
+    if telling:
         return cell.flops / throughput(telling), telling
     on_gpu = ASSUMED_GPU_FLOPS_PER_SECOND[cell.recipe.training.precision]
     return cell.flops / (ASSUMED_CPU_FLOPS_PER_SECOND if device == "cpu" else on_gpu), []
 
 
+STEP_GIB = {"VGG19": (35, 20), "ResNet152": (43, 22), "DenseNet201": (12.7, 6.8)}
+"""Memory of a step of 256 images of 224 px in float32 and bfloat16: computed, not measured."""
 Estimates = list[tuple[CellPlan, float | None, list[FinishedRun]]]
 
 
@@ -109,14 +139,23 @@ def _time(estimates: Estimates, device: str) -> str:
     rate = sum(cell.flops for cell, _ in counted_cells) / seconds
     return (
         f"about {duration_text(seconds)} of one {'GPU' if device == 'cuda' else 'CPU core'} at "
-        f"{rate / 1e12:.3g} TFLOP/s, {_origin(estimates)}; the start of jobs not counted"
+        f"{rate / 1e12:.3g} TFLOP/s, {_origin(estimates, device)}; the start of jobs not counted"
     )
 
 
-def _origin(estimates: Estimates) -> str:
+def _origin(estimates: Estimates, device: str) -> str:
     runs = {id(run): run for _, _, telling in estimates for run in telling}.values()
     if not runs:
-        return "an assumption, since this machine has no run yet"
+        return "an assumption, since this machine has no run yet" + (
+            "; `neural-collapse check-gpu` measures it" if device == "cuda" else ""
+        )
+    if any(run.timed for run in runs):
+        assumed = dict.fromkeys(
+            label(cell.recipe.network)
+            for cell, seconds, telling in estimates
+            if seconds is not None and not telling
+        )
+        return "as check-gpu measured" + (f" ({', '.join(assumed)}: assumed)" if assumed else "")
     text = f"as {counted(len(runs), 'finished run')} of this machine reached"
     if max(run.seconds for run in runs) < TELLING_SECONDS:
         text += f", each under {TELLING_SECONDS} s and mostly starting up, so expect less"
@@ -185,6 +224,15 @@ def _remarks(config: Config, cells: Sequence[CellPlan]) -> list[str]:
             )
     for dataset in filter(config.missing, config.datasets):
         lines.append(f"missing      {dataset}: cannot be downloaded freely; give imagenet_folder")
+    for cell in cells:
+        step = STEP_GIB.get(label(cell.recipe.network))
+        if cell.recipe.resources.gpu > 1 and step and cell.size and cell.size.side_px == 224:
+            lines.append(
+                f"choice       {cell.recipe.dataset} x {cell.recipe.architecture}: gpu: "
+                f"{cell.recipe.resources.gpu} is for speed alone; a step takes {step[0]:g} GiB in "
+                f"float32, {step[1]:g} in bfloat16 (computed, not measured), which one card of "
+                "80 GB holds"
+            )
     if idle := ", ".join(map(str, config.overrides_without_effect)):
         lines.append(
             f"no effect    overrides {idle} (counted from 0): match no dataset x architecture of "
@@ -208,7 +256,8 @@ def plan(config: Config, device: str | None = None) -> str:
         device = "cuda" if wanted else "cpu"
     files = sorted(Path(config.results_folder).glob("*/*/*/seed-*/run.json"))
     runs, cells = finished_runs(files, device), plan_cells(config)
-    estimates = [(cell, *_estimate(cell, runs, device)) for cell in cells]
+    speeds = read_speeds(Path(config.results_folder) / SPEEDS_FILE) if device == "cuda" else []
+    estimates = [(cell, *_estimate(cell, runs, device, speeds)) for cell in cells]
     preparations = {(cell.recipe.dataset, cell.recipe.data.name) for cell in cells}
     jobs = len({dataset for dataset, _ in preparations}) + len(preparations)
     jobs += sum(cell.jobs for cell in cells)

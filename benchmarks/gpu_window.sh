@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# The most that a quarter of an hour on a GPU can prove, without Snakemake and without a network.
+#
+#   gpu_window.sh prepare MIRROR   where there is a network: wheels and MNIST into .gpu-window
+#   gpu_window.sh first            on the GPU, ten minutes: tests, check-gpu, a cell of the paper
+#   gpu_window.sh second           at once after it: the rest of the cell, features, attack, tables
+#
+# Each step has its own time limit; one that fails does not end the others. What comes back lies in
+# $OUT: log.txt, which grows as steps go on, check-gpu.json and tables.tar.gz.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+here=.gpu-window
+work=${NC_WINDOW_FOLDER:-/tmp/nc-gpu-window}
+out=${OUT:-$work/out}
+config=${NC_WINDOW_CONFIG:-config.yaml}
+dataset=${NC_WINDOW_DATASET:-mnist}
+device=${NC_WINDOW_DEVICE:-cuda}
+python=${PYTHON:-python3}
+gpus=$([ "$device" = cuda ] && echo 1 || echo 0)
+cell=$work/cell
+
+prepare() {
+  local wheels=$here/wheels
+  rm -rf $here && mkdir -p $wheels || exit 1
+  for name in pydantic pydantic-core annotated-types typing-inspection rich-argparse tenacity; do
+    sed -n "s/^\($name==[^ ;]*\).*/\1/p" requirements.lock
+  done > $here/names
+  $python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+    --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+    -d $wheels -r $here/names || exit 1
+  cp -r "$1/mnist" $here/ || exit 1
+  du -ah $here/wheels/*.whl $here/mnist
+  echo "travels: $( (git ls-files -z; find $here -type f -print0) | du -cm --files0-from=- | tail -1 | cut -f1) of 64 MiB"
+}
+
+# step NAME SECONDS COMMAND...
+step() {
+  local name=$1 limit=$2 began=$SECONDS status
+  shift 2
+  echo "== $name, at most $limit s" | tee -a "$out/log.txt"
+  timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log.txt"
+  status=${PIPESTATUS[0]}
+  echo "== $name: status $status after $((SECONDS - began)) s, $SECONDS s in all" | tee -a "$out/log.txt"
+  return "$status"
+}
+
+nc() { step "$1" "$2" $python -m neural_collapse "${@:3}"; }
+
+facts() {
+  nvidia-smi
+  $python -c 'import importlib.util as u, sys, torch
+print(sys.version, torch.__version__, torch.version.cuda, torch.backends.cudnn.version())
+names = "pydantic rich_argparse tenacity pandas pyarrow safetensors sklearn pytest xdist".split()
+print("missing here:", *[name for name in names if u.find_spec(name) is None])'
+}
+export -f facts; export python
+
+# The cell: recipe.json beside the data; ResNet18 where its training fits, else VGG11.
+choose() {
+  $python - "$config" "$dataset" "$work" "$1" <<'PYTHON'
+import json, sys
+from pathlib import Path
+from neural_collapse.experiment.config import load_config, resolve_recipe
+from neural_collapse.experiment.cost import data_size
+from neural_collapse.experiment.recipe import write_recipe
+from neural_collapse.networks.registry import label
+
+config, dataset, work, seconds = load_config(sys.argv[1]), *sys.argv[2:]
+try:
+    timed = json.loads(Path(work, "check-gpu.json").read_text())["networks"]
+except (OSError, ValueError):
+    timed = []
+for architecture in sorted({"resnet", "vgg"} & set(config.architectures)):
+    recipe = resolve_recipe(config, dataset, architecture)
+    size, training = data_size(config, recipe), recipe.training
+    ways = [s for s in timed if s["network"] == label(recipe.network) and s["channels_last"]
+            and not s["failure"] and s["precision"] != "bfloat16"]
+    best = max(ways, key=lambda s: s["images_per_second"], default=None)
+    if best is None:
+        break
+    training = training.model_copy(update={k: best[k] for k in ("precision", "cuda_graphs")})
+    # A step is three forward passes; both sets are evaluated after each epoch.
+    images = training.epochs * (size.train + (size.train + size.test) / 3)
+    print(f"{label(recipe.network)}: about {images / best['images_per_second']:.0f} s in {best}")
+    if images / best["images_per_second"] < float(seconds):
+        break
+# The paper's winner on MNIST; VGG11's is not published.
+sweep = recipe.sweep.model_copy(update={"learning_rate": 0.0679})
+recipe = recipe.model_copy(update={"training": training, "sweep": sweep})
+write_recipe(recipe, Path(work, "cell", "recipe.json"))
+Path(work, "data-recipe.json").write_text(recipe.data.model_dump_json())
+PYTHON
+}
+
+job() { # NAME SECONDS [options]: a job of the cell
+  nc "$1" "$2" "$1" --recipe "$cell/recipe.json" "${@:3}"
+}
+
+train() {
+  [ -e "$cell/run.json" ] || job train-model "$1" --data-folder "$work/data" --seed 0 \
+    --checkpoint-folder "$cell/checkpoints" --history "$cell/history.parquet" \
+    --run-facts "$cell/run.json" --state-root "$work/state" --device "$device" --gpus "$gpus"
+}
+
+first() {
+  export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
+  step facts 20 bash -c facts
+  step tests "${NC_WINDOW_TESTS:-120}" $python -m pytest -q -p no:cacheprovider -m gpu -rf \
+    $($python -c 'import xdist' 2>/dev/null && echo -n 4) \
+    tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
+  nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
+  cp "$work/check-gpu.json" "$out" 2>/dev/null
+  step choose 20 bash -c "choose 620" || return
+  nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
+  nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
+    --output-folder "$work/data" --data-recipe "$(cat "$work/data-recipe.json")"
+  # Whatever is left of the command's ten minutes, which end at 570 s.
+  train $((570 > SECONDS + 30 ? 570 - SECONDS : 30))
+}
+
+second() {
+  train 330 || return
+  local common=(--data-folder "$work/data" --checkpoint-folder "$cell/checkpoints"
+    --device "$device" --gpus "$gpus")
+  job extract-features 120 "${common[@]}" --output-folder "$cell/features" --state-root "$work/f"
+  job compute-statistics 60 --features-folder "$cell/features" --seed 0 \
+    --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"
+  job measure-robustness 120 "${common[@]}" --seed 0 --output "$cell/robustness.parquet" \
+    --state-root "$work/r"
+  nc tables 60 collect-tables --output-folder "$work/tables" --runs "$cell/run.json" \
+    --recipes "$cell/recipe.json" --histories "$cell/history.parquet" \
+    --statistics "$cell/statistics.parquet" --robustness "$cell/robustness.parquet" \
+    --activations "$cell/activations.parquet"
+  nc compare 60 compare-with-paper --tables-folder "$work/tables" --output-folder "$work/tables"
+  tar -czf "$out/tables.tar.gz" -C "$work" tables cell/run.json cell/recipe.json
+}
+
+mkdir -p "$out" "$cell"
+case ${1:-} in
+  prepare) prepare "${2:?the mirror folder, which holds mnist/}"; exit ;;
+  first | second) ;;
+  *) sed -n '2,9s/^# \?//p' "$0"; exit 2 ;;
+esac
+if [ -d $here/wheels ] && [ ! -d "$work/site" ]; then
+  $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" $here/wheels/*.whl
+fi
+export PYTHONPATH=$PWD/workflow:$PWD:$work/site PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+export -f choose; export config dataset work
+"$1"

@@ -1,0 +1,101 @@
+"""check-gpu with the CPU in the GPU's place, and what `plan` makes of its file.
+
+The GPU's own branches run in ``tests/gpu_emulator``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from neural_collapse.cli.main import main
+from neural_collapse.experiment.config import check_config
+from neural_collapse.experiment.plan import plan
+from neural_collapse.inspect import check_gpu as program
+from neural_collapse.inspect import gpu_checks
+from neural_collapse.inspect.gpu_speed import ceilings, networks_of
+from neural_collapse.io.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def config(tmp_path):
+    values = yaml.safe_load((ROOT / "config/tiny.yaml").read_text())
+    return check_config(values | {"results_folder": str(tmp_path), "device": "cuda"})
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(gpu_checks, "FAMILIES", {"VGG": gpu_checks.FAMILIES["VGG"]})
+    monkeypatch.setattr("neural_collapse.inspect.gpu_speed.MOST_STEPS", 3)
+
+
+def test_check_gpu_compares_and_times_every_network(config, tmp_path):
+    text = program.check_gpu(config, quick=True, output=None, device="cpu")
+    written = json.loads((tmp_path / "check-gpu.json").read_text())
+    checks = written["checks"]
+    assert len(checks) == 11 and all(check["passed"] for check in checks)
+    assert f"{len(checks)} of {len(checks)} checks passed" in text
+    networks = written["networks"]
+    assert len(networks) == len(networks_of(config, quick=True)) * 3 * 2
+    for network in networks:
+        assert network["images_per_second"] > 0 and network["failure"] == ""
+    assert written["ceilings"]["copy_bytes_per_second"] > 0
+    assert "float32 is the default until NC1 to NC4" in text
+
+
+@pytest.mark.gpu
+def test_check_gpu_checks_and_times_a_gpu(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "ceilings", lambda device, seconds, _: ceilings(device, 0.1, 256))
+    text = program.check_gpu(config, quick=True, output=None)
+    written = json.loads((tmp_path / "check-gpu.json").read_text())
+    assert len(written["checks"]) == 13 and written["machine"]["gpu"]
+    assert {network["cuda_graphs"] for network in written["networks"]} == {True, False}
+    assert all(network["failure"] == "" for network in written["networks"])
+    assert "cuda_graphs  " in text and "gpu_slots    4 by memory" in text
+
+
+def test_check_gpu_that_finds_a_difference_writes_all_and_fails(config, tmp_path, monkeypatch):
+    losses = iter(range(1000))
+
+    def drifting(trainer, count=4):
+        return torch.full((count,), 2.0 ** next(losses))
+
+    monkeypatch.setattr(gpu_checks, "first_losses", drifting)
+    monkeypatch.setattr(program, "networks_of", lambda config, quick: [])
+    with pytest.raises(UserError, match="3 checks failed, the first one: VGG, first steps in"):
+        program.check_gpu(config, quick=True, output=tmp_path / "own.json", device="cpu")
+
+
+def test_check_gpu_without_a_gpu_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["check-gpu", "--config", str(ROOT / "config/tiny.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("error: check-gpu: torch finds no GPU here; ")
+
+
+def speed(network: str, flops: float, **changes) -> dict:
+    values = {"network": network, "kind": network.split()[0].lower(), "side_px": 8}
+    values |= {"precision": "float32", "cuda_graphs": False, "channels_last": True, "failure": ""}
+    return values | {"flops_per_second": flops} | changes
+
+
+def test_plan_takes_its_hours_from_what_check_gpu_measured(config, tmp_path):
+    def time_of(speeds):
+        (tmp_path / "check-gpu.json").write_text(json.dumps({"networks": speeds}))
+        return next(line for line in plan(config).splitlines() if line.startswith("time"))
+
+    assert "an assumption" in time_of([])
+    kinds = [network.network.family for network, _ in networks_of(config, quick=False)]
+    every = [speed(kind, 4e9, kind=kind) for kind in kinds]
+    assert "at 0.004 TFLOP/s, as check-gpu measured;" in time_of(every)
+    slower = [*every, *(speed(kind, 1.0, kind=kind, precision="tf32") for kind in kinds)]
+    assert "at 0.004 TFLOP/s, as check-gpu measured;" in time_of(slower)
+    assert "an assumption" in time_of([speed("other", 1.0)])
+    (tmp_path / "check-gpu.json").write_text("{")
+    assert "an assumption" in plan(config)

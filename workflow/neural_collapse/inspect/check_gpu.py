@@ -1,0 +1,158 @@
+"""`neural-collapse check-gpu`: is this GPU right, how fast is it, and what to set for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..experiment.config import Config
+from ..experiment.cost import SPEEDS_FILE
+from ..experiment.provenance import machine
+from ..io.errors import UserError
+from ..io.files import write_text_atomically
+from ..io.progress import say
+from ..io.text import aligned, counted, size_text
+from ..training.devices import set_determinism
+from .gpu_checks import PRECISIONS, Check, run_checks
+from .gpu_speed import Speed, ceilings, networks_of, speeds
+
+
+def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "cuda") -> str:
+    """Check and time the GPU, write the JSON file that `plan` reads, and say what to set.
+
+    quick: every network once, and shorter. output: by default in the config's results folder.
+    Raises UserError where there is no GPU, and after writing all where a check failed.
+    """
+    where = torch.device(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("check-gpu: torch finds no GPU here; run it on the machine that has one")
+    output = output or Path(config.results_folder) / SPEEDS_FILE
+    facts = machine(where) | {"torch": torch.__version__, "deterministic": True}
+    if where.type == "cuda":
+        set_determinism(True)
+        facts |= {
+            "memory_bytes": torch.cuda.mem_get_info(where)[1],
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    say(f"{facts.get('gpu', facts['processor'])}, torch {torch.__version__}: checks")
+    checks, seconds = run_checks(where), 0.15 if quick else 0.5
+    say("ceilings")
+    found = ceilings(where, seconds, 8192 if where.type == "cuda" else 256)
+    timed: list[Speed] = []
+    for recipe, size in networks_of(config, quick):
+        say(f"{recipe.dataset} x {recipe.architecture}, {size.side_px} px")
+        timed += speeds(recipe, size, where, seconds)
+        # As it comes, since a machine may be taken away.
+        _write(output, facts, checks, found, timed)
+    failed = [check for check in checks if not check.passed]
+    text = "\n".join([*_table(timed, found), "", *_checked(checks), "", *_advice(timed, facts)])
+    text += f"\n\nwritten: {output}, which `neural-collapse plan` reads"
+    if failed:
+        print(text)
+        raise UserError(
+            f"check-gpu: {counted(len(failed), 'check')} failed, the first one: {failed[0].name}; "
+            "results of this GPU are not to be trusted"
+        )
+    return text
+
+
+def _write(
+    output: Path, facts: dict[str, Any], checks: list[Check], found: dict, timed: list[Speed]
+) -> None:
+    values = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": facts,
+        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
+        "ceilings": found,
+        "networks": [asdict(speed) for speed in timed],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(output, json.dumps(values, indent=1) + "\n")
+
+
+def _table(timed: list[Speed], found: dict[str, float]) -> list[str]:
+    rows = [
+        ("network", "precision", "graph", "layout", "px", "batch", "images/s", "TFLOP/s", "ceiling",
+         "memory")
+    ]  # fmt: skip
+    for speed in timed:
+        best = found[f"convolution_{speed.precision}_flops"]
+        measured = [
+            f"{speed.images_per_second:,.0f}",
+            f"{speed.flops_per_second / 1e12:.3g}",
+            f"{100 * speed.flops_per_second / best:.0f} %",
+            size_text(speed.peak_bytes),
+        ]
+        rows.append(
+            (
+                speed.network,
+                speed.precision,
+                "yes" if speed.cuda_graphs else "no",
+                "NHWC" if speed.channels_last else "NCHW",
+                f"{speed.side_px}",
+                f"{speed.batch_size}",
+                *(measured if not speed.failure else [speed.failure, "", "", ""]),
+            )
+        )
+    return aligned(rows, left=4)
+
+
+def _checked(checks: list[Check]) -> list[str]:
+    lines = [f"{sum(check.passed for check in checks)} of {len(checks)} checks passed"]
+    for check in checks:
+        if not check.passed:
+            reason = check.failure or f"off by {check.difference:.2g} of {check.tolerance:g}"
+            lines.append(f"FAILED  {check.name}: {reason}")
+    return lines
+
+
+def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
+    """What to set in the config, and what it costs not to."""
+    by_way = {
+        (s.network, s.side_px, s.batch_size, s.precision, s.cuda_graphs): s
+        for s in timed
+        if s.channels_last and not s.failure
+    }
+    lines = []
+    for precision in PRECISIONS[1:]:
+        shares = [
+            by_way[(*key[:3], "float32", key[4])].images_per_second / speed.images_per_second
+            for key, speed in by_way.items()
+            if key[3] == precision and (*key[:3], "float32", key[4]) in by_way
+        ]
+        if shares:
+            lines.append(
+                f"precision    {precision} takes {median(shares):.2f} of float32's time "
+                f"({min(shares):.2f} to {max(shares):.2f})"
+            )
+    lines.append(
+        "             float32 is the default until NC1 to NC4 of the others have been compared "
+        "with it on a GPU"
+    )
+    gains = {
+        key[:2]: speed.images_per_second / by_way[(*key[:4], False)].images_per_second
+        for key, speed in by_way.items()
+        if key[3] == "float32" and key[4] and (*key[:4], False) in by_way
+    }
+    paying = [f"{name} {side} px ({x:.2f}x)" for (name, side), x in gains.items() if x > 1.05]
+    if gains:
+        lines.append(
+            f"cuda_graphs  true for {', '.join(paying)}" if paying else "cuda_graphs  false"
+        )
+    plain = [s for key, s in by_way.items() if key[3] == "float32" and not key[4]]
+    if memory := facts.get("memory_bytes"):
+        largest = max((s.peak_bytes for s in plain), default=0)
+        slots = max(1, min(4, int(0.8 * memory) // max(1, largest)))
+        lines.append(
+            f"gpu_slots    {slots} by memory, {size_text(largest)} a step at most; jobs that share "
+            "a card gain only with MPS"
+        )
+        if not any(speed.failure for speed in timed):
+            lines.append("gpu          1: a step of every network fits this card")
+    return lines

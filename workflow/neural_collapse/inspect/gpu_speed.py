@@ -1,0 +1,148 @@
+"""How fast a device is: its ceilings, and training steps of a config's networks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from ..experiment.config import Config, resolve_recipe
+from ..experiment.cost import DataSize, NetworkCost, data_size, network_kind
+from ..experiment.recipe import Recipe
+from ..io.errors import UserError
+from ..networks.arithmetic import arithmetic
+from ..networks.registry import label
+from ..training.optimisers import optimiser_of
+from ..training.trainer import Batch, StepTooLarge, Trainer
+from .gpu_checks import PRECISIONS, made_up_data
+
+MOST_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Training steps of one network in one way."""
+
+    dataset: str
+    architecture: str
+    network: str
+    kind: str
+    side_px: int
+    batch_size: int
+    precision: str
+    cuda_graphs: bool
+    channels_last: bool
+    images_per_second: float = 0.0
+    flops_per_second: float = 0.0
+    peak_bytes: int = 0
+    failure: str = ""
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def runs_per_second(run: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """How often `run` is done in a second, after three times that do not count."""
+    for _ in range(3):
+        run()
+    synchronise(device)
+    began, done, took = time.perf_counter(), 0, 0.0
+    while took < seconds and done < MOST_STEPS:
+        for _ in range(3):
+            run()
+        synchronise(device)
+        done, took = done + 3, time.perf_counter() - began
+    return done / took
+
+
+def ceilings(device: torch.device, seconds: float, size: int = 8192) -> dict[str, float]:
+    """What the device does at best: bytes copied a second, and FLOP/s of a matrix product and of a
+    3x3 convolution (128 images of 256 channels, channels-last) in each precision."""
+    source = torch.empty(size * size * 8, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    rate = runs_per_second(lambda: target.copy_(source), device, seconds)
+    found = {"copy_bytes_per_second": 2 * source.nbytes * rate}
+    side = max(1, size // 256)
+    for precision in PRECISIONS:
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        square = torch.randn(size, size, device=device, dtype=dtype)
+        images = torch.randn(128, 256, side, side, device=device, dtype=dtype)
+        weight = torch.randn(256, 256, 3, 3, device=device, dtype=dtype)
+        images = images.to(memory_format=torch.channels_last)
+        weight = weight.to(memory_format=torch.channels_last)
+        with arithmetic(precision), torch.no_grad():
+            products = runs_per_second(lambda a=square: a @ a, device, seconds)
+            convolutions = runs_per_second(
+                lambda x=images, w=weight: functional.conv2d(x, w, padding=1), device, seconds
+            )
+        found[f"product_{precision}_flops"] = 2.0 * size**3 * products
+        found[f"convolution_{precision}_flops"] = 2.0 * 128 * 256**2 * 9 * side**2 * convolutions
+    return found
+
+
+def networks_of(config: Config, quick: bool) -> list[tuple[Recipe, DataSize]]:
+    """Each network of a config once at each image and batch size; quick: once."""
+    found: dict[tuple, tuple[Recipe, DataSize]] = {}
+    for cell in config.cells():
+        recipe = resolve_recipe(config, *cell)
+        size = data_size(config, recipe)
+        if size is not None:
+            key = (label(recipe.network), size.channels, size.side_px, recipe.training.batch_size)
+            found.setdefault(key[:1] if quick else key, (recipe, size))
+    return list(found.values())
+
+
+def speeds(recipe: Recipe, size: DataSize, device: torch.device, seconds: float) -> Iterator[Speed]:
+    """A network's training steps in every precision, with and without a CUDA graph, and in NCHW."""
+    batch = recipe.training.batch_size
+    data = made_up_data(batch, size.channels, size.side_px, size.num_classes)
+    forward = NetworkCost.of(recipe.network, size).forward_flops or 0
+    for precision in PRECISIONS:
+        training = recipe.training.model_copy(update={"precision": precision, "compile": False})
+        ways = [(False, True), (False, False)]  # (CUDA graph, channels-last)
+        if device.type == "cuda":
+            ways.insert(1, (True, True))
+        trainer = None
+        for graphs, channels_last in ways:
+            fields = (recipe.dataset, recipe.architecture, label(recipe.network))
+            kind = network_kind(recipe.network)
+            fields += (kind, size.side_px, batch, precision, graphs, channels_last)
+            try:
+                if trainer is None:
+                    changed = recipe.model_copy(update={"training": training})
+                    trainer = Trainer(changed, data, 1e-4, 0, device, stream=False)
+                trainer.graphed, trainer.graph = graphs, None
+                rate, peak = _steps(trainer, channels_last, seconds)
+                images = rate * batch
+                yield Speed(*fields, images, 3 * forward * images, peak)
+            except (StepTooLarge, torch.OutOfMemoryError):
+                yield Speed(*fields, failure="out of memory")
+            except UserError as error:
+                yield Speed(*fields, failure=str(error))
+        del trainer
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _steps(trainer: Trainer, channels_last: bool, seconds: float) -> tuple[float, int]:
+    """(steps a second, the memory that they take at most) on one batch."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    trainer.network.to(memory_format=layout).train()
+    # What it keeps must lie as the weights do.
+    trainer.optimiser = optimiser_of(trainer.training, trainer.network)
+    device = trainer.device
+    with closing(trainer.data.batches(0, 1)) as batches:
+        inputs, labels, examples = next(batches)
+    batch = Batch(inputs.contiguous(memory_format=layout), labels, examples)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with arithmetic(trainer.training.precision):
+        rate = runs_per_second(lambda: trainer.step(batch, 1e-4), device, seconds)
+    return rate, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
