@@ -108,6 +108,15 @@ def test_a_contrast_compares_the_same_recipe_with_another_optimiser(decoupled, c
     assert "5.33" in row.paper
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(1.05, "cannot say"), (1.10, "holds")])
+def test_a_single_seed_must_differ_by_more_than_a_share(value, verdict):
+    values = {("adamw", 0): {NC0: (2, value)}, ("adam", 0): {NC0: (2, 1)}}
+    runs = [run("adamw", **ADAMW), run("adam", **ADAM)]
+    (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
+    assert row.holds == verdict
+    assert row.noise == pytest.approx(0.05 * np.hypot(value, 1))
+
+
 def test_a_contrast_of_losses_reads_the_test_set():
     runs = [run("ls", loss="label_smoothing", smoothing=0.1), run("ce")]
     ece = "expected_calibration_error"

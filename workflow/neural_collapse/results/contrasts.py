@@ -16,6 +16,8 @@ from .tables import RUN_KEY, VERDICTS
 
 HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
 
+ONE_SEED = 0.05
+"""The noise of a value of which there is one seed, as a share of it: this project's choice."""
 _CHOSEN = {"optimizer", "loss", "smoothing", "focal_gamma", "mse_reduction"}
 """Keys of a recipe's training that a contrast may vary; the learning rate goes with them."""
 
@@ -109,13 +111,18 @@ CONTRASTS: tuple[Contrast, ...] = (
 """Claims of studies beyond the paper, of two cells each."""
 
 
+def _noise(values: np.ndarray) -> float:
+    """The seeds' standard deviation; of a single one, which tells nothing of it, a share."""
+    return float(values.std(ddof=1)) if len(values) > 1 else ONE_SEED * float(values.mean())
+
+
 def judge_contrast(
     claim: Contrast, measurements: pd.DataFrame, cell: pd.DataFrame, runs: pd.DataFrame
 ) -> dict[str, Any] | None:
     """Values, verdict and its reason; None where the claim has nothing to say of a cell.
 
     cell: its runs; runs: all of the same origin and dataset; measurements: of these. A difference
-    within the noise, the seeds' standard deviations of both together, decides nothing.
+    within the noise of both together decides nothing.
     """
     compared = claim.others(cell, runs) if len(cell) else None
     if compared is None:
@@ -135,7 +142,7 @@ def judge_contrast(
     )
     if np.isnan(own).all() and not chosen["architecture"].isin(cell["architecture"]).any():
         return None
-    noise = float(np.hypot(*(v.std(ddof=1) if len(v) > 1 else 0.0 for v in (own, theirs))))
+    noise = float(np.hypot(*map(_noise, (own, theirs))))
     row = {
         "seeds": len(own),
         "epoch_at_start": DASH,
