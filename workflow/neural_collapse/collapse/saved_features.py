@@ -73,11 +73,7 @@ def _numpy(array: Any) -> np.ndarray:
     return (array.double() if array.is_floating_point() else array).cpu().numpy()
 
 
-def _npy(path: Path) -> Any:
-    return np.load(path, allow_pickle=False)
-
-
-def _npz(path: Path) -> Mapping[str, Any]:
+def _numpy_file(path: Path) -> Any:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return loaded
@@ -111,8 +107,7 @@ def _csv(path: Path) -> pd.DataFrame:
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    ".npy": _npy,
-    ".npz": _npz,
+    **dict.fromkeys((".npy", ".npz"), _numpy_file),
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _torch),
     ".safetensors": _safetensors,
     ".csv": _csv,
