@@ -106,7 +106,7 @@ first() {
   export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
   step facts 20 bash -c facts
   step tests "${NC_WINDOW_TESTS:-120}" $python -m pytest -q -p no:cacheprovider -m gpu -rf \
-    $($python -c 'import xdist' 2>/dev/null && echo -n 4) \
+    $($python -c 'import xdist' 2>/dev/null && echo '-n=4') \
     tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
   nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
   cp "$work/check-gpu.json" "$out" 2>/dev/null
