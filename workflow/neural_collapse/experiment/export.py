@@ -63,16 +63,7 @@ def export_reference(
         old = read_tables(output)
         old_facts = read_json(output / "runs.json", "a list of runs", list)
         old_cards = read_cards(output)
-    present = {_key(run) for run in old_facts}
-    for run in facts:
-        if _key(run) in present:
-            dataset, architecture, seed = _key(run)
-            raise UserError(
-                f"{output}: holds {dataset} x {architecture}, seed {seed} already; reference "
-                "results are never overwritten, so give another folder"
-            )
-        if run.get("commit") is None or run["commit"].endswith("+changes"):
-            say(f"warning: {' x '.join(map(str, _key(run)))} was not made by committed code")
+    _check_new(output, facts, old_facts)
     if old:
         # Another seed of a cell brings the sweep that the set has of it.
         key = list(SCHEMAS["sweep"].key[1:])
@@ -96,6 +87,20 @@ def export_reference(
     say(f"{output}: {len(everything)} runs, {size / 1e6:.2f} MB")
     if size > BYTES_MAX:
         say(f"warning: {output} is larger than {BYTES_MAX / 1e6:.0f} MB, much for git")
+
+
+def _check_new(output: Path, facts: list[dict[str, Any]], old: list[dict[str, Any]]) -> None:
+    """Raise UserError for a run that the set holds; warn of one made by uncommitted code."""
+    present = {_key(run) for run in old}
+    for run in facts:
+        if _key(run) in present:
+            dataset, architecture, seed = _key(run)
+            raise UserError(
+                f"{output}: holds {dataset} x {architecture}, seed {seed} already; reference "
+                "results are never overwritten, so give another folder"
+            )
+        if run.get("commit") is None or run["commit"].endswith("+changes"):
+            say(f"warning: {' x '.join(map(str, _key(run)))} was not made by committed code")
 
 
 def _config(folder: Path, runs: pd.DataFrame, figures: Sequence[str]) -> str:
