@@ -27,7 +27,7 @@ from neural_collapse.io.errors import UserError
 from neural_collapse.training.schedule import spaced_epochs
 
 ROOT = Path(__file__).parents[3]
-SHIPPED = sorted([ROOT / "config.yaml", *(ROOT / "config").glob("*.yaml")])
+SHIPPED = sorted([ROOT / "config.yaml", *(ROOT / "config").rglob("*.yaml")])
 
 MINIMAL = {
     "experiment": "tiny",
