@@ -122,6 +122,10 @@ def add_to(cli: Commands) -> None:
         option("--seed", type=int, metavar="N", help="trainings of this seed alone"),
         option("--width", type=at_least(1), help="characters a line; by default the terminal's"),
     )  # fmt: skip
+    _add_own_model(cli)
+
+
+def _add_own_model(cli: Commands) -> None:
     array = "a .npy, .npz, .pt, .safetensors, .csv or .parquet file"
     cli.group("your own model")
     cli.add(
