@@ -207,7 +207,7 @@ def wait_until(condition, seconds: float):
 def test_kill_9_of_the_launcher_leaves_no_orphan_and_one_process_resumes(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:
-        wait_until(lambda: list(tmp_path.glob("state/*/state-000003.*")), 120)
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000003.*")), 600)
         workers = children(launcher.pid)
         assert len(workers) == 2
     finally:
@@ -241,7 +241,7 @@ def test_kill_9_of_the_launcher_leaves_no_orphan_and_one_process_resumes(prepare
 
 def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "kill")
-    _, said = launcher.communicate(timeout=120)
+    _, said = launcher.communicate(timeout=600)
     assert launcher.returncode == 2
     *progress, sentence = said.splitlines()
     assert sentence.startswith("error: process 2 of 2 was killed")
@@ -350,10 +350,10 @@ def test_two_gpus_end_where_one_does(data):
 def test_interrupting_the_launcher_ends_all(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:
-        wait_until(lambda: list(tmp_path.glob("state/*/state-000000.*")), 120)
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000000.*")), 600)
         workers = children(launcher.pid)
         launcher.send_signal(signal.SIGINT)
-        _, said = launcher.communicate(timeout=120)
+        _, said = launcher.communicate(timeout=600)
     finally:
         launcher.kill()
     assert launcher.returncode == 130
