@@ -212,7 +212,7 @@ def test_kill_9_of_the_launcher_leaves_no_orphan_and_one_process_resumes(prepare
         assert len(workers) == 2
     finally:
         launcher.kill()
-    wait_until(lambda: not any(map(alive, workers)), 10)
+    wait_until(lambda: not any(map(alive, workers)), 120)
     launcher.communicate()
 
     recipe = recipe_of("custom", epochs=12)
