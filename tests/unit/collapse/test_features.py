@@ -229,13 +229,20 @@ def test_one_image_that_does_not_fit_is_an_error(network, data):
         run(network, data)
 
 
-def test_in_batches_covers_the_range_once():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+    ],
+)
+def test_in_batches_covers_the_range_once(error):
     done, failures = [], [3, 2]
 
     def work(start, stop):
         if failures and len(done) == failures[-1]:
             failures.pop()
-            raise torch.OutOfMemoryError
+            raise error
         done.append((start, stop))
 
     in_batches(100, 16, work)
@@ -244,6 +251,14 @@ def test_in_batches_covers_the_range_once():
     assert [stop - start for start, stop in done[:4]] == [16, 16, 8, 4]
     with pytest.raises(UserError, match="batch_size"):
         in_batches(10, 0, work)
+
+
+def test_in_batches_passes_another_error_on():
+    def work(start, stop):
+        raise RuntimeError("a mistake")
+
+    with pytest.raises(RuntimeError, match="a mistake"):
+        in_batches(100, 16, work)
 
 
 # -------------------------------------------------------------------------- nothing left behind

@@ -273,6 +273,8 @@ def test_arithmetic_is_given_back(run, make_recipe):
 class Hungry(nn.Module):
     """Runs out of memory for more than `limit` images at once."""
 
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
     def __init__(self, limit: int):
         super().__init__()
         self.classifier = nn.Linear(64, 3)
@@ -280,14 +282,27 @@ class Hungry(nn.Module):
 
     def features(self, x):
         if len(x) > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            raise self.error
         return x.flatten(1)
 
     def forward(self, x):
         return self.classifier(self.features(x))
 
 
-def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, capsys):
+NO_ENGINE = RuntimeError(
+    "GET was unable to find an engine to execute this computation after trying 4 plans."
+)
+OUT = [
+    Hungry.error,
+    NO_ENGINE,
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT)
+def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, monkeypatch, capsys, error):
+    monkeypatch.setattr(Hungry, "error", error)
     data = make_data()
     images, labels = torch.tensor(data.train_images), torch.tensor(data.train_labels)
     network, normalise = Hungry(9), Normalisation((0.5,), (0.25,), CPU)
@@ -319,6 +334,8 @@ def test_a_halved_evaluation_batch_is_kept_for_later_epochs(
     [
         (RuntimeError("invalidated"), torch.OutOfMemoryError("out"), "training.batch_size: 16"),
         (torch.OutOfMemoryError("out"), None, "training.batch_size: 16"),
+        (RuntimeError("invalidated"), NO_ENGINE, "training.batch_size: 16"),
+        (NO_ENGINE, None, "training.batch_size: 16"),
         (RuntimeError("invalidated"), RuntimeError("a copy"), "cannot be recorded (a copy)"),
         (RuntimeError("no stream"), None, "cannot be recorded (no stream)"),
     ],
@@ -341,11 +358,23 @@ def test_a_step_that_cannot_be_recorded_says_why(
     assert said in str(error.value)
 
 
-def test_training_that_runs_out_of_memory_names_the_key(monkeypatch, make_data, make_recipe):
+@pytest.mark.parametrize("error", OUT)
+def test_training_that_runs_out_of_memory_names_the_key(monkeypatch, make_data, make_recipe, error):
+    monkeypatch.setattr(Hungry, "error", error)
     monkeypatch.setattr(trainers, "build_network", lambda *_, **__: Hungry(8))
     trainer = Trainer(make_recipe(batch_size=16), make_data(), 0.05, 0, CPU)
     with pytest.raises(UserError, match=r"training\.batch_size: 16 examples"):
         trainer.train_epoch(1)
+
+
+def test_another_error_of_a_step_stays_what_it_is(monkeypatch, make_data, make_recipe):
+    monkeypatch.setattr(Hungry, "error", RuntimeError("CUDA error: device-side assert"))
+    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: Hungry(8))
+    trainer = Trainer(make_recipe(batch_size=16), make_data(), 0.05, 0, CPU)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        trainer.train_epoch(1)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        trainer.evaluate(1)
 
 
 def test_events_for_tensorboard_are_the_learning_curve(tmp_path, make_data, make_recipe):

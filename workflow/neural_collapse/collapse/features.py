@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.images import CPU_BATCH, Normalisation
 from ..io.errors import UserError
-from ..networks.arithmetic import arithmetic
+from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.folding import fold_batch_norms
 from ..networks.layers import LayerOutputs, Pool, layer_dimensions
 from .arrays import label_array
@@ -296,8 +296,8 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
         stop = min(start + batch_size, count)
         try:
             run(start, stop)
-        except torch.OutOfMemoryError:
-            if stop - start == 1:
+        except RuntimeError as error:
+            if stop - start == 1 or not is_out_of_memory(error):
                 raise
             batch_size = (stop - start) // 2
         else:

@@ -14,7 +14,7 @@ from ..experiment.config import Config, resolve_recipe
 from ..experiment.cost import DataSize, NetworkCost, data_size, network_kind
 from ..experiment.recipe import Recipe
 from ..io.errors import UserError
-from ..networks.arithmetic import arithmetic
+from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.registry import label
 from ..training.optimisers import optimiser_of
 from ..training.trainer import Batch, StepTooLarge, Trainer
@@ -122,10 +122,14 @@ def speeds(recipe: Recipe, size: DataSize, device: torch.device, seconds: float)
                 rate, peak = _steps(trainer, channels_last, seconds)
                 images = rate * batch
                 yield Speed(*fields, images, 3 * forward * images, peak)
-            except (StepTooLarge, torch.OutOfMemoryError):
-                yield Speed(*fields, failure="out of memory")
-            except UserError as error:
-                yield Speed(*fields, failure=str(error))
+            except (UserError, RuntimeError) as error:
+                if isinstance(error, StepTooLarge) or is_out_of_memory(error):
+                    failure = "out of memory"
+                elif isinstance(error, UserError):
+                    failure = str(error)
+                else:
+                    raise
+                yield Speed(*fields, failure=failure)
         del trainer
         if device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""In what arithmetic float32 numbers are multiplied."""
+"""In what arithmetic float32 numbers are multiplied, and whether memory sufficed for it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,22 @@ def arithmetic(precision: str) -> Iterator[None]:
     finally:
         for switch, value in before.items():
             switch.fp32_precision = value
+
+
+OUT_OF_MEMORY = (
+    "out of memory",  # a CUDA call that does not go through torch's allocator
+    # cuDNN: torch tries one engine after the other, and drops that each lacked memory.
+    "unable to find an engine to execute this computation",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What torch's RuntimeErrors say where a device's memory ran out inside a library."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory ran out, which is not always a torch.OutOfMemoryError."""
+    from torch import OutOfMemoryError
+
+    if isinstance(error, OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)

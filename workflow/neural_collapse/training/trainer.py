@@ -19,7 +19,7 @@ from ..data.images import CPU_BATCH, Images, Normalisation, ResidentImages, plac
 from ..data.prepared import PreparedDataset
 from ..io.errors import UserError
 from ..io.progress import say
-from ..networks.arithmetic import arithmetic
+from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.build import build_network
 from ..networks.folding import fold_batch_norms
 from .graphs import GraphedStep
@@ -108,7 +108,9 @@ def evaluate(
                     found[0, part] = loss(logits, labels[part], "none")
                     found[1, part] = logits.argmax(1) != labels[part]
                     start += len(batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if batch_size == 1:
                     raise UserError(
                         "training.evaluation_batch_size: not even one example fits into the GPU's "
@@ -261,7 +263,7 @@ class Trainer:
                     # To end the recording fails as well, and hides why.
                     cause: BaseException | None = error
                     while cause is not None:
-                        if isinstance(cause, torch.OutOfMemoryError):
+                        if is_out_of_memory(cause):
                             raise cause from None
                         cause = cause.__context__
                     reason = str(error.__context__ or error).splitlines()[0]
@@ -330,7 +332,9 @@ def out_of_memory_explained(examples: int) -> Iterator[None]:
     """Says what to do where a step of so many examples does not fit."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise StepTooLarge(
             f"training.batch_size: {examples} examples a step are more than the GPU's memory "
             "holds; lower it (the results change with it), set network.memory_efficient for a "
