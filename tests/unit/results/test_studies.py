@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from neural_collapse.results.claims import check_claims, render_claims
+from neural_collapse.results.contrasts import CHANGES_NO_RESULT
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.studies import NC0, NC0_PREDICTED, NC3, by_weight_decay, seed_means
+from neural_collapse.training import recipe as training_recipe
 
 
 def run(architecture, seed=0, **training):
@@ -123,6 +125,34 @@ def test_a_contrast_of_losses_reads_the_test_set():
     values = measured({("ls", 0): {ece: (0.1, 0.02)}, ("ce", 0): {ece: (0.1, 0.08)}}, "test")
     (row,) = claims_of(values, runs, "label smoothing is better calibrated").itertuples()
     assert (row.holds, row.split, row.at_end) == ("holds", "test", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "statistic", "own", "other"),
+    [("NC0 stays larger", NC0, ADAMW, ADAM | {"loss": "focal"}),
+     ("NC0 stays larger", NC0, ADAMW, {"optimizer": {"name": "adam", "betas": [0.9, 0.99]}}),
+     ("label smoothing collapses", "nc1_within_class_variability",
+      {"loss": "label_smoothing"}, ADAM)],
+)  # fmt: skip
+def test_a_cell_that_differs_in_more_than_the_choice_is_not_compared(name, statistic, own, other):
+    plain = ADAM if own is ADAMW else {}
+    runs = [run("own", **own), run("plain", **plain), run("other", **other)]
+    values = {("own", 0): 5, ("plain", 0): 1, ("other", 0): 99}
+    values = {key: {statistic: (2, value)} for key, value in values.items()}
+    found = claims_of(measured(values), runs, name)
+    (row,) = found[found["architecture"] == "own"].itertuples()
+    assert "against 1 with" in row.reason
+
+
+def test_keys_that_change_no_result_may_differ_between_compared_cells():
+    assert CHANGES_NO_RESULT == training_recipe.CHANGES_NO_RESULT
+    runs = [
+        run("adamw", tensorboard=True, evaluation_batch_size=500, **ADAMW),
+        run("adam", evaluation_batch_size=1000, **ADAM),
+    ]
+    values = {("adamw", 0): {NC0: (2, 5)}, ("adam", 0): {NC0: (2, 1)}}
+    (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
+    assert row.holds == "holds"
 
 
 def test_a_cell_without_a_counterpart_makes_no_claim():

@@ -18,8 +18,10 @@ HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
 
 ONE_SEED = 0.05
 """The noise of a value of which there is one seed, as a share of it: this project's choice."""
-_CHOSEN = {"optimizer", "loss", "smoothing", "focal_gamma", "mse_reduction"}
-"""Keys of a recipe's training that a contrast may vary; the learning rate goes with them."""
+CHANGES_NO_RESULT = frozenset({"evaluation_batch_size", "tensorboard"})
+"""Keys of a recipe's training in which compared runs may always differ, as training.recipe says."""
+_OPTIMISER = frozenset({"optimizer"})
+_LOSS = frozenset({"loss", "smoothing", "focal_gamma", "mse_reduction"})
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Contrast:
     """Which choice a recipe has made."""
     against: Mapping[str, str]
     """By choice, the one that it is compared with; others make no claim."""
+    varies: frozenset[str]
+    """Keys of a recipe's training that make the choice; the learning rate goes with them."""
     paper: str
     """What the study's authors found, and where."""
 
@@ -61,22 +65,26 @@ class Contrast:
         other = self.against.get(self.choice(own))
         if other is None:
             return None
-        wanted = _common(own)
+        wanted = self._common(own)
         recipes = runs["recipe"].map(json.loads)
-        alike = [self.choice(r) == other and _common(r) == wanted for r in recipes]
+        alike = [self.choice(r) == other and self._common(r) == wanted for r in recipes]
         found = runs[np.array(alike, dtype=bool)]
         return None if found.empty else (_called(other), found)
+
+    def _common(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """What two recipes of the contrast share."""
+        training = recipe.get("training", {})
+        free = self.varies | CHANGES_NO_RESULT
+        kept = {part: recipe.get(part) for part in ("network", "data")}
+        kept["training"] = {k: v for k, v in training.items() if k not in free}
+        if optimiser_of(recipe) in {"adam", "adamw"}:  # the others do not read its numbers
+            optimizer = training["optimizer"].items()
+            kept["adam"] = {k: v for k, v in optimizer if k != "name"}
+        return kept
 
 
 def _called(choice: str) -> str:
     return OPTIMISERS.get(choice, choice.replace("_", " "))
-
-
-def _common(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What two recipes of a contrast share."""
-    training = {k: v for k, v in recipe.get("training", {}).items() if k not in _CHOSEN}
-    kept = {part: recipe.get(part) for part in ("network", "data")}
-    return kept | {"training": training}
 
 
 def _loss(recipe: Mapping[str, Any]) -> str:
@@ -87,24 +95,26 @@ _ZHAO = "Zhao et al. 2026, table 2"
 CONTRASTS: tuple[Contrast, ...] = (
     Contrast(
         "NC0 stays larger under decoupled weight decay",
-        *(NC0, "train", True, optimiser_of, {"sgdw": "sgd", "adamw": "adam"}),
+        *(NC0, "train", True, optimiser_of, {"sgdw": "sgd", "adamw": "adam"}, _OPTIMISER),
         paper=f"AdamW 5.33, Adam 0.34, SGD 0.0002 ({_ZHAO})",
     ),
     Contrast(
         "NC3 stays larger under decoupled weight decay",
-        *(NC3, "train", True, optimiser_of, {"sgdw": "sgd", "adamw": "adam"}),
+        *(NC3, "train", True, optimiser_of, {"sgdw": "sgd", "adamw": "adam"}, _OPTIMISER),
         paper=f"AdamW 0.78, Adam 0.29, SGD 0.35 ({_ZHAO}; their NC3 may not be the squared norm)",
     ),
     Contrast(
         "label smoothing collapses further than cross-entropy",
         *("nc1_within_class_variability", "train", False, _loss),
         {"label_smoothing": "cross_entropy"},
+        _LOSS,
         paper="collapses faster and further (arXiv:2402.03979, abstract)",
     ),
     Contrast(
         "label smoothing is better calibrated than cross-entropy",
         *("expected_calibration_error", "test", False, _loss),
         {"label_smoothing": "cross_entropy"},
+        _LOSS,
         paper="better calibrated (arXiv:2402.03979, abstract)",
     ),
 )
