@@ -1,5 +1,8 @@
 """The Lightning callback in a real training."""
 
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -28,13 +31,13 @@ class Classifier(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fitted(callbacks, folder):
+def fitted(callbacks, folder, **limit):
     torch.manual_seed(5)
     labels = torch.arange(60) % 3
     data = TensorDataset(torch.randn(60, 8) + 2 * nn.functional.one_hot(labels, 8), labels)
     model = Classifier()
     trainer = lightning.Trainer(
-        max_epochs=5,
+        **limit or {"max_epochs": 5},
         accelerator="cpu",
         callbacks=callbacks,
         logger=CSVLogger(folder),
@@ -55,10 +58,17 @@ def test_callback_measures_and_logs_and_leaves_the_training_alone(tmp_path):
     last = measure_model(model, DataLoader(data, 60))
     rows = table[table["epoch"] == 5].set_index("statistic")["value"]
     assert rows["nc1_within_class_variability"] == pytest.approx(last.nc1, rel=1e-5)
-    logged = trainer.logged_metrics["collapse/nc1_within_class_variability"]
-    assert float(logged) == pytest.approx(last.nc1, rel=1e-5)
+    logged = pd.read_csv(Path(trainer.logger.log_dir) / "metrics.csv")
+    written = logged["collapse/nc1_within_class_variability"].dropna()
+    assert len(written) == 3 and written.iloc[-1] == pytest.approx(last.nc1, rel=1e-5)
     unwatched, _, _ = fitted([], tmp_path)
     for watched_parameter, parameter in zip(
         model.parameters(), unwatched.parameters(), strict=True
     ):
         assert torch.equal(watched_parameter, parameter)
+
+
+def test_callback_measures_where_a_training_is_stopped(tmp_path):
+    callback = NeuralCollapse(every=3)
+    fitted([callback], tmp_path, max_steps=13)  # three steps an epoch
+    assert sorted(set(callback.curve.to_frame()["epoch"])) == [3, 5]

@@ -11,7 +11,7 @@ from neural_collapse import UserError, measure_model  # noqa: E402
 from neural_collapse.adapters.transformers import NeuralCollapse  # noqa: E402
 
 
-def fitted(folder, watch):
+def fitted(folder, watch, **limit):
     torch.manual_seed(4)
     settings = transformers.BertConfig(
         vocab_size=20,
@@ -28,7 +28,7 @@ def fitted(folder, watch):
     data = [{"input_ids": row, "labels": row[0]} for row in tokens]
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=3,
+        **limit or {"num_train_epochs": 3},
         per_device_train_batch_size=16,
         report_to=[],
         save_strategy="no",
@@ -61,6 +61,12 @@ def test_callback_measures_and_logs_and_leaves_the_training_alone(tmp_path):
         trainer.model.parameters(), alone.model.parameters(), strict=True
     ):
         assert torch.equal(watched_parameter, parameter)
+
+
+def test_callback_measures_where_a_training_is_stopped(tmp_path):
+    _, callback, _ = fitted(tmp_path, watch=True, max_steps=7)  # three steps an epoch
+    epochs = sorted(set(callback.curve.to_frame()["epoch"]))
+    assert epochs == [1, 2, pytest.approx(7 / 3, abs=1e-5)]
 
 
 def test_callback_refuses_a_layer_that_does_not_exist(tmp_path):

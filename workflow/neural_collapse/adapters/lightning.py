@@ -17,13 +17,13 @@ class NeuralCollapse(Callback):
     Every process measures the whole of the loaders that it is given.
 
     Args:
-        every: epochs between measurements; the last one is always measured.
+        every: epochs between measurements; the last epoch is always measured.
         train_loader: what is measured; by default the trainer's own train loader.
         test_loader: measured as well, by the train set's means.
         measure: of `neural_collapse.measure_model`: layer, labels_key, pool, ...
 
     Attributes:
-        curve: `neural_collapse.CollapseCurve` of what has been measured, epochs from 1.
+        curve: `neural_collapse.CollapseCurve` of the newest training, epochs from 1.
     """
 
     def __init__(
@@ -36,12 +36,27 @@ class NeuralCollapse(Callback):
         self.every, self.train_loader, self.test_loader = every, train_loader, test_loader
         self.measure = measure
         self.curve = CollapseCurve()
+        self._unmeasured: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.curve, self._unmeasured = CollapseCurve(), None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch % self.every and epoch != trainer.max_epochs:
-            return
+        self._unmeasured = epoch if epoch % self.every else None
+        if self._unmeasured is None:
+            pl_module.log_dict(self._measured(epoch, trainer, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._unmeasured is not None:
+            values = self._measured(self._unmeasured, trainer, pl_module)
+            for logger in trainer.loggers:
+                logger.log_metrics(values, trainer.global_step)
+
+    def _measured(
+        self, epoch: int, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, float]:
         train: Any = trainer.train_dataloader if self.train_loader is None else self.train_loader
         result = measure_model(pl_module, train, self.test_loader, **self.measure)
         self.curve.log(epoch, result)
-        pl_module.log_dict({f"collapse/{name}": value for name, value in result.items()})
+        return {f"collapse/{name}": value for name, value in result.items()}

@@ -12,7 +12,7 @@ from ..collapse.model import measure_model
 
 
 class NeuralCollapse(TrainerCallback):
-    """Measures the model on the Trainer's train set after every epoch.
+    """Measures the model on the Trainer's train set after every epoch, and where it is stopped.
 
     `trainer.add_callback(NeuralCollapse(log=trainer.log))` once the Trainer is made.
 
@@ -23,7 +23,7 @@ class NeuralCollapse(TrainerCallback):
         measure: of `neural_collapse.measure_model`: layer, labels_key, ignore_index, ...
 
     Attributes:
-        curve: `neural_collapse.CollapseCurve` of what has been measured.
+        curve: `neural_collapse.CollapseCurve` of the newest training.
     """
 
     def __init__(
@@ -37,6 +37,11 @@ class NeuralCollapse(TrainerCallback):
         self.measure = measure
         self.curve = CollapseCurve()
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.curve = CollapseCurve()
+
     def on_epoch_end(
         self,
         args: TrainingArguments,
@@ -46,8 +51,9 @@ class NeuralCollapse(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        epoch = round(state.epoch or 0)
-        if epoch % self.every:
+        epoch = round(state.epoch or 0, 6)
+        # A fraction: the training was stopped within an epoch and ends here.
+        if epoch == int(epoch) and int(epoch) % self.every:
             return
         result = measure_model(model, train_dataloader, self.test_loader, **self.measure)
         self.curve.log(epoch, result)

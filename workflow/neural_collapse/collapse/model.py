@@ -172,7 +172,7 @@ def measure_model(
         watched = [stack.enter_context(watch(model, one)) for one in layers]
         kept = [stack.enter_context(_kept(memory_limit_bytes)) for _ in (*layers, *layers)]
         stack.enter_context(measurement_mode(model))
-        stack.enter_context(torch.random.fork_rng(devices=[]))  # a loader's iterator draws a seed
+        stack.enter_context(_random_numbers_kept(train_loader, test_loader))
         run.over(train_loader, watched, kept[: len(layers)], pool)
         if test_loader is not None:
             run.over(test_loader, watched, kept[len(layers) :], pool)
@@ -184,6 +184,21 @@ def measure_model(
             for one, train, test in zip(watched, kept, of_test, strict=False)
         }
     return results if isinstance(layer, (list, tuple)) else results[watched[0].name]
+
+
+@contextmanager
+def _random_numbers_kept(*loaders: Any) -> Iterator[None]:
+    """torch's random numbers and those of the loaders, which an iterator draws from, as before."""
+    owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
+    found = [getattr(owner, "generator", None) for owner in owners]
+    generators = [one for one in found if isinstance(one, torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _result(
