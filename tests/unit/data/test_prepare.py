@@ -13,6 +13,7 @@ import pytest
 from dataset_files import jpeg, write_files
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from neural_collapse.data import decoding
 from neural_collapse.data.download import download_dataset
@@ -620,3 +621,13 @@ def test_image_files_are_made_smaller_like_arrays(folder_of_images, tmp_path):
     whole, small = (np.load(tmp_path / n / "train_images.npy") for n in ("whole", "small"))
     assert whole.shape[2:] == (16, 16)
     np.testing.assert_array_equal(small, resized(whole, 4))
+
+
+def test_image_files_that_are_not_square_are_not_squashed(folder_of_images, tmp_path):
+    custom = CustomDataset(label="Mine", path=str(folder_of_images))
+    for path in folder_of_images.rglob("*.*"):
+        Image.new("RGB", (24, 12)).save(path)
+    download_dataset("mine", tmp_path / "raw", custom=custom)
+    with pytest.raises(UserError, match="24 x 12 pixels; only square ones"):
+        recipe = DataRecipe(image_size_px=6)
+        prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", recipe, custom=custom)

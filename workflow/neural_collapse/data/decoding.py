@@ -42,6 +42,8 @@ class Decoding:
 
     def __call__(self, ref: ImageRef) -> np.ndarray:
         image = decode_image(ref, self.resize_px, self.crop_px)
+        if self.image_size_px is not None:  # which would squash it
+            check_square(image.shape, ref)
         image = average_pooled(resized(image, self.image_size_px), self.average_pooling)
         return padded(image, self.padding_pixels)
 
