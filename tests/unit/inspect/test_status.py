@@ -215,6 +215,7 @@ def changed(config, **recipe):
             "measurement.epochs no longer asks for epoch 2",
         ),
         ({"training": {"evaluation_batch_size": 7}}, ""),
+        ({"training": {"tensorboard": True}}, ""),
         ({"measurement": {"terminal_phase_accuracy": 0.9}}, ""),
         ({"robustness": {"images": 7}, "resources": {"memory_mb": 5}}, ""),
         ({"sweep": {"count": 9, "seed": 3}}, ""),

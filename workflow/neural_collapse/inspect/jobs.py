@@ -148,8 +148,10 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
     made = run["recipe"]
     for part in ("network", "data", "training"):
         model = getattr(recipe, part)
-        wanted = model.model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
-        default = dict.fromkeys(sorted(getattr(model, "LATER", ())), "the default")
+        elsewhere = READ_ELSEWHERE.get(part, set())
+        wanted = model.model_dump(mode="json", exclude=elsewhere)
+        later = sorted(getattr(model, "LATER", frozenset()) - elsewhere)
+        default = dict.fromkeys(later, "the default")
         for key, now in (default | wanted).items():
             before = made.get(part, {}).get(key, default.get(key, now))
             if before != now:
