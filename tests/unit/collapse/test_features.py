@@ -415,3 +415,15 @@ def test_layers_leave_the_features_moments_as_they_are(data):
 def test_batches_that_leave_one_image_are_refused(data):
     with pytest.raises(UserError, match="batch_norm_examples: 36 leave a batch of one image"):
         run_both(mlp(), data, data, watched=Watched(batch_norm_examples=36))
+
+
+def test_batches_that_decide_the_result_are_not_halved_where_memory_runs_out(data):
+    def limited(_module, args):
+        if len(args[0]) > 8:
+            raise torch.OutOfMemoryError
+
+    net = mlp()
+    net.hidden[0].register_forward_pre_hook(limited)
+    with pytest.raises(UserError, match="batch_norm_examples: 20 images a batch are more than"):
+        run_both(net, data, data, watched=Watched(batch_norm_examples=20))
+    assert net.training

@@ -364,8 +364,17 @@ def _stream(
         if fixed_batch is None:
             in_batches(len(images), batch_size, run)
         else:
-            for start in range(0, len(images), fixed_batch):
-                run(start, min(start + fixed_batch, len(images)))
+            try:
+                for start in range(0, len(images), fixed_batch):
+                    run(start, min(start + fixed_batch, len(images)))
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"measurement.batch_norm_examples: {fixed_batch} images a batch are more than "
+                    "the GPU's memory holds; lower it (the results change with it), or end what "
+                    "else runs there"
+                ) from None
         collect()
 
 
