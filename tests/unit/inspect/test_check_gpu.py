@@ -73,6 +73,48 @@ def test_check_gpu_that_finds_a_difference_writes_all_and_fails(config, tmp_path
         program.check_gpu(config, quick=True, output=tmp_path / "own.json", device="cpu")
 
 
+@pytest.fixture
+def checked(monkeypatch):
+    """One check, which has passed, and no network."""
+    monkeypatch.setattr(program, "run_checks", lambda _: [gpu_checks.Check("bits", 0.0, 0.0)])
+    monkeypatch.setattr(program, "networks_of", lambda config, quick: [])
+
+
+def raises(error):
+    def function(*_):
+        raise error
+
+    return function
+
+
+def test_check_gpu_that_is_cut_off_leaves_its_checks(checked, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "ceilings", raises(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        program.check_gpu(config, quick=True, output=None, device="cpu")
+    written = json.loads((tmp_path / "check-gpu.json").read_text())
+    assert [check["name"] for check in written["checks"]] == ["bits"]
+
+
+def test_check_gpu_times_networks_where_its_ceilings_run_out_of_memory(
+    checked, config, tmp_path, monkeypatch, capsys
+):
+    networks = networks_of(config, quick=True)[:1]
+    monkeypatch.setattr(program, "networks_of", lambda config, quick: networks)
+    monkeypatch.setattr(program, "ceilings", raises(RuntimeError("CUDA error: out of memory")))
+    program.check_gpu(config, quick=True, output=None, device="cpu")
+    assert "ceilings: left out" in capsys.readouterr().err
+    written = json.loads((tmp_path / "check-gpu.json").read_text())
+    assert written["ceilings"] == {} and len(written["networks"]) == 6
+
+
+def test_check_gpu_without_a_network_of_known_size_says_so(checked, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "ceilings", lambda *_: {"copy_bytes_per_second": 1.0})
+    text = program.check_gpu(config, quick=True, output=None, device="cpu")
+    assert "no network was timed" in text and "gpu_slots" not in text
+    written = json.loads((tmp_path / "check-gpu.json").read_text())
+    assert written["ceilings"] and written["checks"] and not written["networks"]
+
+
 def test_check_gpu_without_a_gpu_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["check-gpu", "--config", str(ROOT / "config/tiny.yaml")]) == 2

@@ -18,6 +18,7 @@ from ..io.errors import UserError
 from ..io.files import write_text_atomically
 from ..io.progress import say
 from ..io.text import aligned, counted, size_text
+from ..networks.arithmetic import is_out_of_memory
 from ..training.devices import set_determinism
 from .gpu_checks import PRECISIONS, Check, run_checks
 from .gpu_speed import Speed, ceilings, networks_of, speeds
@@ -27,7 +28,8 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
     """Check and time the GPU, write the JSON file that `plan` reads, and say what to set.
 
     quick: every network once, and shorter. output: by default in the config's results folder.
-    Raises UserError where there is no GPU, and after writing all where a check failed.
+    What is done is written at once, since a machine may be taken away. Raises UserError where there
+    is no GPU, and after writing all where a check failed.
     """
     where = torch.device(device)
     if device == "cuda" and not torch.cuda.is_available():
@@ -42,13 +44,13 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
         }
     say(f"{facts.get('gpu', facts['processor'])}, torch {torch.__version__}: checks")
     checks, seconds = run_checks(where), 0.15 if quick else 0.5
-    say("ceilings")
-    found = ceilings(where, seconds, 8192 if where.type == "cuda" else 256)
     timed: list[Speed] = []
+    _write(output, facts, checks, {}, timed)
+    found = _ceilings(where, seconds)
+    _write(output, facts, checks, found, timed)
     for recipe, size in networks_of(config, quick):
         say(f"{recipe.dataset} x {recipe.architecture}, {size.side_px} px")
         timed += speeds(recipe, size, where, seconds)
-        # As it comes, since a machine may be taken away.
         _write(output, facts, checks, found, timed)
     failed = [check for check in checks if not check.passed]
     text = "\n".join([*_table(timed, found), "", *_checked(checks), "", *_advice(timed, facts)])
@@ -60,6 +62,20 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
             "results of this GPU are not to be trusted"
         )
     return text
+
+
+def _ceilings(device: torch.device, seconds: float) -> dict[str, float]:
+    """What the device does at best; nothing where its memory does not hold what that takes."""
+    say("ceilings")
+    try:
+        return ceilings(device, seconds, 8192 if device.type == "cuda" else 256)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    say("ceilings: left out, since the GPU's memory ran out; end what else runs there")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return {}
 
 
 def _write(
@@ -82,11 +98,11 @@ def _table(timed: list[Speed], found: dict[str, float]) -> list[str]:
          "memory")
     ]  # fmt: skip
     for speed in timed:
-        best = found[f"convolution_{speed.precision}_flops"]
+        best = found.get(f"convolution_{speed.precision}_flops")
         measured = [
             f"{speed.images_per_second:,.0f}",
             f"{speed.flops_per_second / 1e12:.3g}",
-            f"{100 * speed.flops_per_second / best:.0f} %",
+            f"{100 * speed.flops_per_second / best:.0f} %" if best else "",
             size_text(speed.peak_bytes),
         ]
         rows.append(
@@ -114,6 +130,10 @@ def _checked(checks: list[Check]) -> list[str]:
 
 def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
     """What to set in the config, and what it costs not to."""
+    if not timed:
+        return [
+            "no network was timed: the size of the config's images is not known; prepare its data"
+        ]
     by_way = {
         (s.network, s.side_px, s.batch_size, s.precision, s.cuda_graphs): s
         for s in timed
