@@ -6,6 +6,7 @@ The GPU's own branches run in ``tests/gpu_emulator``.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,20 @@ def test_check_gpu_without_a_network_of_known_size_says_so(checked, config, tmp_
     assert "no network was timed" in text and "gpu_slots" not in text
     written = json.loads((tmp_path / "check-gpu.json").read_text())
     assert written["ceilings"] and written["checks"] and not written["networks"]
+
+
+def test_check_gpu_gives_cublas_the_same_room_as_a_training(config, monkeypatch):
+    def machine(_):
+        raise UserError(f"CUDA starts with {os.environ['CUBLAS_WORKSPACE_CONFIG']}")
+
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before afterwards
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda _: None)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(program, "machine", machine)
+    with pytest.raises(UserError, match="CUDA starts with :4096:8"):
+        program.check_gpu(config, quick=True, output=None)
 
 
 def test_check_gpu_without_a_gpu_is_one_sentence(monkeypatch, capsys):

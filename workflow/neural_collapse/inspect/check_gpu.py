@@ -35,9 +35,10 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("check-gpu: torch finds no GPU here; run it on the machine that has one")
     output = output or Path(config.results_folder) / SPEEDS_FILE
-    facts = machine(where) | {"torch": torch.__version__, "deterministic": True}
     if where.type == "cuda":
         set_determinism(True)
+    facts = machine(where) | {"torch": torch.__version__, "deterministic": True}
+    if where.type == "cuda":
         facts |= {
             "memory_bytes": torch.cuda.mem_get_info(where)[1],
             "cudnn": torch.backends.cudnn.version(),

@@ -29,7 +29,9 @@ def keep_freed_memory() -> None:
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Ask a GPU for deterministic kernels, or for the fastest it finds."""
+    """Ask a GPU for deterministic kernels, or for the fastest it finds. Before CUDA starts."""
+    # The same either way, since cuBLAS chooses its kernels by the room that it has.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     torch.use_deterministic_algorithms(deterministic)
@@ -59,7 +61,6 @@ def device_for(
     with lease(gpus if wanted else 0, slots) as held:
         if wanted:
             say(f"runs on {', '.join(held) or 'the GPU that the scheduler gave'}")
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
 
         keep_freed_memory()
