@@ -157,6 +157,25 @@ def test_figure_has_a_column_a_depth_a_row_a_kind_and_the_line_after_training():
     assert "He and Su" in caption and "blue: after 9" in caption
 
 
+def test_figure_of_both_origins_shows_own_runs_where_there_are_some():
+    reference = ([8.0, 2.0, 0.5, 0.125], 0.25, -0.99)
+    own, shipped = (
+        tables(
+            *((run(name, optimizer=optimizer), measured(name, {0: BEFORE, 9: after}))
+              for name, optimizer in cells)
+        )
+        for cells, after in [([("a", "sgd")], AFTER), ([("a", "sgd"), ("b", "adam")], reference)]
+    )  # fmt: skip
+    measurements, runs = (
+        pd.concat([mine, theirs.assign(origin="reference")], ignore_index=True)
+        for mine, theirs in zip(own, shipped, strict=True)
+    )
+    figure = figures.separation(measurements, runs)
+    assert [ax.get_ylabel() for ax in figure.axes] == ["SGD", "Adam"]
+    shown = [ax.texts[0].get_text() for ax in figure.axes]
+    assert shown == ["ρ = 0.50\nr = −1.000", "ρ = 0.25\nr = −0.990"]
+
+
 def test_cells_that_differ_in_something_else_have_rows_of_their_own():
     measurements, runs = tables(
         (run("a"), measured("a", {0: BEFORE, 9: AFTER})),

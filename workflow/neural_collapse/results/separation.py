@@ -45,7 +45,10 @@ class LayerCurves:
 def layer_curves(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
 ) -> list[LayerCurves]:
-    """Every cell whose recipe names three layers or more, in the layout's order."""
+    """Every cell whose recipe names three layers or more, in the layout's order.
+
+    Of a cell that has own runs and reference runs, the own ones.
+    """
     found = []
     for dataset, architecture in layout.cells():
         for origin in origins_of(runs):
@@ -57,6 +60,7 @@ def layer_curves(
                 title = _title(own.iloc[0], dict(layout.datasets)[dataset], layout)
                 label = layout.title(dataset, architecture)
                 found.append(_curves(title, label, layers, rows))
+                break
     return found
 
 
