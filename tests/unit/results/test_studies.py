@@ -9,7 +9,14 @@ import pytest
 from neural_collapse.results.claims import check_claims, render_claims
 from neural_collapse.results.contrasts import CHANGES_NO_RESULT
 from neural_collapse.results.layout import Layout
-from neural_collapse.results.studies import NC0, NC0_PREDICTED, NC3, by_weight_decay, seed_means
+from neural_collapse.results.studies import (
+    NC0,
+    NC0_ERROR,
+    NC0_PREDICTED,
+    NC3,
+    by_weight_decay,
+    seed_means,
+)
 from neural_collapse.training import recipe as training_recipe
 
 
@@ -166,6 +173,16 @@ def test_a_value_that_is_not_defined_decides_nothing():
     runs = [run("adamw", **ADAMW), run("adam", **ADAM)]
     (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
     assert row.holds == "cannot say" and "not defined" in row.reason
+
+
+def test_closed_form_of_nc0_is_claimed_of_sgd_alone():
+    sgdw = {"optimizer": {"name": "sgdw"}}
+    runs = [run("sgd"), run("smoothed", loss="label_smoothing"), run("sgdw", **sgdw)]
+    errors = {"sgd": 2e-6, "smoothed": 2e-4, "sgdw": 5e-4}
+    values = measured({(name, 0): {NC0_ERROR: (0, error)} for name, error in errors.items()})
+    found = claims_of(values, runs, "closed form")
+    verdicts = dict(zip(found["architecture"], found["holds"], strict=True))
+    assert verdicts == {"sgd": "holds", "smoothed": "does not"}
 
 
 def test_claims_of_studies_are_written_where_they_are_made():
