@@ -6,7 +6,8 @@
 #   gpu_window.sh second           at once after it: the rest of the cell, features, attack, tables
 #
 # Each step has its own time limit; one that fails does not end the others. What comes back lies in
-# $OUT: log.txt, which grows as steps go on, check-gpu.json and tables.tar.gz.
+# $OUT: log.txt, which grows as steps go on, check-gpu.json, and results.tar.gz: of tables, learning
+# curve, facts of the run and of the newest state what there is by then.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 here=.gpu-window
@@ -40,9 +41,35 @@ step() {
   echo "== $name, at most $limit s" | tee -a "$out/log.txt"
   timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log.txt"
   status=${PIPESTATUS[0]}
+  keep
   echo "== $name: status $status after $((SECONDS - began)) s, $SECONDS s in all" | tee -a "$out/log.txt"
   return "$status"
 }
+
+# What there is so far, since a machine may be taken away.
+keep() {
+  $python - "$work" "$out" <<'PYTHON'
+import json, shutil, sys, tarfile
+from pathlib import Path
+
+work, out = map(Path, sys.argv[1:])
+for state in sorted(work.glob("state/*/state-*.safetensors"), key=lambda path: path.name)[-1:]:
+    with open(state, "rb") as file:
+        facts = json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+    facts["facts"] = json.loads(facts["facts"])  # the learning curve so far
+    (work / "cell" / "state.json").write_text(json.dumps(facts))
+if (work / "check-gpu.json").exists():
+    shutil.copy(work / "check-gpu.json", out)
+found = [*(work / "cell").glob("*.json"), *(work / "cell").glob("*.parquet"), work / "tables"]
+with tarfile.open(out / "results.tar.gz", "w:gz") as archive:
+    for path in found:
+        if path.exists():
+            archive.add(path, path.relative_to(work))
+PYTHON
+}
+
+# What is left of the command, less what later steps need.
+left() { echo $((ends - SECONDS - $1 > 10 ? ends - SECONDS - $1 : 10)); }
 
 nc() { step "$1" "$2" $python -m neural_collapse "${@:3}"; }
 
@@ -103,36 +130,36 @@ train() {
 }
 
 first() {
+  ends=${NC_WINDOW_SECONDS:-570}
   export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
   step facts 20 bash -c facts
   step tests "${NC_WINDOW_TESTS:-120}" $python -m pytest -q -p no:cacheprovider -m gpu -rf \
     $($python -c 'import xdist' 2>/dev/null && echo '-n=4') \
     tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
   nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
-  cp "$work/check-gpu.json" "$out" 2>/dev/null
-  step choose 20 bash -c "choose 620" || return
+  # What training has within both commands.
+  step choose 20 bash -c "choose 430" || return
   nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
   nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
     --output-folder "$work/data" --data-recipe "$(cat "$work/data-recipe.json")"
-  # Whatever is left of the command's ten minutes, which end at 570 s.
-  train $((570 > SECONDS + 30 ? 570 - SECONDS : 30))
+  train "$(left 0)"
 }
 
 second() {
-  train 330 || return
+  ends=${NC_WINDOW_SECONDS:-285}
+  train "$(left 105)" || return
   local common=(--data-folder "$work/data" --checkpoint-folder "$cell/checkpoints"
     --device "$device" --gpus "$gpus")
-  job extract-features 120 "${common[@]}" --output-folder "$cell/features" --state-root "$work/f"
-  job compute-statistics 60 --features-folder "$cell/features" --seed 0 \
+  job extract-features "$(left 75)" "${common[@]}" --output-folder "$cell/features" --state-root "$work/f"
+  job compute-statistics "$(left 60)" --features-folder "$cell/features" --seed 0 \
     --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"
-  job measure-robustness 120 "${common[@]}" --seed 0 --output "$cell/robustness.parquet" \
+  job measure-robustness "$(left 25)" "${common[@]}" --seed 0 --output "$cell/robustness.parquet" \
     --state-root "$work/r"
-  nc tables 60 collect-tables --output-folder "$work/tables" --runs "$cell/run.json" \
+  nc tables "$(left 10)" collect-tables --output-folder "$work/tables" --runs "$cell/run.json" \
     --recipes "$cell/recipe.json" --histories "$cell/history.parquet" \
     --statistics "$cell/statistics.parquet" --robustness "$cell/robustness.parquet" \
     --activations "$cell/activations.parquet"
-  nc compare 60 compare-with-paper --tables-folder "$work/tables" --output-folder "$work/tables"
-  tar -czf "$out/tables.tar.gz" -C "$work" tables cell/run.json cell/recipe.json
+  nc compare "$(left 0)" compare-with-paper --tables-folder "$work/tables" --output-folder "$work/tables"
 }
 
 mkdir -p "$out" "$cell"
@@ -145,5 +172,7 @@ if [ -d $here/wheels ] && [ ! -d "$work/site" ]; then
   $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" $here/wheels/*.whl
 fi
 export PYTHONPATH=$PWD/workflow:$PWD:$work/site PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+# What a command cut off loses at most; the next one goes on from there.
+export NC_STATE_SECONDS=${NC_STATE_SECONDS:-5}
 export -f choose; export config dataset work
 "$1"

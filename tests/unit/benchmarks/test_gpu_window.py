@@ -11,6 +11,9 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from neural_collapse.io.tensors import to_bytes
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = ROOT / "benchmarks" / "gpu_window.sh"
@@ -39,12 +42,54 @@ def test_both_commands_bring_home_a_cell_although_there_is_no_gpu(tmp_path):
     steps = ["extract-features", "compute-statistics", "measure-robustness", "tables", "compare"]
     assert [name for name in steps if f"== {name}: status 0" in second.stdout] == steps
     assert "train-model" not in second.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["log.txt", "tables.tar.gz"]
-    with tarfile.open(out / "tables.tar.gz") as archive:
+    assert sorted(path.name for path in out.iterdir()) == ["log.txt", "results.tar.gz"]
+    with tarfile.open(out / "results.tar.gz") as archive:
         names = set(archive.getnames())
         facts = json.load(archive.extractfile("cell/run.json"))
     assert {"tables/table_1.md", "tables/measurements.parquet", "cell/recipe.json"} <= names
     assert facts["learning_rate"] == 0.0679
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """`stub(status)`: a Python whose programs end at once, with that status, and OUT and folder."""
+
+    def make(status: int) -> dict[str, str]:
+        python = tmp_path / "python"
+        python.write_text(
+            f'#!/bin/sh\n[ "$1" = -m ] && exit {status}\nexec "{sys.executable}" "$@"\n'
+        )
+        python.chmod(0o755)
+        folders = {"OUT": str(tmp_path / "out"), "NC_WINDOW_FOLDER": str(tmp_path / "work")}
+        return {"PYTHON": str(python), "NC_WINDOW_CONFIG": "config/tiny.yaml"} | folders
+
+    return make
+
+
+@pytest.mark.parametrize(("command", "steps", "most_s"), [("first", 7, 600), ("second", 6, 300)])
+def test_no_step_may_go_on_beyond_the_end_of_the_command(stub, command, steps, most_s):
+    log = run(command, **stub(0), NC_WINDOW_DATASET="digits").stdout
+    limits = [int(found) for found in re.findall(r"at most (\d+) s", log)]
+    ended = [int(found) for found in re.findall(r"(\d+) s in all", log)]
+    assert len(limits) == len(ended) == steps, log
+    for began, limit in zip([0, *ended], limits, strict=False):
+        assert began + limit <= most_s - 15
+
+
+def test_a_training_that_has_not_ended_brings_home_its_learning_curve(stub, tmp_path):
+    environment, records = stub(124), [{"epoch": 3, "train_loss": 0.5}]
+    metadata = {"epoch": "3", "kernels": "torch", "facts": json.dumps([records, False])}
+    for epoch in (2, 3):
+        path = tmp_path / f"work/state/key/state-{epoch:06d}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(to_bytes({"w": torch.zeros(2)}, metadata | {"epoch": str(epoch)}))
+    (tmp_path / "work/check-gpu.json").write_text("{}")
+    log = run("second", **environment).stdout
+    assert "== train-model: status 124" in log and "extract-features" not in log
+    assert (tmp_path / "out/check-gpu.json").read_text() == "{}"
+    with tarfile.open(tmp_path / "out/results.tar.gz") as archive:
+        found = json.load(archive.extractfile("cell/state.json"))
+    assert (found["epoch"], found["facts"]) == ("3", [records, False])
 
 
 def test_without_a_command_it_says_what_there_are():
