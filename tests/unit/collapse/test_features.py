@@ -225,7 +225,7 @@ def test_batch_is_halved_when_memory_runs_out(network, data):
 
 def test_one_image_that_does_not_fit_is_an_error(network, data):
     limit_batch(network, 0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match=r"not even one image fits .*CUDA out of memory"):
         run(network, data)
 
 

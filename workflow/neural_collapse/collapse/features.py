@@ -287,7 +287,7 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
 def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> None:
     """Call `run(start, stop)` over range(count); where memory runs out, halve the batch and go on.
 
-    `run` must leave nothing behind when it fails.
+    `run` must leave nothing behind when it fails. Raises UserError where one alone does not fit.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -297,8 +297,13 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
         try:
             run(start, stop)
         except RuntimeError as error:
-            if stop - start == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            if stop - start == 1:
+                raise UserError(
+                    "not even one image fits into the GPU's memory; end what else runs there, or "
+                    f"take a smaller network ({str(error).partition(chr(10))[0]})"
+                ) from None
             batch_size = (stop - start) // 2
         else:
             start = stop
