@@ -129,6 +129,32 @@ def test_a_key_that_came_later_leaves_the_fingerprints_of_its_default_alone(make
     assert "adamw" in make_recipe(optimizer={"name": "adamw"}).model_dump_json()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "chosen", "others"),
+    [("smoothing", 0.3, {"loss": "label_smoothing"}, [{}, {"loss": "mse"}, {"loss": "focal"}]),
+     ("focal_gamma", 1.0, {"loss": "focal"}, [{}, {"loss": "label_smoothing"}]),
+     ("mse_reduction", "half_sum", {"loss": "mse"}, [{}, {"loss": "focal"}])],
+)  # fmt: skip
+def test_a_key_of_another_loss_changes_no_training(make_recipe, key, value, chosen, others):
+    for training in others:
+        assert make_recipe(**training, **{key: value}) == make_recipe(**training)
+    changed, usual = (make_recipe(**chosen, **given) for given in ({key: value}, {}))
+    assert changed.training.model_dump()[key] == value
+    fingerprints = {training_fingerprint(r, "d", 0.1, 0, ()) for r in (changed, usual)}
+    assert len(fingerprints) == 2
+
+
+def test_adams_numbers_change_no_training_with_sgd(make_recipe):
+    numbers = {"betas": [0.8, 0.99], "epsilon": 1e-3}
+    sgd = make_recipe(optimizer={"name": "sgd"} | numbers)
+    assert "optimizer" not in sgd.model_dump_json() and sgd == make_recipe()
+    sgdw = make_recipe(optimizer={"name": "sgdw"} | numbers)
+    assert sgdw == make_recipe(optimizer={"name": "sgdw"})
+    for name in ("adam", "adamw"):
+        adam = make_recipe(optimizer={"name": name} | numbers).training.optimizer
+        assert adam.betas == (0.8, 0.99) and adam.epsilon == 1e-3
+
+
 def test_a_fingerprint_is_short_and_does_not_depend_on_order():
     assert fingerprint(a=1, b=[2.5]) == fingerprint(b=[2.5], a=1)
     assert len(fingerprint(a=1)) == 16

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Collection
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
@@ -11,6 +12,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 
@@ -38,6 +40,17 @@ class Model(Strict):
     LATER: ClassVar[frozenset[str]] = frozenset()
     """Keys that came after results existed. At its default such a key is not written, so that
     recipes and what is compared with them stay as they were, and nothing is computed again."""
+
+    def unread(self) -> Collection[str]:
+        """Keys that nothing reads, as the other keys are chosen: they have their defaults, so that
+        changing them computes nothing again."""
+        return ()
+
+    @model_validator(mode="after")
+    def _unread_at_default(self) -> Self:
+        fields = type(self).model_fields
+        self.__dict__.update({key: fields[key].default for key in self.unread()})  # it is frozen
+        return self
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Collection
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +20,7 @@ from .schedule import learning_rate_at, learning_rate_name, milestone_epochs
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
 CHANGES_NO_RESULT = {"evaluation_batch_size", "tensorboard"}
 """Keys whose change trains nothing again."""
+_READ_BY_LOSS = {"smoothing": "label_smoothing", "focal_gamma": "focal", "mse_reduction": "mse"}
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
 
@@ -35,6 +37,10 @@ class OptimizerRecipe(Model):
     """Adam's decay rates of the gradient's mean and of its square."""
     epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """What Adam adds to the root of the mean square."""
+
+    def unread(self) -> Collection[str]:
+        """See :class:`Model`."""
+        return () if self.name in {"adam", "adamw"} else ("betas", "epsilon")
 
 
 class TrainingRecipe(Model):
@@ -94,6 +100,10 @@ class TrainingRecipe(Model):
     tensorboard: bool = False
     """Also write event files for TensorBoard, into the folder `tensorboard` of each run: losses and
     errors as it trains, statistics once they are measured. Needs the package tensorboard."""
+
+    def unread(self) -> Collection[str]:
+        """See :class:`Model`."""
+        return [key for key, loss in _READ_BY_LOSS.items() if self.loss != loss]
 
     @field_validator("learning_rate_milestones", mode="before")
     @classmethod
