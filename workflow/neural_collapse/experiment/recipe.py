@@ -8,16 +8,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..data.recipe import DataRecipe
+from ..io import versions
 from ..io.errors import UserError
 from ..io.files import reading, write_text_atomically
 from ..io.model import Model
 from ..networks.recipes import NetworkRecipe
-from ..training.recipe import CHANGES_NO_RESULT, SweepRecipe, TrainingRecipe
+from ..training.recipe import SweepRecipe, TrainingRecipe
 from ..training.schedule import spaced_epochs
 from .messages import one_sentence
 
 READ_ELSEWHERE = {
-    "training": CHANGES_NO_RESULT,
+    "training": set(versions.CHANGES_NO_RESULT),
     "measurement": {"terminal_phase_accuracy"},  # read where tables are collected
 }
 """Keys of a recipe's parts whose change runs no training and no measurement again."""

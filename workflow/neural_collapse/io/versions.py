@@ -10,3 +10,5 @@ MEASUREMENT = 9
 """Of the features' moments and of the attack, given a checkpoint."""
 PREPARATION = 1
 """Of the prepared arrays, given the published files."""
+CHANGES_NO_RESULT = frozenset({"evaluation_batch_size", "tensorboard"})
+"""Keys of `recipe.training` whose change trains nothing again."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..io.versions import CHANGES_NO_RESULT
 from .studies import NC0, NC3, OPTIMISERS, last_values, optimiser_of
 from .table1 import DASH
 from .tables import RUN_KEY, VERDICTS
@@ -18,8 +19,6 @@ HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
 
 ONE_SEED = 0.05
 """The noise of a value of which there is one seed, as a share of it: this project's choice."""
-CHANGES_NO_RESULT = frozenset({"evaluation_batch_size", "tensorboard"})
-"""Keys of a recipe's training in which compared runs may always differ, as training.recipe says."""
 _OPTIMISER = frozenset({"optimizer"})
 _LOSS = frozenset({"loss", "smoothing", "focal_gamma", "mse_reduction"})
 

@@ -28,7 +28,6 @@ from ..io.tensors import from_bytes, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint
 from .distributed import launch
 from .ranks import ALONE, Ranks
-from .recipe import CHANGES_NO_RESULT
 from .schedule import learning_rate_name
 from .state import BackgroundWriter, StateFolder, fingerprint, state_interval_seconds
 from .trainer import EpochRecord, Trainer, build
@@ -71,7 +70,7 @@ def training_fingerprint(
     return fingerprint(
         version=versions.TRAINING,
         network=recipe.network.model_dump(),
-        training=recipe.training.model_dump(exclude=CHANGES_NO_RESULT),
+        training=recipe.training.model_dump(exclude=versions.CHANGES_NO_RESULT),
         data=data_hash,
         learning_rate=learning_rate,
         seed=seed,

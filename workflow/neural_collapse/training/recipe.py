@@ -18,8 +18,6 @@ from ..io.text import shown
 from .schedule import learning_rate_at, learning_rate_name, milestone_epochs
 
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
-CHANGES_NO_RESULT = {"evaluation_batch_size", "tensorboard"}
-"""Keys whose change trains nothing again."""
 _READ_BY_LOSS = {"smoothing": "label_smoothing", "focal_gamma": "focal", "mse_reduction": "mse"}
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 
