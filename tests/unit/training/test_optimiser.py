@@ -40,6 +40,18 @@ def batches(count: int):
 RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001]
 
 
+def steps_beside(reference, theirs, optimiser, ours):
+    """Take each step with torch's optimiser and with this project's, on the same batches."""
+    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
+        nn.functional.cross_entropy(ours(images), labels).backward()
+        optimiser.step(rate)
+        reference.zero_grad()
+        nn.functional.cross_entropy(theirs(images), labels).backward()
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        yield rate
+
+
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.5, 0.1)])
 def test_the_same_bits_as_torchs_sgd(momentum, weight_decay):
     ours, theirs = small_network(), small_network()
@@ -47,13 +59,7 @@ def test_the_same_bits_as_torchs_sgd(momentum, weight_decay):
     reference = torch.optim.SGD(
         theirs.parameters(), lr=1.0, momentum=momentum, weight_decay=weight_decay, fused=True
     )
-    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
-        nn.functional.cross_entropy(ours(images), labels).backward()
-        sgd.step(rate)
-        reference.zero_grad()
-        nn.functional.cross_entropy(theirs(images), labels).backward()
-        reference.param_groups[0]["lr"] = rate
-        reference.step()
+    for _ in steps_beside(reference, theirs, sgd, ours):
         for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert torch.equal(own, other), name
             if momentum:
@@ -71,13 +77,7 @@ def test_adam_has_the_bits_of_torchs(decoupled, weight_decay):
     reference = kind(
         theirs.parameters(), betas=(0.8, 0.99), eps=1e-6, weight_decay=weight_decay, fused=True
     )
-    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
-        nn.functional.cross_entropy(ours(images), labels).backward()
-        adam.step(rate)
-        reference.zero_grad()
-        nn.functional.cross_entropy(theirs(images), labels).backward()
-        reference.param_groups[0]["lr"] = rate
-        reference.step()
+    for _ in steps_beside(reference, theirs, adam, ours):
         for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert torch.equal(own, other), name
             assert torch.equal(adam.state()[f"adam_mean.{name}"], reference.state[other]["exp_avg"])
