@@ -6,22 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..io.errors import UserError
-from .registry import OF_MOMENTS, PAPER
+from .registry import PAPER_FIGURES, of_figure
 from .result import CollapseResult
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-PANELS = {
-    6: "NC1: within-class variability",
-    2: "NC2: equinorm",
-    3: "NC2: equiangularity",
-    4: "NC2: maximal angle",
-    5: "NC3: self-duality",
-    7: "NC4: nearest class centre",
-}
-"""The paper's figure -> a panel's title."""
+_PANELS = (6, 2, 3, 4, 5, 7)
+"""The paper's figures in the order of NC1 to NC4."""
 
 
 class CollapseCurve:
@@ -94,7 +87,7 @@ class CollapseCurve:
                 style = "--" if classifier else "-"
                 ax.plot(*zip(*points, strict=True), style, marker=".", label=label)
             ax.set(title=title, xlabel="epoch")
-            if title == PANELS[6]:
+            if title == PAPER_FIGURES[6].label:
                 ax.set_yscale("log")
             if len(names) > 1:
                 ax.legend(frameon=False)
@@ -112,12 +105,8 @@ class CollapseCurve:
                 raise UserError(f"{missing[0]!r} has not been logged of the split {split!r}.")
             return {name: [name] for name in statistics}
         panels: dict[str, list[str]] = {}
-        for figure, title in PANELS.items():
-            names = [
-                name
-                for name, entry in OF_MOMENTS.items()
-                if entry.figure == figure and entry.source is PAPER and name in logged
-            ]
+        for figure in _PANELS:
+            names = [entry.name for entry in of_figure(figure) if entry.name in logged]
             if names:
-                panels[title] = names
+                panels[PAPER_FIGURES[figure].label] = names
         return panels

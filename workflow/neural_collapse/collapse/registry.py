@@ -1,7 +1,8 @@
 """Every statistic in one place: its name, formula, source, what it tends to, its computation.
 
-The documentation, printed tables, the pipeline's tables and figures are made from `REGISTRY`; a
-new statistic is one entry here (and its formula in `statistics`). Nothing here imports torch.
+The documentation, printed tables, the pipeline's tables, figures, claims and report are made from
+`REGISTRY`; a new statistic is one entry here (and its formula in `statistics`). Nothing here
+imports torch.
 
 In formulas mu_c is the mean of class c's features, mu_G the unweighted mean of the class means,
 M = [mu_c - mu_G], W and b the last layer with rows w_c, Sigma_W the within-class covariance (over
@@ -40,6 +41,74 @@ _DEEPFOOL = Source("Moosavi-Dezfooli, Fawzi and Frossard", 2016, "CVPR", "10.110
 
 
 @dataclass(frozen=True)
+class PaperFigure:
+    """What a figure of the paper shows, in words.
+
+    Attributes:
+        collapse: NC1 to NC4, or empty.
+        name: of what is measured.
+        title: of the figure.
+        axis: of its vertical axis; mathematics between dollars.
+    """
+
+    collapse: str
+    name: str
+    title: str
+    axis: str
+
+    @property
+    def label(self) -> str:
+        """NC1 to NC4 and the name."""
+        return f"{self.collapse} {self.name}".strip()
+
+
+PAPER_FIGURES = {
+    2: PaperFigure(
+        "NC2",
+        "equinorm",
+        "Class means and classifiers become equinorm (NC2)",
+        "Std / mean of the norms",
+    ),
+    3: PaperFigure(
+        "NC2",
+        "equiangularity",
+        "Class means and classifiers approach equiangularity (NC2)",
+        "Std of the cosines",
+    ),
+    4: PaperFigure(
+        "NC2",
+        "maximal angle",
+        "Class means and classifiers approach maximal-angle equiangularity (NC2)",
+        "Mean of |cos + 1/(C − 1)|",
+    ),
+    5: PaperFigure(
+        "NC3",
+        "self-duality",
+        "Classifiers converge to the class means: self-duality (NC3)",
+        r"$\Vert\, W^{\top}\!/\Vert W\Vert_F - M/\Vert M\Vert_F \,\Vert_F^{\,2}$",
+    ),
+    6: PaperFigure(
+        "NC1",
+        "within-class variability",
+        "Within-class variability collapses (NC1)",
+        r"$\mathrm{Tr}(\Sigma_W\, \Sigma_B^{+})\, /\, C$",
+    ),
+    7: PaperFigure(
+        "NC4",
+        "nearest class-centre decision",
+        "The classifier becomes a nearest class-centre decision (NC4)",
+        "Mismatch with nearest centre (%)",
+    ),
+    8: PaperFigure(
+        "",
+        "robustness",
+        "Robustness to adversarial perturbations",
+        r"$\Vert r(x)\Vert_2\, /\, \Vert x\Vert_2$",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Statistic:
     """One statistic.
 
@@ -65,6 +134,30 @@ class Statistic:
     alias: str | None = None
     needs: tuple[str, ...] = ("class_means",)
     compute: Callable[[Any, Any], float] | None = None
+
+    @property
+    def of(self) -> str:
+        """What it is measured of, where one formula serves both: "class means", "classifiers"."""
+        ends = {"means": "class means", "classifier": "classifiers"}
+        return ends.get(self.name.rsplit("_", 1)[-1], "")
+
+    @property
+    def label(self) -> str:
+        """How figures, claims and the report call it."""
+        if self.figure is None:
+            return self.name.replace("_", " ")
+        label = PAPER_FIGURES[self.figure].label
+        return f"{label}: {self.of}" if self.of else label
+
+    @property
+    def short_label(self) -> str:
+        """The same in a column's width; M: class means, W: classifiers."""
+        if self.figure is None:
+            return (self.alias or self.label).upper()
+        shown = PAPER_FIGURES[self.figure]
+        if self.of:
+            return f"{shown.name} {'M' if self.of == 'class means' else 'W'}"
+        return shown.collapse or shown.name
 
 
 _EQUINORM = r"\mathrm{Std}_c \lVert v_c \rVert / \mathrm{Avg}_c \lVert v_c \rVert,\ v_c = "
@@ -395,3 +488,8 @@ OF_MOMENTS = {name: entry for name, entry in REGISTRY.items() if entry.compute i
 
 ALIASES = {entry.alias: entry.name for entry in _ENTRIES if entry.alias}
 """Short name -> name."""
+
+
+def of_figure(number: int) -> tuple[Statistic, ...]:
+    """What a figure of the paper shows."""
+    return tuple(entry for entry in _ENTRIES if entry.figure == number)

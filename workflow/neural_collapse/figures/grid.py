@@ -169,7 +169,7 @@ def draw_grid(
             label_epochs(axes[:, column], drawn, last, look.epoch_axis)
         style.label_rows(axes, layout)
         _vertical_axes(spec, axes, drawn, spec.shared(look))
-        figure.supylabel(spec.axis_label, fontsize=7)
+        figure.supylabel(spec.paper.axis, fontsize=7)
         _legend(figure, spec, measurements, runs, layout)
         style.label_below(figure, "Epoch", size_sentence(runs, layout))
     return figure
@@ -257,7 +257,7 @@ def _figure(number: int):
         return draw_grid(spec, measurements, runs, layout, look)
 
     draw.__name__ = draw.__qualname__ = f"figure_{number}"
-    draw.__doc__ = f"Figure {number}: {spec.title}. {spec.explanation}."
+    draw.__doc__ = f"Figure {number}: {spec.paper.title}. {spec.explanation}."
     return draw
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..collapse.registry import REGISTRY
 from ..results.layout import Layout
 from ..results.studies import MSE_PARTS, seed_means
 from . import style
@@ -15,7 +16,6 @@ from .grid import blank_panel
 from .specs import DEFAULT_LOOK, Look
 from .study_captions import LOSSES_SHOWN
 
-_TITLES = ("NC1", "NC2: equal angles", "NC3", "NC4", "Calibration error, test")
 _MARKERS = "osD^vP*X"
 _PART_COLOURS = (style.INK, style.GREY, style.RED)
 _PARTS = dict(zip(MSE_PARTS, ("within classes", "class means", "perpendicular"), strict=True))
@@ -44,8 +44,8 @@ def losses(
         for number, (dataset, label) in enumerate(datasets):
             panels = axes[2 * number : 2 * number + 2].flatten()
             prefix = f"{label}, " if len(datasets) > 1 else ""
-            for ax, title, shown in zip(panels, _TITLES, LOSSES_SHOWN, strict=False):
-                ax.set_title(prefix + title)
+            for ax, shown in zip(panels[:5], LOSSES_SHOWN, strict=False):
+                ax.set_title(prefix + _title(*shown))
                 lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
                 _draw(ax, measurements, lines)
             panels[5].set_title(f"{prefix}Parts of the MSE")
@@ -55,6 +55,12 @@ def losses(
             figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
         style.label_below(figure, "Epoch")
     return figure
+
+
+def _title(statistic: str, split: str) -> str:
+    label = REGISTRY[statistic].label
+    label = label[0].upper() + label[1:]
+    return label if split == "train" else f"{label}, {split}"
 
 
 def _draw(ax: Axes, measurements: pd.DataFrame, lines: list[tuple]) -> bool:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..collapse.registry import REGISTRY
 from ..results.layout import Layout
 from ..results.studies import NC0, NC0_PREDICTED, NC3, OPTIMISERS, by_weight_decay
 from . import style
@@ -23,7 +24,7 @@ _PREDICTED = {
     "linestyle": "none",
     "zorder": 4,
 }
-_ROWS = ((NC0, "NC0"), (NC3, "NC3"))
+_ROWS = tuple((name, REGISTRY[name].short_label) for name in (NC0, NC3))
 
 
 def _look(optimiser: str) -> dict:

@@ -63,7 +63,7 @@ class FigureEntry:
 def _grid_entry(spec: specs.GridFigure) -> FigureEntry:
     return FigureEntry(
         f"figure_{spec.number}",
-        spec.title,
+        spec.paper.title,
         "grid",
         "measurements",
         tuple((series.statistic, series.split) for series in spec.series),

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from ..collapse.registry import PAPER_FIGURES, PaperFigure, of_figure
 from ..results.layout import (
     Layout,
     missing_sentence,
@@ -63,11 +64,9 @@ class GridFigure:
     """What one of Figures 2 to 8 shows."""
 
     number: int
-    title: str
-    axis_label: str
-    series: tuple[Series, ...]
     explanation: str
     """What is drawn, for the caption."""
+    split: str = "train"
     log_y: bool = False
     share_y: bool = True
     """One vertical scale for all panels; left apart where datasets differ by orders."""
@@ -76,84 +75,69 @@ class GridFigure:
     scale: float = 1.0
     """Factor between table and axis, 100 for a percentage."""
 
+    @property
+    def paper(self) -> PaperFigure:
+        """How it is titled."""
+        return PAPER_FIGURES[self.number]
+
+    @property
+    def series(self) -> tuple[Series, ...]:
+        """Its lines."""
+        return tuple(
+            Series(entry.name, self.split, entry.of or entry.label, _LOOKS[entry.of])
+            for entry in of_figure(self.number)
+        )
+
     def shared(self, look: Look) -> str:
         """Which panels have one vertical scale: figure, row or none."""
         own = "figure" if self.share_y else "none"
         return own if look.shared_y_axis == "auto" else look.shared_y_axis
 
 
-def _pair(name: str, split: str = "train") -> tuple[Series, Series]:
-    return (
-        Series(f"{name}_means", split, "class means", "means"),
-        Series(f"{name}_classifier", split, "classifiers", "classifiers"),
-    )
-
-
-def _single(name: str, split: str, label: str) -> tuple[Series]:
-    return (Series(name, split, label, "means"),)
-
+_LOOKS = {"class means": "means", "classifiers": "classifiers", "": "means"}
 
 SPECS: dict[int, GridFigure] = {
     spec.number: spec
     for spec in (
         GridFigure(
             2,
-            "Class means and classifiers become equinorm (NC2)",
-            "Std / mean of the norms",
-            _pair("nc2_equinorm"),
             "Standard deviation over classes (ddof 0) divided by the mean of the norms of the "
             "centred class means μ_c − μ_G and of the classifiers w_c; train set",
         ),
         GridFigure(
             3,
-            "Class means and classifiers approach equiangularity (NC2)",
-            "Std of the cosines",
-            _pair("nc2_equiangularity"),
             "Standard deviation over pairs of classes (ddof 0) of the cosine between centred class "
             "means and between classifiers; train set",
         ),
         GridFigure(
             4,
-            "Class means and classifiers approach maximal-angle equiangularity (NC2)",
-            "Mean of |cos + 1/(C − 1)|",
-            _pair("nc2_maximal_angle"),
             "Mean over pairs of classes of |cos + 1/(C − 1)| between centred class means and "
             "between classifiers; zero for a simplex ETF; train set",
         ),
         GridFigure(
             5,
-            "Classifiers converge to the class means: self-duality (NC3)",
-            r"$\Vert\, W^{\top}\!/\Vert W\Vert_F - M/\Vert M\Vert_F \,\Vert_F^{\,2}$",
-            _single("nc3_self_duality", "train", "classifiers against class means"),
             "Squared Frobenius distance of the classifiers W from the centred class means M, each "
             "divided by its Frobenius norm; train set",
         ),
         GridFigure(
             6,
-            "Within-class variability collapses (NC1)",
-            r"$\mathrm{Tr}(\Sigma_W\, \Sigma_B^{+})\, /\, C$",
-            _single("nc1_within_class_variability", "train", "within-class variability"),
             "Within-class covariance of the features measured by the between-class covariance, "
             "Tr(Σ_W Σ_B⁺) / C, on a logarithmic axis; train set",
             log_y=True,
         ),
         GridFigure(
             7,
-            "The classifier becomes a nearest class-centre decision (NC4)",
-            "Mismatch with nearest centre (%)",
-            _single("nc4_ncc_mismatch", "test", "network against nearest class centre"),
             "Share of the test examples for which the network and the nearest class centre (means "
             "of the train features) decide differently",
+            split="test",
             share_y=False,
             scale=100.0,
         ),
         GridFigure(
             8,
-            "Robustness to adversarial perturbations",
-            r"$\Vert r(x)\Vert_2\, /\, \Vert x\Vert_2$",
-            _single("robustness", "test", "DeepFool perturbation"),
             "Mean over the attacked test images of the norm of DeepFool's smallest perturbation "
             "that changes the decision, divided by the norm of the image; higher is more robust",
+            split="test",
             share_y=False,
             rises=True,
         ),
@@ -318,21 +302,25 @@ def sweep_caption(
 
 OVERVIEW_TITLE = "Overview of every training"
 
+
+def _overview_panel(number: int) -> tuple[str, tuple[Series, ...], bool, float]:
+    spec = SPECS[number]
+    paired = len(spec.series) > 1
+    title = f"{spec.paper.collapse}\n{spec.paper.name}" if paired else spec.paper.collapse
+    unit = " (%)" if spec.scale == 100 else ""
+    return (title or spec.paper.name) + unit, spec.series, spec.log_y, spec.scale
+
+
 # title, series, logarithmic or not, factor between table and panel
 PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
-    ("NC1", SPECS[6].series, True, 1.0),
-    ("NC2\nequinorm", SPECS[2].series, False, 1.0),
-    ("NC2\nequiangular", SPECS[3].series, False, 1.0),
-    ("NC2\nmax. angle", SPECS[4].series, False, 1.0),
-    ("NC3", SPECS[5].series, False, 1.0),
-    ("NC4\nmismatch (%)", SPECS[7].series, False, SPECS[7].scale),
+    *map(_overview_panel, (6, 2, 3, 4, 5, 7)),
     (
         "error (%)",
         (Series("error", "train", "train", "train"), Series("error", "test", "test", "test")),
         False,
         100.0,
     ),
-    ("robustness", SPECS[8].series, False, 1.0),
+    _overview_panel(8),
 )
 
 

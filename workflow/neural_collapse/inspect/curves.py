@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from ..collapse.registry import PAPER_FIGURES, of_figure
 from ..experiment.recipe import read_recipe
 from ..io.errors import UserError
 from ..results.tables import OWN, REFERENCE, RUN_KEY, read_table, terminal_phase_epoch
@@ -19,24 +20,18 @@ MARKS = "ox"
 BOTH = "*"
 
 
-def _means_and_classifiers(statistic: str) -> tuple[tuple[str, str, str], ...]:
-    return (
-        (f"{statistic}_means", "train", "class means"),
-        (f"{statistic}_classifier", "train", "classifiers"),
-    )
+def _panel(figure: int, split: str = "train") -> tuple[str, tuple[tuple[str, str, str], ...], bool]:
+    lines = tuple((entry.name, split, entry.of) for entry in of_figure(figure))
+    return PAPER_FIGURES[figure].label, lines, figure == 6
 
 
 # title, (statistic, split, name) of up to two lines, logarithmic
 PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], bool], ...] = (
     ("loss", (("loss", "train", "train"), ("loss", "test", "test")), True),
     ("error", (("error", "train", "train"), ("error", "test", "test")), False),
-    ("NC1 within-class variability", (("nc1_within_class_variability", "train", ""),), True),
-    ("NC2 equinorm", _means_and_classifiers("nc2_equinorm"), False),
-    ("NC2 equiangularity", _means_and_classifiers("nc2_equiangularity"), False),
-    ("NC2 maximal angle", _means_and_classifiers("nc2_maximal_angle"), False),
-    ("NC3 self-duality", (("nc3_self_duality", "train", ""),), False),
-    ("NC4 mismatch, test set", (("nc4_ncc_mismatch", "test", ""),), False),
-    ("robustness", (("robustness", "test", ""),), False),
+    *map(_panel, (6, 2, 3, 4, 5)),
+    _panel(7, "test"),
+    _panel(8, "test"),
 )
 
 

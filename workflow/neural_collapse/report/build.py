@@ -122,7 +122,7 @@ def build_report(
         version=__version__,
         first=[figure for name in FIRST for figure in shown if figure["name"] == name],
         figures=[figure for figure in shown if figure["name"] not in FIRST],
-        short=parts.SHORT,
+        short=[phenomenon.short_name for phenomenon in claims.PHENOMENA],
         phenomena=claims.PHENOMENA,
         verdicts=parts.verdicts(judged) if judged is not None else [],
         claims_table=judged if judged is None else parts.claims_table(judged),

@@ -16,11 +16,6 @@ from ..results.tables import OWN
 DASH = "–"
 SIGNS = {"holds": ("✓", "yes"), "does not": ("✗", "no"), "cannot say": ("?", "open")}
 """Sign and style of each verdict."""
-SHORT = (
-    *("NC1", "equinorm M", "equinorm W", "equiangular M", "equiangular W"),
-    *("max. angle M", "max. angle W", "NC3", "NC4", "robustness", "accuracy"),
-)
-"""The phenomena in a column's width; M: class means, W: classifiers."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..collapse.registry import REGISTRY
 from ..io.files import write_text_atomically
 from . import paper
 from .contrasts import CONTRASTS, Contrast, judge_contrast
@@ -36,7 +37,6 @@ FELL = "falls during the TPT"
 class Phenomenon:
     """One of the paper's claims and the criterion by which it is judged."""
 
-    name: str
     statistic: str
     split: str = "train"
     rises: bool = False
@@ -47,6 +47,16 @@ class Phenomenon:
     """Noise of one seed alone, as a share of the value at the start of the TPT; None for a share of
     test examples, whose noise is that of counting."""
     paper: str = FELL
+
+    @property
+    def name(self) -> str:
+        """How the tables call it."""
+        return "test accuracy" if self.statistic == "error" else REGISTRY[self.statistic].label
+
+    @property
+    def short_name(self) -> str:
+        """The same in a column's width."""
+        return "accuracy" if self.statistic == "error" else REGISTRY[self.statistic].short_label
 
     @property
     def quantity(self) -> str:
@@ -90,36 +100,28 @@ NOISE = (
 )
 
 
-def _pair(name: str, statistic: str, means: float, classifiers: float) -> tuple[Phenomenon, ...]:
+def _pair(statistic: str, means: float, classifiers: float) -> tuple[Phenomenon, ...]:
     return (
-        Phenomenon(f"{name}: class means", f"{statistic}_means", floor=means),
-        Phenomenon(
-            f"{name}: classifiers", f"{statistic}_classifier", factor=None, floor=classifiers
-        ),
+        Phenomenon(f"{statistic}_means", floor=means),
+        Phenomenon(f"{statistic}_classifier", factor=None, floor=classifiers),
     )
 
 
 PHENOMENA: tuple[Phenomenon, ...] = (
+    Phenomenon("nc1_within_class_variability", factor=NC1_FACTOR, floor=0.11),
+    *_pair("nc2_equinorm", 0.3, 0.037),
+    *_pair("nc2_equiangularity", 0.016, 0.008),
+    *_pair("nc2_maximal_angle", 0.025, 0.011),
+    Phenomenon("nc3_self_duality", floor=0.023),
+    Phenomenon("nc4_ncc_mismatch", "test"),
     Phenomenon(
-        "NC1 within-class variability",
-        "nc1_within_class_variability",
-        factor=NC1_FACTOR,
-        floor=0.11,
-    ),
-    *_pair("NC2 equinorm", "nc2_equinorm", 0.3, 0.037),
-    *_pair("NC2 equiangularity", "nc2_equiangularity", 0.016, 0.008),
-    *_pair("NC2 maximal angle", "nc2_maximal_angle", 0.025, 0.011),
-    Phenomenon("NC3 self-duality", "nc3_self_duality", floor=0.023),
-    Phenomenon("NC4 nearest class-centre decision", "nc4_ncc_mismatch", "test"),
-    Phenomenon(
-        "robustness",
         "robustness",
         "test",
         rises=True,
         floor=0.039,
         paper=f"median gain {paper.ROBUSTNESS_GAIN_MEDIAN}, mean {paper.ROBUSTNESS_GAIN_MEAN}",
     ),
-    Phenomenon("test accuracy", "error", "test", rises=True),
+    Phenomenon("error", "test", rises=True),
 )
 
 
