@@ -60,7 +60,7 @@ shell.prefix("".join(f"export {export}; " for export in EXPORTS))
 
 
 wildcard_constraints:
-    dataset="|".join(sorted({dataset for dataset, _ in EXPERIMENT.recipes})),
+    dataset="|".join(sorted({dataset for dataset, _ in EXPERIMENT.preparations})),
     architecture="|".join(CONFIG.architectures),
     seed=r"\d+",
     learning_rate=r"[0-9.e+-]+",
@@ -155,6 +155,11 @@ def epochs_of(wildcards):
 def card(wildcards):
     """An input function: the card of the prepared dataset that this cell trains on."""
     return EXPERIMENT.card(wildcards.dataset, wildcards.architecture)
+
+
+def other_cards(wildcards):
+    """An input function: the card of the other dataset that this cell measures, if it names one."""
+    return EXPERIMENT.other_cards(wildcards.dataset, wildcards.architecture)
 
 
 def raw_source(wildcards):

@@ -4,6 +4,7 @@
 rule extract_features:
     input:
         card=card,
+        other=other_cards,
         checkpoints=PATHS.run("checkpoints"),
         winner=winner,
     output:
@@ -29,6 +30,7 @@ rule extract_features:
     shell:
         "python -m neural_collapse extract-features --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
+        " --other-card {input.other:q}"
         " --output-folder {output.features:q} --state-root {params.state:q}"
         " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --done-states {params.done:q}"
         " --log {log:q}"

@@ -257,6 +257,8 @@ def _add_measurements(cli: Commands) -> None:
         "extract-features", "moments of every checkpoint's features",
         "experiment.stages.measure:extract_features",
         RECIPE, DATA, CHECKPOINTS, OUTPUT_FOLDER, DONE_STATES, *device_options(),
+        paths("other-card", "card.json of the other dataset that the recipe names, if it does",
+              dest="other_cards"),
     )  # fmt: skip
     cli.add(
         "compute-statistics", "NC1 to NC4 of every measured epoch",

@@ -96,6 +96,8 @@ class Splits(NamedTuple):
     kept: np.ndarray | None
     layers: dict[str, tuple[Moments, Moments]]
     """Train and test moments of further layers, by name; they have no classifier."""
+    test_rows: np.ndarray | None = None
+    """Raw features (N, d) of the test split, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,22 @@ def extract_splits(
     batch_size: int,
     device: str | torch.device,
     keep_rows: Sequence[int] | np.ndarray | None = None,
+    keep_test: bool = False,
     scatter: str = "projected",
     watched: Watched = NOTHING_ELSE,
 ) -> Splits:
     """Moments of both splits, of the features and of further layers, each image passed once.
 
     The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
-    what the raw features are: see `extract`.
+    what the raw features are: see `extract`; keep_test: whether to return the test split's as well.
     """
-    means, found = None, {}
+    means, found, raw = None, {}, {}
+    test_rows = np.arange(len(data.test_labels)) if keep_test else None
     for split, images, labels, rows in (
         ("train", data.train_images, data.train_labels, keep_rows),
-        ("test", data.test_images, data.test_labels, None),
+        ("test", data.test_images, data.test_labels, test_rows),
     ):
-        found[split], kept = _extract(
+        found[split], raw[split] = _extract(
             network,
             images,
             labels,
@@ -149,11 +153,60 @@ def extract_splits(
             scatter=scatter,
             watched=watched,
         )
-        if means is None:
-            means, of_train = [moments.class_means for moments in found[split]], kept
+        means = means or [moments.class_means for moments in found[split]]
     train, test = found["train"], found["test"]
     layers = dict(zip(watched.layers, zip(train[1:], test[1:], strict=True), strict=True))
-    return Splits(train[0], test[0], of_train, layers)
+    return Splits(train[0], test[0], raw["train"], layers, raw["test"])
+
+
+class OtherFeatures(NamedTuple):
+    """A network's features of a dataset that it was not trained on."""
+
+    train_rows: np.ndarray
+    """(N, d) float32, in the order of the images."""
+    test_rows: np.ndarray
+    test: Moments
+    """Of the test split, without a classifier; its nearest class centres are the train split's."""
+
+
+def extract_other(
+    network: nn.Module,
+    other: PreparedDataset,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int,
+    device: str | torch.device,
+    batch_norm_examples: int | None = None,
+) -> OtherFeatures:
+    """Features of another dataset's two splits, whose classes need not be the network's.
+
+    Args:
+        network: see the module docstring.
+        other: of the size and channels of the images that the network was trained on.
+        mean, std: of the network's own images, by which these are normalised too.
+        batch_norm_examples: see `Watched`.
+    """
+    means, raw = None, {}
+    for split in ("train", "test"):
+        labels = getattr(other, f"{split}_labels")
+        moments, raw[split] = _extract(
+            network,
+            getattr(other, f"{split}_images"),
+            labels,
+            mean,
+            std,
+            batch_size=batch_size,
+            device=device,
+            num_classes=other.num_classes,
+            train_means=means,
+            keep_rows=np.arange(len(labels)),
+            split=f"{other.name} {split}",
+            watched=Watched(batch_norm_examples=batch_norm_examples),
+            own_classes=False,
+        )
+        means = means or [moments[0].class_means]
+    return OtherFeatures(raw["train"], raw["test"], moments[0])
 
 
 def _extract(
@@ -172,9 +225,13 @@ def _extract(
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
     scatter: str = "projected",
     watched: Watched = NOTHING_ELSE,
+    own_classes: bool = True,
 ) -> tuple[list[Moments], np.ndarray | None]:
-    """See `extract`; moments of the features, then of each further layer, without a classifier."""
-    labels = _checked(network, images, labels, mean, std, num_classes, split)
+    """See `extract`; moments of the features, then of each further layer, without a classifier.
+
+    own_classes: whether the labels are of the network's classes; else no moments have a classifier.
+    """
+    labels = _checked(network, images, labels, mean, std, num_classes, split, own_classes)
     check_batches(len(labels), watched.batch_norm_examples, split)
     classifier, device = network.classifier, torch.device(device)
     network.to(device)
@@ -193,7 +250,8 @@ def _extract(
         normalise = Normalisation(mean, std, device)
         fixed = watched.batch_norm_examples
         _stream(outputs, images, normalise, batch_size, fixed, buffers, places_N)
-        last = [(classifier.weight, classifier.bias), *[(None, None)] * len(watched.layers)]
+        own = (classifier.weight, classifier.bias) if own_classes else (None, None)
+        last = [own, *[(None, None)] * len(watched.layers)]
         moments = [
             compute_moments(
                 rows_ND,
@@ -410,7 +468,14 @@ def _host_buffer(shape: tuple[int, int], memory_limit_bytes: int) -> Iterator[np
 
 
 def _checked(
-    network: nn.Module, images: np.ndarray, labels, mean, std, num_classes: int, split: str
+    network: nn.Module,
+    images: np.ndarray,
+    labels,
+    mean,
+    std,
+    num_classes: int,
+    split: str,
+    own_classes: bool,
 ) -> np.ndarray:
     """The labels as (N,) int64, where everything fits together; else a UserError."""
     check_images(images, mean, std, split)
@@ -421,7 +486,7 @@ def _checked(
             "features(x), the input of its last layer, and that nn.Linear as its attribute "
             "classifier."
         )
-    if classifier.out_features != num_classes:
+    if own_classes and classifier.out_features != num_classes:
         raise UserError(
             f"The network decides between {classifier.out_features} classes, the data set has "
             f"{num_classes}."

@@ -37,6 +37,11 @@ _HE_SU = Source("He and Su", 2023, "PNAS 120 (36)", "10.1073/pnas.2221704120")
 _ZHAO = Source("Zhao et al.", 2026, "ICLR", "10.48550/arXiv.2602.16642")
 _HAN = Source("Han, Papyan and Donoho", 2022, "ICLR", "10.48550/arXiv.2106.02073")
 _GUO = Source("Guo et al.", 2017, "ICML", "10.48550/arXiv.1706.04599")
+_HUI = Source("Hui, Belkin and Nakkiran", 2022, "arXiv", "10.48550/arXiv.2202.08384")
+_NECO = Source("Ben Ammar et al.", 2024, "ICLR", "10.48550/arXiv.2310.06823")
+_NCI = Source("Liu and Qin", 2025, "CVPR", "10.48550/arXiv.2311.01479")
+_HENDRYCKS = Source("Hendrycks and Gimpel", 2017, "ICLR", "10.48550/arXiv.1610.02136")
+_LIU_ENERGY = Source("Liu et al.", 2020, "NeurIPS", "10.48550/arXiv.2010.03759")
 _DEEPFOOL = Source("Moosavi-Dezfooli, Fawzi and Frossard", 2016, "CVPR", "10.1109/CVPR.2016.282")
 
 
@@ -174,6 +179,43 @@ _ENERGY = (
 _MEANS, _ROWS = r"\mu_c - \mu_G", "w_c"
 _WEIGHT, _BOTH = ("weight",), ("class_means", "weight")
 _LEAST_ENERGY = "-log(2 C / (C - 1)) / 2"
+
+_SCORES = {
+    "max_softmax": (
+        "the largest softmax probability (Hendrycks 2017)",
+        r"\max_c \mathrm{softmax}(z)_c",
+        _HENDRYCKS,
+    ),
+    "energy": ("log sum exp of the logits (Liu 2020)", r"\log \sum_c \exp z_c", _LIU_ENERGY),
+    "neco": (
+        "|P (h - mu)| / |h - mu|, P the first C - 1 principal directions (Ben Ammar 2024)",
+        r"\lVert P (h - \mu) \rVert / \lVert h - \mu \rVert",
+        _NECO,
+    ),
+    "nci": (
+        "<w_y, h - mu> / |h - mu| + 1e-4 |h|_1, y the decision (Liu 2025)",
+        r"\langle w_y, h - \mu \rangle / \lVert h - \mu \rVert + 10^{-4} \lVert h \rVert_1",
+        _NCI,
+    ),
+}
+"""By which outliers are detected: what a score is, its formula, its source. z = W h + b, mu is the
+mean of all train features."""
+
+
+def _detection(measure: str, what: str, formula: str, ideal: str) -> tuple[Statistic, ...]:
+    return tuple(
+        Statistic(
+            f"outlier_{measure}_{score}",
+            f"{what} {meaning}",
+            rf"\mathrm{{{formula}}}\big({text}\big)",
+            ideal,
+            source,
+        )
+        for score, (meaning, text, source) in _SCORES.items()
+    )
+
+
+_NC5 = r"\mathrm{Avg}_c \lvert \cos(v_c, v_{out}) \rvert,\ v = "
 
 _ENTRIES = (
     Statistic(
@@ -443,6 +485,44 @@ _ENTRIES = (
         _HAN,
     ),
     Statistic(
+        "nc4_ncc_mismatch_test_means",
+        "NC4 of the test set with its own class means, not the train set's (Hui 2022)",
+        r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c \ne"
+        r" \arg\min_c \lVert h_i - \mu_c^{test} \rVert]",
+        "0",
+        _HUI,
+    ),
+    Statistic(
+        "transfer_ncc_accuracy",
+        "accuracy of the nearest class centre on another dataset's frozen features (Hui 2022)",
+        r"\mathrm{Avg}_i\, [\arg\min_c \lVert h_i - \mu_c \rVert = y_i]",
+        "falls",
+        _HUI,
+    ),
+    Statistic(
+        "transfer_probe_accuracy",
+        "accuracy of a linear probe of another dataset's frozen features (Hui 2022)",
+        r"\mathrm{Avg}_i\, [\mathrm{LogisticRegression}(h_i) = y_i]",
+        "falls",
+        _HUI,
+    ),
+    Statistic(
+        "nc5_outlier_orthogonality",
+        "NC5: mean |cos| of the class means and the outliers' mean, about mu_G (Ben Ammar 2024)",
+        _NC5 + r"\mu - \mu_G",
+        "0",
+        _NECO,
+    ),
+    Statistic(
+        "nc5_outlier_orthogonality_uncentred",
+        "the same about 0",
+        _NC5 + r"\mu",
+        "0",
+        _NECO,
+    ),
+    *_detection("auroc", "how well outliers are detected, 1/2 to 1, by", "AUROC", "1"),
+    *_detection("fpr95", "share taken for outliers where 95 % of these are, by", "FPR_{95}", "0"),
+    Statistic(
         "loss",
         "mean of the recipe's loss, by default cross-entropy, every epoch",
         r"\mathrm{Avg}_i\, -\log \mathrm{softmax}(W h_i + b)_{y_i}",
@@ -485,6 +565,13 @@ REGISTRY: dict[str, Statistic] = {entry.name: entry for entry in _ENTRIES}
 
 OF_MOMENTS = {name: entry for name, entry in REGISTRY.items() if entry.compute is not None}
 """Those that a split's moments give, in the order in which they are computed and printed."""
+
+OF_OTHER_DATASET = tuple(
+    name
+    for name in REGISTRY
+    if name.startswith(("transfer_", "nc5_", "outlier_")) or name.endswith("_test_means")
+)
+"""Those that are measured, on the test split, where a recipe names another dataset."""
 
 ALIASES = {entry.alias: entry.name for entry in _ENTRIES if entry.alias}
 """Short name -> name."""

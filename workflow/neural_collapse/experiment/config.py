@@ -28,6 +28,7 @@ from pydantic import (
     field_validator,
 )
 
+from ..data.recipe import DataRecipe
 from ..data.registry import (
     DATASETS,
     CustomDataset,
@@ -418,6 +419,7 @@ def resolve_recipe(
             recipe.figure_1_classes(entry.num_classes)
         if dataset in DATASETS:
             _require_images(recipe, entry)
+        _require_other(config, recipe)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     _ = recipe.activation_epochs  # raises where one is not measured
@@ -444,15 +446,12 @@ def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
             (entry.test_examples, data.test_examples_per_class),
         ]
     )
-    for key, asked, most, what in [
-        ("data.examples_per_class", data.examples_per_class, entry.train_per_class,
-         "train images of its smallest class"),
-        ("data.test_examples_per_class", data.test_examples_per_class, entry.test_per_class,
-         "test images of its smallest class"),
-        ("robustness.images", recipe.robustness.images, test, "test images"),
-    ]:  # fmt: skip
-        if asked is not None and asked > most:
-            raise UserError(f"{key}: is {asked}, but {recipe.dataset} has {most} {what}; lower it")
+    _require_examples(data, entry)
+    attacked = recipe.robustness.images
+    if attacked > test:
+        raise UserError(
+            f"robustness.images: is {attacked}, but {entry.name} has {test} test images; lower it"
+        )
     if recipe.training.batch_size > train and not recipe.training.keep_incomplete_batch:
         raise UserError(
             f"training.batch_size: is {recipe.training.batch_size}, but {train} train images are "
@@ -464,6 +463,40 @@ def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
             f"and so of one class, since {train} train images are used of {recipe.dataset}; "
             "choose another"
         )
+
+
+def _require_examples(data: DataRecipe, entry: DatasetEntry) -> None:
+    """Raise UserError where more images a class are asked for than a built-in dataset has."""
+    for key, most, split in [
+        ("examples_per_class", entry.train_per_class, "train"),
+        ("test_examples_per_class", entry.test_per_class, "test"),
+    ]:
+        asked = getattr(data, key)
+        if asked is not None and most is not None and asked > most:
+            raise UserError(
+                f"data.{key}: is {asked}, but {entry.name} has {most} {split} images of its "
+                "smallest class; lower it"
+            )
+
+
+def _require_other(config: Config, recipe: Recipe) -> None:
+    """Raise UserError where a recipe measures another dataset that cannot be had or prepared."""
+    other = recipe.of_other_dataset
+    if other is None:
+        return
+    key, name = "measurement.other_dataset", other.dataset
+    known = (*DATASETS, *config.custom_datasets)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise UserError(f"{key}: unknown dataset {name!r}; {hint}")
+    if name == recipe.dataset:
+        raise UserError(f"{key}: {name} is the cell's own dataset; name another")
+    if config.missing(name):
+        raise UserError(f"{key}: {name} cannot be downloaded freely; give imagenet_folder")
+    entry = dataset_entry(config.custom_datasets, name)
+    _require_pixels(other, entry.image_size_px)
+    _require_examples(other.data, entry)
 
 
 def json_schema() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from ..data.registry import dataset_entry
 from ..io.errors import UserError
@@ -11,6 +12,9 @@ from ..networks.recipes import CustomRecipe, NetworkRecipe
 from ..training.schedule import SWEEP_EVALUATIONS
 from .config import Config, resolve_recipe
 from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from ..data.prepared import PreparedDataset
 
 SPEEDS_FILE = "check-gpu.json"
 """In the results folder: what `neural-collapse check-gpu` measured of this machine's GPU."""
@@ -27,6 +31,12 @@ class DataSize:
     channels: int
     side_px: int
     num_classes: int
+
+    @classmethod
+    def of(cls, data: PreparedDataset) -> DataSize:
+        """Of a prepared dataset."""
+        counts = len(data.train_labels), len(data.test_labels)
+        return cls(*counts, data.channels, data.image_size_px, data.num_classes)
 
     @property
     def prepared_bytes(self) -> int:

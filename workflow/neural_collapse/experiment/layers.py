@@ -1,4 +1,4 @@
-"""Whether the layers that recipes ask for exist, known before any job starts."""
+"""Whether what recipes measure exists and fits, known before any job starts."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from .recipe import Recipe
 
 
 def check_layers(config: Config, source: str = "config") -> None:
-    """Raise UserError where a cell measures layers, or by batches, that it does not have.
+    """Raise UserError where a cell measures layers, or by batches, that it does not have, or images
+    of another dataset that do not fit.
 
     torch is loaded only where a recipe says so. A user-defined dataset that is not prepared yet is
-    left to :func:`check_measured`, before its training.
+    left to the jobs that read it; see :func:`check_measured`, before a training.
     """
     for cell in config.cells():
         recipe = resolve_recipe(config, *cell)
-        measurement = recipe.measurement
-        if not measurement.layers and measurement.batch_norm_examples is None:
-            continue
-        size = data_size(config, recipe)
-        if size is not None:
-            try:
-                check_measured(recipe, size)
-            except UserError as error:
-                place = f"{source}: the recipe of {' x '.join(cell)}"
-                raise UserError(f"{place}: {error}") from None
+        measurement, other = recipe.measurement, recipe.of_other_dataset
+        sizes = [of and data_size(config, of) for of in (recipe, other)]
+        try:
+            if sizes[0] and (measurement.layers or measurement.batch_norm_examples is not None):
+                check_measured(recipe, sizes[0])
+            if all(sizes):
+                check_other(recipe, *sizes)
+        except UserError as error:
+            place = f"{source}: the recipe of {' x '.join(cell)}"
+            raise UserError(f"{place}: {error}") from None
 
 
 def check_measured(recipe: Recipe, size: DataSize) -> None:
@@ -46,3 +47,21 @@ def check_measured(recipe: Recipe, size: DataSize) -> None:
         )
         shape = (size.channels, size.side_px, size.side_px)
         layer_dimensions(network.eval(), measurement.layers, measurement.layer_pool, shape)
+
+
+def check_other(recipe: Recipe, own: DataSize, other: DataSize) -> None:
+    """Raise UserError where the prepared images of `measurement.other_dataset` do not fit."""
+    from ..collapse.features import check_batches
+
+    name, measurement = recipe.measurement.other_dataset, recipe.measurement
+    for what, size, expected in (
+        ("channels", other.channels, own.channels),
+        ("pixels a side", other.side_px, own.side_px),
+    ):
+        if size != expected:
+            raise UserError(
+                f"measurement.other_dataset: prepared images of {name} have {size} {what}, those "
+                f"of {recipe.dataset} {expected}; name a dataset that is prepared alike"
+            )
+    for split, examples in (("train", other.train), ("test", other.test)):
+        check_batches(examples, measurement.batch_norm_examples, f"{name} {split}")

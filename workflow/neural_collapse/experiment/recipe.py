@@ -56,7 +56,15 @@ class MeasurementRecipe(Model):
     """What is kept of the within-class covariance: C x C numbers, enough for NC1, or all d x d, for
     the variability collapse index (VCI) and the parts of `training.loss: mse`."""
 
-    LATER: ClassVar = frozenset({"layers", "layer_pool", "batch_norm_examples", "scatter"})
+    other_dataset: Annotated[str, Field(min_length=1)] | None = None
+    """Another dataset, prepared as `data` says, whose features are measured in the same pass, by
+    name; null for none. On the test split the tables get `outlier_...` and `nc5_...`, how well its
+    images are detected as outliers, and `transfer_...`, how well the frozen features tell its
+    classes apart. Its images need the size and channels of the cell's own."""
+
+    LATER: ClassVar = frozenset(
+        {"layers", "layer_pool", "batch_norm_examples", "scatter", "other_dataset"}
+    )
 
     @field_validator("epochs", "activation_epochs")
     @classmethod
@@ -150,6 +158,13 @@ class Recipe(RecipeParts):
                     f"{last} (training.epochs)"
                 )
         return self
+
+    @property
+    def of_other_dataset(self) -> Recipe | None:
+        """The recipe with the other dataset that is measured in place of its own, if it names one:
+        it says how that one is prepared."""
+        name = self.measurement.other_dataset
+        return None if name is None else self.model_copy(update={"dataset": name})
 
     @property
     def measured_epochs(self) -> tuple[int, ...]:

@@ -25,19 +25,28 @@ class Experiment:
         self.recipes: dict[tuple[str, str], Recipe] = {
             cell: resolve_recipe(config, *cell) for cell in config.cells()
         }
+        others = [recipe.of_other_dataset for recipe in self.recipes.values()]
+        prepared = [recipe for recipe in (*self.recipes.values(), *others) if recipe is not None]
         # Two user-defined datasets of the same name may share the resources folder.
         self.suffixes = {
             name: folder_suffix(config.custom_datasets.get(name), config.resources_folder)
-            for name in config.datasets
+            for name in (*config.datasets, *(recipe.dataset for recipe in prepared))
         }
         self.preparations = {
-            (recipe.dataset, config.preparation(recipe)): recipe for recipe in self.recipes.values()
+            (recipe.dataset, config.preparation(recipe)): recipe for recipe in prepared
         }
 
     def card(self, dataset: str, architecture: str) -> str:
         """The data card of the prepared dataset that a cell trains on."""
-        name = self.config.preparation(self.recipes[dataset, architecture])
-        return self.paths.prepared("card.json", dataset, name)
+        return self._card(self.recipes[dataset, architecture])
+
+    def other_cards(self, dataset: str, architecture: str) -> list[str]:
+        """The data card of the other dataset that a cell measures; nothing where there is none."""
+        other = self.recipes[dataset, architecture].of_other_dataset
+        return [] if other is None else [self._card(other)]
+
+    def _card(self, recipe: Recipe) -> str:
+        return self.paths.prepared("card.json", recipe.dataset, self.config.preparation(recipe))
 
     def cards(self) -> list[str]:
         """The data card of every prepared dataset."""

@@ -21,9 +21,7 @@ def open_data(recipe: Recipe, data_folder: Path):
     data = PreparedDataset.open(data_folder)
     recipe.figure_1_classes(data.num_classes)
     if recipe.measurement.layers or recipe.measurement.batch_norm_examples is not None:
-        counts = len(data.train_labels), len(data.test_labels)
-        sizes = data.channels, data.image_size_px, data.num_classes
-        check_measured(recipe, DataSize(*counts, *sizes))
+        check_measured(recipe, DataSize.of(data))
     asked, examples = recipe.robustness.images, len(data.test_labels)
     if asked > examples:
         raise UserError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from ...io.progress import Progress
 from ...io.tensorboard import Events
 from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
 from .data import open_data
+from .other import is_other, open_other, other_statistics, stored_other_statistics
 from .train import tensorboard_folder
 
 if TYPE_CHECKING:
@@ -102,9 +105,14 @@ def extract_features(
     device: str,
     gpus: int,
     gpu_slots: int | None = None,
+    other_cards: Sequence[Path] = (),
 ) -> None:
     """Stream train and test set through every checkpoint; keep the moments of the features, and
-    some raw features of the epochs that Figure 1 shows."""
+    some raw features of the epochs that Figure 1 shows.
+
+    other_cards: the card of the dataset that `measurement.other_dataset` names; its images follow
+        in the same pass, and what they say of the features is kept.
+    """
     import numpy as np
     import torch
 
@@ -114,6 +122,7 @@ def extract_features(
 
     recipe = read_recipe(recipe_path)
     data = open_data(recipe, data_folder)
+    other = open_other(recipe, data, other_cards)
     labels = np.asarray(data.train_labels)
     measurement = recipe.measurement
     rows = _figure_1_rows(recipe, labels, data.num_classes)
@@ -128,15 +137,21 @@ def extract_features(
             batch_size=recipe.training.evaluation_batch_size,
             device=where,
             keep_rows=keep,
-            scatter=measurement.scatter,
+            keep_test=other is not None,
+            scatter=measurement.scatter if other is None else "full",
             watched=watched,
         )
-        extra = {}
+        extra, pair = {}, (splits.train, splits.test)
         if splits.kept is not None:
             extra["features"] = torch.from_numpy(splits.kept)
             extra["labels"] = torch.from_numpy(labels[rows])
-        about = {"epoch": str(epoch)}
-        save_moments(target, splits.train, splits.test, about, extra, splits.layers)
+        if other is not None:
+            extra |= other_statistics(network, data, other, splits, recipe, where)
+            if (
+                measurement.scatter != "full"
+            ):  # no other statistic that the recipe asks for needs it
+                pair = tuple(replace(moments, scatter=None) for moments in pair)
+        save_moments(target, *pair, {"epoch": str(epoch)}, extra, splits.layers)
 
     def hand_over(results: dict[int, Path]) -> None:
         deliver({checkpoint_name(epoch): path for epoch, path in results.items()}, output_folder)
@@ -150,7 +165,8 @@ def extract_features(
         depends_on={
             "measurement": measurement.model_dump(exclude=READ_ELSEWHERE["measurement"]),
             "epochs": recipe.training.epochs,
-        },
+        }
+        | ({} if other is None else {"other": other.data_hash}),
         measure=measure,
         deliver=hand_over,
         device=device,
@@ -277,7 +293,7 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
 
 def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, float]]:
     """Every statistic of a checkpoint by split and name; a further layer's as name@layer, the law
-    over those layers, and the parts of the train split's MSE."""
+    over those layers, the parts of the train split's MSE, and what another dataset gives."""
     from ...collapse.result import compute_statistics as of
     from ...collapse.separation import LEAST_LAYERS, separation_law
 
@@ -291,7 +307,18 @@ def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, 
             values |= {"separation_rate": law.rate, "separation_linearity": law.linearity}
         found[split] = values
     found["train"] |= _mse_parts(recipe, stored.train)
+    found["test"] |= stored_other_statistics(recipe, stored.extra)
     return found
+
+
+def _lacking(recipe: Recipe, stored: StoredMoments) -> str:
+    """What a checkpoint's file lacks of what the recipe measures; empty where nothing."""
+    if stored.test is None:
+        return "no test set"
+    if tuple(stored.layers) != recipe.measurement.layers:
+        return "other layers than the recipe names"
+    name = recipe.measurement.other_dataset
+    return f"nothing of {name}" if name and not any(map(is_other, stored.extra)) else ""
 
 
 def compute_statistics(
@@ -313,10 +340,8 @@ def compute_statistics(
         path = features_folder / checkpoint_name(epoch)
         stored = load_moments(path)
         again = "; delete the folder and extract the features again"
-        if stored.test is None:
-            raise UserError(f"{path}: holds no test set{again}")
-        if tuple(stored.layers) != recipe.measurement.layers:
-            raise UserError(f"{path}: holds other layers than the recipe names{again}")
+        if lacking := _lacking(recipe, stored):
+            raise UserError(f"{path}: holds {lacking}{again}")
         for split, values in statistics_of(recipe, stored).items():
             rows += [
                 {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}

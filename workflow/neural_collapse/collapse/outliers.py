@@ -1,0 +1,220 @@
+"""Outliers, as the features of a trained network show them: scores, NC5, and how well they detect.
+
+Shape suffixes: N examples, C classes, K directions, d (D) feature dimension. h are features, the
+input of the last layer, z = W h + b logits, mu the mean of all train features. Every score is
+larger for an example that looks like those of training. Arrays are NumPy's, computed in float64;
+`detection` needs scikit-learn.
+
+Sources: maximum softmax probability, Hendrycks and Gimpel (ICLR 2017, arXiv:1610.02136); energy,
+Liu et al. (NeurIPS 2020, arXiv:2010.03759); NC5 and NECO, Ben Ammar et al. (ICLR 2024,
+arXiv:2310.06823); NCI, Liu and Qin (CVPR 2025, arXiv:2311.01479).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .moments import Moments
+from .statistics import UndefinedStatistic
+
+NCI_ALPHA = 1e-4
+"""The weight of |h|_1 in NCI: OpenOOD's default; its sweep goes up to 0.1."""
+RECALL = 0.95
+"""Share of the outliers that are detected where the false positive rate is taken."""
+
+
+def max_softmax(logits_NC: ArrayLike) -> np.ndarray:
+    """The largest softmax probability of each example, (N,), from 1 / C to 1.
+
+    >>> max_softmax([[0.0, 0.0], [0.0, 800.0]]).tolist()
+    [0.5, 1.0]
+    """
+    logits = np.asarray(logits_NC, np.float64)
+    return 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+
+
+def energy(logits_NC: ArrayLike) -> np.ndarray:
+    """log sum_c exp(z_c), (N,): minus the free energy, at temperature 1.
+
+    >>> energy([[0.0, 0.0], [0.0, 800.0]]).round(6).tolist()
+    [0.693147, 800.0]
+    """
+    logits = np.asarray(logits_NC, np.float64)
+    largest = logits.max(1)
+    return largest + np.log(np.exp(logits - largest[:, None]).sum(1))
+
+
+def principal_directions(
+    counts_C: ArrayLike, class_means_CD: ArrayLike, scatter_DD: ArrayLike, count: int
+) -> np.ndarray:
+    """The leading principal directions of features, of which the moments are known.
+
+    Args:
+        counts_C: (C,) examples a class.
+        class_means_CD: (C, d).
+        scatter_DD: (d, d), the within-class covariance over all examples.
+        count: how many; at most d.
+
+    Returns:
+        (min(count, d), d), orthonormal rows: eigenvectors of the covariance about the mean of all
+        features, the largest eigenvalue first.
+
+    >>> principal_directions([1, 1], [[3.0, 0.0], [-3.0, 0.0]], [[0, 0], [0, 1.0]], 1).round(6) ** 2
+    array([[1., 0.]])
+    """
+    means, scatter = np.asarray(class_means_CD, np.float64), np.asarray(scatter_DD, np.float64)
+    shares = np.asarray(counts_C, np.float64) / np.sum(counts_C)
+    centred = means - shares @ means
+    _, vectors = np.linalg.eigh(scatter + (centred.T * shares) @ centred)
+    return vectors[:, ::-1][:, :count].T
+
+
+def neco(features_ND: ArrayLike, mean_D: ArrayLike, directions_KD: ArrayLike) -> np.ndarray:
+    """|P (h - mu)| / |h - mu|, (N,), from 0 to 1; 0 where h is mu.
+
+    Args:
+        features_ND: (N, d).
+        mean_D: (d,), mu.
+        directions_KD: (K, d), P, orthonormal rows; see `principal_directions`.
+
+    The authors' code centres and scales each feature by the train set's mean and deviation before
+    the principal components; here it is centred alone, since scaling undoes collapse's geometry
+    (they advise so as well where NC1 holds).
+
+    >>> neco([[3.0, 4.0], [0.0, 0.0]], [0.0, 0.0], [[1.0, 0.0]]).round(6).tolist()
+    [0.6, 0.0]
+    """
+    centred = np.asarray(features_ND, np.float64) - np.asarray(mean_D, np.float64)
+    inside = np.linalg.norm(centred @ np.asarray(directions_KD, np.float64).T, axis=1)
+    return _quotient(inside, np.linalg.norm(centred, axis=1))
+
+
+def nci(
+    features_ND: ArrayLike,
+    logits_NC: ArrayLike,
+    mean_D: ArrayLike,
+    weight_CD: ArrayLike,
+    alpha: float = NCI_ALPHA,
+) -> np.ndarray:
+    """<w_y, h - mu> / |h - mu| + alpha |h|_1, (N,), with y the class that the network decides.
+
+    Args:
+        features_ND: (N, d); logits_NC: (N, C), of the same examples.
+        mean_D: (d,), mu.
+        weight_CD: (C, d), rows w_c of the last layer.
+        alpha: weight of the second term.
+
+    >>> nci([[3.0, 4.0]], [[0.0, 1.0]], [0.0, 0.0], [[1.0, 0.0], [0.0, 2.0]], alpha=0.1).round(6)
+    array([2.3])
+    """
+    features = np.asarray(features_ND, np.float64)
+    centred = features - np.asarray(mean_D, np.float64)
+    decided = np.asarray(weight_CD, np.float64)[np.argmax(logits_NC, axis=1)]
+    towards = _quotient((decided * centred).sum(1), np.linalg.norm(centred, axis=1))
+    return towards + alpha * np.abs(features).sum(1)
+
+
+def _quotient(above_N: np.ndarray, below_N: np.ndarray) -> np.ndarray:
+    return np.divide(above_N, below_N, out=np.zeros_like(below_N), where=below_N > 0)
+
+
+def nc5(class_means_CD: ArrayLike, outlier_mean_D: ArrayLike, centre_D: ArrayLike = 0) -> float:
+    """NC5: mean over c of |cos(mu_c - centre, mu_out - centre)|; 0 where outliers are orthogonal.
+
+    Args:
+        class_means_CD: (C, d), mu_c of the train set.
+        outlier_mean_D: (d,), mu_out, the mean of all outliers' features.
+        centre_D: (d,), such as mu_G; without it the cosines are those of the means as they are.
+
+    Raises:
+        UndefinedStatistic: a vector is zero and has no direction.
+
+    >>> nc5([[1.0, 0.0], [0.0, 1.0]], [0.0, 5.0])
+    0.5
+    """
+    centre = np.asarray(centre_D, np.float64)
+    means = np.asarray(class_means_CD, np.float64) - centre
+    outlier = np.asarray(outlier_mean_D, np.float64) - centre
+    lengths = np.linalg.norm(means, axis=1) * np.linalg.norm(outlier)
+    if not lengths.all():
+        raise UndefinedStatistic("a mean is at the centre and has no direction")
+    return float(np.abs(means @ outlier / lengths).mean())
+
+
+class Detection(NamedTuple):
+    """How well a score tells outliers from the examples of the data that a network learned."""
+
+    auroc: float
+    """Area under the receiver operating characteristic: the chance that a random outlier has the
+    smaller score; 1/2 where the score tells nothing."""
+    fpr95: float
+    """Share of the network's own examples taken for outliers where 95 % of the outliers are."""
+
+
+def detection(scores_N: ArrayLike, outlier_scores_M: ArrayLike) -> Detection:
+    """How well a score detects outliers, the positive class, by scikit-learn.
+
+    Args:
+        scores_N: of examples of the data that the network learned.
+        outlier_scores_M: of outliers. Larger scores mean less of an outlier.
+
+    >>> detection([0.9, 0.8, 0.7, 0.2], [0.1, 0.3])
+    Detection(auroc=0.875, fpr95=0.25)
+    """
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    scores = -np.concatenate([scores_N, outlier_scores_M]).astype(np.float64)
+    is_outlier = np.repeat([0, 1], [len(np.asarray(scores_N)), len(np.asarray(outlier_scores_M))])
+    false_positive, true_positive, _ = roc_curve(is_outlier, scores, drop_intermediate=False)
+    reached = np.argmax(true_positive >= RECALL)
+    return Detection(float(roc_auc_score(is_outlier, scores)), float(false_positive[reached]))
+
+
+def outlier_statistics(
+    train: Moments, test_features_ND: np.ndarray, outlier_features_MD: np.ndarray
+) -> dict[str, float]:
+    """NC5, and how well each score detects outliers, by their names in the registry.
+
+    NC5 is about mu_G and, as `..._uncentred`, about 0; NECO takes C - 1 principal directions, as
+    many as a simplex has. NaN where a formula does not define a value.
+
+    Args:
+        train: of the train features, with the last layer and the full scatter.
+        test_features_ND: (N, d), of the test set of the data that the network learned.
+        outlier_features_MD: (M, d).
+    """
+    assert train.scatter is not None and train.weight is not None and train.bias is not None
+    counts, means, scatter, weight, bias = (
+        tensor.numpy()
+        for tensor in (train.counts, train.class_means, train.scatter, train.weight, train.bias)
+    )
+    mean = counts @ means / counts.sum()
+    directions = principal_directions(counts, means, scatter, len(means) - 1)
+    scores = []
+    for rows in (test_features_ND, outlier_features_MD):
+        logits = rows @ weight.T + bias
+        scores.append(
+            {
+                "max_softmax": max_softmax(logits),
+                "energy": energy(logits),
+                "neco": neco(rows, mean, directions),
+                "nci": nci(rows, logits, mean, weight),
+            }
+        )
+    own, outliers = scores
+    values = {}
+    for name in own:
+        found = detection(own[name], outliers[name])._asdict()
+        values |= {f"outlier_{measure}_{name}": value for measure, value in found.items()}
+    outlier_mean = np.mean(outlier_features_MD, axis=0, dtype=np.float64)
+    for ending, centre in (("", means.mean(0)), ("_uncentred", 0)):
+        try:
+            value = nc5(means, outlier_mean, centre)
+        except UndefinedStatistic:
+            value = math.nan
+        values[f"nc5_outlier_orthogonality{ending}"] = value
+    return values
