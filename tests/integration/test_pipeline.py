@@ -12,7 +12,7 @@ import pytest
 from experiments import CHANGES, Experiment
 from PIL import Image
 
-from neural_collapse.collapse.registry import REGISTRY
+from neural_collapse.collapse.registry import OF_OTHER_DATASET, REGISTRY
 from neural_collapse.results.tables import read_table
 from neural_collapse.training.schedule import spaced_epochs
 
@@ -60,6 +60,7 @@ def test_measurements_are_complete(experiment):
             ]
             asked_for = ("vci", "separation_", "mse_")  # by recipes of studies alone
             expected = {name for name in REGISTRY if not name.startswith(asked_for)}
+            expected -= set(OF_OTHER_DATASET)
             assert set(rows["statistic"]) >= expected | {"separation_fuzziness"}
             nc1 = rows[rows["statistic"] == "nc1_within_class_variability"]
             assert set(nc1["epoch"]) == measured and set(nc1["split"]) == {"train", "test"}
@@ -220,6 +221,41 @@ def test_a_longer_training_makes_everything_of_it_again(experiment, tmp_path):
     planned = dict(re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE))
     assert planned["train_model"] == planned["extract_features"] == "2"
     assert "train_candidate" not in planned and "prepare_dataset" not in planned
+
+
+def test_another_dataset_is_measured_without_training_again(experiment, tmp_path):
+    """A user-defined one of four classes; the other cell and all other values stay as they are."""
+    random, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 240), ("test", 40)):
+        labels = np.arange(count) % 4
+        images = random.integers(0, 60, (count, 8, 8)) + 60 * labels[:, None, None]
+        arrays |= {f"{split}_images": images.astype(np.uint8), f"{split}_labels": labels}
+    np.savez(tmp_path / "other.npz", **arrays)
+    again = copy_of(experiment, tmp_path / "copy")
+    path = again.results / "tables" / "measurements.parquet"
+    before = read_table(path, "measurements")
+    again.values["custom_datasets"] = {
+        "other": {"label": "Other", "path": str(tmp_path / "other.npz")}
+    }
+    again.values["overrides"] = [
+        *again.values["overrides"],
+        {"architectures": ["vgg"], "recipe": {"measurement": {"other_dataset": "other"}}},
+    ]
+    ran = rules_run(again.run("tables"))
+    assert not {"train_candidate", "train_model", "measure_robustness"} & set(ran)
+    assert ran.count("prepare_dataset") == 1
+    assert ran.count("extract_features") == ran.count("compute_statistics") == 2
+    after = read_table(path, "measurements")
+    of_other = after["statistic"].isin(OF_OTHER_DATASET)
+    pd.testing.assert_frame_equal(after[~of_other].reset_index(drop=True), before)
+    found = after[of_other]
+    assert set(found["architecture"]) == {"vgg"} and set(found["split"]) == {"test"}
+    assert set(found["statistic"]) == set(OF_OTHER_DATASET)
+    assert len(found) == 2 * 4 * len(OF_OTHER_DATASET)
+    assert found["value"].between(0, 1).all()
+    # Brightness alone tells the four classes apart, even for a network as it was drawn.
+    probe = found[found["statistic"] == "transfer_probe_accuracy"]
+    assert probe["value"].min() > 0.5
 
 
 def test_a_divergent_learning_rate_is_shown_and_never_wins(experiment, tmp_path):

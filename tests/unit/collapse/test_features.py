@@ -15,6 +15,7 @@ from torch import nn
 from neural_collapse.collapse.features import (
     Watched,
     extract,
+    extract_other,
     extract_splits,
     in_batches,
     measurement_mode,
@@ -143,12 +144,38 @@ def test_both_splits_are_what_each_is_by_itself(network, data):
     of_train = images[:20], labels[:20]
     # Labels moved on, so that the nearest of the test set's own means is another class's.
     of_test = images[20:], (labels[20:] + 1) % 3
-    train, test, kept, _ = run_both(network, of_train, of_test, keep_rows=[4])
+    train, test, kept, _, no_rows = run_both(network, of_train, of_test, keep_rows=[4])
     alone, rows = run(network, of_train, keep_rows=[4])
-    assert same(train, alone) and np.array_equal(kept, rows)
+    assert same(train, alone) and np.array_equal(kept, rows) and no_rows is None
     by_itself = partial(run, network, of_test, keep_rows=None)
     assert same(test, by_itself(train_means=alone.class_means)[0])
     assert not same(test, by_itself()[0])  # which decides by the test means
+
+
+def test_test_rows_are_those_of_the_test_split_in_its_order(network, data):
+    images, labels = data
+    halves = (images[:20], labels[:20]), (images[20:], labels[20:])
+    splits = run_both(network, *halves, keep_test=True)
+    assert splits.kept is None
+    assert_array_equal(splits.test_rows, run(network, halves[1], keep_rows=range(17))[1])
+
+
+def test_another_datasets_features_are_of_both_splits_whatever_its_classes(network, data):
+    """Normalised as the network's own images; nearest class centres are of its own train split."""
+    images, _ = data
+    labels = np.arange(37) % 5  # the network has three classes
+    other = SimpleNamespace(name="other", num_classes=5)
+    other.train_images, other.test_images = images[:20], images[20:]
+    other.train_labels, other.test_labels = labels[:20], labels[20:]
+    found = extract_other(network, other, MEAN, STD, batch_size=6, device="cpu")
+    rows = plain_features(network, images)
+    assert_allclose(found.train_rows, rows[:20], rtol=1e-4, atol=1e-6)
+    assert_allclose(found.test_rows, rows[20:], rtol=1e-4, atol=1e-6)
+    centres = np.stack([found.train_rows[labels[:20] == c].mean(0) for c in range(5)])
+    distances = np.linalg.norm(found.test_rows[:, None] - centres, axis=2)
+    right = distances.argmin(1) == labels[20:]
+    assert found.test.share(lambda d: d.ncc_correct) == right.mean()
+    assert found.test.weight is None and found.test.class_means.shape == (5, 6)
 
 
 def test_extract_classifier_without_bias_has_a_bias_of_zeros(data):

@@ -21,7 +21,7 @@ from neural_collapse.io.errors import UserError
 STUDY_CONFIGS = Path(__file__).parents[3] / "config" / "studies"
 
 
-def config(measurement, network=None):
+def config(measurement, network=None, data=None):
     return check_config(
         {
             "experiment": "x",
@@ -30,6 +30,7 @@ def config(measurement, network=None):
             "recipe": {
                 "network": network or {"family": "mlp", "depth": 2, "width": 6},
                 "measurement": measurement,
+                "data": data or {},
             },
         }
     )
@@ -42,6 +43,11 @@ def config(measurement, network=None):
         ({"layers": ["classifier"]}, "no layer 'classifier'"),
         ({"batch_norm_examples": 1399}, "batch_norm_examples: 1399 leave a batch of one image"),
         ({"batch_norm_examples": 396}, "of the 397 of the test split"),
+        (
+            {"other_dataset": "mnist"},
+            "other_dataset: prepared images of mnist have 28 pixels a side, those of digits 8; ",
+        ),
+        ({"other_dataset": "svhn"}, "images of svhn have 3 channels, those of digits 1; "),
     ],
 )
 def test_what_the_network_or_data_lack_is_one_sentence_that_names_the_cell(measurement, said):
@@ -51,6 +57,18 @@ def test_what_the_network_or_data_lack_is_one_sentence_that_names_the_cell(measu
             check(wrong)
         assert said in str(error.value) and "\n" not in str(error.value)
         assert str(error.value).startswith("config: the recipe of digits x vgg: measurement.")
+
+
+def test_batches_that_leave_one_image_of_another_dataset_are_named():
+    data = {"image_size_px": 8, "examples_per_class": 100, "test_examples_per_class": 30}
+    wrong = config({"other_dataset": "mnist", "batch_norm_examples": 333}, data=data)
+    with pytest.raises(UserError, match="one image of the 1000 of the train split"):
+        check_layers(wrong)
+    wrong = config(
+        {"other_dataset": "mnist", "batch_norm_examples": 909}, data={"image_size_px": 8}
+    )
+    with pytest.raises(UserError, match="one image of the 10000 of the mnist test split"):
+        check_layers(wrong)
 
 
 def test_layers_that_exist_are_taken_whatever_the_family():

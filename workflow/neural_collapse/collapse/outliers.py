@@ -66,8 +66,10 @@ def principal_directions(
     >>> principal_directions([1, 1], [[3.0, 0.0], [-3.0, 0.0]], [[0, 0], [0, 1.0]], 1).round(6) ** 2
     array([[1., 0.]])
     """
-    means, scatter = np.asarray(class_means_CD, np.float64), np.asarray(scatter_DD, np.float64)
-    shares = np.asarray(counts_C, np.float64) / np.sum(counts_C)
+    counts, means, scatter = (
+        np.asarray(values, np.float64) for values in (counts_C, class_means_CD, scatter_DD)
+    )
+    shares = counts / counts.sum()
     centred = means - shares @ means
     _, vectors = np.linalg.eigh(scatter + (centred.T * shares) @ centred)
     return vectors[:, ::-1][:, :count].T
