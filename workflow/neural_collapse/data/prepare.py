@@ -8,7 +8,8 @@ The order of the steps is part of the definition:
    padding, over all their pixels, in [0, 1], population form.  This gives MNIST the 0.1307 and
    0.3081 of the authors' notebook.  Where images are single files (ImageNet, a folder of images)
    only those that the balanced subset keeps are ever decoded, and the two numbers are over those;
-3. draw the balanced subset, keeping the published order;
+3. draw the balanced subset, or the unbalanced one that the recipe asks for, keeping the published
+   order, and shuffle the labels that it asks for;
 4. pad with zeros (black, before normalising, as in the notebook).
 
 The output folder holds `train_images.npy`, `test_images.npy` (uint8, N x channels x height x
@@ -22,7 +23,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def balanced_subset(
-    labels: np.ndarray, num_classes: int, count: int | None, seed: int, key: str
+    labels: np.ndarray, num_classes: int, count: int | Sequence[int] | None, seed: int, key: str
 ) -> np.ndarray:
-    """The indices, ascending, of `count` examples a class; all where `count` is None.
+    """The indices, ascending, of `count` examples a class, or of so many of each class; all where
+    `count` is None.
 
     Class c keeps the examples that the first numbers of the generator seeded with (seed, c) rank
     lowest, so that neither other classes nor `count` change who comes first.  Raises UserError
@@ -69,7 +71,8 @@ def balanced_subset(
     if count is None:
         return np.arange(len(labels))
     kept = []
-    for label in range(num_classes):
+    counts = [count] * num_classes if isinstance(count, int) else count
+    for label, count in enumerate(counts):
         of_class = np.flatnonzero(labels == label)
         if len(of_class) < count:
             raise UserError(
@@ -87,12 +90,32 @@ def _kept(
     recipe: DataRecipe, published: dict[str, np.ndarray], num_classes: int
 ) -> dict[str, np.ndarray]:
     """The rows of each split that a recipe keeps; `published`: labels."""
-    keys = {"train": "examples_per_class", "test": "test_examples_per_class"}
-    seed, kept = recipe.subset_seed, {}
-    for split, key in keys.items():
-        count = getattr(recipe, key)
-        kept[split] = balanced_subset(published[split], num_classes, count, seed, f"data.{key}")
-    return kept
+    train: int | list[int] | None = recipe.examples_per_class
+    if recipe.imbalance is not None:
+        available = np.bincount(published["train"], minlength=num_classes)
+        train = recipe.train_counts(available.tolist())
+    counts = {
+        "train": ("examples_per_class", train),
+        "test": ("test_examples_per_class", recipe.test_examples_per_class),
+    }
+    seed = recipe.subset_seed
+    return {
+        split: balanced_subset(published[split], num_classes, count, seed, f"data.{key}")
+        for split, (key, count) in counts.items()
+    }
+
+
+def shuffled_labels(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
+    """The labels (N,), those of round(share N) examples permuted among themselves.
+
+    As in Zhang et al. (2017, arXiv:1611.03530), but counts a class stay. seed: with `num_classes`
+    it draws the examples and the permutation.
+    """
+    generator = np.random.default_rng([seed, num_classes])  # classes' own end at num_classes - 1
+    chosen = generator.permutation(len(labels))[: round(share * len(labels))]
+    shuffled = labels.copy()
+    shuffled[np.sort(chosen)] = labels[chosen]
+    return shuffled
 
 
 def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[float, ...]) -> str:
@@ -316,7 +339,11 @@ def prepare_dataset(
             )
             prepared = _prepare_files(read, kept, output, decoding, workers, report)
         for split, rows in kept.items():
-            _store(output / f"{split}_labels.npy", published[split][rows])
+            labels = published[split][rows]
+            if split == "train" and recipe.random_labels:
+                share, seed = recipe.random_labels, recipe.subset_seed
+                labels = shuffled_labels(labels, classes, share, seed)
+            _store(output / f"{split}_labels.npy", labels)
         hashes = _deliver(prepared, output, report)
         card = _card(entry, read, kept, recipe, prepared, hashes, output)
         card |= {"published_image_size_px": size, "source": source}

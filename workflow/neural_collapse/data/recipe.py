@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from ..io.errors import UserError
 from ..io.model import Model
+
+
+class ImbalanceRecipe(Model):
+    """Fewer train images of some classes, the minority; test images stay as they are."""
+
+    kind: Literal["step", "exponential"] = "step"
+    """How they fall: `step`, each minority class to 1 / ratio of its images; `exponential`, class
+    by class by one factor, the minority classes last and in the order given, the last of all to 1 /
+    ratio (Cui et al. 2019, doi:10.1109/CVPR.2019.00949)."""
+    ratio: Annotated[float, Field(ge=1, le=1e9)]
+    """Images of the largest class over those of the smallest; 1 keeps all, and still measures the
+    minority by itself."""
+    minority_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Numbers of the minority classes. Their classifiers' cosine and their test accuracy are
+    measured."""
+
+    @field_validator("minority_classes")
+    @classmethod
+    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        for label in value:
+            if value.count(label) > 1:
+                raise ValueError(f"class {label} stands twice")
+        return value
+
+    @property
+    def name(self) -> str:
+        """In the name of the prepared arrays' folder."""
+        order = (
+            self.minority_classes if self.kind == "exponential" else sorted(self.minority_classes)
+        )
+        return "-".join([self.kind, f"{self.ratio:.17g}", *map(str, order)])
+
+    def counts(self, available: Sequence[int]) -> list[int]:
+        """Images kept of each class, of so many of each, rounded.
+
+        Raises UserError where a minority class does not exist, none is left as the majority, or a
+        class would have no image.
+        """
+        key, classes, minority = "data.imbalance", len(available), self.minority_classes
+        if max(minority) >= classes:
+            raise UserError(
+                f"{key}.minority_classes: there is no class {max(minority)}, the classes are 0 to "
+                f"{classes - 1}; name some of them"
+            )
+        if len(minority) == classes:
+            raise UserError(
+                f"{key}.minority_classes: are all {classes} classes, and none is left as the "
+                "majority; leave some out"
+            )
+        powers = dict.fromkeys(range(classes), 0.0) | dict.fromkeys(minority, 1.0)
+        if self.kind == "exponential":
+            order = [label for label in range(classes) if label not in minority] + [*minority]
+            powers = {label: rank / (classes - 1) for rank, label in enumerate(order)}
+        kept = [round(count / self.ratio ** powers[c]) for c, count in enumerate(available)]
+        if 0 in kept:
+            empty = kept.index(0)
+            raise UserError(
+                f"{key}.ratio: {self.ratio:g} leaves class {empty} with 0 of its "
+                f"{available[empty]} images; lower it"
+            )
+        return kept
 
 
 class DataRecipe(Model):
@@ -27,7 +90,14 @@ class DataRecipe(Model):
     subset_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides which images a balanced subset keeps; recorded in the data card."""
 
-    LATER: ClassVar = frozenset({"image_size_px"})
+    imbalance: ImbalanceRecipe | None = None
+    """Train images of some classes are fewer: `{ratio: 100, minority_classes: [5, 6, 7, 8, 9]}`.
+    The images that stay are the first ones of those that a balanced subset draws."""
+    random_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the train images whose labels are shuffled among themselves, drawn with
+    `subset_seed`; images a class stay as many."""
+
+    LATER: ClassVar = frozenset({"image_size_px", "imbalance", "random_labels"})
 
     @property
     def name(self) -> str:
@@ -39,9 +109,24 @@ class DataRecipe(Model):
             ("size", self.image_size_px, None),
             ("average", self.average_pooling, 1),
             ("pad", self.padding_pixels, 0),
+            ("imbalance", self.imbalance and self.imbalance.name, None),
+            ("random-labels", self.random_labels, 0),
         ]
         changed = [f"{word}-{value}" for word, value, usual in parts if value != usual]
         return "_".join(changed) or "as-published"
+
+    def train_counts(self, available: Sequence[int]) -> list[int]:
+        """Train images kept of each class, of so many of each; see `ImbalanceRecipe.counts`."""
+        if self.examples_per_class is not None:
+            available = [self.examples_per_class] * len(available)
+        return [*available] if self.imbalance is None else self.imbalance.counts(available)
+
+    def train_examples(self, published: int, classes: int) -> int:
+        """Train images kept of so many in all, taken as equally many of each class where the
+        recipe does not say how many."""
+        if self.examples_per_class is None and self.imbalance is None:
+            return published
+        return sum(self.train_counts([published // classes] * classes))
 
     def side_px(self, published_px: int) -> int:
         """Height and width of the prepared images of published ones of that size."""
