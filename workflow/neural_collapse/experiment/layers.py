@@ -9,24 +9,30 @@ from .recipe import Recipe
 
 
 def check_layers(config: Config, source: str = "config") -> None:
-    """Raise UserError where a cell measures layers, or by batches, that it does not have, or images
-    of another dataset that do not fit.
+    """Raise UserError where a cell measures layers, or by batches, that it does not have, images of
+    another dataset that do not fit, or fixes a classifier for which it has too few features.
 
     torch is loaded only where a recipe says so. A user-defined dataset that is not prepared yet is
     left to the jobs that read it; see :func:`check_measured`, before a training.
     """
     for cell in config.cells():
         recipe = resolve_recipe(config, *cell)
-        measurement, other = recipe.measurement, recipe.of_other_dataset
-        sizes = [of and data_size(config, of) for of in (recipe, other)]
+        sizes = [of and data_size(config, of) for of in (recipe, recipe.of_other_dataset)]
         try:
-            if sizes[0] and (measurement.layers or measurement.batch_norm_examples is not None):
+            if sizes[0] and needs_sizes(recipe):
                 check_measured(recipe, sizes[0])
             if all(sizes):
                 check_other(recipe, *sizes)
         except UserError as error:
             place = f"{source}: the recipe of {' x '.join(cell)}"
             raise UserError(f"{place}: {error}") from None
+
+
+def needs_sizes(recipe: Recipe) -> bool:
+    """Whether :func:`check_measured` has something to look at."""
+    measurement = recipe.measurement
+    by_batches = measurement.batch_norm_examples is not None
+    return bool(measurement.layers) or by_batches or recipe.network.classifier == "etf"
 
 
 def check_measured(recipe: Recipe, size: DataSize) -> None:
@@ -38,7 +44,7 @@ def check_measured(recipe: Recipe, size: DataSize) -> None:
     measurement = recipe.measurement
     for split, examples in (("train", size.train), ("test", size.test)):
         check_batches(examples, measurement.batch_norm_examples, split)
-    if measurement.layers:
+    if measurement.layers or recipe.network.classifier == "etf":
         network = construct_without_weights(
             recipe.network,
             channels=size.channels,

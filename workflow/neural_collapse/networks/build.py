@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..io.errors import UserError
 from . import densenet, mlp, resnet, vgg
@@ -48,7 +49,10 @@ def build_network(
             what its recipe promises.
     """
     with _isolated_randomness(seed), torch.device("cpu"):
-        return _construct(recipe, channels, num_classes, image_size_px)
+        network = _construct(recipe, channels, num_classes, image_size_px)
+        if recipe.classifier == "etf":
+            fix_classifier(network.classifier)
+        return network
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class NetworkDescription:
     label: str
     """Its short name, as in figure titles."""
     parameter_count: int
-    """Trainable numbers, running statistics of the norms not counted."""
+    """Numbers of its layers, running statistics of the norms not counted."""
     feature_dimension: int
     """d, the length of the activations h."""
 
@@ -103,7 +107,38 @@ def construct_without_weights(
         return _construct(recipe, channels, num_classes, image_size_px)
 
 
+@torch.no_grad()
+def fix_classifier(layer: nn.Linear) -> None:
+    """Make a last layer d -> C a simplex ETF that no training changes (Zhu et al. 2021).
+
+    Its weight becomes W^T = sqrt(C / (C - 1)) P (I - 11^T / C), rows of length 1, with P (d, C)
+    orthonormal columns drawn from torch's generator; its bias zero. Neither has a gradient, so that
+    optimisers leave them alone, weight decay included.
+    """
+    classes, dim = layer.weight.shape
+    P, R = torch.linalg.qr(torch.randn(dim, classes, dtype=torch.float64))
+    P *= R.diagonal().sign()  # so that every frame is as likely
+    centring = torch.eye(classes, dtype=torch.float64) - 1 / classes
+    layer.weight.copy_(math.sqrt(classes / (classes - 1)) * (P @ centring).T)
+    if layer.bias is not None:
+        layer.bias.zero_()
+    layer.requires_grad_(False)
+
+
 def _construct(
+    recipe: NetworkRecipe, channels: int, num_classes: int, image_size_px: int
+) -> Network:
+    network = _of_family(recipe, channels, num_classes, image_size_px)
+    dim = network.classifier.in_features
+    if recipe.classifier == "etf" and dim < num_classes:
+        raise UserError(
+            f"'classifier: etf' needs at least as many features as classes, but {label(recipe)} "
+            f"has {dim} features for {num_classes} classes; make it wider"
+        )
+    return network
+
+
+def _of_family(
     recipe: NetworkRecipe, channels: int, num_classes: int, image_size_px: int
 ) -> Network:
     if channels < 1 or num_classes < 2 or image_size_px < 1:

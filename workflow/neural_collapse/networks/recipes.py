@@ -6,7 +6,15 @@ it is parsed, by every job.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 # Strict: ``width: "64"`` or ``memory_efficient: 1`` in a YAML file is an error, not a guess.
 Count = Annotated[int, Field(strict=True, ge=1, le=100_000)]
@@ -22,6 +30,15 @@ PLACEHOLDERS = ("$channels", "$num_classes", "$image_size_px")
 class _Recipe(BaseModel):
     # The text beneath a field becomes its description in the config's JSON schema.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    classifier: Literal["learned", "etf"] = "learned"
+    """The last layer: learned, or a simplex ETF turned at random and fixed, without bias."""
+
+    @model_serializer(mode="wrap")
+    def _without_default_classifier(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Results from before this key was there stay those of the same recipe.
+        values = write(self)
+        return {k: v for k, v in values.items() if (k, v) != ("classifier", "learned")}
 
 
 class VGGRecipe(_Recipe):

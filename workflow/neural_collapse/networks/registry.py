@@ -126,6 +126,8 @@ def label(recipe: NetworkRecipe) -> str:
     The stem, the pooled size and the memory-saving form do not make another network; everything
     else does, and is said.
     """
+    if recipe.classifier == "etf":
+        return f"{label(recipe.model_copy(update={'classifier': 'learned'}))}, fixed ETF classifier"
     for name, published in NAMED.items():
         if recipe.model_dump(exclude=_FITTINGS) == published.model_dump(exclude=_FITTINGS):
             return name.replace(recipe.family, _DISPLAY[recipe.family])
@@ -165,7 +167,8 @@ def _choices(given: object, valid: Iterable[str]) -> str:
 
 def _sentence(error: ValidationError, given: Mapping[str, Any], title: str) -> str:
     """Pydantic's first complaint, in one clause that says which key and what to write."""
-    keys = [key for key in FAMILIES[given["family"]].model_fields if key != "family"]
+    fields = FAMILIES[given["family"]].model_fields
+    keys = [*(key for key in fields if key not in ("family", "classifier")), "classifier"]
     # An unknown key comes first: a misspelt one also makes the right one "missing".
     complaint = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     # The first part of the location is the union's tag.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...io.errors import UserError
 from ..cost import DataSize
-from ..layers import check_measured
+from ..layers import check_measured, needs_sizes
 from ..recipe import Recipe
 
 
@@ -20,7 +20,7 @@ def open_data(recipe: Recipe, data_folder: Path):
 
     data = PreparedDataset.open(data_folder)
     recipe.figure_1_classes(data.num_classes)
-    if recipe.measurement.layers or recipe.measurement.batch_norm_examples is not None:
+    if needs_sizes(recipe):
         check_measured(recipe, DataSize.of(data))
     asked, examples = recipe.robustness.images, len(data.test_labels)
     if asked > examples:
