@@ -45,7 +45,7 @@ class TrainingRecipe(Model):
     """Optimiser, loss and schedule of a training; the paper's is SGD on the cross-entropy."""
 
     LATER: ClassVar = frozenset(
-        {"optimizer", "smoothing", "focal_gamma", "mse_reduction", "tensorboard"}
+        {"optimizer", "smoothing", "focal_gamma", "mse_reduction", "oversample", "tensorboard"}
     )
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
@@ -54,6 +54,9 @@ class TrainingRecipe(Model):
     """Examples a step."""
     keep_incomplete_batch: bool = False
     """Also train on the last, incomplete batch of an epoch; the authors' notebook skips it."""
+    oversample: bool = False
+    """Repeat the images of smaller classes within an epoch, up to the largest class's count. Losses
+    and errors after an epoch, features and statistics count each image once."""
     loss: Literal["cross_entropy", "mse", "label_smoothing", "focal"] = "cross_entropy"
     """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8. `mse` is of
     the logits and the one-hot labels."""

@@ -51,6 +51,14 @@ def epoch_order(examples: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(examples, generator=generator)
 
 
+def oversampled(labels: np.ndarray) -> torch.Tensor:
+    """The rows of an epoch in which every class has as many as the largest; by class, those of a
+    smaller one over and over."""
+    counts = np.bincount(labels)
+    rows = [np.resize(np.flatnonzero(labels == c), counts.max()) for c in counts.nonzero()[0]]
+    return torch.from_numpy(np.concatenate(rows))
+
+
 def logits_of(network: nn.Module, inputs: torch.Tensor, bfloat16: bool) -> torch.Tensor:
     """Logits; the last layer stays in float32 under autocast, since bfloat16 logits carry three
     digits and the terminal phase lives far below that."""
@@ -158,7 +166,9 @@ class DeviceData:
         }
         self.normalise = Normalisation(data.mean, data.std, device)
         training = recipe.training
-        examples, size = len(self.labels["train"]), training.batch_size
+        self.repeated = oversampled(np.asarray(data.train_labels)) if training.oversample else None
+        self.examples = len(data.train_labels if self.repeated is None else self.repeated)
+        examples, size = self.examples, training.batch_size
         self.batch_size = size
         self.steps = training.steps(examples)
         if self.steps == 0:
@@ -181,7 +191,9 @@ class DeviceData:
     def batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         """This rank's parts of an epoch's batches, in order. Close it when done."""
         images, labels = self.images["train"], self.labels["train"]
-        order = epoch_order(len(labels), seed, epoch)
+        order = epoch_order(self.examples, seed, epoch)
+        if self.repeated is not None:
+            order = self.repeated[order]
         batches = order.split(self.batch_size)[: self.steps]
         parts = [self.ranks.part(batch) for batch in batches]
         rows, sizes = torch.cat(parts), [len(part) for part in parts]

@@ -72,11 +72,13 @@ def _predicted(runs: Sequence[Path], recipes: Sequence[Path], measured):
     frames = []
     for run in map(read_run, runs):
         key = [run[name] for name in RUN_KEY]
-        training = cells[run["dataset"], run["architecture"]].training
-        factors = sum_of_rows_factors(training, run["learning_rate"], run["train_examples"])
+        recipe = cells[run["dataset"], run["architecture"]]
+        examples = run.get("examples_per_epoch", run["train_examples"])
+        factors = sum_of_rows_factors(recipe.training, run["learning_rate"], examples)
         own = found[(found[RUN_KEY] == key).all(axis=1)]
         start = own.loc[own["epoch"] == 0, "value"]
-        if factors is None or start.empty:
+        # A fixed classifier's rows sum to zero, which no training changes.
+        if factors is None or start.empty or recipe.network.classifier == "etf":
             continue
         values = own["epoch"].map(lambda epoch, of=factors: abs(of[epoch])) * start.item()
         errors = (own["value"] - values).abs() / start.item()

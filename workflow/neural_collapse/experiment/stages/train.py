@@ -243,7 +243,9 @@ def _require_convergence(recipe: Recipe, history) -> None:
 def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
     """What run.json says of a run's recipe, data and network."""
     from ...networks.registry import label
+    from ...training.trainer import oversampled
 
+    repeats = recipe.training.oversample
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "feature_dimension": network.classifier.in_features,
@@ -259,6 +261,7 @@ def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
         "image_size_px": data.image_size_px,
         "train_examples": len(data.train_labels),
         "test_examples": len(data.test_labels),
+        **({"examples_per_epoch": len(oversampled(data.train_labels))} if repeats else {}),
         "data_hash": data.data_hash,
         "training_version": versions.TRAINING,
         "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
