@@ -172,13 +172,14 @@ class CollapseMetric:
         _refuse(self._refused, self.num_classes)
         if self._second is not None:
             raise UserError("The second pass has begun already; reset() begins anew.")
-        means_CD = self.class_means
+        means_CD, unequal = self.class_means, bool((self.counts != self.counts[0]).any())
         self._second = SecondPass(
             means_CD,
             optional_parameter(weight, (self.num_classes, self.dim), "weight"),
             optional_parameter(bias, (self.num_classes,), "bias"),
             optional_centres(train_means, (self.num_classes, self.dim), "train_means"),
-            basis=self.scatter == "projected",
+            # With the full scatter too, for that in which all classes count alike.
+            basis=self.scatter == "projected" or (self.scatter == "full" and unequal),
             counts_C=self.counts,
         )
 
@@ -223,6 +224,7 @@ class CollapseMetric:
             )
         variances_C = self._squares[:-1].cpu() / counts_C.clamp(min=1)
         calibration = None if second is None else second.calibration_B3
+        balanced = None if second is None else second.balanced_CC
         whole = Moments(
             counts_C.clone(),
             means_CD,
@@ -233,6 +235,7 @@ class CollapseMetric:
             bias,
             decisions,
             None if calibration is None else calibration.cpu().clone(),
+            None if balanced is None else (balanced + balanced.T).cpu() / 2,
         )
         return whole if min_count is None else _frequent_classes(whole, min_count)
 

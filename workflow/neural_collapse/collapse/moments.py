@@ -57,6 +57,8 @@ class Moments:
             (the trace of its covariance).
         scatter_projected: (C, C), (1/N) sum_i y_i y_i^T with y_i = Q^T (h_i - mu_c(i)) and
             Q = U V^T of M = [mu_c - mu_G] = U diag(s) V^T, of this same split; Q^T Sigma_W Q.
+        scatter_balanced: (C, C), the same with examples weighted by N / (C n_c), so that all
+            classes count alike; of the second pass, where classes have unequal counts.
         scatter: (d, d), Sigma_W.
         weight: (C, d), the last layer's rows w_c.
         bias: (C,), the last layer's bias; zeros where it has none.
@@ -74,6 +76,7 @@ class Moments:
     bias: Tensor | None = None
     decisions: Decisions | None = None
     calibration: Tensor | None = None
+    scatter_balanced: Tensor | None = None
 
     def __post_init__(self) -> None:
         classes, dim = self.class_means.shape
@@ -82,6 +85,7 @@ class Moments:
             "class_means": (classes, dim),
             "class_variances": (classes,),
             "scatter_projected": (classes, classes),
+            "scatter_balanced": (classes, classes),
             "scatter": (dim, dim),
             "weight": (classes, dim),
             "bias": (classes,),
@@ -115,6 +119,16 @@ class Moments:
         if not examples:
             raise UndefinedStatistic("there are no examples")
         return int(count(self.decisions).sum()) / examples
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes have as many examples."""
+        return bool((self.counts == self.counts[0]).all())
+
+    @cached_property
+    def centred_at_examples(self) -> Tensor:
+        """(C, d): mu_c - mu, with mu the mean of all examples."""
+        return centred_class_means(self.class_means, self.counts)
 
     @property
     def num_classes(self) -> int:

@@ -36,6 +36,7 @@ _XU = Source("Xu and Liu", 2023, "ICML", "10.48550/arXiv.2306.03440")
 _HE_SU = Source("He and Su", 2023, "PNAS 120 (36)", "10.1073/pnas.2221704120")
 _ZHAO = Source("Zhao et al.", 2026, "ICLR", "10.48550/arXiv.2602.16642")
 _HAN = Source("Han, Papyan and Donoho", 2022, "ICLR", "10.48550/arXiv.2106.02073")
+_FANG = Source("Fang, He, Long and Su", 2021, "PNAS 118 (43)", "10.1073/pnas.2103091118")
 _GUO = Source("Guo et al.", 2017, "ICML", "10.48550/arXiv.1706.04599")
 _HUI = Source("Hui, Belkin and Nakkiran", 2022, "arXiv", "10.48550/arXiv.2202.08384")
 _NECO = Source("Ben Ammar et al.", 2024, "ICLR", "10.48550/arXiv.2310.06823")
@@ -128,6 +129,8 @@ class Statistic:
         needs: fields of `Moments` without which it is absent.
         compute: function of (the module `statistics`, moments); None where it is not a function
             of a split's moments.
+        unbalanced: whether it is there for classes of unequal counts alone; elsewhere it equals
+            the entry after which it is named.
     """
 
     name: str
@@ -139,6 +142,7 @@ class Statistic:
     alias: str | None = None
     needs: tuple[str, ...] = ("class_means",)
     compute: Callable[[Any, Any], float] | None = None
+    unbalanced: bool = False
 
     @property
     def of(self) -> str:
@@ -177,6 +181,7 @@ _ENERGY = (
     r"\ \hat v_c = v_c / \lVert v_c \rVert,\ v_c = "
 )
 _MEANS, _ROWS = r"\mu_c - \mu_G", "w_c"
+_WEIGHTED = r"\mu_c - \mu,\ \mu = \tfrac{1}{N} \sum_i h_i"
 _WEIGHT, _BOTH = ("weight",), ("class_means", "weight")
 _LEAST_ENERGY = "-log(2 C / (C - 1)) / 2"
 
@@ -419,6 +424,57 @@ _ENTRIES = (
         compute=lambda f, m: f.variability_collapse_index(m.class_means, m.scatter),
     ),
     Statistic(
+        "nc1_class_balanced",
+        "NC1 with the mean of the classes' covariances for Sigma_W",
+        r"\mathrm{Tr}\big((\mathrm{Avg}_c \Sigma_c)\, \Sigma_B^{\dagger}\big) / C",
+        "0",
+        PAPER,
+        needs=("class_means", "scatter_balanced"),
+        unbalanced=True,
+        compute=lambda f, m: f.within_class_variability(m.class_means, m.scatter_balanced),
+    ),
+    Statistic(
+        "nc1_example_weighted",
+        "NC1 with classes weighted by examples in Sigma_B too: separation fuzziness / C",
+        r"\mathrm{Tr}(SS_w\, SS_b^{\dagger}) / C",
+        "0",
+        _HE_SU,
+        needs=("class_means", "scatter_projected"),
+        unbalanced=True,
+        compute=lambda f, m: (
+            f.separation_fuzziness(m.counts, m.class_means, m.scatter_projected) / m.num_classes
+        ),
+    ),
+    Statistic(
+        "nc2_equinorm_means_example_weighted",
+        "nc2_equinorm_means about the mean of all examples mu",
+        _EQUINORM + _WEIGHTED,
+        "0",
+        PAPER,
+        unbalanced=True,
+        compute=lambda f, m: f.equinorm(m.centred_at_examples),
+    ),
+    Statistic(
+        "nc2_equiangularity_means_example_weighted",
+        "nc2_equiangularity_means about mu",
+        _COSINES + _WEIGHTED,
+        "0",
+        PAPER,
+        unbalanced=True,
+        compute=lambda f, m: f.equiangularity(m.centred_at_examples),
+    ),
+    Statistic(
+        "nc3_self_duality_example_weighted",
+        "nc3_self_duality about mu",
+        r"\lVert W^\top / \lVert W \rVert_F - M / \lVert M \rVert_F \rVert_F^2,"
+        r"\ M = [\mu_c - \mu]",
+        "0",
+        PAPER,
+        needs=_BOTH,
+        unbalanced=True,
+        compute=lambda f, m: f.self_duality(m.weight, m.centred_at_examples),
+    ),
+    Statistic(
         "ncc_accuracy",
         "accuracy of the nearest class centre (0 to 1)",
         r"\mathrm{Avg}_i\, [\arg\min_c \lVert h_i - \mu_c \rVert = y_i]",
@@ -461,6 +517,21 @@ _ENTRIES = (
         r"\lvert \mathrm{NC0} - \mathrm{predicted} \rvert / \lVert s_0 \rVert_2",
         "0",
         _ZHAO,
+    ),
+    Statistic(
+        "minority_classifier_cosine",
+        "mean over pairs of a recipe's minority classes of cos(w_c, w_c') (Fang 2021)",
+        r"\mathrm{Avg}_{c \ne c' \in \mathrm{minority}} \cos(w_c, w_{c'})",
+        "-1 / (C - 1), or 1 where the minority collapses",
+        _FANG,
+    ),
+    Statistic(
+        "minority_accuracy",
+        "test accuracy of a recipe's minority classes (0 to 1)",
+        r"\mathrm{Avg}_{i:\, y_i \in \mathrm{minority}}"
+        r" [\arg\max_c \langle w_c, h_i \rangle + b_c = y_i]",
+        "1, or 0 where the minority collapses",
+        _FANG,
     ),
     Statistic(
         "mse_nc1",

@@ -15,6 +15,7 @@ from .statistics import UndefinedStatistic
 _WHY_ABSENT = {
     "weight": "the last layer's weight was not given",
     "scatter_projected": 'it needs scatter="full", or a second pass with scatter="projected"',
+    "scatter_balanced": "it needs a second pass over the features",
     "scatter": 'it needs scatter="full"',
     "calibration": "it needs a second pass over the features with the last layer's weight",
     "decisions": "it needs a second pass over the features",
@@ -54,6 +55,8 @@ class CollapseResult(Mapping[str, float]):
         absent: dict[str, str] = {}
         undefined: dict[str, list[str]] = {}
         for name, entry in OF_MOMENTS.items():
+            if entry.unbalanced and moments.balanced:
+                continue
             missing = [field for field in entry.needs if getattr(moments, field) is None]
             if missing:
                 absent[name] = _WHY_ABSENT[missing[-1]]

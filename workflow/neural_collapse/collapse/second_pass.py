@@ -48,6 +48,12 @@ class SecondPass:
         self.means_CD = torch.cat([means_CD, means_CD.new_zeros(1, means_CD.shape[1])])
         self.basis_CD = span_of_means(means_CD).basis_CD.to(device) if basis else None
         self.scatter_CC = means_CD.new_zeros(classes, classes) if basis else None
+        # The same with all classes of equal weight, where that differs.
+        self.balanced_CC: Tensor | None = None
+        if basis and counts_C is not None and counts_C.min() != counts_C.max():
+            self.balanced_CC = means_CD.new_zeros(classes, classes)
+            shares_C = counts_C.clamp(min=1).double().reciprocal() / classes
+            self.roots_C = torch.cat([shares_C, shares_C.new_zeros(1)]).sqrt()
         self.decided_4C = torch.zeros(4, classes + 1, dtype=torch.int64, device=device)
         # Of each bin of confidence: examples, their confidence, those decided rightly.
         self.calibration_B3 = None if weight is None else means_CD.new_zeros(CALIBRATION_BINS, 3)
@@ -90,6 +96,9 @@ class SecondPass:
             runs.subtract_(h_BD, rows_RD)
             y_CB = self.basis_CD @ h_BD.T
             self.scatter_CC.addmm_(y_CB, y_CB.T)
+            if self.balanced_CC is not None:
+                y_CB *= self.roots_C[c_B]
+                self.balanced_CC.addmm_(y_CB, y_CB.T)
             runs.subtract_(h_BD, self.origin_D - rows_RD)
         else:
             h_BD.sub_(self.origin_D)
@@ -124,6 +133,8 @@ class SecondPass:
         state = {"decided": self.decided_4C}
         if self.calibration_B3 is not None:
             state["calibration"] = self.calibration_B3
+        if self.balanced_CC is not None:
+            state["scatter_balanced"] = self.balanced_CC
         return state | ({} if self.scatter_CC is None else {"scatter_projected": self.scatter_CC})
 
     def add(self, state: dict[str, Tensor]) -> None:
@@ -136,6 +147,7 @@ class SecondPass:
         other = copy.copy(self)
         other.decided_4C = self.decided_4C.clone()
         other.scatter_CC = None if self.scatter_CC is None else self.scatter_CC.clone()
+        other.balanced_CC = None if self.balanced_CC is None else self.balanced_CC.clone()
         if self.calibration_B3 is not None:
             other.calibration_B3 = self.calibration_B3.clone()
         return other

@@ -73,15 +73,20 @@ def _of_arrays(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @_of_arrays
-def centred_class_means(class_means_CD: Tensor) -> Tensor:
+def centred_class_means(class_means_CD: Tensor, counts_C: Tensor | None = None) -> Tensor:
     """M^T, (C, d): the rows mu_c - mu_G, with mu_G the unweighted mean of the class means.
 
-    A row no longer than the rounding error of the means is set to exactly zero.
+    With counts_C, examples a class, the origin is the mean of all examples instead,
+    sum_c n_c mu_c / N. A row no longer than the rounding error of the means is set to exactly zero.
 
     >>> centred_class_means([[1.0, 0.0], [0.0, 1.0]]).tolist()
     [[0.5, -0.5], [-0.5, 0.5]]
     """
-    centred_CD = class_means_CD - class_means_CD.mean(0)
+    if counts_C is None:
+        mean_D = class_means_CD.mean(0)
+    else:
+        mean_D = counts_C @ class_means_CD / counts_C.sum()
+    centred_CD = class_means_CD - mean_D
     is_rounding = centred_CD.norm(dim=1) <= _rounding_error(class_means_CD)
     return centred_CD.masked_fill(is_rounding[:, None], 0.0)
 
@@ -241,6 +246,19 @@ def maximal_angle(vectors_CD: Tensor) -> float:
     classes = vectors_CD.shape[0]
     tiles = _cosines_of_pairs(vectors_CD)
     total = sum(float((cosines_P + 1 / (classes - 1)).abs().sum()) for cosines_P in tiles)
+    return total / (classes * (classes - 1) / 2)
+
+
+@_of_arrays
+def mean_cosine(vectors_CD: Tensor) -> float:
+    """Mean over the pairs c != c' of cos(v_c, v_c'); 1 where all have one direction (minority
+    collapse, Fang et al. 2021), -1 / (C - 1) for a simplex ETF of C vectors.
+
+    >>> mean_cosine([[1.0, 0.0], [0.0, 2.0]])
+    0.0
+    """
+    classes = vectors_CD.shape[0]
+    total = sum(float(cosines_P.sum()) for cosines_P in _cosines_of_pairs(vectors_CD))
     return total / (classes * (classes - 1) / 2)
 
 

@@ -272,12 +272,14 @@ def _robustness_table(recipe: Recipe, seed: int, results: dict[int, Path]):
 def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
     """The parts of the MSE, where the recipe trains with it and keeps what they need.
 
-    They add up to it for equal counts and coupled decay alone, and are left out otherwise.
+    They add up to it for equal counts, coupled decay and a classifier that is learned alone, and
+    are left out otherwise.
     """
     from ...collapse.statistics import mse_decomposition
 
     training = recipe.training
     whole = training.loss == "mse" and training.optimizer.name in ("sgd", "adam")
+    whole = whole and recipe.network.classifier == "learned"
     balanced = bool((moments.counts == moments.counts[0]).all())
     if not (whole and balanced and training.weight_decay) or moments.scatter is None:
         return {}
@@ -291,9 +293,27 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
     return {f"mse_{name}": value for name, value in parts._asdict().items()}
 
 
+def _minority(recipe: Recipe, moments: Moments, split: str) -> dict[str, float]:
+    """What the recipe's minority classes have for themselves: the mean cosine of their classifiers
+    with the train split, their accuracy with the test split."""
+    from ...collapse.statistics import mean_cosine
+
+    if recipe.data.imbalance is None:
+        return {}
+    minority = list(recipe.data.imbalance.minority_classes)
+    if split == "train":
+        if len(minority) == 1:  # which has no pairs
+            return {}
+        return {"minority_classifier_cosine": mean_cosine(moments.weight[minority])}
+    counted = int(moments.decisions.counted[minority].sum())
+    right = int(moments.decisions.network_correct[minority].sum())
+    return {"minority_accuracy": right / counted if counted else math.nan}
+
+
 def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, float]]:
     """Every statistic of a checkpoint by split and name; a further layer's as name@layer, the law
-    over those layers, the parts of the train split's MSE, and what another dataset gives."""
+    over those layers, the minority's own, the parts of the train split's MSE, and what another
+    dataset gives."""
     from ...collapse.result import compute_statistics as of
     from ...collapse.separation import LEAST_LAYERS, separation_law
 
@@ -305,7 +325,7 @@ def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, 
         if len(by_layer) >= LEAST_LAYERS:
             law = separation_law([own["separation_fuzziness"] for own in by_layer.values()])
             values |= {"separation_rate": law.rate, "separation_linearity": law.linearity}
-        found[split] = values
+        found[split] = values | _minority(recipe, stored[number], split)
     found["train"] |= _mse_parts(recipe, stored.train)
     found["test"] |= stored_other_statistics(recipe, stored.extra)
     return found
