@@ -438,15 +438,14 @@ def _require_pixels(recipe: Recipe, published_px: int | None) -> None:
 
 def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
     """Raise UserError where a recipe asks for more images than its built-in dataset has."""
-    data = recipe.data
-    train, test = (
-        published if of_each is None else entry.num_classes * of_each
-        for published, of_each in [
-            (entry.train_examples, data.examples_per_class),
-            (entry.test_examples, data.test_examples_per_class),
-        ]
-    )
+    data, classes = recipe.data, entry.num_classes
     _require_examples(data, entry)
+    counts = data.train_counts([entry.train_per_class] * classes)
+    train = data.train_examples(entry.train_examples, classes)
+    if recipe.training.oversample:
+        train = max(train, classes * max(counts))
+    of_each = data.test_examples_per_class
+    test = entry.test_examples if of_each is None else classes * of_each
     attacked = recipe.robustness.images
     if attacked > test:
         raise UserError(

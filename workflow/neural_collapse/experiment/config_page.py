@@ -82,8 +82,9 @@ def config_page() -> str:
         lines += [f"## `recipe.{name}`", "", f"{field.description}", ""]
         lines += [*_table(field.annotation), ""]
         for key, inner in field.annotation.model_fields.items():
-            if isinstance(inner.default, BaseModel):
-                lines += [f"### `recipe.{name}.{key}`", "", *_table(inner.annotation), ""]
+            for kind in (inner.annotation, *get_args(inner.annotation)):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    lines += [f"### `recipe.{name}.{key}`", "", *_table(kind), ""]
     lines += [
         "## `recipe.network`",
         "",

@@ -160,13 +160,9 @@ def data_size(config: Config, recipe: Recipe) -> DataSize | None:
     if None in (entry.num_classes, entry.train_examples, entry.image_size_px, entry.channels):
         return _prepared_size(config, recipe)
     side = data.side_px(entry.image_size_px)
-    train, test = (
-        published if kept is None else min(published, kept * entry.num_classes)
-        for published, kept in [
-            (entry.train_examples, data.examples_per_class),
-            (entry.test_examples, data.test_examples_per_class),
-        ]
-    )
+    classes, kept = entry.num_classes, data.test_examples_per_class
+    train = min(entry.train_examples, data.train_examples(entry.train_examples, classes))
+    test = entry.test_examples if kept is None else min(entry.test_examples, kept * classes)
     return DataSize(train, test, entry.channels, side, entry.num_classes)
 
 

@@ -6,7 +6,7 @@ from importlib import import_module
 
 NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
 """The paper's figures and the two that sum up, in the order in which they are shown."""
-STUDIES = ("separation", "optimisers", "losses")
+STUDIES = ("separation", "optimisers", "losses", "imbalance", "etf")
 """Figures of studies beyond the paper, which a config asks for by name."""
 MOVING = ("gif", "html")
 """Formats of Figure 1 alone: an animation, and a page in which it can be turned."""
@@ -17,6 +17,8 @@ _HOMES = {
     "caption": "registry",
     "figure_1": "picture",
     **{f"figure_{number}": "grid" for number in range(2, 9)},
+    "etf": "etf_figure",
+    "imbalance": "imbalance_figure",
     "losses": "losses_figure",
     "optimisers": "optimisers_figure",
     "overview": "overview_figure",

@@ -29,11 +29,7 @@ def losses(
 ) -> Figure:
     """The figure from the tables `measurements` and `runs`, two rows of panels a dataset."""
     layout = layout or Layout.of(runs)
-    colours = sns.color_palette(style.PALETTE).as_hex()
-    looks = {
-        name: {"color": colours[i % 10], "marker": _MARKERS[i % 8], "markersize": 2.3}
-        for i, (name, _) in enumerate(layout.architectures)
-    }
+    looks = line_looks(layout)
     datasets = layout.datasets or (("", ""),)
     with style.style():
         width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(3, look.width)
@@ -45,9 +41,9 @@ def losses(
             panels = axes[2 * number : 2 * number + 2].flatten()
             prefix = f"{label}, " if len(datasets) > 1 else ""
             for ax, shown in zip(panels[:5], LOSSES_SHOWN, strict=False):
-                ax.set_title(prefix + _title(*shown))
+                ax.set_title(prefix + panel_title(*shown))
                 lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
-                _draw(ax, measurements, lines)
+                draw_lines(ax, measurements, lines)
             panels[5].set_title(f"{prefix}Parts of the MSE")
             _draw_parts(panels[5], measurements, dataset, list(looks))
         handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
@@ -57,14 +53,24 @@ def losses(
     return figure
 
 
-def _title(statistic: str, split: str) -> str:
+def line_looks(layout: Layout) -> dict[str, dict]:
+    """How each network's line looks."""
+    colours = sns.color_palette(style.PALETTE).as_hex()
+    return {
+        name: {"color": colours[i % 10], "marker": _MARKERS[i % 8], "markersize": 2.3}
+        for i, (name, _) in enumerate(layout.architectures)
+    }
+
+
+def panel_title(statistic: str, split: str) -> str:
+    """What a panel shows."""
     label = REGISTRY[statistic].label
     label = label[0].upper() + label[1:]
     return label if split == "train" else f"{label}, {split}"
 
 
-def _draw(ax: Axes, measurements: pd.DataFrame, lines: list[tuple]) -> bool:
-    """Lines of (look, cell, statistic, split); whether there is one."""
+def draw_lines(ax: Axes, measurements: pd.DataFrame, lines: list[tuple]) -> bool:
+    """Lines of (look, cell, statistic, split) over epochs; whether there is one."""
     drawn = False
     for look, cell, statistic, split in lines:
         curve = seed_means(measurements, *cell, statistic, split)
@@ -93,7 +99,9 @@ def _draw_parts(ax: Axes, measurements: pd.DataFrame, dataset: str, names: list[
         ]
         if seed_means(measurements, dataset, name, MSE_PARTS[0], "train").empty:
             continue
-        _draw(ax, measurements, [(look, (dataset, name), part, "train") for look, part in lines])
+        draw_lines(
+            ax, measurements, [(look, (dataset, name), part, "train") for look, part in lines]
+        )
         handles = [Line2D([], [], label=_PARTS[part], **look) for look, part in lines]
         ax.legend(handles=handles, loc="best", fontsize=5.5)
         return

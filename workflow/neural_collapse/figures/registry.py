@@ -101,6 +101,16 @@ _ENTRIES = (
         study_captions.LOSSES_SHOWN,
         study_captions.losses_caption,
     ),
+    FigureEntry(
+        *("imbalance", study_captions.IMBALANCE_TITLE, "imbalance_figure", "measurements"),
+        study_captions.IMBALANCE_SHOWN,
+        study_captions.imbalance_caption,
+    ),
+    FigureEntry(
+        *("etf", study_captions.ETF_TITLE, "etf_figure", "measurements"),
+        study_captions.ETF_SHOWN,
+        study_captions.etf_caption,
+    ),
 )
 FIGURES: dict[str, FigureEntry] = {entry.name: entry for entry in _ENTRIES}
 

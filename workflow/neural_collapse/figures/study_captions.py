@@ -1,24 +1,91 @@
-"""What the figures of studies of optimisers and losses show, in words; no drawing library."""
+"""What the figures of studies show, in words; no drawing library."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from ..results.layout import Layout, origin_sentence
-from ..results.studies import MSE_PARTS, NC0, NC0_PREDICTED, NC3, OPTIMISERS, by_weight_decay
+from ..results.studies import (
+    MINORITY_ACCURACY,
+    MINORITY_COSINE,
+    MSE_PARTS,
+    NC0,
+    NC0_PREDICTED,
+    NC1,
+    NC3,
+    OPTIMISERS,
+    by_weight_decay,
+)
 from .specs import DEFAULT_LOOK, Look
 
 OPTIMISERS_TITLE = "Optimisers: NC0 and NC3 against weight decay"
 OPTIMISERS_SHOWN = tuple((statistic, "train") for statistic in (NC0, NC0_PREDICTED, NC3))
 LOSSES_TITLE = "Losses: neural collapse, calibration, and the parts of the MSE"
 LOSSES_SHOWN = (
-    ("nc1_within_class_variability", "train"),
+    (NC1, "train"),
     ("nc2_equiangularity_means", "train"),
     (NC3, "train"),
     ("nc4_ncc_mismatch", "train"),
     ("expected_calibration_error", "test"),
     *((part, "train") for part in MSE_PARTS),
 )
+
+IMBALANCE_TITLE = "Imbalance: the minority's classifiers and accuracy"
+IMBALANCE_SHOWN = ((MINORITY_COSINE, "train"), (MINORITY_ACCURACY, "test"))
+ETF_TITLE = "A fixed ETF classifier, and random labels"
+ETF_SHOWN = ((NC1, "train"), (NC3, "train"), ("error", "train"), ("error", "test"))
+
+
+def _seeds(runs: pd.DataFrame) -> int:
+    return int(runs.groupby(["dataset", "architecture"])["seed"].nunique().max())
+
+
+def imbalance_caption(
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
+) -> str:
+    """Of the figure of imbalance."""
+    if runs.empty:
+        return "No run has been measured yet."
+    bars = f" Means over {_seeds(runs)} seeds, bars from the least to the largest."
+    return " ".join(
+        sentence
+        for sentence in [
+            "At the last epoch, against the ratio of majority to minority train images on a "
+            "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 "
+            "where they have become one, and the accuracy on test images of these classes. Hollow "
+            "squares: minority images repeated within each epoch until all classes have as many."
+            + bars
+            * (_seeds(runs) > 1),
+            "After Fang, He, Long and Su, PNAS 2021.",
+            origin_sentence(runs),
+        ]
+        if sentence
+    )
+
+
+def etf_caption(
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
+) -> str:
+    """Of the figure of the fixed classifier."""
+    if runs.empty:
+        return "No run has been measured yet."
+    bands = f" Means over {_seeds(runs)} seeds, bands from the least to the largest."
+    return " ".join(
+        sentence
+        for sentence in [
+            "NC1, NC3 and the train error of the train set and the error of the test set, on "
+            "logarithmic axes; points at zero are left out." + bands * (_seeds(runs) > 1),
+            "After Zhu et al., NeurIPS 2021, and Zhang et al., ICLR 2017.",
+            origin_sentence(runs),
+        ]
+        if sentence
+    )
 
 
 def optimisers_caption(
@@ -57,7 +124,7 @@ def losses_caption(
     """Of the figure of losses."""
     if runs.empty:
         return "No run has been measured yet."
-    seeds = int(runs.groupby(["dataset", "architecture"])["seed"].nunique().max())
+    seeds = _seeds(runs)
     band = f" Lines are means over {seeds} seeds, bands reach from the least to the largest." * (
         seeds > 1
     )

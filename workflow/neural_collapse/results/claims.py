@@ -22,7 +22,7 @@ from . import paper
 from .contrasts import CONTRASTS, Contrast, judge_contrast
 from .layout import Layout, of_origin, rows_of
 from .separation import LINEARITY
-from .studies import MSE_PARTS, NC0_ERROR, optimiser_of
+from .studies import MSE_PARTS, NC0_ERROR, NC1, optimiser_of
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
 from .tables import check_frame, write_table
 
@@ -143,6 +143,8 @@ class Bound:
     """What the study's authors found, and where."""
     applies: Callable[[Mapping[str, Any]], bool]
     split: str = "train"
+    relative: bool = False
+    """Whether the bound is a factor of the value before training."""
 
     @property
     def quantity(self) -> str:
@@ -153,7 +155,8 @@ class Bound:
     def criterion(self) -> str:
         """When it holds, in words."""
         when = "before training" if self.before else "at the last epoch"
-        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}"
+        of = " times its value before training" * self.relative
+        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}{of}"
 
     def verdict(self, value: float, noise: float) -> str:
         """Of the mean over seeds and its noise, their standard deviation."""
@@ -218,6 +221,17 @@ STUDY_CLAIMS: tuple[Bound, ...] = (
         paper="negligible late (Han, Papyan and Donoho 2022, recalled); the bound is this "
         "project's",
         applies=lambda recipe: True,
+    ),
+    Bound(
+        "collapse under random labels",
+        NC1,
+        1 / NC1_FACTOR,
+        below=True,
+        before=False,
+        paper="collapse under random labels too (Zhu et al. 2021, recalled); the factor is this "
+        "project's",
+        applies=lambda recipe: bool(recipe.get("data", {}).get("random_labels")),
+        relative=True,
     ),
 )
 """Claims of studies beyond the paper, of one cell each."""
@@ -345,7 +359,7 @@ def _judge_bound(claim: Bound, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     table = chosen.pivot(index="epoch", columns="seed", values="value")
     last = int(table.index.max())
     values = {epoch: table.reindex([epoch]).to_numpy(float)[0] for epoch in (0, last)}
-    own = values[0 if claim.before else last]
+    own = values[0 if claim.before else last] / (values[0] if claim.relative else 1)
     mean, seeds = float(own.mean()), len(own)
     noise = float(own.std(ddof=1)) if seeds > 1 else 0.0
     zero, end = (float(each.mean()) for each in values.values())

@@ -11,7 +11,15 @@ import numpy as np
 import pandas as pd
 
 from ..io.versions import CHANGES_NO_RESULT
-from .studies import NC0, NC3, OPTIMISERS, last_values, optimiser_of
+from .studies import (
+    MINORITY_ACCURACY,
+    MINORITY_COSINE,
+    NC0,
+    NC3,
+    OPTIMISERS,
+    last_values,
+    optimiser_of,
+)
 from .table1 import DASH
 from .tables import RUN_KEY, VERDICTS
 
@@ -19,27 +27,30 @@ HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
 
 ONE_SEED = 0.05
 """The noise of a value of which there is one seed, as a share of it: this project's choice."""
-_OPTIMISER = frozenset({"optimizer"})
-_LOSS = frozenset({"loss", "smoothing", "focal_gamma", "mse_reduction"})
+_OPTIMISER = frozenset({"training.optimizer"})
+_LOSS = frozenset(f"training.{k}" for k in ("loss", "smoothing", "focal_gamma", "mse_reduction"))
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A claim that a statistic is larger, or smaller, with one choice than with another."""
+    """A claim that a statistic is larger, smaller or alike with one choice and with another."""
 
     name: str
     statistic: str
     split: str
     above: bool
-    """Whether it is to be larger than with the other choice."""
+    """Whether it is to be larger than with the other choice; not read where `within` is given."""
     choice: Callable[[Mapping[str, Any]], str]
     """Which choice a recipe has made."""
     against: Mapping[str, str]
     """By choice, the one that it is compared with; others make no claim."""
     varies: frozenset[str]
-    """Keys of a recipe's training that make the choice; the learning rate goes with them."""
+    """Keys of a recipe, as training.loss, that make the choice; the learning rate goes with
+    them."""
     paper: str
     """What the study's authors found, and where."""
+    within: float | None = None
+    """A difference of at most so much is alike, which is then what is claimed."""
 
     @property
     def quantity(self) -> str:
@@ -50,6 +61,12 @@ class Contrast:
     def criterion(self) -> str:
         """When it holds, in words."""
         pairs = ", ".join(f"{_called(a)} than {_called(b)}" for a, b in self.against.items())
+        if self.within is not None:
+            pairs = pairs.replace(" than ", " and ")
+            return (
+                f"at the last epoch within {self.within:g} of each other with {pairs}, of the same "
+                "recipe otherwise"
+            )
         side = "larger" if self.above else "smaller"
         return f"at the last epoch {side} with {pairs}, of the same recipe otherwise"
 
@@ -72,14 +89,26 @@ class Contrast:
 
     def _common(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """What two recipes of the contrast share."""
-        training = recipe.get("training", {})
-        free = self.varies | CHANGES_NO_RESULT
-        kept = {part: recipe.get(part) for part in ("network", "data")}
-        kept["training"] = {k: v for k, v in training.items() if k not in free}
+        free = self.varies | {f"training.{key}" for key in CHANGES_NO_RESULT}
+        parts = {part: recipe.get(part, {}) for part in ("network", "data", "training")}
+        kept = {
+            name: value
+            for name, value in _leaves(parts).items()
+            if not any(f"{name}.".startswith(f"{key}.") for key in free)
+        }
         if optimiser_of(recipe) in {"adam", "adamw"}:  # the others do not read its numbers
-            optimizer = training["optimizer"].items()
+            optimizer = recipe["training"]["optimizer"].items()
             kept["adam"] = {k: v for k, v in optimizer if k != "name"}
         return kept
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their name, training.optimizer.name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= _leaves(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
 
 
 def _called(choice: str) -> str:
@@ -90,6 +119,25 @@ def _loss(recipe: Mapping[str, Any]) -> str:
     return recipe.get("training", {}).get("loss", "cross_entropy")
 
 
+def _sampling(recipe: Mapping[str, Any]) -> str:
+    imbalance = recipe.get("data", {}).get("imbalance")
+    if imbalance is None or recipe["training"].get("oversample"):
+        return "none" if imbalance is None else "oversampling"
+    return "imbalance" if imbalance["ratio"] > 1 else "balance"
+
+
+def _imbalanced_decay(recipe: Mapping[str, Any]) -> str:
+    imbalanced = _sampling(recipe) == "imbalance"
+    return f"weight decay {recipe['training']['weight_decay']:g}" if imbalanced else "none"
+
+
+def _classifier(recipe: Mapping[str, Any]) -> str:
+    classifier = recipe.get("network", {}).get("classifier", "learned")
+    return f"{'fixed ETF' if classifier == 'etf' else classifier} classifier"
+
+
+_RATIO = frozenset({"data.imbalance.ratio"})
+_FANG = "Fang et al. 2021"
 _ZHAO = "Zhao et al. 2026, table 2"
 CONTRASTS: tuple[Contrast, ...] = (
     Contrast(
@@ -115,6 +163,37 @@ CONTRASTS: tuple[Contrast, ...] = (
         {"label_smoothing": "cross_entropy"},
         _LOSS,
         paper="better calibrated (arXiv:2402.03979, abstract)",
+    ),
+    Contrast(
+        "minority classifiers come closer under imbalance",
+        *(MINORITY_COSINE, "train", True, _sampling, {"imbalance": "balance"}, _RATIO),
+        paper=f"their cosine rises from -1 / (C - 1) to 1 with the ratio ({_FANG}; notes)",
+    ),
+    Contrast(
+        "minority accuracy falls under imbalance",
+        *(MINORITY_ACCURACY, "test", False, _sampling, {"imbalance": "balance"}, _RATIO),
+        paper=f"falls with the ratio ({_FANG}; notes)",
+    ),
+    Contrast(
+        "minority classifiers come closer under larger weight decay",
+        *(MINORITY_COSINE, "train", True, _imbalanced_decay),
+        {"weight decay 0.005": "weight decay 0.0005"},
+        frozenset({"training.weight_decay"}),
+        paper=f"collapse at a lower ratio ({_FANG}; notes)",
+    ),
+    Contrast(
+        "oversampling parts minority classifiers",
+        *(MINORITY_COSINE, "train", False, _sampling, {"oversampling": "imbalance"}),
+        frozenset({"training.oversample"}),
+        paper=f"restores their angle, at ratio 1000 ({_FANG}, read in their code)",
+    ),
+    Contrast(
+        "a fixed ETF classifier is as accurate as a learned one",
+        *("error", "test", False, _classifier),
+        {"fixed ETF classifier": "learned classifier"},
+        frozenset({"network.classifier"}),
+        paper="the same accuracy (Zhu et al. 2021, abstract); what is alike is this project's",
+        within=0.01,
     ),
 )
 """Claims of studies beyond the paper, of two cells each."""
@@ -166,6 +245,8 @@ def judge_contrast(
     if not np.isfinite([*own, *theirs]).all():
         return row | {"reason": f"not defined for every seed, its own or those of {other}"}
     difference = (own.mean() - theirs.mean()) * (1 if claim.above else -1)
+    if claim.within is not None:
+        difference = claim.within - abs(difference)
     reason = f"{own.mean():.4g} against {theirs.mean():.4g} with {other}; noise: {noise:.2g}"
     if abs(difference) <= noise:
         return row | {"reason": reason}

@@ -16,6 +16,8 @@ OPTIMISERS = {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}
 """How the optimisers of recipes are called."""
 NC0, NC0_PREDICTED, NC0_ERROR = "nc0_sum_of_rows", "nc0_predicted", "nc0_prediction_error"
 NC3 = "nc3_self_duality"
+NC1 = "nc1_within_class_variability"
+MINORITY_COSINE, MINORITY_ACCURACY = "minority_classifier_cosine", "minority_accuracy"
 MSE_PARTS = ("mse_nc1", "mse_nc23", "mse_perpendicular")
 
 
@@ -63,6 +65,44 @@ def by_weight_decay(
     }
     order = list(OPTIMISERS)
     return dict(sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+
+
+def by_ratio(
+    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
+) -> dict[tuple[str, float, bool], pd.DataFrame]:
+    """The minority's cosine (train) and accuracy (test) at the last epoch by (dataset, weight
+    decay, whether oversampled), of cells whose recipe has an imbalance.
+
+    A table is indexed by ratio, rising; its columns are (statistic, mean | min | max) over seeds
+    and over cells alike in these.
+    """
+    origin = origins_of(runs)[0] if len(runs) else None
+    runs, measurements = of_origin(runs, origin), of_origin(measurements, origin)
+    cells, keys = set(layout.cells()), []
+    for run in runs.to_dict("records"):
+        recipe = json.loads(run["recipe"])
+        imbalance = recipe.get("data", {}).get("imbalance")
+        if imbalance is None or (run["dataset"], run["architecture"]) not in cells:
+            continue
+        training = recipe["training"]
+        own = {"ratio": imbalance["ratio"], "oversample": training.get("oversample", False)}
+        key = {name: run[name] for name in RUN_KEY}
+        keys.append({**key, **own, "weight_decay": training["weight_decay"]})
+    if not keys:
+        return {}
+    table = pd.DataFrame(keys)
+    for statistic, split in ((MINORITY_COSINE, "train"), (MINORITY_ACCURACY, "test")):
+        values = last_values(measurements, statistic, split).rename(columns={"value": statistic})
+        table = table.merge(values, on=RUN_KEY, how="left")
+    shown = [MINORITY_COSINE, MINORITY_ACCURACY]
+    return {
+        (dataset, decay, bool(oversampled)): part.groupby("ratio")[shown].agg(
+            ["mean", "min", "max"]
+        )
+        for (dataset, decay, oversampled), part in table.groupby(
+            ["dataset", "weight_decay", "oversample"]
+        )
+    }
 
 
 def seed_means(
