@@ -125,7 +125,7 @@ def test_parts_of_a_second_pass_are_merged():
 
 
 def test_what_was_not_measured_is_absent_and_says_why():
-    features, labels = near_collapse(np.random.default_rng(4), 0.3)
+    features, labels = near_collapse(np.random.default_rng(4), 0.3, counts=[27] * CLASSES)
     metric = CollapseMetric(CLASSES, DIM, "projected")
     metric.update(features, labels)
     result = metric.compute()

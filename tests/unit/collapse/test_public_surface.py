@@ -22,7 +22,7 @@ SURFACE = {
     "REGISTRY": None,
     "ReducedRankWarning": None,
     "Statistic": "(name, what, formula, tends_to, source, figure=None, alias=None, "
-    "needs=('class_means',), compute=None)",
+    "needs=('class_means',), compute=None, unbalanced=False)",
     "UndefinedStatistic": None,
     "UndefinedStatisticWarning": None,
     "UserError": None,
@@ -38,7 +38,7 @@ SURFACE = {
 }
 FUNCTIONAL = {
     "bias_collapse": "(weight_CD, bias_C, global_mean_D)",
-    "centred_class_means": "(class_means_CD)",
+    "centred_class_means": "(class_means_CD, counts_C=None)",
     "class_distance_normalized_variance": "(class_means_CD, variances_C)",
     "cosine_duality": "(weight_CD, centred_CD)",
     "equiangularity": "(vectors_CD)",
@@ -47,6 +47,7 @@ FUNCTIONAL = {
     "expected_calibration_error": "(calibration_B3)",
     "hyperspherical_uniformity": "(vectors_CD)",
     "maximal_angle": "(vectors_CD)",
+    "mean_cosine": "(vectors_CD)",
     "mse_decomposition": "(class_means_CD, scatter_DD, weight_CD, bias_C, weight_decay)",
     "mismatch": "(decisions_N, others_N)",
     "project_scatter": "(scatter_DD, class_means_CD)",

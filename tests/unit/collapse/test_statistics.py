@@ -18,7 +18,7 @@ import neural_collapse as nc
 from neural_collapse.collapse.measure import compute_moments, measure
 from neural_collapse.collapse.registry import OF_MOMENTS
 from neural_collapse.collapse.result import UndefinedStatisticWarning, compute_statistics
-from neural_collapse.collapse.statistics import ReducedRankWarning
+from neural_collapse.collapse.statistics import ReducedRankWarning, mean_cosine
 from neural_collapse.io.errors import UserError
 from neural_collapse.training.losses import loss_of
 from neural_collapse.training.recipe import TrainingRecipe
@@ -242,6 +242,47 @@ def test_unbalanced_classes_weigh_by_examples_in_sigma_w_only():
     assert_allclose(s["cdnv"], (0 + 0.25) / (2 * 4))
 
 
+@pytest.mark.parametrize("scatter", ["projected", "full"])
+def test_unbalanced_classes_are_measured_with_classes_alike_and_by_their_examples(scatter):
+    """NumPy's covariances, means and pseudo-inverse, of 40, 7 and 2 examples of three classes."""
+    rng, counts = np.random.default_rng(5), np.array([40, 7, 2])
+    labels = np.repeat(np.arange(3), counts)
+    features = (
+        rng.standard_normal((3, 6))[labels] + rng.standard_normal((49, 6)) * (1 + labels)[:, None]
+    )
+    W = rng.standard_normal((3, 6))
+    s = measure(features, labels, W, scatter=scatter)
+    means = np.stack([features[labels == c].mean(0) for c in range(3)])
+    covariances = [np.cov(features[labels == c].T, bias=True) for c in range(3)]
+    for weights, name in ((np.ones(3) / 3, "class_balanced"), (counts / 49, "example_weighted")):
+        centred = means - weights @ means
+        within = np.einsum("c,cij->ij", weights, covariances)
+        between = np.einsum("c,ci,cj->ij", weights, centred, centred)
+        assert_allclose(s[f"nc1_{name}"], np.trace(within @ np.linalg.pinv(between)) / 3)
+    norms = np.linalg.norm(centred, axis=1)  # about the mean of all examples
+    assert_allclose(centred, means - features.mean(0), atol=1e-12)
+    assert_allclose(s["nc2_equinorm_means_example_weighted"], norms.std() / norms.mean())
+    cosines = 1 - pdist(centred, "cosine")
+    assert_allclose(s["nc2_equiangularity_means_example_weighted"], cosines.std())
+    duality = W / np.linalg.norm(W) - centred / np.linalg.norm(centred)
+    assert_allclose(s["nc3_self_duality_example_weighted"], (duality**2).sum())
+    assert s[NC1] not in (s["nc1_class_balanced"], s["nc1_example_weighted"])
+
+
+def test_balanced_classes_have_nothing_twice():
+    features, labels, W, b = cloud(np.random.default_rng(6), 4, 6)
+    s = measure(features, labels, W, b)
+    assert not [n for n in (*s, *s.absent) if "weighted" in n or "balanced" in n]
+    assert s.moments.scatter_balanced is None
+
+
+def test_mean_cosine_is_that_of_the_pairs():
+    vectors = np.random.default_rng(7).standard_normal((6, 4))
+    assert_allclose(mean_cosine(vectors), np.mean(1 - pdist(vectors, "cosine")))
+    assert_allclose(mean_cosine(simplex_etf(np.random.default_rng(8), 5, 9)), -1 / 4)
+    assert_allclose(mean_cosine([[2.0, 0.0], [5.0, 0.0], [0.1, 0.0]]), 1)
+
+
 def test_test_split_uses_train_centres():
     rng = np.random.default_rng(10)
     features, labels, W, b = cloud(rng, 4, 6)
@@ -432,7 +473,8 @@ def test_one_class_leaves_statistics_of_pairs_undefined():
         *("nc4_ncc_mismatch", "ncc_accuracy", "network_accuracy", "expected_calibration_error"),
         *("bias_collapse", "nc0_sum_of_rows", "nc2_equinorm_classifier"),
     }
-    assert names == set(OF_MOMENTS) - {"vci"} - defined
+    of_balanced = {name for name, entry in OF_MOMENTS.items() if not entry.unbalanced}
+    assert names == of_balanced - {"vci"} - defined
 
 
 def test_constant_features_within_classes_have_nc1_zero():
@@ -473,11 +515,16 @@ def test_registry_names_stay_in_their_order():
         "ncc_accuracy",
         "network_accuracy",
         "expected_calibration_error",
+        "nc1_class_balanced",
+        "nc1_example_weighted",
+        "nc2_equinorm_means_example_weighted",
+        "nc2_equiangularity_means_example_weighted",
+        "nc3_self_duality_example_weighted",
     ]
     s = compute_statistics(compute_moments(*cloud_arguments()))
-    assert list(s) == [name for name in OF_MOMENTS if name != "vci"] and all(
-        type(v) is float for v in s.values()
-    )
+    of_balanced = [name for name, entry in OF_MOMENTS.items() if not entry.unbalanced]
+    assert list(s) == [name for name in of_balanced if name != "vci"]
+    assert all(type(v) is float for v in s.values())
 
 
 def cloud_arguments():
