@@ -162,9 +162,10 @@ class Recipe(RecipeParts):
     @property
     def of_other_dataset(self) -> Recipe | None:
         """The recipe with the other dataset that is measured in place of its own, if it names one:
-        it says how that one is prepared."""
+        it says how that one is prepared, with its own classes and labels."""
         name = self.measurement.other_dataset
-        return None if name is None else self.model_copy(update={"dataset": name})
+        data = self.data.model_copy(update={"imbalance": None, "random_labels": 0.0})
+        return None if name is None else self.model_copy(update={"dataset": name, "data": data})
 
     @property
     def measured_epochs(self) -> tuple[int, ...]:
