@@ -26,6 +26,7 @@ NETWORKS = {
         "bottleneck": True,
         "memory_efficient": True,
     },
+    "etf": {"family": "mlp", "depth": 1, "width": 12, "classifier": "etf"},
     "custom": {"family": "custom", "function": "shared_training:troubled_network"},
 }
 RATE = 0.02
@@ -86,8 +87,9 @@ def in_float64(ranks, device, data):
     trainers.Normalisation = Wide
     try:
         found = {}
-        for name in ("resnet", "vgg", "densenet"):
-            trainer = trainers.Trainer(recipe_of(name), data, RATE, 0, device, ranks)
+        for name in ("resnet", "vgg", "densenet", "etf"):
+            recipe = recipe_of(name, oversample=name == "etf")
+            trainer = trainers.Trainer(recipe, data, RATE, 0, device, ranks)
             trainer.train_epoch(1)
             trainer.train_epoch(2)
             found[name] = trainer.state(), trainer.evaluate(2)

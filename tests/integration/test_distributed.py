@@ -35,7 +35,7 @@ from neural_collapse.training.ranks import ALONE, Ranks
 from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-FAMILIES = ("resnet", "vgg", "densenet")
+FAMILIES = ("resnet", "vgg", "densenet", "etf")
 
 
 @pytest.fixture(scope="module", autouse=True)

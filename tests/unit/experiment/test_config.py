@@ -228,6 +228,8 @@ def test_schema_describes_every_key():
 
 LONG = "9" * 5000
 
+MINORITY = {"ratio": 10, "minority_classes": [7, 8]}
+
 # What is wrong (keys with dots lead deeper), and words that the sentence must hold.
 BAD_VALUES = [
     ({"recipy": {}}, ["unknown key 'recipy'", "did you mean 'recipe'"]),
@@ -239,6 +241,34 @@ BAD_VALUES = [
         {"overrides": [{"recipe": {"sweep": {"together_as": "fastest"}}}]},
         ["overrides.0.recipe.sweep.together_as", "no longer exists"],
     ),
+    (
+        {"recipe.data.imbalance": MINORITY | {"ratio": 1000}},
+        ["digits x resnet: data.imbalance.ratio: 1000", "class 7 with 0 of its", "images; lower"],
+    ),
+    (
+        {"recipe.data": {"imbalance": MINORITY | {"ratio": 101}, "examples_per_class": 50}},
+        ["data.imbalance.ratio: 101 leaves class 7 with 0 of its 50 images"],
+    ),
+    ({"recipe.data.imbalance": MINORITY | {"ratio": 0.5}}, ["data.imbalance.ratio", "1", "0.5"]),
+    ({"recipe.data.imbalance": {"ratio": 2}}, ["data.imbalance.minority_classes", "missing"]),
+    (
+        {"recipe.data.imbalance": MINORITY | {"minority_classes": [3, 10]}},
+        ["data.imbalance.minority_classes", "no class 10", "0 to 9"],
+    ),
+    (
+        {"recipe.data.imbalance": MINORITY | {"minority_classes": [*range(10)]}},
+        ["data.imbalance.minority_classes", "are all 10 classes"],
+    ),
+    (
+        {"recipe.data.imbalance": MINORITY | {"minority_classes": [2, 2]}},
+        ["data.imbalance.minority_classes", "class 2 stands twice"],
+    ),
+    ({"recipe.data.imbalance": MINORITY | {"minority_classes": []}}, ["not be empty"]),
+    ({"recipe.data.imbalance": MINORITY | {"kind": "stairs"}}, ["imbalance.kind", "'step'"]),
+    ({"recipe.data.imbalance": MINORITY | {"oversample": True}}, ["imbalance.oversample"]),
+    ({"recipe.data.random_labels": 1.5}, ["data.random_labels", "less than or equal to 1"]),
+    ({"recipe.data.random_labels": -0.1}, ["data.random_labels", "greater than or equal to 0"]),
+    ({"recipe.network.classifier": "fixed"}, ["'classifier' is 'fixed'", "'learned' or 'etf'"]),
     ({"recipe.network.widht": 2}, ["digits x resnet", "widht", "did you mean 'width'"]),
     ({"figures": {"format": ["png"]}}, ["'figures.format'", "did you mean 'formats'"]),
     ({"überschrift": 1}, ["unknown key 'überschrift'"]),

@@ -71,6 +71,16 @@ def test_batches_that_leave_one_image_of_another_dataset_are_named():
         check_layers(wrong)
 
 
+def test_a_fixed_classifier_without_room_is_one_sentence_that_names_the_cell():
+    narrow = {"family": "mlp", "depth": 2, "width": 9, "classifier": "etf"}
+    for check in (check_layers, plan):
+        with pytest.raises(UserError) as error:
+            check(config({}, narrow))
+        assert str(error.value).startswith("config: the recipe of digits x vgg: 'classifier: etf'")
+        assert "9 features for 10 classes" in str(error.value)
+    check_layers(config({}, narrow | {"width": 10}))
+
+
 def test_layers_that_exist_are_taken_whatever_the_family():
     check_layers(config({"layers": ["input", "hidden.0", "hidden.1"], "batch_norm_examples": 100}))
     resnet = {"name": "resnet18", "width": 4, "blocks": [1, 1]}

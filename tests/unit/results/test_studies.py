@@ -10,19 +10,23 @@ from neural_collapse.io.versions import CHANGES_NO_RESULT
 from neural_collapse.results.claims import check_claims, render_claims
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.studies import (
+    MINORITY_ACCURACY,
+    MINORITY_COSINE,
     NC0,
     NC0_ERROR,
     NC0_PREDICTED,
     NC3,
+    by_ratio,
     by_weight_decay,
     seed_means,
 )
 from neural_collapse.training.recipe import TrainingRecipe
 
 
-def run(architecture, seed=0, **training):
+def run(architecture, seed=0, data=None, network=None, **training):
     training = {"epochs": 4, "loss": "cross_entropy", "weight_decay": 1e-3} | training
-    recipe = {"network": {"name": "resnet18"}, "data": {}, "training": training}
+    network = {"name": "resnet18"} | (network or {})
+    recipe = {"network": network, "data": data or {}, "training": training}
     return {
         "dataset": "mnist",
         "architecture": architecture,
@@ -184,6 +188,100 @@ def test_closed_form_of_nc0_is_claimed_of_sgd_alone():
     found = claims_of(values, runs, "closed form")
     verdicts = dict(zip(found["architecture"], found["holds"], strict=True))
     assert verdicts == {"sgd": "holds", "smoothed": "does not"}
+
+
+def imbalance(ratio):
+    return {"imbalance": {"kind": "step", "ratio": ratio, "minority_classes": [8, 9]}}
+
+
+SMALL, LARGE = {"weight_decay": 5e-4}, {"weight_decay": 5e-3}
+IMBALANCED = [
+    run("r1", data=imbalance(1.0), **SMALL),
+    run("r9", data=imbalance(9.0), **SMALL),
+    run("r9 other", data=imbalance(9.0), epochs=7, **SMALL),  # has none to be compared with
+    run("r9 large", data=imbalance(9.0), **LARGE),
+    run("r1 large", data=imbalance(1.0), **LARGE),
+    run("r9 repeated", data=imbalance(9.0), oversample=True, **SMALL),
+    run("without", **SMALL),
+]
+COSINES = {"r1": -0.1, "r9": 0.5, "r9 other": 0.9, "r9 large": 0.9, "r1 large": 0.95}
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdicts"),
+    [
+        ("minority classifiers come closer under imbalance",
+         {"r9": "holds", "r9 large": "cannot say"}),
+        ("minority classifiers come closer under larger", {"r9 large": "holds"}),
+        ("oversampling parts", {"r9 repeated": "holds"}),
+    ],
+)  # fmt: skip
+def test_cells_of_an_imbalance_are_compared_with_their_counterparts(claim, verdicts):
+    cosines = COSINES | {"r9 repeated": 0.1}
+    values = {(name, 0): {MINORITY_COSINE: (0, value)} for name, value in cosines.items()}
+    found = claims_of(measured(values), IMBALANCED, claim)
+    assert dict(zip(found["architecture"], found["holds"], strict=True)) == verdicts
+
+
+def test_minority_accuracy_is_claimed_of_the_test_set():
+    values = {("r1", 0): {MINORITY_ACCURACY: (0, 0.9)}, ("r9", 0): {MINORITY_ACCURACY: (0, 0.3)}}
+    (row,) = claims_of(measured(values, "test"), IMBALANCED, "minority accuracy").itertuples()
+    assert (row.architecture, row.split, row.holds) == ("r9", "test", "holds")
+
+
+def test_lines_over_the_ratio_are_by_weight_decay_and_sampling():
+    runs = pd.DataFrame([*IMBALANCED, run("r1", seed=1, data=imbalance(1.0), **SMALL)])
+    values = {(name, 0): {MINORITY_COSINE: (0, value)} for name, value in COSINES.items()}
+    values |= {
+        ("r1", 1): {MINORITY_COSINE: (0, 0.3)},
+        ("r9 repeated", 0): {MINORITY_COSINE: (0, 0.2)},
+    }
+    accuracy = measured({("r9", 0): {MINORITY_ACCURACY: (0, 0.4)}}, "test")
+    shown = runs[runs["architecture"] != "r9 other"]
+    table = pd.concat([measured(values), accuracy])
+    found = by_ratio(table, runs, Layout.of(shown))
+    assert list(found) == [("mnist", 5e-4, False), ("mnist", 5e-4, True), ("mnist", 5e-3, False)]
+    line = found["mnist", 5e-4, False]
+    assert line.index.tolist() == [1, 9]
+    np.testing.assert_allclose(line[MINORITY_COSINE], [[0.1, -0.1, 0.3], [0.5, 0.5, 0.5]])
+    assert line[MINORITY_ACCURACY, "mean"].isna().tolist() == [True, False]
+    assert found["mnist", 5e-4, True][MINORITY_COSINE, "mean"].tolist() == [0.2]
+    without = runs[runs["architecture"] == "without"]
+    assert by_ratio(measured(values), without, Layout.of(without)) == {}
+
+
+ETF = {"classifier": "etf"}
+
+
+@pytest.mark.parametrize(
+    ("errors", "verdict"),
+    [((0.10, 0.102), "holds"), ((0.12, 0.121), "does not"), ((0.10, 0.12), "cannot say"),
+     ((0.08, 0.081), "does not")],
+)  # fmt: skip
+def test_a_fixed_classifier_is_alike_within_a_bound_on_either_side(errors, verdict):
+    runs = [
+        run(name, seed, network=of) for name, of in (("etf", ETF), ("own", {})) for seed in (0, 1)
+    ]
+    runs += [run("random", network=ETF, data={"random_labels": 1.0})]
+    values = {("own", 0): {"error": (0.9, 0.1)}, ("own", 1): {"error": (0.9, 0.101)}}
+    values |= {("etf", seed): {"error": (0.9, errors[seed])} for seed in (0, 1)}
+    values |= {("random", 0): {"error": (0.9, 0.9)}}
+    found = claims_of(measured(values, "test"), runs, "a fixed ETF")
+    assert [(row.architecture, row.holds) for row in found.itertuples()] == [("etf", verdict)]
+    assert "within 0.01 of each other" in found["criterion"].iloc[0]
+
+
+def test_collapse_under_random_labels_is_judged_by_the_value_before_training():
+    nc1 = "nc1_within_class_variability"
+    shuffled = {"data": {"random_labels": 0.5}}
+    runs = [run("fell", **shuffled), run("stayed", **shuffled), run("true")]
+    ends = {"fell": 0.9, "stayed": 1.1, "true": 0.1}
+    values = measured({(name, 0): {nc1: (10, end)} for name, end in ends.items()})
+    found = claims_of(values, runs, "collapse under random labels")
+    verdicts = dict(zip(found["architecture"], found["holds"], strict=True))
+    assert verdicts == {"fell": "holds", "stayed": "does not"}
+    assert found["criterion"].iloc[0].endswith("below 0.1 times its value before training")
+    assert found["at_end"].tolist() == [0.9, 1.1]
 
 
 def test_claims_of_studies_are_written_where_they_are_made():

@@ -132,6 +132,8 @@ def _imbalanced_decay(recipe: Mapping[str, Any]) -> str:
 
 
 def _classifier(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("data", {}).get("random_labels"):
+        return "none"  # nothing is to be learned from them
     classifier = recipe.get("network", {}).get("classifier", "learned")
     return f"{'fixed ETF' if classifier == 'etf' else classifier} classifier"
 
