@@ -6,16 +6,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neural_collapse.figures import losses, optimisers
-from neural_collapse.figures.study_captions import losses_caption, optimisers_caption
-from neural_collapse.results.studies import MSE_PARTS, NC0, NC0_PREDICTED, NC3
+from neural_collapse.figures import etf, imbalance, losses, optimisers
+from neural_collapse.figures.study_captions import (
+    etf_caption,
+    imbalance_caption,
+    losses_caption,
+    optimisers_caption,
+)
+from neural_collapse.results.studies import (
+    MINORITY_ACCURACY,
+    MINORITY_COSINE,
+    MSE_PARTS,
+    NC0,
+    NC0_PREDICTED,
+    NC1,
+    NC3,
+)
 
 
-def table(cells):
-    """Runs and measurements of {architecture: (training, {(statistic, split): values by epoch})}"""
+def table(cells, data=None):
+    """Runs and measurements of {architecture: (training, {(statistic, split): values by epoch})};
+    data: the data's part of each recipe, by architecture."""
     runs, rows = [], []
     for architecture, (training, statistics) in cells.items():
-        recipe = {"network": {}, "data": {}, "training": training}
+        of_data = (data or {}).get(architecture, {})
+        recipe = {"network": {}, "data": of_data, "training": training}
         key = {"dataset": "mnist", "architecture": architecture, "seed": 0}
         labels = {"dataset_label": "MNIST", "architecture_label": architecture.upper()}
         runs.append(key | labels | {"recipe": json.dumps(recipe)})
@@ -85,3 +100,50 @@ def test_losses_without_mse_say_that_its_parts_are_not_measured():
     tables = table({"ce": ({}, {("nc1_within_class_variability", "train"): [9, 3]})})
     texts = [text.get_text() for text in losses(*tables).axes[5].texts]
     assert texts == ["not measured"]
+
+
+def test_imbalance_is_lines_over_the_ratio_and_marks_what_is_oversampled():
+    minority = {"kind": "step", "minority_classes": [1, 2]}
+    data = {
+        name: {"imbalance": minority | {"ratio": ratio}}
+        for name, ratio in (("r1", 1.0), ("r10", 10.0), ("over", 10.0))
+    }
+
+    def measured(cosine, accuracy):
+        return {(MINORITY_COSINE, "train"): [0, cosine], (MINORITY_ACCURACY, "test"): [0, accuracy]}
+
+    decay = {"weight_decay": 5e-4}
+    tables = table(
+        {
+            "r1": (decay, measured(-0.1, 0.9)),
+            "r10": (decay, measured(0.6, 0.3)),
+            "over": (decay | {"oversample": True}, measured(0.2, 0.5)),
+        },
+        data,
+    )
+    figure = imbalance(*tables)
+    drawn = [
+        {line.get_gid(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_gid()}
+        for ax in figure.axes
+    ]
+    name = "weight decay 0.0005"
+    assert drawn == [
+        {name: [[1, -0.1], [10, 0.6]], f"{name}, oversampled": [[10, 0.2]]},
+        {name: [[1, 0.9], [10, 0.3]], f"{name}, oversampled": [[10, 0.5]]},
+    ]
+    assert "Fang, He, Long and Su" in imbalance_caption(*tables)
+
+
+def test_imbalance_without_its_statistics_says_so():
+    figure = imbalance(*table({"a": ({"weight_decay": 1e-3}, nc0(2.0, 1.5))}))
+    assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [["not measured"]] * 2
+
+
+def test_a_fixed_classifier_is_lines_over_epochs_by_network():
+    fixed = {(NC1, "train"): [8, 2], (NC3, "train"): [1, 0.5], ("error", "test"): [0.9, 0.2]}
+    own = {(NC1, "train"): [9, 3], ("error", "train"): [0.9, 0.1]}
+    tables = table({"fixed": ({}, fixed), "own": ({}, own)})
+    found = lines(etf(*tables))
+    assert found[f"fixed {NC1}"] == [[0, 8], [1, 2]] and found[f"own {NC1}"] == [[0, 9], [1, 3]]
+    assert found[f"fixed {NC3}"] == [[0, 1], [1, 0.5]]
+    assert "Zhu et al." in etf_caption(*tables)
