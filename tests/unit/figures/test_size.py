@@ -8,12 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from sample_tables import make_tables
 
-from neural_collapse.figures import FIGURES
+from neural_collapse.figures import FIGURES, STUDIES
 from neural_collapse.results import paper
 from neural_collapse.results.layout import Layout, size_sentence
 
 CELLS = {"datasets": ("mnist", "fashion_mnist"), "architectures": ("vgg", "resnet")}
-OF_THE_PAPER = [name for name in FIGURES if name not in ("separation", "optimisers", "losses")]
+OF_THE_PAPER = [name for name in FIGURES if name not in STUDIES]
 SMALL = "ResNet (1,1,1,1) width 8"
 
 

@@ -1,4 +1,4 @@
-"""Figures of optimisers and losses: their lines hold the tables' values."""
+"""Figures of studies: their lines hold the tables' values."""
 
 import json
 
@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neural_collapse.figures import etf, imbalance, losses, optimisers
+from neural_collapse.figures import etf, imbalance, losses, optimisers, outliers, transfer
 from neural_collapse.figures.study_captions import (
     etf_caption,
     imbalance_caption,
     losses_caption,
     optimisers_caption,
+    outliers_caption,
+    transfer_caption,
 )
 from neural_collapse.results.studies import (
     MINORITY_ACCURACY,
@@ -147,3 +149,52 @@ def test_a_fixed_classifier_is_lines_over_epochs_by_network():
     assert found[f"fixed {NC1}"] == [[0, 8], [1, 2]] and found[f"own {NC1}"] == [[0, 9], [1, 3]]
     assert found[f"fixed {NC3}"] == [[0, 1], [1, 0.5]]
     assert "Zhu et al." in etf_caption(*tables)
+
+
+def other_tables():
+    """A run on MNIST that measures FashionMNIST, and one that measures no other dataset."""
+    nc1 = "nc1_within_class_variability"
+    values = {
+        (nc1, "train"): [9, 3, 1, 0.5],
+        (nc1, "test"): [9, 4, 3, 2],
+        ("transfer_ncc_accuracy", "test"): [0.4, 0.6, 0.5, 0.3],
+        ("outlier_auroc_neco", "test"): [0.4, 0.6, 0.7, 0.9],
+        ("nc5_outlier_orthogonality", "test"): [0.9, 0.5, 0.3, np.nan],
+    }
+    measurements, runs = table({"a": ({}, values), "b": ({}, {(nc1, "train"): [8, 2, 1, 1]})})
+    recipe = json.dumps({"measurement": {"other_dataset": "fashion_mnist"}})
+    runs.loc[runs["architecture"] == "a", "recipe"] = recipe
+    phases = {"terminal_phase_epoch": 2, "terminal_phase_accuracy": 0.999, "diverged": False}
+    return measurements, runs.assign(**phases)
+
+
+def test_outliers_and_transfer_are_lines_over_epochs_of_cells_that_measure_another_dataset():
+    tables = other_tables()
+    figure = outliers(*tables)
+    assert [ax.get_title() for ax in figure.axes] == ["MNIST × A, outliers fashion_mnist", "", ""]
+    found = lines(figure)
+    assert found["mnist outlier_auroc_neco test"] == [[0, 0.4], [1, 0.6], [2, 0.7], [3, 0.9]]
+    assert found["mnist nc5_outlier_orthogonality test"] == [[0, 0.9], [1, 0.5], [2, 0.3]]
+    assert found["mnist outlier_auroc_nci test"] == []
+    found = lines(transfer(*tables))
+    assert found["mnist nc1_within_class_variability test"] == [[0, 9], [1, 4], [2, 3], [3, 2]]
+    assert found["mnist transfer_ncc_accuracy test"] == [[0, 0.4], [1, 0.6], [2, 0.5], [3, 0.3]]
+
+
+def test_captions_of_another_dataset_say_the_correlation_with_collapse():
+    tables = other_tables()
+    auroc = np.corrcoef(-np.log([3, 1, 0.5]), [0.6, 0.7, 0.9])[0, 1]
+    said = f"MNIST × A: NECO {auroc:.2f} to {auroc:.2f}. "
+    assert said in outliers_caption(*tables)
+    ncc = np.corrcoef(-np.log([3, 1, 0.5]), [0.6, 0.5, 0.3])[0, 1]
+    said = f"MNIST × A: nearest centre {ncc:.2f} to {ncc:.2f}. ".replace("-", "−")
+    assert said in transfer_caption(*tables)
+
+
+def test_figures_of_another_dataset_are_blank_where_none_was_measured():
+    tables = table({"ce": ({}, {("nc1_within_class_variability", "train"): [9, 3]})})
+    for draw, caption in [(outliers, outliers_caption), (transfer, transfer_caption)]:
+        assert {text.get_text() for ax in draw(*tables).axes for text in ax.texts} == {
+            "not measured"
+        }
+        assert caption(*tables) == "No run has measured another dataset yet."

@@ -6,7 +6,10 @@ from importlib import import_module
 
 NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
 """The paper's figures and the two that sum up, in the order in which they are shown."""
-STUDIES = ("separation", "optimisers", "losses", "imbalance", "etf")
+STUDIES = (
+    *("separation", "optimisers", "losses", "imbalance", "etf"),
+    *("outliers", "transfer"),
+)
 """Figures of studies beyond the paper, which a config asks for by name."""
 MOVING = ("gif", "html")
 """Formats of Figure 1 alone: an animation, and a page in which it can be turned."""
@@ -21,11 +24,13 @@ _HOMES = {
     "imbalance": "imbalance_figure",
     "losses": "losses_figure",
     "optimisers": "optimisers_figure",
+    "outliers": "other_figure",
     "overview": "overview_figure",
     "plot": "registry",
     "save": "style",
     "separation": "separation_figure",
     "sweep": "sweep_figure",
+    "transfer": "other_figure",
 }
 
 __all__ = sorted([*_HOMES, "MOVING", "NAMES", "STUDIES"])

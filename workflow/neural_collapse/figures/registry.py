@@ -111,6 +111,16 @@ _ENTRIES = (
         study_captions.ETF_SHOWN,
         study_captions.etf_caption,
     ),
+    FigureEntry(
+        *("outliers", study_captions.OUTLIERS_TITLE, "other_figure", "measurements"),
+        study_captions.OUTLIERS_SHOWN,
+        study_captions.outliers_caption,
+    ),
+    FigureEntry(
+        *("transfer", study_captions.TRANSFER_TITLE, "other_figure", "measurements"),
+        study_captions.TRANSFER_SHOWN,
+        study_captions.transfer_caption,
+    ),
 )
 FIGURES: dict[str, FigureEntry] = {entry.name: entry for entry in _ENTRIES}
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ..results.layout import Layout, origin_sentence
+from ..results.layout import (
+    Layout,
+    origin_sentence,
+    seeds_sentence,
+    terminal_phase_sentence,
+)
 from ..results.studies import (
     MINORITY_ACCURACY,
     MINORITY_COSINE,
@@ -15,7 +20,10 @@ from ..results.studies import (
     NC3,
     OPTIMISERS,
     by_weight_decay,
+    correlation_with_collapse,
+    measured_other,
 )
+from ..results.trends import SCORES
 from .specs import DEFAULT_LOOK, Look
 
 OPTIMISERS_TITLE = "Optimisers: NC0 and NC3 against weight decay"
@@ -28,6 +36,20 @@ LOSSES_SHOWN = (
     ("nc4_ncc_mismatch", "train"),
     ("expected_calibration_error", "test"),
     *((part, "train") for part in MSE_PARTS),
+)
+OUTLIERS_TITLE = "Outliers: how well another dataset is detected while the network collapses"
+OUTLIERS_SHOWN = tuple(
+    (statistic, "test")
+    for statistic in (
+        *(f"outlier_{measure}_{score}" for measure in ("auroc", "fpr95") for score in SCORES),
+        *("nc5_outlier_orthogonality", "nc5_outlier_orthogonality_uncentred"),
+    )
+)
+TRANSFER_TITLE = "Collapse on train and test set, and transfer of the frozen features"
+TRANSFER_SHOWN = (
+    (NC1, "train"),
+    *((n, "test") for n in (NC1, "network_accuracy", "transfer_probe_accuracy")),
+    ("transfer_ncc_accuracy", "test"),
 )
 
 IMBALANCE_TITLE = "Imbalance: the minority's classifiers and accuracy"
@@ -140,3 +162,76 @@ def losses_caption(
         ]
         if sentence
     )
+
+
+def outliers_caption(
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
+) -> str:
+    """Of the figure of outliers."""
+    return _other_caption(
+        "Detection of another dataset's test images among the network's own by four scores: area "
+        "under the ROC curve (AUROC), and share of the own images taken for outliers where 95 % of "
+        "these are (FPR). NC5 is the mean |cos| of the class means and the mean of the outliers.",
+        {label: f"outlier_auroc_{score}" for score, label in SCORES.items()},
+        "Scores: Hendrycks and Gimpel 2017, Liu et al. 2020, Ben Ammar et al. 2024 (NECO, NC5), "
+        "Liu and Qin 2025 (NCI).",
+        *(measurements, runs, layout),
+    )
+
+
+def transfer_caption(
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None = None,
+    look: Look = DEFAULT_LOOK,
+) -> str:
+    """Of the figure of transfer."""
+    return _other_caption(
+        "NC1 of the train set and of the test set, each with its own class means; accuracy on the "
+        "own test set, and on another dataset's test set of a linear probe and of the nearest "
+        "class centre, both learned from its train set's frozen features.",
+        {
+            "linear probe": "transfer_probe_accuracy",
+            "nearest centre": "transfer_ncc_accuracy",
+        },
+        "After Hui, Belkin and Nakkiran 2022.",
+        *(measurements, runs, layout),
+    )
+
+
+def _other_caption(
+    shown: str,
+    correlated: dict[str, str],
+    source: str,
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout | None,
+) -> str:
+    layout = layout or Layout.of(runs)
+    cells = measured_other(runs, layout)
+    if not cells:
+        return "No run has measured another dataset yet."
+    parts = []
+    for cell, (own, _) in cells.items():
+        ranges = {
+            n: correlation_with_collapse(measurements, cell, s) for n, s in correlated.items()
+        }
+        texts = [
+            f"{name} {low:.2f} to {high:.2f}" for name, (low, high) in ranges.items() if low == low
+        ]
+        if texts:
+            parts.append(f"{own}: {', '.join(texts)}".replace("-", "−"))
+    correlation = (
+        "Correlation over the measured epochs after epoch 0 with −log NC1 of the train set, "
+        f"smallest to largest of the seeds: {'; '.join(parts)}."
+    ) * bool(parts)
+    sentences = [
+        shown,
+        terminal_phase_sentence(runs, layout),
+        seeds_sentence(measurements, layout),
+        *(correlation, source, origin_sentence(runs)),
+    ]
+    return " ".join(filter(None, sentences))

@@ -25,6 +25,7 @@ from .separation import LINEARITY
 from .studies import MSE_PARTS, NC0_ERROR, NC1, optimiser_of
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
 from .tables import check_frame, write_table
+from .trends import TRENDS, Trend, trends_of
 
 HOLDS, DOES_NOT, CANNOT_SAY = "holds", "does not", "cannot say"
 NC1_FACTOR = 10
@@ -77,6 +78,10 @@ class Phenomenon:
             )
         times = f"at least {self.factor} times lower" if self.factor > 1 else "lower"
         return f"{text} and {times} than at epoch 0, or zero"
+
+    def rows(self, cell: pd.DataFrame) -> pd.DataFrame:
+        """Its values among the measurements of a cell."""
+        return cell[(cell["statistic"] == self.statistic) & (cell["split"] == self.split)]
 
     def verdict(self, zero: float, start: float, end: float, noise: float) -> str:
         """Of its values at epoch 0, at the start of the TPT and at the end."""
@@ -258,9 +263,10 @@ def check_claims(
         dataset, architecture, origin = (facts[k] for k in ("dataset", "architecture", "origin"))
         cell_runs = rows_of(runs, dataset, architecture, origin)
         cell = rows_of(measurements, dataset, architecture, origin)
-        judged: list[tuple[Phenomenon | Bound | Contrast, str, dict]] = [
+        judged: list[tuple[Phenomenon | Study, str, dict]] = [
             (p, _paper(p, dataset, architecture), _judge(p, cell, cell_runs)) for p in PHENOMENA
         ]
+        judged += [(t, t.paper, _judge(t, cell, cell_runs)) for t in trends_of(cell)]
         judged += [(b, b.paper, _judge_bound(b, cell, cell_runs)) for b in _bounds(cell, cell_runs)]
         beside = [
             of_origin(frame[frame["dataset"] == dataset], origin) for frame in (measurements, runs)
@@ -292,12 +298,12 @@ def _paper(phenomenon: Phenomenon, dataset: str, architecture: str) -> str:
     return f"{theirs[0]:.2f} % to {theirs[1]:.2f} % (recalled)"
 
 
-def _judge(phenomenon: Phenomenon, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
+def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     """Values, verdict and its reason."""
     reached = runs[runs["terminal_phase_epoch"].notna() & ~runs["diverged"].astype(bool)]
     # Without a terminal phase the ends are still worth reading.
     considered = reached if len(reached) else runs
-    chosen = cell[(cell["statistic"] == phenomenon.statistic) & (cell["split"] == phenomenon.split)]
+    chosen = phenomenon.rows(cell)
     curves = {run.Index: _curve(chosen, phenomenon, run.seed) for run in considered.itertuples()}
     unmeasured = [runs.loc[index, "seed"] for index, curve in curves.items() if curve.empty]
     points = [_points(curves[run.Index], run) for run in considered.itertuples()]
@@ -340,9 +346,14 @@ def _judge(phenomenon: Phenomenon, cell: pd.DataFrame, runs: pd.DataFrame) -> di
     return row | {"holds": holds, "reason": reason + some}
 
 
-def _made(claims: pd.DataFrame) -> list[Bound | Contrast]:
+Study = Bound | Contrast | Trend
+OF_STUDIES: tuple[Study, ...] = (*STUDY_CLAIMS, *CONTRASTS, *TRENDS)
+"""Claims of studies beyond the paper, of every kind."""
+
+
+def _made(claims: pd.DataFrame) -> list[Study]:
     """The studies' claims that a table of claims holds."""
-    return [c for c in (*STUDY_CLAIMS, *CONTRASTS) if c.name in set(claims["phenomenon"])]
+    return [c for c in OF_STUDIES if c.name in set(claims["phenomenon"])]
 
 
 def _bounds(cell: pd.DataFrame, runs: pd.DataFrame) -> list[Bound]:
@@ -381,7 +392,7 @@ def _judge_bound(claim: Bound, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     return row | {"holds": claim.verdict(mean, noise), "reason": f"seeds: {listed}"}
 
 
-def _curve(chosen: pd.DataFrame, phenomenon: Phenomenon, seed: int) -> pd.Series:
+def _curve(chosen: pd.DataFrame, phenomenon: Phenomenon | Trend, seed: int) -> pd.Series:
     """One seed's values by epoch."""
     own = chosen[chosen["seed"] == seed].set_index("epoch")["value"].sort_index()
     return 1 - own if phenomenon.statistic == "error" else own
@@ -398,7 +409,7 @@ def _points(curve: pd.Series, run) -> tuple[tuple[float, float, float], tuple[in
     return values, (start, int(curve.index[-1]))
 
 
-def _noise(phenomenon: Phenomenon, values: np.ndarray, examples: int) -> float:
+def _noise(phenomenon: Phenomenon | Trend, values: np.ndarray, examples: int) -> float:
     """What a change within the TPT may be by chance; of (seeds, 3) values, on so many
     test examples. See :data:`NOISE`."""
     if len(values) == 0:
@@ -432,7 +443,7 @@ def summary(claims: pd.DataFrame) -> pd.DataFrame:
         index=[
             claim.name + note
             for note in notes
-            for claim in (*PHENOMENA, *STUDY_CLAIMS, *CONTRASTS)
+            for claim in (*PHENOMENA, *OF_STUDIES)
             if claim.name + note in set(named)
         ],
         columns=[HOLDS, DOES_NOT, CANNOT_SAY],

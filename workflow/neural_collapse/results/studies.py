@@ -115,3 +115,38 @@ def seed_means(
     rows = rows[np.isfinite(rows["value"])]
     found = rows.groupby("epoch")["value"].agg(["mean", "min", "max"])
     return found.rename(columns={"min": "low", "max": "high"})
+
+
+def correlation_with_collapse(
+    measurements: pd.DataFrame, cell: tuple[str, str], statistic: str, split: str = "test"
+) -> tuple[float, float]:
+    """Pearson's correlation of -log NC1 of the train set and a statistic over the measured epochs
+    after epoch 0, of a cell's first origin: the smallest and the largest of its seeds; nan where
+    none has three epochs with both."""
+    rows = rows_of(measurements, *cell)
+    rows = of_origin(rows, origins_of(rows)[0]) if len(rows) else rows
+    rows = rows[rows["epoch"] > 0]
+    found = []
+    for _, run in rows.groupby("seed"):
+        nc1, other = (
+            run[(run["statistic"] == name) & (run["split"] == of)].set_index("epoch")["value"]
+            for name, of in ((NC1, "train"), (statistic, split))
+        )
+        both = pd.DataFrame({"collapse": -np.log(nc1.where(nc1 > 0)), "other": other}).dropna()
+        if len(both) > 2 and (both.std() > 0).all():
+            found.append(float(both.corr().iloc[0, 1]))
+    return (min(found), max(found)) if found else (np.nan, np.nan)
+
+
+def measured_other(runs: pd.DataFrame, layout: Layout) -> dict[tuple[str, str], tuple[str, str]]:
+    """By cell that measures another dataset, in the layout's order: its title, and that one's."""
+    titles, found = dict(layout.datasets), {}
+    for cell in layout.cells():
+        rows = rows_of(runs, *cell)
+        recipe = json.loads(rows.iloc[0]["recipe"]) if len(rows) else {}
+        other = recipe.get("measurement", {}).get("other_dataset")
+        if other is not None:
+            several = len(layout.architectures) > 1
+            own = layout.title(*cell) if several else titles[cell[0]]
+            found[cell] = own, titles.get(other, other)
+    return found

@@ -1,0 +1,119 @@
+"""Claims of studies on what a cell's statistic does while the network collapses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from .studies import NC1
+from .tables import RUN_KEY, VERDICTS
+
+HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
+SCORES = {
+    "max_softmax": "maximum softmax",
+    "energy": "energy",
+    "neco": "NECO",
+    "nci": "NCI",
+}
+"""By which outliers are detected, as the registry calls them, and how they are called."""
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A claim that a statistic rises, or falls, from the start of the TPT to the last epoch."""
+
+    name: str
+    statistic: str
+    rises: bool
+    paper: str
+    """What the study's authors found, and where."""
+    split: str = "test"
+    over_train: bool = False
+    """Whether it is of the ratio of the value to that of the train set."""
+    floor: float | None = None
+    """Noise of one seed alone, as in `claims.Phenomenon`."""
+    needs: str = "transfer_ncc_accuracy"
+    """The statistic where which was measured the claim is made."""
+
+    @property
+    def quantity(self) -> str:
+        """What the values of its rows are."""
+        return f"{self.statistic}, {self.split} / train" if self.over_train else self.statistic
+
+    @property
+    def criterion(self) -> str:
+        """When it holds, in words."""
+        way = "higher" if self.rises else "lower"
+        return f"at the last epoch {way} than at the start of the TPT"
+
+    def rows(self, cell: pd.DataFrame) -> pd.DataFrame:
+        """Its values among the measurements of a cell."""
+        of = cell[cell["statistic"] == self.statistic]
+        own = of[of["split"] == self.split]
+        if not self.over_train:
+            return own
+        key = [*RUN_KEY, "epoch"]
+        train = of.loc[of["split"] == "train", [*key, "value"]]
+        both = own.merge(train, on=key, suffixes=("", "_train"))
+        return both.assign(value=both["value"] / both["value_train"])
+
+    def verdict(self, zero: float, start: float, end: float, noise: float) -> str:
+        """Of its values at epoch 0, at the start of the TPT and at the end."""
+        margin = end - start if self.rises else start - end
+        if abs(margin) <= noise:
+            return CANNOT_SAY
+        return HOLDS if margin > 0 else DOES_NOT
+
+
+_HUI = "(Hui, Belkin and Nakkiran 2022, abstract)"
+_NECO = "(Ben Ammar et al. 2024, recalled)"
+_DETECTION = "better with stronger collapse, r = .77 over networks (arXiv:2502.10691, abstract)"
+_SHARE = 0.05
+"""Noise of one seed of what is no share of examples: this project's choice."""
+
+TRENDS: tuple[Trend, ...] = (
+    Trend(
+        "the test set collapses less than the train set",
+        NC1,
+        rises=True,
+        paper=f"collapse on the train set, not on the test set {_HUI}",
+        over_train=True,
+        floor=_SHARE,
+    ),
+    Trend(
+        "nearest class centres transfer worse",
+        "transfer_ncc_accuracy",
+        rises=False,
+        paper=f"training longer leads to worse features for transfer {_HUI}",
+    ),
+    Trend(
+        "a linear probe transfers worse",
+        "transfer_probe_accuracy",
+        rises=False,
+        paper=f"training longer leads to worse features for transfer {_HUI}",
+    ),
+    Trend(
+        "outliers become orthogonal to the class means (NC5)",
+        "nc5_outlier_orthogonality",
+        rises=False,
+        paper=f"goes towards 0 {_NECO}",
+        floor=_SHARE,
+    ),
+    *(
+        Trend(
+            f"outliers are detected better: {label}",
+            f"outlier_auroc_{score}",
+            rises=True,
+            paper=_DETECTION,
+        )
+        for score, label in SCORES.items()
+    ),
+)
+"""Claims of studies beyond the paper, of one cell each, where another dataset was measured."""
+
+
+def trends_of(cell: pd.DataFrame) -> list[Trend]:
+    """The claims that a cell's measurements say something of."""
+    measured = set(cell["statistic"])
+    return [trend for trend in TRENDS if {trend.statistic, trend.needs} <= measured]
