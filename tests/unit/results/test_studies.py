@@ -255,8 +255,8 @@ ETF = {"classifier": "etf"}
 
 @pytest.mark.parametrize(
     ("errors", "verdict"),
-    [((0.10, 0.102), "holds"), ((0.12, 0.121), "does not"), ((0.10, 0.12), "cannot say"),
-     ((0.08, 0.081), "does not")],
+    [((0.10, 0.102), "holds"), ((0.13, 0.131), "does not"), ((0.11, 0.13), "cannot say"),
+     ((0.07, 0.071), "does not")],
 )  # fmt: skip
 def test_a_fixed_classifier_is_alike_within_a_bound_on_either_side(errors, verdict):
     runs = [
@@ -268,7 +268,7 @@ def test_a_fixed_classifier_is_alike_within_a_bound_on_either_side(errors, verdi
     values |= {("random", 0): {"error": (0.9, 0.9)}}
     found = claims_of(measured(values, "test"), runs, "a fixed ETF")
     assert [(row.architecture, row.holds) for row in found.itertuples()] == [("etf", verdict)]
-    assert "within 0.01 of each other" in found["criterion"].iloc[0]
+    assert "within 0.02 of each other" in found["criterion"].iloc[0]
 
 
 def test_collapse_under_random_labels_is_judged_by_the_value_before_training():
