@@ -15,7 +15,6 @@ PYTHON ?= python3
 VENV ?= .venv
 CORES ?= 2
 CONFIG ?= config/quickstart.yaml
-REFERENCE ?= results/reference/mnist-small
 RECIPES := workflow/neural_collapse/results/paper_recipes.json
 BIN := $(VENV)/bin
 COMPUTING := tests/unit/training tests/unit/networks tests/unit/collapse tests/integration/test_pipeline.py
@@ -43,15 +42,11 @@ quickstart: $(STAMP)
 	@echo "Figures, tables and report.html: results/$$(awk '/^experiment:/ {print $$2}' $(CONFIG))"
 
 # A config on the command line draws your own runs: make figures CONFIG=config/quickstart.yaml
-ifeq ($(origin CONFIG),file)
-figures: CONFIG := $(REFERENCE)/config.yaml
-endif
 figures: $(STAMP)
-	@$(BIN)/snakemake figures tables --cores $(CORES) --configfile $(CONFIG) --quiet rules host
-	@echo "Figures and tables: results/<the experiment that $(CONFIG) names>"
-ifneq ($(origin CONFIG),command line)
-	@for config in $(wildcard results/reference/studies/*/config.yaml); do \
-	  $(BIN)/snakemake figures tables --cores $(CORES) --configfile $$config --quiet rules host || exit 1; done
+ifeq ($(origin CONFIG),command line)
+	@$(SNAKEMAKE) --quiet rules host -- figures tables
+else
+	@$(BIN)/neural-collapse draw-reference --processes $(CORES)
 endif
 
 study: $(STAMP)

@@ -17,7 +17,6 @@ from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
 from neural_collapse.experiment.targets import Experiment
 from neural_collapse.figures import MOVING
-from neural_collapse.figures.specs import Look
 from neural_collapse.results import TABLES
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import tree_digest
@@ -215,10 +214,6 @@ def custom_contents(wildcards):
 def reference_options():
     folder = EXPERIMENT.reference_folder(ROOT)
     return ["--reference-folder", folder] if CONFIG.shows_reference else []
-
-
-def look_options():
-    return Look(**CONFIG.figures.model_dump(exclude={"formats", "names"})).options()
 
 
 def in_report(path):

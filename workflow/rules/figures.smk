@@ -67,7 +67,7 @@ rule plot_figures:
         folder=subpath(output[0], parent=True),
         figures=EXPERIMENT.figures,
         formats=[*CONFIG.figures.formats, "rst"],
-        look=look_options(),
+        look=EXPERIMENT.look.options(),
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: EXPERIMENT.titles(),

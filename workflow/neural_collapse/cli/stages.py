@@ -202,6 +202,14 @@ def add_to(cli: Commands) -> None:
         option("--figures", nargs="+", metavar="NAME", default=(),
                help="that the set's config draws; by default the paper's"),
     )  # fmt: skip
+    cli.add(
+        "draw-reference", "draw the sets of reference runs that are not drawn, or out of date",
+        "cli.reference:draw_reference",
+        path("sets-folder", "below which the sets lie; by default results/reference",
+             required=False, default=Path("results/reference")),
+        option("--processes", type=at_least(1), default=1, metavar="N",
+               help="that share a set's figures"),
+    )  # fmt: skip
     cli.add("config-schema", "print the config's JSON schema", "experiment.config:json_schema")
     cli.add(
         "config-page", "print the page of every config key",

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.registry import dataset_entry, folder_suffix
 from ..figures import MOVING, NAMES
+from ..figures.specs import Look
 from ..io.errors import UserError
 from ..results import TABLES
 from .config import Config, resolve_recipe
@@ -104,6 +105,11 @@ class Experiment:
             for suffix in suffixes
             if suffix not in MOVING or name == "figure_1"
         }
+
+    @property
+    def look(self) -> Look:
+        """How figures look."""
+        return Look(**self.config.figures.model_dump(exclude={"formats", "names"}))
 
     def titles(self) -> str:
         """How columns and rows are titled, as JSON."""

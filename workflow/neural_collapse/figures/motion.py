@@ -65,12 +65,14 @@ def _frames(chosen: specs.Picture) -> list[Image]:
             picture.draw_legend(figure, chosen)
             words = _rendered(figure)
         solids, extent = scene.solids(chosen, epoch), scene.reach(chosen)
-        for step in range(share):
-            azimuth = scene.AZIMUTH + TURN_DEGREES * np.sin(2 * np.pi * step / share)
+        swing = np.sin(2 * np.pi * np.arange(share) / share)
+        azimuths = scene.AZIMUTH + np.round(TURN_DEGREES * swing, 6)
+        views = {}
+        for azimuth in dict.fromkeys(azimuths):  # the camera comes back to each
             image, _ = scene.render(solids, extent, words.width, azimuth)
-            frame = words.copy()
-            frame.paste(fromarray(image), (0, words.height // 18))
-            frames.append(frame)
+            views[azimuth] = words.copy()
+            views[azimuth].paste(fromarray(image), (0, words.height // 18))
+        frames += [views[azimuth] for azimuth in azimuths]
     return frames
 
 
@@ -130,7 +132,7 @@ h1 {{ font-size: 1.2rem; margin: 0; }}
 
 
 def _plot(chosen: specs.Picture) -> str:
-    import plotly.graph_objects as go
+    from plotly.io import to_html
 
     names = [str(epoch) for epoch in chosen.epochs]
     at_once = {"frame": {"duration": 0}, "transition": {"duration": 0}}
@@ -150,26 +152,24 @@ def _plot(chosen: specs.Picture) -> str:
         for axis, at in zip("xyz", scene.TARGET, strict=True)
     }
     eye = dict(zip("xyz", 0.8 * scene.camera(scene.AZIMUTH)[2], strict=True))
-    figure = go.Figure(
-        data=_traces(chosen, chosen.epochs[-1]),
-        frames=[go.Frame(data=_traces(chosen, int(name)), name=name) for name in names],
-        layout=go.Layout(
-            template="none",
-            margin={"l": 0, "r": 0, "t": 0, "b": 0},
-            legend={"x": 0, "y": 1, "groupclick": "togglegroup"},
-            uirevision="kept",
-            scene={**axes, "aspectmode": "cube", "camera": {"eye": eye}},
-            sliders=[slider],
-            updatemenus=[menu],
-        ),
-    )
-    return figure.to_html(
+    layout = {
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+        "legend": {"x": 0, "y": 1, "groupclick": "togglegroup"},
+        "uirevision": "kept",
+        "scene": {**axes, "aspectmode": "cube", "camera": {"eye": eye}},
+        "sliders": [slider],
+        "updatemenus": [menu],
+    }
+    frames = [{"data": _traces(chosen, int(name)), "name": name} for name in names]
+    return to_html(
+        {"data": _traces(chosen, chosen.epochs[-1]), "frames": frames, "layout": layout},
         full_html=False,
         include_plotlyjs=True,
         include_mathjax=False,
         div_id="figure-1",
         config={"displaylogo": False, "responsive": True},
         auto_play=False,
+        validate=False,  # which takes seconds for so many numbers
     )
 
 
@@ -181,25 +181,24 @@ _NAMES = {
 }
 
 
-def _traces(chosen: specs.Picture, epoch: int) -> list:
+def _traces(chosen: specs.Picture, epoch: int) -> list[dict]:
     """The same solids in the same order for every epoch, so that frames replace each other."""
-    import plotly.graph_objects as go
-
     traces, shown = [], set()
     for solid in scene.solids(chosen, epoch):
         corners, faces = scene.mesh(solid)
         traces.append(
-            go.Mesh3d(
+            {
+                "type": "mesh3d",
                 **dict(zip("xyz", np.round(corners, 4).T.tolist(), strict=True)),
                 **dict(zip("ijk", faces.T.tolist(), strict=True)),
-                color=solid.colour,
-                opacity=solid.opacity,
-                lighting={"ambient": 0.55, "diffuse": 0.6, "specular": 0.25},
-                name=_NAMES[solid.kind],
-                legendgroup=solid.kind,
-                showlegend=solid.kind not in shown,
-                hovertemplate=f"{_NAMES[solid.kind]}, class {solid.class_index}<extra></extra>",
-            )
+                "color": solid.colour,
+                "opacity": solid.opacity,
+                "lighting": {"ambient": 0.55, "diffuse": 0.6, "specular": 0.25},
+                "name": _NAMES[solid.kind],
+                "legendgroup": solid.kind,
+                "showlegend": solid.kind not in shown,
+                "hovertemplate": f"{_NAMES[solid.kind]}, class {solid.class_index}<extra></extra>",
+            }
         )
         shown.add(solid.kind)
     return traces

@@ -98,7 +98,8 @@ def render(
         right, up, toward = ((points - TARGET) @ axes.T * scale).T
         return np.stack([right + size[0] / 2, size[1] / 2 - up, toward], axis=-1)
 
-    image, depth = np.ones((size.prod(), 3)), np.full(size.prod(), -np.inf)
+    image = np.ones((size.prod(), 3), np.float32)
+    depth = np.full(size.prod(), -np.inf, np.float32)
     outside = total = 0
     for solid in sorted(scene, key=lambda solid: -solid.opacity):
         placed, origin = place(solid.points), place(np.zeros(3))
@@ -109,8 +110,11 @@ def render(
         _draw_balls(placed, solid.radius * scale, *canvas)
         for tip in placed if solid.stick_radius else ():
             _draw_stick(origin, tip, solid.stick_radius * scale, *canvas)
-    image = image.reshape(height, OVERSAMPLING, width, OVERSAMPLING, 3).mean(axis=(1, 3))
-    return np.rint(255 * image).astype(np.uint8), outside / max(total, 1)
+    image = image.reshape(*size[::-1], 3)
+    # Sums of slices: much faster than a mean over axes of two pixels.
+    steps = range(OVERSAMPLING)
+    image = sum(image[i::OVERSAMPLING, j::OVERSAMPLING] for i in steps for j in steps)
+    return np.rint(255 / OVERSAMPLING**2 * image).astype(np.uint8), outside / max(total, 1)
 
 
 def _draw_balls(centres, radius, image, depth, size, solid) -> None:

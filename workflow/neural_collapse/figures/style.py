@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import seaborn as sns
 from matplotlib.axis import Axis
+from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -209,14 +210,18 @@ def legend_above(figure: Figure, handles: list[Line2D]) -> None:
 def save(figure: Figure, paths: Sequence[str | Path]) -> None:
     """Write the figure into files, whose endings are the formats, each replaced atomically."""
     with style():
-        # Laid out once for all formats, at the resolution of the picture.
+        # Laid out once for all formats, at the resolution of the picture; `savefig` would draw
+        # the figure twice for each format.
         figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
-        figure.draw_without_rendering()
+        if figure.axes:
+            figure.get_layout_engine().execute(figure)
         figure.set_layout_engine("none")
         for path in map(Path, paths):
             format = path.suffix[1:]
+            canvas = get_registered_canvas_class(format)(figure)
+            figure.set_dpi(matplotlib.rcParams["savefig.dpi"])  # svg and pdf set their own
             with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=format, metadata=_METADATA.get(format))
+                getattr(canvas, f"print_{format}")(temporary, metadata=_METADATA[format])
 
 
 _METADATA = {

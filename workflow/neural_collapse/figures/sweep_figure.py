@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -118,16 +117,14 @@ def _draw_panel(ax: Axes, candidates: pd.DataFrame, origins: Sequence[str]) -> N
             if place:
                 pale = dict(style.REFERENCE) if name == "tried" else {"alpha": 0.6}
                 look = {**look, **pale, "markerfacecolor": "white"}
-            sns.lineplot(
-                candidates[own & rows],
-                x="learning_rate",
-                y="error_percent",
-                estimator=None,
-                ax=ax,
+            points = candidates[own & rows].sort_values("learning_rate")
+            ax.plot(
+                points["learning_rate"],
+                points["error_percent"],
                 gid=f"{name}-{origin}" if place else name,
                 **{"markeredgecolor": look["color"], **look},
             )
-    ax.set(xlabel="", ylabel="", yscale="log")
+    ax.set_yscale("log")
     shown = candidates["error_percent"]
     low, high = shown.min() / 1.5, min(shown.max() * 1.5, 160)
     ax.set_ylim(low, high)

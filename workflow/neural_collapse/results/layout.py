@@ -79,7 +79,7 @@ def of_origin(frame: pd.DataFrame, origin: str | None) -> pd.DataFrame:
 
 def origins_of(frame: pd.DataFrame) -> tuple[str, ...]:
     """Origins that the table holds, own first: own, reference, or both."""
-    present = set(frame["origin"]) if "origin" in frame and len(frame) else {OWN}
+    present = set(frame["origin"].unique()) if "origin" in frame and len(frame) else {OWN}
     return tuple(origin for origin in ORIGINS if origin in present)
 
 

@@ -223,8 +223,7 @@ def empty_table(name: str) -> pd.DataFrame:
 
 def check_frame(frame: pd.DataFrame, name: str, where: str | Path = "table") -> pd.DataFrame:
     """`frame` with the columns of table `name` in order and in their types; raises UserError."""
-    schema = SCHEMAS[name]
-    return _to_frame(_to_arrow(frame, schema, where), schema)
+    return _checked(frame, SCHEMAS[name], where)[1]
 
 
 def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
@@ -233,7 +232,7 @@ def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
     The same rows in the same order give the same bytes.
     """
     schema = SCHEMAS[name]
-    table = _to_arrow(frame, schema, path)
+    table, _ = _checked(frame, schema, path)
     table = table.replace_schema_metadata(
         {METADATA_NAME: schema.name.encode(), METADATA_VERSION: str(schema.version).encode()}
     )
@@ -301,7 +300,10 @@ _ARROW = {
 }
 
 
-def _to_arrow(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -> pa.Table:
+def _checked(
+    frame: pd.DataFrame, schema: TableSchema, where: str | Path
+) -> tuple[pa.Table, pd.DataFrame]:
+    """The frame as a table of this schema, and that as a frame again."""
     absent = {c.name: c.default for c in schema.columns if c.name not in frame.columns}
     frame = frame.assign(**{name: value for name, value in absent.items() if value is not None})
     missing = [name for name, value in absent.items() if value is None]
@@ -317,8 +319,9 @@ def _to_arrow(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -> pa
     arrays = [_array(frame[column.name], column, where) for column in schema.columns]
     fields = [pa.field(c.name, _ARROW[c.type], nullable=c.nullable) for c in schema.columns]
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-    _check_values(_to_frame(table, schema), schema, where)
-    return table
+    frame = _to_frame(table, schema)
+    _check_values(frame, schema, where)
+    return table, frame
 
 
 def _array(series: pd.Series, column: Column, where: str | Path) -> pa.Array:
@@ -340,10 +343,9 @@ def _array(series: pd.Series, column: Column, where: str | Path) -> pa.Array:
     if series.isna().any():
         raise UserError(f"{where}: the column {column.name!r} has missing values")
     if column.type == "string":
-        values = series.tolist()
-        if not all(isinstance(value, str) for value in values):
-            raise wrong
-        return pa.array(values, pa.string())
+        if types.is_string_dtype(series):  # of objects, looks at each
+            return pa.array(series, pa.string())
+        raise wrong
     fits = types.is_bool_dtype if column.type == "bool" else types.is_integer_dtype
     if not fits(series):
         raise wrong
@@ -369,7 +371,7 @@ def _to_frame(table: pa.Table, schema: TableSchema) -> pd.DataFrame:
 def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -> None:
     for column in schema.columns:
         if column.choices:
-            strange = sorted(set(frame[column.name]) - set(column.choices))
+            strange = sorted(set(frame[column.name].unique()) - set(column.choices))
             if strange:
                 raise UserError(
                     f"{where}: the column {column.name!r} holds {strange[0]!r}; "
