@@ -79,6 +79,17 @@ def test_draw_failed_job_says_why(config, jobs):
     )
 
 
+def test_draw_resume_state_that_no_job_can_use_is_listed(config, jobs):
+    job = jobs["train_model"]
+    finish(job)
+    state = job.state.parent / "no_such_job" / "abc"
+    state.mkdir(parents=True)
+    (state / "state-000003-0.safetensors").touch()
+    text = text_of(watch.draw(Path(config.folder), config)[0])
+    assert "resume states that no job can use any more" in text
+    assert f"rm -r {state}*" in text.replace("\n", "")
+
+
 def test_draw_measured_run_shows_nc1_of_its_last_epoch(config, jobs):
     for job in jobs.values():
         finish(job)

@@ -174,14 +174,25 @@ def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
     return total, unknown
 
 
-def status_text(folder: Path, config: Config | None = None) -> str:
-    """The whole status as text."""
-    jobs = experiment_jobs(folder, config)
-    if not jobs:
-        return f"{folder}: nothing is trained here; it shows reference runs"
+def experiment_statuses(
+    folder: Path, config: Config | None = None
+) -> tuple[list[JobStatus], list[str]]:
+    """How far each job is, and lines about the resume states that no job can use any more."""
     leftovers = find_leftovers(folder, config)
     useless = {state.folder for state in leftovers}
-    statuses = [status_of(job, useless=useless) for job in jobs]
+    lines = ["resume states that no job can use any more; each line deletes one:"]
+    for leftover in leftovers:
+        size, age = size_text(leftover.size_bytes), duration_text(leftover.age_seconds)
+        lines.append(f"  {leftover.command}   # {size}, written {age} ago")
+    jobs = experiment_jobs(folder, config)
+    return [status_of(job, useless=useless) for job in jobs], lines if leftovers else []
+
+
+def status_text(folder: Path, config: Config | None = None) -> str:
+    """The whole status as text."""
+    statuses, leftovers = experiment_statuses(folder, config)
+    if not statuses:
+        return f"{folder}: nothing is trained here; it shows reference runs"
     by_state = {state: [s for s in statuses if s.state == state] for state in STATES}
     parts = [f"{len(found)} {state}" for state, found in by_state.items() if found]
     lines = [f"{folder}: {len(statuses)} jobs, {', '.join(parts)}", "", *_table(statuses)]
@@ -200,10 +211,7 @@ def status_text(folder: Path, config: Config | None = None) -> str:
     if len(by_state["done"]) < len(statuses):
         lines += ["", f"left: {left_text(statuses)}"]
     if leftovers:
-        lines += ["", "resume states that no job can use any more; each line deletes one:"]
-    for leftover in leftovers:
-        size, age = size_text(leftover.size_bytes), duration_text(leftover.age_seconds)
-        lines.append(f"  {leftover.command}   # {size}, written {age} ago")
+        lines += ["", *leftovers]
     page = folder / "report.html"
     lines += ["", f"report: {page if page.exists() else 'not built yet'}"]
     return "\n".join(lines)

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from ..experiment.config import Config, load_config
 from ..io.text import counted
-from .jobs import STAGES, experiment_jobs
-from .status import JobStatus, left_text, stage_summary, status_of
+from .jobs import STAGES
+from .status import JobStatus, experiment_statuses, left_text, stage_summary
 
 NC1 = "nc1_within_class_variability"
 COLOURS = {"failed": "red", "running": "cyan", "outdated": "yellow", "stopped": "yellow"}
@@ -61,7 +61,7 @@ def watch(results: Path | None, config: Path | None, interval: int = 2) -> None:
 
 def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
     """The picture of this moment, and whether anything is left to do."""
-    statuses = [status_of(job) for job in experiment_jobs(folder, config)]
+    statuses, leftovers = experiment_statuses(folder, config)
     rows: list[list[str | Text]] = []
     for cell in dict.fromkeys(status.job.cell for status in statuses):
         own = [status for status in statuses if status.job.cell == cell]
@@ -83,6 +83,7 @@ def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
         Text(),
         table,
         *(Text(line, "red") for line in failed),
+        *map(Text, leftovers),
     ]
     return Group(*lines), done < len(statuses)
 
