@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from neural_collapse.collapse.measure import compute_moments
+from neural_collapse.collapse.features import Watched, extract_splits
 from neural_collapse.collapse.moments import save_moments
 from neural_collapse.experiment import provenance
 from neural_collapse.experiment.config import check_config, resolve_recipe
-from neural_collapse.experiment.cost import DataSize, features_bytes, plan_cells
+from neural_collapse.experiment.cost import plan_cells
 from neural_collapse.experiment.plan import (
     FinishedRun,
     finished_runs,
@@ -20,6 +21,7 @@ from neural_collapse.experiment.plan import (
     throughput,
 )
 from neural_collapse.io.errors import UserError
+from neural_collapse.networks.build import build_network
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "mnist-small" / "runs.json"
 CUSTOM = """
@@ -197,26 +199,87 @@ def test_throughput_of_shipped_runs_predicts_each_other(tmp_path, monkeypatch):
         assert 1 / near < seconds / run.seconds < near
 
 
-def test_features_bytes_are_those_of_the_files(own, tmp_path):
-    recipe = resolve_recipe(own("small"), "digits", "mine")
-    classes, dim, rng = 10, 512, np.random.default_rng(0)
-    size = DataSize(train=3000, test=1000, channels=1, side_px=8, num_classes=classes)
-    train, test = (
-        compute_moments(
-            rng.standard_normal((examples, dim), dtype=np.float32),
-            np.arange(examples) % classes,
-            classes,
-            np.ones((classes, dim)),
-            None,
-        )
-        for examples in (size.train, size.test)
+IMBALANCE = {"minority_classes": [8, 9], "ratio": 4}
+MLP = {"family": "mlp", "depth": 2, "width": 20}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers"),
+    [
+        ({}, []),
+        ({"layers": ["input", "hidden.0"]}, [64, 20]),
+        ({"scatter": "full", "layers": ["hidden.0"]}, [20]),
+    ],
+)
+@pytest.mark.parametrize("imbalance", [None, IMBALANCE], ids=["balanced", "unequal"])
+def test_features_bytes_are_those_of_the_files(recipe, layers, imbalance, tmp_path):
+    values = {
+        "experiment": "e",
+        "datasets": ["digits"],
+        "architectures": ["mlp"],
+        "custom_architectures": {"mlp": {"label": "MLP"}},
+        "recipe": {
+            "network": MLP,
+            "data": {"imbalance": imbalance} if imbalance else {},
+            "training": {"epochs": 9},
+            "measurement": {"epochs": 3, **recipe},
+        },
+    }
+    (cell,) = plan_cells(check_config(values))
+    assert cell.network.layer_dimensions == tuple(layers)
+    rng, few = np.random.default_rng(0), 1 if imbalance is None else 4
+    counts = [40] * 8 + [40 // few] * 2
+    labels = np.repeat(np.arange(10), counts), np.repeat(np.arange(10), 10)
+    images = [rng.integers(0, 256, (len(y), 1, 8, 8), dtype=np.uint8) for y in labels]
+    data = SimpleNamespace(
+        **{"train_images": images[0], "train_labels": labels[0], "num_classes": 10},
+        **{"test_images": images[1], "test_labels": labels[1], "mean": [0.5], "std": [0.5]},
     )
-    raw = torch.zeros(3 * recipe.measurement.activation_examples_per_class, dim)
+    network = build_network(
+        cell.recipe.network, channels=1, num_classes=10, image_size_px=8, seed=0
+    )
+    measured = cell.recipe.measurement
+    splits = extract_splits(
+        network,
+        data,
+        batch_size=64,
+        device="cpu",
+        scatter=measured.scatter,
+        watched=Watched(measured.layers, measured.layer_pool),
+    )
+    raw = torch.zeros(3 * measured.activation_examples_per_class, 20)
     for epoch in (0, 1, 3, 9):
-        save_moments(tmp_path / f"epoch-{epoch}.safetensors", train, test, {}, {"raw": raw})
-    written = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert recipe.measured_epochs == recipe.activation_epochs == (0, 1, 3, 9)
-    assert features_bytes(recipe, size, dim) == pytest.approx(written, rel=0.01)
+        path = tmp_path / f"epoch-{epoch}.safetensors"
+        save_moments(path, splits.train, splits.test, {}, {"raw": raw}, splits.layers)
+    # A file begins with 8 bytes and names of so many.
+    written = sum(
+        path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
+        for path in tmp_path.glob("*.safetensors")
+    )
+    assert cell.recipe.measured_epochs == cell.recipe.activation_epochs == (0, 1, 3, 9)
+    assert cell.features_bytes == written
+
+
+def test_plan_counts_the_time_of_layers_and_of_another_dataset():
+    def flops(**measurement):
+        values = {
+            "experiment": "e",
+            "datasets": ["mnist"],
+            "architectures": ["mlp"],
+            "custom_architectures": {"mlp": {"label": "MLP"}},
+            "recipe": {"network": MLP, "measurement": {"epochs": [350], **measurement}},
+        }
+        (cell,) = plan_cells(check_config(values))
+        return cell.flops, cell
+
+    alone, cell = flops()
+    images = cell.size.train + cell.size.test
+    # Two checkpoints; of 784 pixels and ten classes: the product with the span of the means and
+    # that with the class centres, and an outer product; two operations each, doubled for float64.
+    layer = 2 * (2 * 2 * 10 * 784 + 2 * 10 * 10)
+    assert flops(layers=["input"])[0] - alone == pytest.approx(2 * images * layer)
+    other, _ = flops(other_dataset="fashion_mnist")
+    assert other - alone > 2 * 60_000 * cell.network.forward_flops
 
 
 def test_plan_says_what_its_hours_rest_on(own):

@@ -11,7 +11,7 @@ from ..io.errors import UserError
 from ..networks.recipes import CustomRecipe, NetworkRecipe
 from ..training.schedule import SWEEP_EVALUATIONS
 from .config import Config, resolve_recipe
-from .recipe import Recipe
+from .recipe import MeasurementRecipe, Recipe
 
 if TYPE_CHECKING:
     from ..data.prepared import PreparedDataset
@@ -53,14 +53,19 @@ class NetworkCost:
     forward_flops: int | None
     """Operations of an image's forward pass, two a multiply-add; None where a user-defined network
     does not run without numbers."""
+    layer_dimensions: tuple[int, ...] = ()
+    """d of each further layer that is measured."""
 
     @classmethod
-    def of(cls, network: NetworkRecipe, size: DataSize) -> NetworkCost:
+    def of(
+        cls, network: NetworkRecipe, size: DataSize, measured: MeasurementRecipe | None = None
+    ) -> NetworkCost:
         """Built without memory for its weights, unless it is user-defined."""
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
         from ..networks.build import construct_without_weights
+        from ..networks.layers import layer_dimensions
 
         built = construct_without_weights(
             network,
@@ -68,18 +73,22 @@ class NetworkCost:
             num_classes=size.num_classes,
             image_size_px=size.side_px,
         )
+        built.eval()
         known = sum(weight.numel() for weight in built.parameters()), built.classifier.in_features
-        inputs = torch.empty(1, size.channels, size.side_px, size.side_px, device="meta")
+        shape, layers = (size.channels, size.side_px, size.side_px), ()
+        if measured is not None and measured.layers:
+            layers = tuple(layer_dimensions(built, measured.layers, measured.layer_pool, shape))
+        inputs = torch.empty(1, *shape, device="meta")
         try:
             # A user-defined network comes with its weights.
-            built.eval().to("meta")
+            built.to("meta")
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 built(inputs)
         except Exception:
             if not isinstance(network, CustomRecipe):
                 raise
-            return cls(*known, None)
-        return cls(*known, counter.get_total_flops())
+            return cls(*known, None, layers)
+        return cls(*known, counter.get_total_flops(), layers)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class CellPlan:
     """Trainings whose checkpoints are kept: one a seed."""
     size: DataSize | None
     network: NetworkCost | None
+    other: DataSize | None = None
+    """Of the dataset that `measurement.other_dataset` names."""
 
     @property
     def candidates(self) -> int:
@@ -131,7 +142,7 @@ class CellPlan:
         """Of what is kept of their features: moments, and Figure 1's raw ones."""
         if self.size is None or self.network is None:
             return None
-        return self.runs * features_bytes(self.recipe, self.size, self.network.feature_dimension)
+        return self.runs * features_bytes(self.recipe, self.size, self.network)
 
     @cached_property
     def flops(self) -> float | None:
@@ -139,14 +150,18 @@ class CellPlan:
         size, network, epochs = self.size, self.network, self.recipe.training.epochs
         if size is None or network is None or network.forward_flops is None:
             return None
-        # A checkpoint is one more pass over both sets and the attack, some steps of a few images.
+        # A checkpoint is one more pass over both sets, another dataset's as well, and the attack,
+        # some steps of a few images.
         robustness = self.recipe.robustness
         attack = robustness.images * robustness.candidate_classes * 3 * 4
-        measured = len(self.recipe.measured_epochs) * (size.train + size.test + attack)
+        passed = size.train + size.test + (self.other.train + self.other.test if self.other else 0)
+        checkpoints = len(self.recipe.measured_epochs)
         evaluations = 1 + min(epochs, SWEEP_EVALUATIONS)
         candidate = 3 * size.train * epochs + (size.train + size.test) * evaluations
-        kept = epochs * training_images(size) + measured
-        return (self.candidates * candidate + self.runs * kept) * network.forward_flops
+        kept = epochs * training_images(size) + checkpoints * (passed + attack)
+        images = self.candidates * candidate + self.runs * kept
+        moments = passed * moments_flops(self.recipe, size.num_classes, network)
+        return images * network.forward_flops + self.runs * checkpoints * moments
 
     @property
     def kind(self) -> str:
@@ -180,14 +195,36 @@ def network_kind(network: NetworkRecipe) -> str:
     return network.function if isinstance(network, CustomRecipe) else network.family
 
 
-def features_bytes(recipe: Recipe, size: DataSize, dim: int) -> int:
+def features_bytes(recipe: Recipe, size: DataSize, network: NetworkCost) -> int:
     """What is kept of the features of one run's checkpoints, but for names and the like."""
-    classes = size.num_classes
-    # In float64 both splits' class means, their scatter matrices, and the last layer.
-    moments = 8 * (3 * classes * dim + 2 * classes**2)
+    from ..collapse.moments import CALIBRATION_BINS
+
+    classes, dim = size.num_classes, network.feature_dimension
+    dimensions = dim, *network.layer_dimensions
+    # Numbers of 8 bytes. Of both splits and each layer: class means, scatter on their span, counts,
+    # variances, decisions. Of the features: calibration, the full scatter, and the last layer.
+    numbers = 2 * sum(classes * (d + classes + 6) for d in dimensions)
+    numbers += 2 * 3 * CALIBRATION_BINS + classes * (dim + 1)
+    if recipe.measurement.scatter == "full":
+        numbers += 2 * dim**2
+    if recipe.data.imbalance is not None:  # the train split's scatter in balanced weights as well
+        numbers += len(dimensions) * classes**2
+    moments = 8 * numbers
     chosen = len(recipe.figure_1_classes(classes))
     raw = 4 * dim * chosen * recipe.measurement.activation_examples_per_class
     return len(recipe.measured_epochs) * moments + len(recipe.activation_epochs) * raw
+
+
+def moments_flops(recipe: Recipe, classes: int, network: NetworkCost) -> int:
+    """Operations by which an image's features and layers are summed up, doubled for float64.
+
+    Products with the span of the means and with the class centres, of the features with the
+    classifier too; outer products of what they give.
+    """
+    dim = network.feature_dimension
+    of_layers = sum(4 * classes * d + 2 * classes**2 for d in (dim, *network.layer_dimensions))
+    full = 2 * dim**2 if recipe.measurement.scatter == "full" else 0
+    return 2 * (of_layers + 2 * classes * dim + full)
 
 
 def training_images(size: DataSize) -> int:
@@ -203,12 +240,14 @@ def plan_cells(config: Config) -> list[CellPlan]:
         recipe = resolve_recipe(config, *cell)
         size = data_size(config, recipe)
         try:
-            network = None if size is None else NetworkCost.of(recipe.network, size)
+            measured = recipe.measurement
+            network = None if size is None else NetworkCost.of(recipe.network, size, measured)
         except (RuntimeError, MemoryError) as error:
             # Of a size that overflows; a user-defined network comes with its weights.
             raise UserError(
                 f"{' x '.join(cell)}: network: cannot be built ({str(error).splitlines()[0]}); "
                 "make it smaller"
             ) from None
-        cells.append(CellPlan(recipe, len(config.seeds), size, network))
+        other = recipe.of_other_dataset and data_size(config, recipe.of_other_dataset)
+        cells.append(CellPlan(recipe, len(config.seeds), size, network, other))
     return cells
