@@ -290,6 +290,12 @@ def test_the_papers_own_recipe_deviates_nowhere():
         ({"sweep__count": 5}, "5 for 25 learning rates"),
         ({"measurement__epochs": [1, 350]}, "2 for 50 measured epochs"),
         ({"robustness__images": 10}, "10 for 100 attacked images"),
+        ({"training__oversample": True}, "images of smaller classes repeated"),
+        ({"data__random_labels": 0.5}, "share 0.5 of the labels shuffled"),
+        (
+            {"data__imbalance": {"kind": "step", "ratio": 10.0, "minority_classes": [1]}},
+            "10 : 1 imbalance",
+        ),
         ({"network__stem": "imagenet"}, "imagenet for small stem"),
         # These change no result, or only what is drawn at random.
         ({"training__threads": 4, "robustness__seed": 3}, ""),

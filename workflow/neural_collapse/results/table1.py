@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ _WORDS = {
     "training.momentum": "momentum {0} for {1}",
     "training.weight_decay": "weight decay {0} for {1}",
     "training.learning_rate_milestones": "rate lowered at {0} for {1}",
+    "training.oversample": "images of smaller classes repeated",
+    "data.imbalance": "{0} imbalance",
+    "data.random_labels": "share {0} of the labels shuffled",
     "training.learning_rate_factor": "rate lowered by {0} for {1}",
     "training.precision": "{0} for {1}",
     "sweep.learning_rate_min": "sweep from {0} for {1}",
@@ -69,6 +73,13 @@ _WORDS = {
     "robustness.overshoot": "overshoot {0} for {1}",
     "robustness.max_steps": "{0} for {1} DeepFool steps",
     "robustness.candidate_classes": "{0} for {1} DeepFool classes",
+}
+
+_DEFAULTS: Mapping[str, Any] = {
+    "training.optimizer": {"name": "sgd"},
+    "training.oversample": False,
+    "data.imbalance": None,
+    "data.random_labels": 0.0,
 }
 
 
@@ -101,7 +112,8 @@ def deviations(run: pd.Series) -> list[str]:
         found.append("learning rate pinned")
     ours = recipe_values(recipe)
     for values in (ours, theirs):  # a recipe does not name the default
-        values.setdefault("training.optimizer", {"name": "sgd"})
+        for key, usual in _DEFAULTS.items():
+            values.setdefault(key, usual)
     for key, words in _WORDS.items():
         told = (key.startswith("sweep.") and pinned) or (
             key.startswith("network.") and run["network"] != protocol.network
@@ -119,6 +131,8 @@ def _said(key: str, value: Any) -> str:
         return str(len(value))
     if key == "training.optimizer":
         return {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}[value["name"]]
+    if key == "data.imbalance" and value is not None:
+        return f"{value['ratio']:g} : 1"
     if value is None:
         return "all"
     if isinstance(value, list):
