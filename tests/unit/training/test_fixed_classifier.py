@@ -113,6 +113,15 @@ def test_an_oversampled_epoch_sees_all_classes_alike_and_is_measured_once(
     # every image once after an epoch: the error is a whole number of 38ths
     errors = 38 * trainer.evaluate(1).train_error
     assert errors == pytest.approx(round(errors), abs=1e-9)
+    # the images are those of the labels, streamed or not
+    for stream in (False, True):
+        other = Trainer(
+            make_recipe(oversample=True, batch_size=10), data, 0.05, 0, CPU, stream=stream
+        )
+        rows = oversampled(np.asarray(data.train_labels))[trainers.epoch_order(90, 0, 1)]
+        seen = torch.cat([batch.inputs for batch in other.data.batches(0, 1)])
+        expected = torch.from_numpy(data.train_images[rows].astype(np.float32) / 255 - 0.5) / 0.25
+        torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
     plain = Trainer(make_recipe(batch_size=10), data, 0.05, 0, CPU)
     seen = torch.cat([batch.labels for batch in plain.data.batches(0, 1)])
     order = trainers.epoch_order(38, 0, 1)[:30]
