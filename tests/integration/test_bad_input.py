@@ -371,6 +371,8 @@ JSON_CASES = [
     ]
 ]
 
+OTHER = {"measurement": {"epochs": [1, 2], "other_dataset": "mnist"}}
+
 # Recipes that do not fit what they are used with.
 RECIPE_CASES = [
     Case(command, f"the recipe has {changes}", says, lambda w, changes=changes: w.recipe(**changes))
@@ -385,6 +387,8 @@ RECIPE_CASES = [
         ),
         ("compute-statistics", "epoch-0000", {"measurement": {"activation_classes": [0, 1, 57],
                                                               "epochs": [1, 2]}}),
+        ("extract-features", "--other-card: give the one card of the prepared mnist", OTHER),
+        ("compute-statistics", "holds nothing of mnist; delete the folder", OTHER),
         ("train-model", "training.batch_size", {"training": {"epochs": 2, "batch_size": 5000}}),
         ("train-model", "curve.parquet", {"architecture": "resnet"}),
         ("select-learning-rate", "curve.parquet", {"dataset": "mnist_subset"}),

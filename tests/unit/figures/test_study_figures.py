@@ -171,7 +171,7 @@ def other_tables():
 def test_outliers_and_transfer_are_lines_over_epochs_of_cells_that_measure_another_dataset():
     tables = other_tables()
     figure = outliers(*tables)
-    assert [ax.get_title() for ax in figure.axes] == ["MNIST × A, outliers fashion_mnist", "", ""]
+    assert [ax.get_title() for ax in figure.axes] == ["MNIST × A against fashion_mnist", "", ""]
     found = lines(figure)
     assert found["mnist outlier_auroc_neco test"] == [[0, 0.4], [1, 0.6], [2, 0.7], [3, 0.9]]
     assert found["mnist nc5_outlier_orthogonality test"] == [[0, 0.9], [1, 0.5], [2, 0.3]]

@@ -62,7 +62,7 @@ def outliers(
     look: Look = DEFAULT_LOOK,
 ) -> Figure:
     """The figure of outliers from the tables `measurements` and `runs`."""
-    return _draw(_OUTLIERS, "{}, outliers {}", measurements, runs, layout, look)
+    return _draw(_OUTLIERS, "{} against {}", measurements, runs, layout, look)
 
 
 def transfer(
@@ -87,7 +87,8 @@ def _draw(
     cells = measured_other(runs, layout)
     with style.style():
         columns = max(len(cells), 1)
-        width = style.figure_width(columns, look.width)
+        # Room for the rows' legends, beside the last column.
+        width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(3, look.width)
         height = min(style.panel_height(columns, width), 1.4)
         figure = style.new_figure(width, 0.4 + len(rows) * height)
         axes = figure.subplots(len(rows), columns, squeeze=False, sharex="col", sharey="row")
@@ -96,7 +97,9 @@ def _draw(
         for column, (cell, (own, other)) in enumerate(cells.items()):
             axes[0, column].set_title(title.format(own, other))
             for ax, row in zip(axes[:, column], rows, strict=True):
-                _draw_panel(ax, row, measurements, runs, cell)
+                handles = _draw_panel(ax, row, measurements, runs, cell)
+                if column == len(cells) - 1:
+                    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
                 if look.epoch_axis == "log":
                     ax.set_xscale("symlog", linthresh=1)
         for ax, row in zip(axes[:, 0], rows, strict=True):
@@ -107,8 +110,9 @@ def _draw(
 
 def _draw_panel(
     ax: Axes, row: _Row, measurements: pd.DataFrame, runs: pd.DataFrame, cell: tuple[str, str]
-) -> None:
-    """Means over the seeds, bands from the least to the largest, and the start of the TPT."""
+) -> list[Line2D]:
+    """Means over the seeds, bands from the least to the largest, and the start of the TPT; the
+    legend's lines."""
     colours = sns.color_palette(style.PALETTE).as_hex()
     handles = []
     for number, (statistic, split, label) in enumerate(row.lines):
@@ -125,4 +129,4 @@ def _draw_panel(
         ax.set_yscale("log")
         style.mark_decades(ax.yaxis)
     mark_terminal_phase(ax, runs, *cell)
-    ax.legend(handles=handles, loc="best", fontsize=5.5)
+    return handles
