@@ -208,7 +208,7 @@ def outlier_statistics(
             }
         )
     own, outliers = scores
-    values = {}
+    values: dict[str, float] = {}
     for name in own:
         found = detection(own[name], outliers[name])._asdict()
         values |= {f"outlier_{measure}_{name}": value for measure, value in found.items()}
