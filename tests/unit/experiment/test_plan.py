@@ -103,6 +103,17 @@ def test_plan_network_that_needs_numbers_has_an_unknown_time(own):
     assert "time         unknown" in text and "650" in text
 
 
+def test_plan_counts_the_download_and_preparation_of_another_dataset(own):
+    values = own("small").model_dump(exclude_unset=True)
+    recipe = values["recipe"] | {"data": {"image_size_px": 8}}
+    measurement = recipe["measurement"] | {"other_dataset": "mnist_subset"}
+    alone, both = (
+        plan(check_config(values | {"recipe": of}), "cpu")
+        for of in (recipe, recipe | {"measurement": measurement})
+    )
+    assert "jobs         6 before figures" in alone and "jobs         8 before figures" in both
+
+
 def test_plan_user_defined_dataset_is_counted(own, tmp_path):
     values = own("small").model_dump(exclude_unset=True) | {
         "datasets": ["mine", "digits"],

@@ -258,7 +258,8 @@ def plan(config: Config, device: str | None = None) -> str:
     runs, cells = finished_runs(files, device), plan_cells(config)
     speeds = read_speeds(Path(config.results_folder) / SPEEDS_FILE) if device == "cuda" else []
     estimates = [(cell, *_estimate(cell, runs, device, speeds)) for cell in cells]
-    preparations = {(cell.recipe.dataset, cell.recipe.data.name) for cell in cells}
+    prepared = [recipe for c in cells for recipe in (c.recipe, c.recipe.of_other_dataset) if recipe]
+    preparations = {(recipe.dataset, recipe.data.name) for recipe in prepared}
     jobs = len({dataset for dataset, _ in preparations}) + len(preparations)
     jobs += sum(cell.jobs for cell in cells)
     lines = [
