@@ -37,7 +37,7 @@ LOSSES_SHOWN = (
     ("expected_calibration_error", "test"),
     *((part, "train") for part in MSE_PARTS),
 )
-OUTLIERS_TITLE = "Outliers: how well another dataset is detected while the network collapses"
+OUTLIERS_TITLE = "How well another dataset is detected while the network collapses"
 OUTLIERS_SHOWN = tuple(
     (statistic, "test")
     for statistic in (
@@ -45,7 +45,7 @@ OUTLIERS_SHOWN = tuple(
         *("nc5_outlier_orthogonality", "nc5_outlier_orthogonality_uncentred"),
     )
 )
-TRANSFER_TITLE = "Collapse on train and test set, and transfer of the frozen features"
+TRANSFER_TITLE = "Collapse of train and test set, and what the frozen features transfer"
 TRANSFER_SHOWN = (
     (NC1, "train"),
     *((n, "test") for n in (NC1, "network_accuracy", "transfer_probe_accuracy")),
