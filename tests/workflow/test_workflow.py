@@ -98,9 +98,9 @@ def test_a_wrong_config_is_one_sentence_before_any_job(change, sentence, folder)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("datasets: [mnist]", "the key 'datasets' stands twice in line"),
+        ("datasets: [mnist]", "the key 'datasets' is given twice in line"),
         ("results_folder: /dev/null", "results_folder: /dev/null is a file, not a folder"),
-        ("recipe: {sweep: {learning_rate: 0.1}}", "the key 'recipe' stands twice in line"),
+        ("recipe: {sweep: {learning_rate: 0.1}}", "the key 'recipe' is given twice in line"),
     ],
 )
 @pytest.mark.parametrize("default", [False, True], ids=["--configfile", "config.yaml"])

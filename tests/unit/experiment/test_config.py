@@ -168,7 +168,7 @@ PAPER = {
 @pytest.mark.parametrize("dataset", PAPER)
 def test_shipped_config_of_the_paper_is_its_protocol(dataset):
     from neural_collapse.data.registry import DATASETS
-    from neural_collapse.networks import label
+    from neural_collapse.networks.registry import label
 
     config = load_config(ROOT / "config.yaml")
     *networks, balanced, size = PAPER[dataset]
@@ -261,7 +261,7 @@ BAD_VALUES = [
     ),
     (
         {"recipe.data.imbalance": MINORITY | {"minority_classes": [2, 2]}},
-        ["data.imbalance.minority_classes", "class 2 stands twice"],
+        ["data.imbalance.minority_classes", "class 2 is given twice"],
     ),
     ({"recipe.data.imbalance": MINORITY | {"minority_classes": []}}, ["not be empty"]),
     ({"recipe.data.imbalance": MINORITY | {"kind": "stairs"}}, ["imbalance.kind", "'step'"]),
@@ -287,9 +287,9 @@ BAD_VALUES = [
     ({"datasets": []}, ["datasets", "empty"]),
     ({"datasets": "digits"}, ["datasets", "list"]),
     ({"datasets": [3]}, ["datasets.0", "text", "3"]),
-    ({"datasets": ["digits", "digits"]}, ["datasets", "'digits' stands twice"]),
+    ({"datasets": ["digits", "digits"]}, ["datasets", "'digits' is given twice"]),
     ({"architectures": ["resent"]}, ["architectures", "did you mean 'resnet'"]),
-    ({"seeds": [0, 1, 0]}, ["seeds", "0 stands twice"]),
+    ({"seeds": [0, 1, 0]}, ["seeds", "0 is given twice"]),
     ({"seeds": [-1]}, ["seeds.0", "-1"]),
     ({"seeds": [1.5]}, ["seeds.0", "whole number"]),
     ({"seeds": [True]}, ["seeds", "true or false"]),
@@ -367,7 +367,7 @@ BAD_VALUES = [
         ["learning_rate_min equals learning_rate_max"],
     ),
     ({"recipe.sweep.count": 10**6}, ["recipe.sweep.count", "1000"]),
-    ({"recipe.sweep.additional_learning_rates": [0.25]}, ["0.25 stands twice"]),
+    ({"recipe.sweep.additional_learning_rates": [0.25]}, ["0.25 is given twice"]),
     ({"recipe.sweep.learning_rate": 1e300}, ["recipe.sweep.learning_rate", "1000000"]),
     ({"recipe.network.width": 10**9}, ["network", "width"]),
     ({"recipe.network.blocks": [10**6]}, ["network", "blocks"]),
@@ -393,8 +393,8 @@ BAD_VALUES = [
     ({"recipe.measurement.terminal_phase_accuracy": 99.9}, ["terminal_phase_accuracy", "99.9"]),
     ({"recipe.data.average_pooling": 3}, ["recipe.data.average_pooling", "1, 2 or 4"]),
     ({"figures.names": ["seperation"]}, ["figures.names", "did you mean 'separation'"]),
-    ({"figures.names": ["sweep", "sweep"]}, ["figures.names", "'sweep' stands twice"]),
-    ({"recipe.measurement.layers": ["a", "a"]}, ["measurement.layers", "'a' stands twice"]),
+    ({"figures.names": ["sweep", "sweep"]}, ["figures.names", "'sweep' is given twice"]),
+    ({"recipe.measurement.layers": ["a", "a"]}, ["measurement.layers", "'a' is given twice"]),
     ({"recipe.measurement.layers": ["a@b"]}, ["measurement.layers", "'a@b'", "@"]),
     ({"recipe.measurement.batch_norm_examples": 1}, ["batch_norm_examples", "greater than"]),
     ({"recipe.measurement.other_dataset": "digits"}, ["other_dataset: digits is the cell's own"]),
@@ -475,13 +475,13 @@ BAD_FILES = [
     (b"\tdatasets: x\n", "not valid YAML"),
     (b"experiment: \xff\xfe\n", "UTF-8"),
     (b"experiment: t\n# caf\xe9\n", "not UTF-8 text in line 2"),
-    (b'{"datasets": ["digits"],\t"datasets": ["mnist"]}', "'datasets' stands twice"),
+    (b'{"datasets": ["digits"],\t"datasets": ["mnist"]}', "'datasets' is given twice"),
     (b"experiment: !!python/object/apply:os.system ['exit 3']\n", "not valid YAML"),
     (b"experiment: 2020-13-45\n", "not valid YAML"),
     (f"seeds: [{LONG}]\n".encode(), "not valid YAML"),
     (b"[" * 20000, "not valid YAML"),
     (b"a: 1\n---\nb: 2\n", "not valid YAML"),
-    (GOOD_TEXT.encode() + b"datasets: [mnist]\n", "'datasets' stands twice"),
+    (GOOD_TEXT.encode() + b"datasets: [mnist]\n", "'datasets' is given twice"),
     (GOOD_TEXT.encode() + b"seeds: [2020-01-01]\n", "seeds.0"),
     (GOOD_TEXT.encode() + f"seeds: [0x{'f' * 5000}]\n".encode(), "too large"),
     (GOOD_TEXT.encode() + b"mirror: \"\\ud800\"\n", "mirror"),

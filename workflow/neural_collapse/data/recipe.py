@@ -30,7 +30,7 @@ class ImbalanceRecipe(Model):
     def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         for label in value:
             if value.count(label) > 1:
-                raise ValueError(f"class {label} stands twice")
+                raise ValueError(f"class {label} is given twice")
         return value
 
     @property

@@ -169,7 +169,7 @@ class FiguresConfig(Model):
                 hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
                 raise ValueError(f"unknown figure {name!r}; {hint}")
             if value.count(name) > 1:
-                raise ValueError(f"{name!r} stands twice")
+                raise ValueError(f"{name!r} is given twice")
         return value
 
     @field_validator("formats")
@@ -233,7 +233,7 @@ class Config(Model):
     def _once(cls, value: tuple) -> tuple:
         doubled = [item for item in value if value.count(item) > 1]
         if doubled:
-            raise ValueError(f"{doubled[0]!r} stands twice")
+            raise ValueError(f"{doubled[0]!r} is given twice")
         return value
 
     @property

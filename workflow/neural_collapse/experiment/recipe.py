@@ -78,7 +78,7 @@ class MeasurementRecipe(Model):
     def _layers_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if value.count(name) > 1:
-                raise ValueError(f"{name!r} stands twice")
+                raise ValueError(f"{name!r} is given twice")
             if "@" in name:
                 raise ValueError(f"{name!r} cannot be a layer's name, since it holds an @")
         return value

@@ -13,7 +13,7 @@ from .text import shown
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; usually the last one wins in silence."""
+    """YAML in which a key that is given twice is an error; usually the last one wins in silence."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -22,7 +22,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen and key.value != "<<":
                     raise yaml.composer.ComposerError(
-                        None, None, f"the key {shown(key.value)} stands twice", key.start_mark
+                        None, None, f"the key {shown(key.value)} is given twice", key.start_mark
                     )
                 seen.add(key.value)
         return node
@@ -32,12 +32,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise UserError(f"the key {shown(key)} stands twice")
+            raise UserError(f"the key {shown(key)} is given twice")
     return dict(pairs)
 
 
 def read_yaml(path: str | Path) -> Any:
-    """What a JSON or YAML file holds, as Snakemake reads one; but a key that stands twice is an
+    """What a JSON or YAML file holds, as Snakemake reads one; but a key that is given twice is an
     error. Raises UserError where it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")

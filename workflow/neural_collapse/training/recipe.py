@@ -203,7 +203,7 @@ class SweepRecipe(Model):
         names = [learning_rate_name(rate) for rate in self.learning_rates]
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
-            raise ValueError(f"the learning rate {min(doubled)} stands twice in the sweep")
+            raise ValueError(f"the learning rate {min(doubled)} is given twice in the sweep")
         return self
 
     @property
