@@ -85,7 +85,7 @@ def test_a_network_of_the_paper_passes_every_stage(cell, device):
         recipe.network, channels=channels, num_classes=4, image_size_px=size, seed=0
     )
     network.load_state_dict({k: v.cpu() for k, v in trainer.network.state_dict().items()})
-    moments, _ = extract(
+    (moments,), _ = extract(
         network,
         data.train_images,
         data.train_labels,

@@ -22,7 +22,8 @@ from neural_collapse.collapse.features import (
 )
 from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import build_network, resolve_network
+from neural_collapse.networks.build import build_network
+from neural_collapse.networks.registry import resolve_network
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -67,7 +68,8 @@ def data():
 
 def run(network, data, **changes):
     arguments = dict(batch_size=10, device="cpu", num_classes=3, keep_rows=range(37))
-    return extract(network, *data, MEAN, STD, **{**arguments, **changes})
+    (moments,), kept = extract(network, *data, MEAN, STD, **{**arguments, **changes})
+    return moments, kept
 
 
 def run_both(network, train, test, **changes):
@@ -129,7 +131,7 @@ def test_batch_size_leaves_the_features_alone(network, data, batch_size):
 def test_train_means_and_chosen_rows(network, data):
     centres = torch.roll(run(network, data)[0].class_means, 1, 0)
     chosen = [5, 0, 5, 36]
-    moments, rows = run(network, data, train_means=centres, keep_rows=chosen)
+    moments, rows = run(network, data, train_means=[centres], keep_rows=chosen)
     everything = run(network, data)[1]
     assert_array_equal(rows, everything[chosen])
     distances = np.linalg.norm(everything[:, None] - centres.numpy(), axis=2)
@@ -148,7 +150,7 @@ def test_both_splits_are_what_each_is_by_itself(network, data):
     alone, rows = run(network, of_train, keep_rows=[4])
     assert same(train, alone) and np.array_equal(kept, rows) and no_rows is None
     by_itself = partial(run, network, of_test, keep_rows=None)
-    assert same(test, by_itself(train_means=alone.class_means)[0])
+    assert same(test, by_itself(train_means=[alone.class_means])[0])
     assert not same(test, by_itself()[0])  # which decides by the test means
 
 

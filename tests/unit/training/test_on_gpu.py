@@ -22,8 +22,9 @@ from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.data.recipe import DataRecipe
 from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import build_network, resolve_network
 from neural_collapse.networks.arithmetic import arithmetic
+from neural_collapse.networks.build import build_network
+from neural_collapse.networks.registry import resolve_network
 from neural_collapse.results.tables import read_table
 from neural_collapse.training import loop
 from neural_collapse.training.devices import set_determinism
@@ -275,7 +276,7 @@ def test_features_and_statistics_are_the_cpus(make_data, name):
     )
     found = {}
     for device in (CPU, GPU):
-        moments, rows = extract(
+        (moments,), rows = extract(
             network,
             data.train_images,
             data.train_labels,

@@ -35,59 +35,6 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
 
 
-def extract(
-    network: nn.Module,
-    images: np.ndarray,
-    labels: np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    batch_size: int,
-    device: str | torch.device,
-    num_classes: int,
-    train_means: Tensor | np.ndarray | None = None,
-    keep_rows: Sequence[int] | np.ndarray | None = None,
-    split: str = "given",
-    memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
-) -> tuple[Moments, np.ndarray | None]:
-    """Moments of a network's features on one split, and the raw features of chosen rows.
-
-    Args:
-        network: see the module docstring; moved to `device`, otherwise left as it was.
-        images: (N, channels, height, width) uint8, may be a memory map.
-        labels: (N,) whole numbers in [0, num_classes).
-        mean: one number a channel, of images scaled to [0, 1].
-        std: likewise.
-        batch_size: images a forward pass; halved, for good, whenever the device runs out of
-            memory.
-        train_means: the train split's class means when this is the test split.
-        keep_rows: indices of the examples whose raw features to return.
-        split: the split's name, for error messages.
-        memory_limit_bytes: features larger than this go to a temporary file.
-
-    Returns:
-        The moments, and a float32 array (len(keep_rows), d), or None without `keep_rows`.
-
-    Raises:
-        UserError: input that does not fit, NaN or infinite features, a full disk.
-    """
-    (moments,), kept = _extract(
-        network,
-        images,
-        labels,
-        mean,
-        std,
-        batch_size=batch_size,
-        device=device,
-        num_classes=num_classes,
-        train_means=None if train_means is None else [train_means],
-        keep_rows=keep_rows,
-        split=split,
-        memory_limit_bytes=memory_limit_bytes,
-    )
-    return moments, kept
-
-
 class Splits(NamedTuple):
     """Moments of the train and the test split, and the raw features of chosen train rows."""
 
@@ -138,7 +85,7 @@ def extract_splits(
         ("train", data.train_images, data.train_labels, keep_rows),
         ("test", data.test_images, data.test_labels, test_rows),
     ):
-        found[split], raw[split] = _extract(
+        found[split], raw[split] = extract(
             network,
             images,
             labels,
@@ -190,7 +137,7 @@ def extract_other(
     means, raw = None, {}
     for split in ("train", "test"):
         labels = getattr(other, f"{split}_labels")
-        moments, raw[split] = _extract(
+        moments, raw[split] = extract(
             network,
             getattr(other, f"{split}_images"),
             labels,
@@ -209,7 +156,7 @@ def extract_other(
     return OtherFeatures(raw["train"], raw["test"], moments[0])
 
 
-def _extract(
+def extract(
     network: nn.Module,
     images: np.ndarray,
     labels: np.ndarray,
@@ -219,17 +166,36 @@ def _extract(
     batch_size: int,
     device: str | torch.device,
     num_classes: int,
-    train_means: Sequence[Tensor | np.ndarray] | None,
-    keep_rows: Sequence[int] | np.ndarray | None,
-    split: str,
+    train_means: Sequence[Tensor | np.ndarray] | None = None,
+    keep_rows: Sequence[int] | np.ndarray | None = None,
+    split: str = "given",
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
     scatter: str = "projected",
     watched: Watched = NOTHING_ELSE,
     own_classes: bool = True,
 ) -> tuple[list[Moments], np.ndarray | None]:
-    """See `extract`; moments of the features, then of each further layer, without a classifier.
+    """Moments of a network's outputs on one split, and the raw features of chosen rows.
 
-    own_classes: whether the labels are of the network's classes; else no moments have a classifier.
+    Args:
+        network: see the module docstring; moved to `device`, otherwise left as it was.
+        images: (N, channels, height, width) uint8, may be a memory map.
+        labels: (N,) whole numbers in [0, num_classes).
+        mean, std: one number a channel, of images scaled to [0, 1].
+        batch_size: images a forward pass; halved whenever the device runs out of memory.
+        train_means: the train split's class means of each output when this is the test split.
+        keep_rows: indices of the examples whose raw features to return.
+        split: the split's name, for error messages.
+        memory_limit_bytes: features larger than this go to a temporary file.
+        scatter: see `CollapseMetric`; of the features alone.
+        watched: further layers.
+        own_classes: whether labels are of the network's classes; else moments have no classifier.
+
+    Returns:
+        The moments of the features and of each further layer, these without a classifier; and a
+        float32 array (len(keep_rows), d), or None without `keep_rows`.
+
+    Raises:
+        UserError: input that does not fit, NaN or infinite features, a full disk.
     """
     labels = _checked(network, images, labels, mean, std, num_classes, split, own_classes)
     check_batches(len(labels), watched.batch_norm_examples, split)
@@ -238,11 +204,26 @@ def _extract(
     # Each class's features lie together, as the moments read them.
     places_N = np.empty(len(labels), dtype=np.int64)
     places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+    with _streamed(
+        network, images, mean, std, batch_size, device, watched, places_N, memory_limit_bytes
+    ) as outputs:
+        layer = (classifier.weight, classifier.bias) if own_classes else (None, None)
+        how = (train_means, scatter, places_N, split, device)
+        moments = _moments_of(outputs, labels, num_classes, layer, *how)
+        kept = None
+        if keep_rows is not None:
+            kept = np.array(outputs[0][places_N[_row_index(keep_rows, images)]])
+    return moments, kept
+
+
+@contextmanager
+def _streamed(
+    network, images, mean, std, batch_size, device, watched, places_N, memory_limit_bytes
+) -> Iterator[list[np.ndarray]]:
+    """The features (N, d) of all images and the outputs of further layers, in float32."""
     # On a GPU events belong to a device's stream.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with ExitStack() as held:
-        for context in (measurement_mode(network), current):
-            held.enter_context(context)
+    with measurement_mode(network), current, ExitStack() as held:
         outputs, dimensions = held.enter_context(_outputs(network, watched, images.shape[1:]))
         limit = memory_limit_bytes // len(dimensions)
         shapes = [(len(images), dim) for dim in dimensions]
@@ -250,27 +231,28 @@ def _extract(
         normalise = Normalisation(mean, std, device)
         fixed = watched.batch_norm_examples
         _stream(outputs, images, normalise, batch_size, fixed, buffers, places_N)
-        own = (classifier.weight, classifier.bias) if own_classes else (None, None)
-        last = [own, *[(None, None)] * len(watched.layers)]
-        moments = [
-            compute_moments(
-                rows_ND,
-                labels,
-                num_classes,
-                *last[number],
-                rows_N=places_N,
-                train_means=None if train_means is None else train_means[number],
-                scatter="projected" if number else scatter,
-                allow_empty=train_means is not None,  # NC4 of a test set needs train means alone
-                split=split,
-                device=device if device.type == "cuda" else "cpu",  # mps has no float64
-            )
-            for number, rows_ND in enumerate(buffers)
-        ]
-        kept = None
-        if keep_rows is not None:
-            kept = np.array(buffers[0][places_N[_row_index(keep_rows, images)]])
-    return moments, kept
+        yield buffers
+
+
+def _moments_of(
+    outputs, labels, num_classes, layer, train_means, scatter, places_N, split, device
+) -> list[Moments]:
+    """Of the features, with the last layer (weight, bias); then of further layers, without one."""
+    return [
+        compute_moments(
+            rows_ND,
+            labels,
+            num_classes,
+            *((None, None) if number else layer),
+            rows_N=places_N,
+            train_means=None if train_means is None else train_means[number],
+            scatter="projected" if number else scatter,
+            allow_empty=train_means is not None,  # NC4 of a test set needs train means alone
+            split=split,
+            device=device if device.type == "cuda" else "cpu",  # mps has no float64
+        )
+        for number, rows_ND in enumerate(outputs)
+    ]
 
 
 Outputs = Callable[[Tensor], list[Tensor]]
@@ -371,6 +353,20 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
             torch.cuda.empty_cache()
 
 
+def _in_fixed_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> None:
+    """The same with batches that decide the result, so that none may be smaller."""
+    try:
+        for start in range(0, count, batch_size):
+            run(start, min(start + batch_size, count))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"measurement.batch_norm_examples: {batch_size} images a batch are more than the GPU's "
+            "memory holds; lower it (the results change with it), or end what else runs there"
+        ) from None
+
+
 def _stream(
     outputs: Outputs,
     images: np.ndarray,
@@ -427,17 +423,7 @@ def _stream(
         if fixed_batch is None:
             in_batches(len(images), batch_size, run)
         else:
-            try:
-                for start in range(0, len(images), fixed_batch):
-                    run(start, min(start + fixed_batch, len(images)))
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f"measurement.batch_norm_examples: {fixed_batch} images a batch are more than "
-                    "the GPU's memory holds; lower it (the results change with it), or end what "
-                    "else runs there"
-                ) from None
+            _in_fixed_batches(len(images), fixed_batch, run)
         collect()
 
 

@@ -330,20 +330,14 @@ def prepare_dataset(
             _say_left_out(name, read)
             size = entry.image_size_px
             resize = IMAGENET_RESIZE_PX if name == "imagenet" else size
-            decoding = Decoding(
-                resize,
-                size,
-                recipe.average_pooling,
-                recipe.padding_pixels,
-                recipe.image_size_px,
-            )
+            sizes = recipe.average_pooling, recipe.padding_pixels, recipe.image_size_px
+            decoding = Decoding(resize, size, *sizes)
             prepared = _prepare_files(read, kept, output, decoding, workers, report)
-        for split, rows in kept.items():
-            labels = published[split][rows]
-            if split == "train" and recipe.random_labels:
-                share, seed = recipe.random_labels, recipe.subset_seed
-                labels = shuffled_labels(labels, classes, share, seed)
-            _store(output / f"{split}_labels.npy", labels)
+        labels = {split: published[split][rows] for split, rows in kept.items()}
+        if share := recipe.random_labels:
+            labels["train"] = shuffled_labels(labels["train"], classes, share, recipe.subset_seed)
+        for split, values in labels.items():
+            _store(output / f"{split}_labels.npy", values)
         hashes = _deliver(prepared, output, report)
         card = _card(entry, read, kept, recipe, prepared, hashes, output)
         card |= {"published_image_size_px": size, "source": source}

@@ -182,7 +182,7 @@ def _losses_apart(recipe: Recipe, data: PreparedDataset, device: torch.device) -
 def _measured(recipe: Recipe, data: PreparedDataset, device: torch.device) -> float:
     rows, statistics = [], []
     for where in (device, CPU):
-        moments, features = extract(
+        (moments,), features = extract(
             Trainer(recipe, data, 0.02, 0, CPU).network,
             data.train_images,
             data.train_labels,

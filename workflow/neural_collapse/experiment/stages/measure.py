@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,13 @@ def _digest(path: Path) -> str:
 def _measure_checkpoints(
     recipe: Recipe,
     data,
-    checkpoint_folder: Path,
-    state_root: Path,
     *,
     what: str,
     depends_on: dict[str, Any],
     measure,
     deliver,
+    checkpoint_folder: Path,
+    state_root: Path,
     device: str,
     gpus: int,
     gpu_slots: int | None = None,
@@ -47,19 +48,15 @@ def _measure_checkpoints(
     `measure(network, torch_device, epoch, target)` writes the file `target`; an interrupted job
     keeps those it has. `deliver({epoch: file})` makes the outputs of them. Data, network and
     device are set up once for all checkpoints.
+
+    state_root: where an interrupted job keeps what it has; gpu_slots: jobs that may share one GPU.
     """
     from ...networks.build import build_network
-    from ...training.checkpoints import list_checkpoints, load_checkpoint
+    from ...training.checkpoints import load_checkpoint
     from ...training.devices import device_for
     from ...training.state import StateFolder, fingerprint
 
-    checkpoints = list_checkpoints(checkpoint_folder)
-    missing = sorted(set(recipe.measured_epochs) - checkpoints.keys())
-    if missing:
-        raise UserError(
-            f"{checkpoint_folder}: the checkpoint of epoch {missing[0]} is missing; "
-            "delete the folder and train again"
-        )
+    checkpoints = _checkpoints(recipe, checkpoint_folder)
     key = fingerprint(
         version=versions.MEASUREMENT,
         what=what,
@@ -67,11 +64,10 @@ def _measure_checkpoints(
         data=data.data_hash,
         **depends_on,
     )
-    label = f"{recipe.dataset} x {recipe.architecture}  {what}"
-    threads = recipe.training.threads
+    label, training = f"{recipe.dataset} x {recipe.architecture}  {what}", recipe.training
     with (
         StateFolder(state_root, key) as folder,
-        device_for(device, gpus, threads, recipe.training.deterministic, gpu_slots) as where,
+        device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where,
     ):
         results, progress = {}, None
         network = build_network(
@@ -95,63 +91,43 @@ def _measure_checkpoints(
         folder.finish()
 
 
+def _checkpoints(recipe: Recipe, folder: Path) -> dict[int, Path]:
+    """The checkpoint of each measured epoch."""
+    from ...training.checkpoints import list_checkpoints
+
+    found = list_checkpoints(folder)
+    missing = sorted(set(recipe.measured_epochs) - found.keys())
+    if missing:
+        raise UserError(
+            f"{folder}: the checkpoint of epoch {missing[0]} is missing; "
+            "delete the folder and train again"
+        )
+    return found
+
+
 def extract_features(
     recipe_path: Path,
     data_folder: Path,
-    checkpoint_folder: Path,
     output_folder: Path,
     *,
-    state_root: Path,
-    device: str,
-    gpus: int,
-    gpu_slots: int | None = None,
     other_cards: Sequence[Path] = (),
+    **place: Any,
 ) -> None:
     """Stream train and test set through every checkpoint; keep the moments of the features, and
     some raw features of the epochs that Figure 1 shows.
 
     other_cards: the card of the dataset that `measurement.other_dataset` names; its images follow
         in the same pass, and what they say of the features is kept.
+    place: checkpoint_folder, state_root, device, gpus and gpu_slots: see `_measure_checkpoints`.
     """
-    import numpy as np
-    import torch
-
-    from ...collapse.features import Watched, extract_splits
-    from ...collapse.moments import save_moments
     from ...training.checkpoints import checkpoint_name
 
     recipe = read_recipe(recipe_path)
     data = open_data(recipe, data_folder)
     other = open_other(recipe, data, other_cards)
-    labels = np.asarray(data.train_labels)
-    measurement = recipe.measurement
-    rows = _figure_1_rows(recipe, labels, data.num_classes)
     require_writable(*(output_folder / checkpoint_name(e) for e in recipe.measured_epochs))
-    watched = Watched(measurement.layers, measurement.layer_pool, measurement.batch_norm_examples)
-
-    def measure(network, where, epoch: int, target: Path) -> None:
-        keep = rows if epoch in recipe.activation_epochs else None
-        splits = extract_splits(
-            network,
-            data,
-            batch_size=recipe.training.evaluation_batch_size,
-            device=where,
-            keep_rows=keep,
-            keep_test=other is not None,
-            scatter=measurement.scatter if other is None else "full",
-            watched=watched,
-        )
-        extra, pair = {}, (splits.train, splits.test)
-        if splits.kept is not None:
-            extra["features"] = torch.from_numpy(splits.kept)
-            extra["labels"] = torch.from_numpy(labels[rows])
-        if other is not None:
-            extra |= other_statistics(network, data, other, splits, recipe, where)
-            if (
-                measurement.scatter != "full"
-            ):  # no other statistic that the recipe asks for needs it
-                pair = tuple(replace(moments, scatter=None) for moments in pair)
-        save_moments(target, *pair, {"epoch": str(epoch)}, extra, splits.layers)
+    measured = recipe.measurement.model_dump(exclude=READ_ELSEWHERE["measurement"])
+    depends_on = {"measurement": measured, "epochs": recipe.training.epochs}
 
     def hand_over(results: dict[int, Path]) -> None:
         deliver({checkpoint_name(epoch): path for epoch, path in results.items()}, output_folder)
@@ -159,45 +135,61 @@ def extract_features(
     _measure_checkpoints(
         recipe,
         data,
-        checkpoint_folder,
-        state_root,
         what="features",
-        depends_on={
-            "measurement": measurement.model_dump(exclude=READ_ELSEWHERE["measurement"]),
-            "epochs": recipe.training.epochs,
-        }
-        | ({} if other is None else {"other": other.data_hash}),
-        measure=measure,
+        depends_on=depends_on | ({} if other is None else {"other": other.data_hash}),
+        measure=partial(_save_features, recipe, data, other, _figure_1_rows(recipe, data)),
         deliver=hand_over,
-        device=device,
-        gpus=gpus,
-        gpu_slots=gpu_slots,
+        **place,
     )
 
 
-def _figure_1_rows(recipe: Recipe, labels, num_classes: int):
+def _save_features(recipe: Recipe, data, other, rows, network, where, epoch: int, target: Path):
+    """Write the moments of one checkpoint, and the raw features of the train examples `rows`."""
+    import torch
+
+    from ...collapse.features import Watched, extract_splits
+    from ...collapse.moments import save_moments
+
+    measurement = recipe.measurement
+    splits = extract_splits(
+        network,
+        data,
+        batch_size=recipe.training.evaluation_batch_size,
+        device=where,
+        keep_rows=rows if epoch in recipe.activation_epochs else None,
+        keep_test=other is not None,
+        scatter=measurement.scatter if other is None else "full",
+        watched=Watched(
+            measurement.layers, measurement.layer_pool, measurement.batch_norm_examples
+        ),
+    )
+    extra, pair = {}, (splits.train, splits.test)
+    if splits.kept is not None:
+        extra["features"] = torch.from_numpy(splits.kept)
+        extra["labels"] = torch.from_numpy(data.train_labels[rows])
+    if other is not None:
+        extra |= other_statistics(network, data, other, splits, recipe, where)
+        if measurement.scatter != "full":  # of which the recipe keeps nothing
+            pair = tuple(replace(moments, scatter=None) for moments in pair)
+    save_moments(target, *pair, {"epoch": str(epoch)}, extra, splits.layers)
+
+
+def _figure_1_rows(recipe: Recipe, data):
     """The train examples whose raw features are kept; None where Figure 1 leaves them out."""
     import numpy as np
 
-    classes, count = recipe.figure_1_classes(num_classes), recipe.measurement
+    classes, count = recipe.figure_1_classes(data.num_classes), recipe.measurement
+    labels = np.asarray(data.train_labels)
     of_each = [np.flatnonzero(labels == c) for c in classes]
     kept = [rows[: count.activation_examples_per_class] for rows in of_each]
     return np.concatenate(kept) if classes else None
 
 
 def measure_robustness(
-    recipe_path: Path,
-    data_folder: Path,
-    checkpoint_folder: Path,
-    output: Path,
-    *,
-    seed: int,
-    state_root: Path,
-    device: str,
-    gpus: int,
-    gpu_slots: int | None = None,
+    recipe_path: Path, data_folder: Path, output: Path, *, seed: int, **place: Any
 ) -> None:
-    """Attack the same test images with DeepFool at every checkpoint."""
+    """Attack the same test images with DeepFool at every checkpoint; place: as of
+    `extract_features`."""
     import numpy as np
     import torch
 
@@ -234,15 +226,11 @@ def measure_robustness(
     _measure_checkpoints(
         recipe,
         data,
-        checkpoint_folder,
-        state_root,
         what="robustness",
         depends_on={"robustness": attack.model_dump()},
         measure=measure,
         deliver=hand_over,
-        device=device,
-        gpus=gpus,
-        gpu_slots=gpu_slots,
+        **place,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from ..recipe import Recipe, read_recipe
 from .data import open_data
 
 if TYPE_CHECKING:
+    import torch
+
     from ...data.prepared import PreparedDataset
 
 
@@ -42,19 +45,10 @@ def train_candidate(
     *,
     learning_rate: float,
     state_root: Path,
-    device: str,
-    gpus: int,
-    gpu_slots: int | None = None,
-    processes: int | None = None,
+    **place: Any,
 ) -> None:
-    """Train one learning rate of the sweep and keep its learning curve.
-
-    processes: how many share the training; by default one a GPU, or one on the CPU.
-    gpu_slots: jobs that may share one GPU; by default NC_GPU_SLOTS, or one.
-    """
+    """Train one learning rate of the sweep and keep its learning curve; place: see `_devices`."""
     from ...results.tables import write_table
-    from ...training.devices import device_for
-    from ...training.distributed import process_count
     from ...training.loop import train
 
     recipe = read_recipe(recipe_path)
@@ -67,8 +61,7 @@ def train_candidate(
         )
     require_writable(output)
     data = _sweep_data(recipe, data_folder)
-    training = recipe.training
-    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
+    with _devices(recipe, **place) as (where, processes):
         history, _ = train(
             recipe,
             data,
@@ -76,11 +69,32 @@ def train_candidate(
             seed=recipe.sweep.seed,
             device=where,
             state_root=state_root,
-            evaluated_epochs=spaced_epochs(training.epochs, SWEEP_EVALUATIONS),
+            evaluated_epochs=spaced_epochs(recipe.training.epochs, SWEEP_EVALUATIONS),
             keep_state=True,
-            processes=process_count(where, gpus, processes),
+            processes=processes,
         )
     write_table(candidate_frame(recipe, history), output, "history")
+
+
+@contextmanager
+def _devices(
+    recipe: Recipe,
+    device: str,
+    gpus: int,
+    gpu_slots: int | None = None,
+    processes: int | None = None,
+) -> Iterator[tuple[torch.device, int]]:
+    """Where a training computes, and how many processes share it.
+
+    gpu_slots: jobs that may share one GPU; by default NC_GPU_SLOTS, or one.
+    processes: by default one a GPU, or one on the CPU.
+    """
+    from ...training.devices import device_for
+    from ...training.distributed import process_count
+
+    training = recipe.training
+    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
+        yield where, process_count(where, gpus, processes)
 
 
 def _sweep_data(recipe: Recipe, data_folder: Path):
@@ -170,20 +184,15 @@ def train_model(
     seed: int,
     winner: Path | None,
     state_root: Path,
-    device: str,
-    gpus: int,
-    gpu_slots: int | None = None,
-    processes: int | None = None,
+    **place: Any,
 ) -> None:
     """Train the chosen learning rate and keep the weights of the measured epochs.
 
     winner: the sweep's winning learning curve, or None where the recipe pins the rate.
-    processes: how many share the training; by default one a GPU, or one on the CPU.
+    place: see `_devices`.
     """
     from ...results.tables import write_table
     from ...training.checkpoints import checkpoint_name
-    from ...training.devices import device_for
-    from ...training.distributed import process_count
     from ...training.loop import train
     from ..provenance import provenance
 
@@ -193,9 +202,7 @@ def train_model(
     kept = [checkpoint_folder / checkpoint_name(epoch) for epoch in recipe.measured_epochs]
     require_writable(*kept, history_path, run_path)
     started = time.monotonic()
-    training = recipe.training
-    with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
-        shared_by = process_count(where, gpus, processes)
+    with _devices(recipe, **place) as (where, processes):
         history, network = train(
             recipe,
             data,
@@ -205,7 +212,7 @@ def train_model(
             state_root=state_root,
             checkpoint_folder=checkpoint_folder,
             checkpoint_epochs=recipe.measured_epochs,
-            processes=shared_by,
+            processes=processes,
             keep_state=True,
             tensorboard_folder=tensorboard_folder(recipe, run_path),
         )
@@ -216,7 +223,7 @@ def train_model(
         "learning_rate": learning_rate,
         "learning_rate_origin": "pinned" if winner is None else "sweep",
         "resumed_after": history.resumed_after,
-        "processes": shared_by,
+        "processes": processes,
         **_facts_of(recipe, data, network),
         "seconds": round(time.monotonic() - started, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
