@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from neural_collapse.networks import build_network, resolve_network
+from neural_collapse.networks.build import build_network
 from neural_collapse.networks.convolutions import PointwiseConv2d, make_safe
+from neural_collapse.networks.registry import resolve_network
 
 
 def gradients(module: nn.Module, x: torch.Tensor, cotangent: torch.Tensor):

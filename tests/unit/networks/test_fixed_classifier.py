@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from textwrap import dedent
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import build_network, describe, label, resolve_network
+from neural_collapse.networks.build import build_network, construct_without_weights
+from neural_collapse.networks.registry import label, resolve_network
 
 FAMILIES = {
     "vgg": {"family": "vgg", "convolutions": [1], "width": 4, "hidden_width": 16},
@@ -73,7 +75,7 @@ def test_any_frame_is_as_likely():
 
 def test_too_few_features_are_one_sentence():
     narrow = resolve_network({"family": "mlp", "depth": 1, "width": 6, "classifier": "etf"})
-    for make in (describe, lambda recipe, **sizes: build_network(recipe, seed=0, **sizes)):
+    for make in (construct_without_weights, partial(build_network, seed=0)):
         with pytest.raises(UserError) as error:
             make(narrow, **SIZES)
         assert "'classifier: etf' needs at least as many features as classes" in str(error.value)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from neural_collapse.networks import build_network, resolve_network
+from neural_collapse.networks.build import build_network
 from neural_collapse.networks.folding import fold_batch_norms
+from neural_collapse.networks.registry import resolve_network
 
 # A network, and how many of its norms cannot be folded: those that no convolution stands before.
 NETWORKS = {

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import build_network, resolve_network
+from neural_collapse.networks.build import build_network
 from neural_collapse.networks.layers import LayerOutputs, layer_dimensions, layer_names
+from neural_collapse.networks.registry import resolve_network
 
 SIZES = {"channels": 3, "num_classes": 4, "image_size_px": 8}
 RESNET = {"name": "resnet18", "width": 4, "blocks": [1, 1]}

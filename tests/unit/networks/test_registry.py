@@ -8,26 +8,17 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import NAMED, NetworkRecipe, label, resolve_network
-from neural_collapse.networks.recipes import FAMILIES
+from neural_collapse.networks.recipes import FAMILIES, NetworkRecipe
+from neural_collapse.networks.registry import NAMED, label, resolve_network
 
 
-@pytest.mark.parametrize("module", ["networks", "networks.registry"])
-def test_reading_recipes_does_not_load_torch(module):
+def test_reading_recipes_does_not_load_torch():
     code = (
-        f"import sys; from neural_collapse.{module} import resolve_network, label;"
+        "import sys; from neural_collapse.networks.registry import resolve_network, label;"
         "label(resolve_network({'name': 'resnet18'}));"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
-
-
-def test_package_gives_builders_on_first_use_and_no_more():
-    import neural_collapse.networks as package
-
-    assert all(getattr(package, name) is not None for name in package.__all__)
-    with pytest.raises(AttributeError, match="'nothing'"):
-        _ = package.nothing
 
 
 def _depth(recipe) -> int:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import build_network, describe, resolve_network
+from neural_collapse.networks.build import build_network, construct_without_weights
+from neural_collapse.networks.registry import label, resolve_network
 
 MODULE = '''
 import numpy as np
@@ -168,9 +169,10 @@ def test_description_of_a_user_defined_network_names_its_function():
     recipe = resolve_network(
         {"family": "custom", "function": "my_networks:mlp", "arguments": {"num_classes": 4}}
     )
-    described = describe(recipe, channels=1, num_classes=4, image_size_px=8)
-    assert described.parameter_count == 64 * 12 + 12 + 12 * 4 + 4
-    assert (described.label, described.feature_dimension) == ("my_networks:mlp", 12)
+    network = construct_without_weights(recipe, channels=1, num_classes=4, image_size_px=8)
+    counted = sum(parameter.numel() for parameter in network.parameters())
+    assert counted == 64 * 12 + 12 + 12 * 4 + 4
+    assert (label(recipe), network.classifier.in_features) == ("my_networks:mlp", 12)
 
 
 @pytest.mark.parametrize(

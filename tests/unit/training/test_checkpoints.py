@@ -10,7 +10,7 @@ import torch
 
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.tensors import write_tensors
-from neural_collapse.networks import build_network
+from neural_collapse.networks.build import build_network
 from neural_collapse.training.checkpoints import (
     FORMAT,
     checkpoint_name,

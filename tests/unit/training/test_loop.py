@@ -12,7 +12,7 @@ from torch import nn
 from neural_collapse.data.images import Normalisation
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks import build_network
+from neural_collapse.networks.build import build_network
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
 from neural_collapse.training.loop import train

@@ -17,7 +17,7 @@ from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.io import versions
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.locks import clear_finished
-from neural_collapse.networks import resolve_network
+from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training import loop
 from neural_collapse.training.loop import train, training_fingerprint
 from neural_collapse.training.state import StateFolder, fingerprint, state_interval_seconds

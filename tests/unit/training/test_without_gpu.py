@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neural_collapse.data import images
-from neural_collapse.networks import build_network
+from neural_collapse.networks.build import build_network
 from neural_collapse.training import graphs, trainer
 from neural_collapse.training.trainer import Trainer
 

@@ -4,7 +4,6 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -53,45 +52,6 @@ def build_network(
         if recipe.classifier == "etf":
             fix_classifier(network.classifier)
         return network
-
-
-@dataclass(frozen=True)
-class NetworkDescription:
-    """Size and name of a network, to know before training it."""
-
-    label: str
-    """Its short name, as in figure titles."""
-    parameter_count: int
-    """Numbers of its layers, running statistics of the norms not counted."""
-    feature_dimension: int
-    """d, the length of the activations h."""
-
-    def __str__(self) -> str:
-        return (
-            f"{self.label}: {self.parameter_count:,} parameters, "
-            f"{self.feature_dimension:,} features"
-        )
-
-
-def describe(
-    recipe: NetworkRecipe, *, channels: int, num_classes: int, image_size_px: int
-) -> NetworkDescription:
-    """Label, size and feature dimension of a recipe's network, in milliseconds.
-
-    The network is built without memory for its weights (a custom one in full, since its code may
-    do anything).
-
-    Raises:
-        UserError: as ``build_network``.
-    """
-    network = construct_without_weights(
-        recipe, channels=channels, num_classes=num_classes, image_size_px=image_size_px
-    )
-    return NetworkDescription(
-        label=label(recipe),
-        parameter_count=sum(parameter.numel() for parameter in network.parameters()),
-        feature_dimension=network.classifier.in_features,
-    )
 
 
 def construct_without_weights(
