@@ -187,15 +187,6 @@ def test_a_part_of_the_recipe_may_tell_an_earlier_training(tmp_path, resources, 
     assert shipped.recipe.tolist() == [then]
 
 
-def test_a_set_from_before_recipes_stood_in_tables_has_them_in_its_runs(reference, tmp_path):
-    file = reference / "runs.json"
-    (run,) = json.loads(file.read_text())
-    file.write_text(json.dumps([run | {"recipe": {"training": {"weight_decay": 0.01}}}]))
-    assert collect(None, tmp_path / "out", "--reference-folder", reference) == 0
-    (text,) = read_table(tmp_path / "out" / "runs.parquet", "runs").recipe
-    assert json.loads(text) == {"training": {"weight_decay": 0.01}}
-
-
 def test_a_collected_run_holds_what_it_was_trained_and_measured_with(own_run, tmp_path):
     folder, _ = own_run
     path = folder / "digits" / "vgg" / "seed-0" / "run.json"

@@ -249,25 +249,14 @@ SWEEP_TITLE = "Test error over learning rate"
 def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
     """A row a candidate: its cell, learning_rate, test error in % at the end, diverged, selected.
 
-    A candidate that diverged has an error of 100 %; one that was stopped early is left out.
+    A candidate that diverged has an error of 100 %.
     """
     rows = sweep[(sweep["statistic"] == "error") & (sweep["split"] != "train")]
     rows = rows if "origin" in rows else rows.assign(origin=OWN)
     key = ["origin", "dataset", "architecture", "seed", "learning_rate"]
     last = rows.sort_values("epoch", kind="stable").groupby(key, as_index=False).last()
-    ends = last.groupby(["origin", "dataset", "architecture"])["epoch"].transform("max")
-    last = last[last["diverged"].astype(bool) | (last["epoch"] == ends)]
     error = last["value"].where(~last["diverged"].astype(bool), 1.0)
     return last.assign(error_percent=100 * error)[[*key, "error_percent", "diverged", "selected"]]
-
-
-def _stopped_early(sweep: pd.DataFrame) -> int:
-    cell = ["dataset", "architecture", *(["origin"] if "origin" in sweep else [])]
-    ends = sweep.groupby([*cell, "seed", "learning_rate"], as_index=False).agg(
-        epoch=("epoch", "max"), diverged=("diverged", "any")
-    )
-    last = ends.groupby(cell)["epoch"].transform("max")
-    return int((~ends["diverged"].astype(bool) & (ends["epoch"] < last)).sum())
 
 
 def sweep_caption(
@@ -291,8 +280,6 @@ def sweep_caption(
     if diverged:
         many = "trainings" if diverged > 1 else "training"
         text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
-    if stopped := _stopped_early(sweep):
-        text += f" Left out: {stopped} stopped early."
     sentences = [text, size_sentence(runs, layout), origin_sentence(errors)]
     return " ".join(sentence for sentence in sentences if sentence)
 

@@ -9,7 +9,6 @@ the origin `reference`, so that they stay apart from own runs wherever both are 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pandas as pd
 
 from ..io.files import read_json
 from . import TABLES
-from .run_facts import recipe_of
 from .tables import REFERENCE, RUN_KEY, read_table
 
 
@@ -35,15 +33,6 @@ def read_tables(folder: Path) -> dict[str, Any]:
         known = [tuple(run.get(column) for column in key) for run in listed]
         rows = pd.MultiIndex.from_frame(table[key])
         tables[name] = table[rows.isin(known)].reset_index(drop=True)
-    # Sets that were exported before tables held recipes have them in runs.json alone.
-    recipes = {tuple(map(run.get, RUN_KEY)): recipe_of(run) for run in listed}
-    runs = tables["runs"]
-    kept = [
-        json.dumps(recipes[key]) if text == "{}" else text
-        for *key, text in runs[[*RUN_KEY, "recipe"]].itertuples(index=False, name=None)
-        for key in [tuple(key)]
-    ]
-    tables["runs"] = runs.assign(recipe=pd.Series(kept, dtype="str"))
     return tables
 
 
