@@ -131,7 +131,7 @@ def extract_other(
     Args:
         network: see the module docstring.
         other: of the size and channels of the images that the network was trained on.
-        mean, std: of the network's own images, by which these are normalised too.
+        mean: of the network's own images, by which these are normalised too; `std` likewise.
         batch_norm_examples: see `Watched`.
     """
     means, raw = None, {}
@@ -180,7 +180,7 @@ def extract(
         network: see the module docstring; moved to `device`, otherwise left as it was.
         images: (N, channels, height, width) uint8, may be a memory map.
         labels: (N,) whole numbers in [0, num_classes).
-        mean, std: one number a channel, of images scaled to [0, 1].
+        mean: one number a channel, of images scaled to [0, 1]; `std` likewise.
         batch_size: images a forward pass; halved whenever the device runs out of memory.
         train_means: the train split's class means of each output when this is the test split.
         keep_rows: indices of the examples whose raw features to return.

@@ -151,7 +151,7 @@ def measure_model(
         inputs_key: of dicts, what the model is called with; by default all but the labels, named.
         labels_key: of dicts, the labels.
         num_classes: C; by default the outputs of the last nn.Linear, else the largest label + 1.
-        scatter, pool, ignore_index: as in `measure`.
+        scatter: as in `measure`; `pool` and `ignore_index` likewise.
         memory_limit_bytes: features larger than this go to a temporary file.
 
     Returns:
