@@ -63,12 +63,12 @@ plan: $(STAMP)
 
 # Kernels differ between processors: what computes is also tested with those of AVX2.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 -m "not slow" --durations 20
-	@$(AVX2) $(BIN)/python -m pytest -q -n 2 -m "not slow" $(COMPUTING)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 20
+	@$(AVX2) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(COMPUTING)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 --durations 20
-	@$(AVX2) $(BIN)/python -m pytest -q -n 2 $(COMPUTING)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 20
+	@$(AVX2) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(COMPUTING)
 	@tests/versions.sh $(COMPUTING)
 
 test-slurm: $(STAMP)
