@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..results.layout import Layout
 from . import style
 from .losses_figure import draw_lines, line_looks, panel_title
-from .specs import DEFAULT_LOOK, Look
 from .study_captions import ETF_SHOWN
 
 
-def etf(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def etf(measurements, runs, layout, look) -> Figure:
     """The figure from the tables `measurements` and `runs`: a row a dataset."""
-    layout = layout or Layout.of(runs)
     looks = line_looks(layout)
     datasets = layout.datasets or (("", ""),)
-    with style.style():
-        width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(4, look.width)
-        height = min(style.panel_height(4, width), 1.5)
-        figure = style.new_figure(width, 0.8 + len(datasets) * height)
-        axes = figure.subplots(len(datasets), len(ETF_SHOWN), squeeze=False)
-        for row, (dataset, label) in zip(axes, datasets, strict=True):
-            row[0].set_ylabel(label, fontweight="bold")
-            for ax, shown in zip(row, ETF_SHOWN, strict=True):
-                if row is axes[0]:
-                    ax.set_title(panel_title(*shown))
-                lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
-                draw_lines(ax, measurements, lines)
-        handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
-        if handles:
-            figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
-        style.label_below(figure, "Epoch")
+    width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(4, look.width)
+    height = min(style.panel_height(4, width), 1.5)
+    figure = style.new_figure(width, 0.8 + len(datasets) * height)
+    axes = figure.subplots(len(datasets), len(ETF_SHOWN), squeeze=False)
+    for row, (dataset, label) in zip(axes, datasets, strict=True):
+        row[0].set_ylabel(label, fontweight="bold")
+        for ax, shown in zip(row, ETF_SHOWN, strict=True):
+            if row is axes[0]:
+                ax.set_title(panel_title(*shown))
+            lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
+            draw_lines(ax, measurements, lines)
+    handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    style.label_below(figure, "Epoch")
     return figure

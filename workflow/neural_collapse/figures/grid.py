@@ -14,7 +14,6 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from ..results.layout import (
-    Layout,
     empty_reason,
     finite_values,
     origins_of,
@@ -24,7 +23,7 @@ from ..results.layout import (
     terminal_phase,
 )
 from . import style
-from .specs import DEFAULT_LOOK, SPECS, EpochAxis, GridFigure, Look, Series
+from .specs import SPECS, EpochAxis, GridFigure, Series
 
 # --------------------------------------------------------------------------- the epoch axis
 
@@ -149,26 +148,18 @@ def blank_panel(ax: Axes, word: str) -> None:
 # --------------------------------------------------------------------------- the grid
 
 
-def draw_grid(
-    spec: GridFigure,
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+def draw_grid(spec: GridFigure, measurements, runs, layout, look) -> Figure:
     """Draw one of Figures 2 to 8 from tables `measurements` and `runs`."""
-    layout = layout or Layout.of(runs)
-    with style.style():
-        figure, axes = style.new_grid(layout, look.width)
-        drawn: list[Axes] = []
-        for column, (dataset, _) in enumerate(layout.datasets):
-            last = _draw_column(spec, measurements, runs, layout, axes[:, column], dataset, drawn)
-            label_epochs(axes[:, column], drawn, last, look.epoch_axis)
-        style.label_rows(axes, layout)
-        _vertical_axes(spec, axes, drawn, spec.shared(look))
-        figure.supylabel(spec.paper.axis, fontsize=7)
-        _legend(figure, spec, measurements, runs, layout)
-        style.label_below(figure, "Epoch", size_sentence(runs, layout))
+    figure, axes = style.new_grid(layout, look.width)
+    drawn: list[Axes] = []
+    for column, (dataset, _) in enumerate(layout.datasets):
+        last = _draw_column(spec, measurements, runs, layout, axes[:, column], dataset, drawn)
+        label_epochs(axes[:, column], drawn, last, look.epoch_axis)
+    style.label_rows(axes, layout)
+    _vertical_axes(spec, axes, drawn, spec.shared(look))
+    figure.supylabel(spec.paper.axis, fontsize=7)
+    _legend(figure, spec, measurements, runs, layout)
+    style.label_below(figure, "Epoch", size_sentence(runs, layout))
     return figure
 
 
@@ -245,12 +236,8 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
 def _figure(number: int):
     spec = SPECS[number]
 
-    def draw(
-        measurements: pd.DataFrame,
-        runs: pd.DataFrame,
-        layout: Layout | None = None,
-        look: Look = DEFAULT_LOOK,
-    ) -> Figure:
+    @style.styled
+    def draw(measurements, runs, layout, look) -> Figure:
         return draw_grid(spec, measurements, runs, layout, look)
 
     draw.__name__ = draw.__qualname__ = f"figure_{number}"

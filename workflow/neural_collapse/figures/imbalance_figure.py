@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..results.layout import Layout
 from ..results.studies import by_ratio
 from . import style
 from .grid import blank_panel
 from .losses_figure import panel_title
-from .specs import DEFAULT_LOOK, Look
 from .study_captions import IMBALANCE_SHOWN
 
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.RED)
 
 
-def imbalance(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def imbalance(measurements, runs, layout, look) -> Figure:
     """The figure from the tables `measurements` and `runs`: a row a dataset."""
-    layout = layout or Layout.of(runs)
     found = by_ratio(measurements, runs, layout)
     decays = sorted({decay for _, decay, _ in found})
     looks = {
@@ -34,23 +26,22 @@ def imbalance(
         for oversampled in (False, True)
     }
     datasets = layout.datasets or (("", ""),)
-    with style.style():
-        width = style.figure_width(2, look.width)
-        height = min(style.panel_height(2, width), 1.9)
-        figure = style.new_figure(width, 0.9 + len(datasets) * height)
-        axes = figure.subplots(len(datasets), 2, squeeze=False)
-        for row, (dataset, label) in zip(axes, datasets, strict=True):
-            row[0].set_ylabel(label, fontweight="bold")
-            own = {key[1:]: table for key, table in found.items() if key[0] == dataset}
-            for ax, (statistic, split) in zip(row, IMBALANCE_SHOWN, strict=True):
-                if row is axes[0]:
-                    ax.set_title(panel_title(statistic, split))
-                _draw(ax, {key: table[statistic] for key, table in own.items()}, looks)
-        used = [key for key in looks if any(key == of[1:] for of in found)]
-        handles = [Line2D([], [], label=_label(*key), **looks[key]) for key in used]
-        if handles:
-            figure.legend(handles=handles, loc="outside upper center", ncols=2)
-        style.label_below(figure, "Ratio of majority to minority images")
+    width = style.figure_width(2, look.width)
+    height = min(style.panel_height(2, width), 1.9)
+    figure = style.new_figure(width, 0.9 + len(datasets) * height)
+    axes = figure.subplots(len(datasets), 2, squeeze=False)
+    for row, (dataset, label) in zip(axes, datasets, strict=True):
+        row[0].set_ylabel(label, fontweight="bold")
+        own = {key[1:]: table for key, table in found.items() if key[0] == dataset}
+        for ax, (statistic, split) in zip(row, IMBALANCE_SHOWN, strict=True):
+            if row is axes[0]:
+                ax.set_title(panel_title(statistic, split))
+            _draw(ax, {key: table[statistic] for key, table in own.items()}, looks)
+    used = [key for key in looks if any(key == of[1:] for of in found)]
+    handles = [Line2D([], [], label=_label(*key), **looks[key]) for key in used]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    style.label_below(figure, "Ratio of majority to minority images")
     return figure
 
 

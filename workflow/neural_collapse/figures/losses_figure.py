@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,7 +12,6 @@ from ..results.layout import Layout
 from ..results.studies import MSE_PARTS, seed_means
 from . import style
 from .grid import blank_panel
-from .specs import DEFAULT_LOOK, Look
 from .study_captions import LOSSES_SHOWN
 
 _MARKERS = "osD^vP*X"
@@ -21,43 +19,36 @@ _PART_COLOURS = (style.INK, style.GREY, style.RED)
 _PARTS = dict(zip(MSE_PARTS, ("within classes", "class means", "perpendicular"), strict=True))
 
 
-def losses(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def losses(measurements, runs, layout, look) -> Figure:
     """The figure from the tables `measurements` and `runs`, two rows of panels a dataset."""
-    layout = layout or Layout.of(runs)
     looks = line_looks(layout)
     datasets = layout.datasets or (("", ""),)
-    with style.style():
-        width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(3, look.width)
-        rows = 2 * len(datasets)
-        height = min(style.panel_height(3, width), 1.6)
-        figure = style.new_figure(width, 0.8 + rows * height)
-        axes = figure.subplots(rows, 3, squeeze=False)
-        for number, (dataset, label) in enumerate(datasets):
-            panels = axes[2 * number : 2 * number + 2].flatten()
-            prefix = f"{label}, " if len(datasets) > 1 else ""
-            for ax, shown in zip(panels[:5], LOSSES_SHOWN, strict=False):
-                ax.set_title(prefix + panel_title(*shown))
-                lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
-                draw_lines(ax, measurements, lines)
-            panels[5].set_title(f"{prefix}Parts of the MSE")
-            _draw_parts(panels[5], measurements, dataset, list(looks))
-        handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
-        if handles:
-            figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
-        style.label_below(figure, "Epoch")
+    width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(3, look.width)
+    rows = 2 * len(datasets)
+    height = min(style.panel_height(3, width), 1.6)
+    figure = style.new_figure(width, 0.8 + rows * height)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for number, (dataset, label) in enumerate(datasets):
+        panels = axes[2 * number : 2 * number + 2].flatten()
+        prefix = f"{label}, " if len(datasets) > 1 else ""
+        for ax, shown in zip(panels[:5], LOSSES_SHOWN, strict=False):
+            ax.set_title(prefix + panel_title(*shown))
+            lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
+            draw_lines(ax, measurements, lines)
+        panels[5].set_title(f"{prefix}Parts of the MSE")
+        _draw_parts(panels[5], measurements, dataset, list(looks))
+    handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+    style.label_below(figure, "Epoch")
     return figure
 
 
 def line_looks(layout: Layout) -> dict[str, dict]:
     """How each network's line looks."""
-    colours = sns.color_palette(style.PALETTE).as_hex()
     return {
-        name: {"color": colours[i % 10], "marker": _MARKERS[i % 8], "markersize": 2.3}
+        name: {"color": style.COLOURS[i % 10], "marker": _MARKERS[i % 8], "markersize": 2.3}
         for i, (name, _) in enumerate(layout.architectures)
     }
 

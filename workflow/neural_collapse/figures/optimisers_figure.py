@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..collapse.registry import REGISTRY
-from ..results.layout import Layout
 from ..results.studies import NC0, NC0_PREDICTED, NC3, OPTIMISERS, by_weight_decay
 from . import style
 from .grid import blank_panel
-from .specs import DEFAULT_LOOK, Look
 
 _COLOURS = {"sgd": style.BLUE, "sgdw": style.BLUE, "adam": style.ORANGE, "adamw": style.ORANGE}
 _PREDICTED = {
@@ -41,35 +39,29 @@ def _look(optimiser: str) -> dict:
     }
 
 
-def optimisers(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def optimisers(measurements, runs, layout, look) -> Figure:
     """The figure from the tables `measurements` and `runs`: a column a dataset, NC0 above NC3."""
-    layout = layout or Layout.of(runs)
     found = by_weight_decay(measurements, runs, layout)
-    with style.style():
-        columns = max(len(layout.datasets), 1)
-        width = style.figure_width(columns, look.width)
-        height = min(style.panel_height(columns, width), 1.7)
-        figure = style.new_figure(width, 0.75 + 2 * height)
-        axes = figure.subplots(2, columns, squeeze=False, sharex="col")
-        for column, (dataset, label) in enumerate(layout.datasets):
-            axes[0, column].set_title(label)
-            own = {name: table for (of, name), table in found.items() if of == dataset}
-            for ax, (statistic, title) in zip(axes[:, column], _ROWS, strict=True):
-                _draw(ax, own, statistic)
-                if column == 0:
-                    ax.set_ylabel(title, fontweight="bold")
-        names = list(dict.fromkeys(name for _, name in found))
-        handles = [Line2D([], [], label=OPTIMISERS[name], **_look(name)) for name in names]
-        if any(table[NC0_PREDICTED].notna().any() for table in found.values()):
-            handles.append(Line2D([], [], label="predicted", **_PREDICTED))
-        if handles:
-            figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
-        style.label_below(figure, "Weight decay")
+    columns = max(len(layout.datasets), 1)
+    width = style.figure_width(columns, look.width)
+    height = min(style.panel_height(columns, width), 1.7)
+    figure = style.new_figure(width, 0.75 + 2 * height)
+    axes = figure.subplots(2, columns, squeeze=False, sharex="col")
+    for column, (dataset, label) in enumerate(layout.datasets):
+        axes[0, column].set_title(label)
+        own = {name: table for (of, name), table in found.items() if of == dataset}
+        for ax, (statistic, title) in zip(axes[:, column], _ROWS, strict=True):
+            _draw(ax, own, statistic)
+            if column == 0:
+                ax.set_ylabel(title, fontweight="bold")
+    names = list(dict.fromkeys(name for _, name in found))
+    handles = [Line2D([], [], label=OPTIMISERS[name], **_look(name)) for name in names]
+    if any(table[NC0_PREDICTED].notna().any() for table in found.values()):
+        handles.append(Line2D([], [], label="predicted", **_PREDICTED))
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    style.label_below(figure, "Weight decay")
     return figure
 
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..results.layout import Layout
 from ..results.studies import NC1, measured_other, seed_means
 from ..results.trends import SCORES
 from . import style
 from .grid import blank_panel, mark_terminal_phase
-from .specs import DEFAULT_LOOK, Look
 
 _MARKERS = "osD^"
 
@@ -55,56 +52,39 @@ _TRANSFER = (
 )
 
 
-def outliers(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def outliers(measurements, runs, layout, look) -> Figure:
     """The figure of outliers from the tables `measurements` and `runs`."""
     return _draw(_OUTLIERS, "{} against {}", measurements, runs, layout, look)
 
 
-def transfer(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def transfer(measurements, runs, layout, look) -> Figure:
     """The figure of transfer from the tables `measurements` and `runs`."""
     return _draw(_TRANSFER, "{} to {}", measurements, runs, layout, look)
 
 
-def _draw(
-    rows: tuple[_Row, ...],
-    title: str,
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None,
-    look: Look,
-) -> Figure:
-    layout = layout or Layout.of(runs)
+def _draw(rows: tuple[_Row, ...], title: str, measurements, runs, layout, look) -> Figure:
     cells = measured_other(runs, layout)
-    with style.style():
-        columns = max(len(cells), 1)
-        # Room for the rows' legends, beside the last column.
-        width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(3, look.width)
-        height = min(style.panel_height(columns, width), 1.4)
-        figure = style.new_figure(width, 0.4 + len(rows) * height)
-        axes = figure.subplots(len(rows), columns, squeeze=False, sharex="col", sharey="row")
-        for ax in axes.flatten() if not cells else ():
-            blank_panel(ax, "not measured")
-        for column, (cell, (own, other)) in enumerate(cells.items()):
-            axes[0, column].set_title(title.format(own, other))
-            for ax, row in zip(axes[:, column], rows, strict=True):
-                handles = _draw_panel(ax, row, measurements, runs, cell)
-                if column == len(cells) - 1:
-                    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
-                if look.epoch_axis == "log":
-                    ax.set_xscale("symlog", linthresh=1)
-        for ax, row in zip(axes[:, 0], rows, strict=True):
-            ax.set_ylabel(row.axis)
-        style.label_below(figure, "Epoch")
+    columns = max(len(cells), 1)
+    # Room for the rows' legends, beside the last column.
+    width = style.TWO_COLUMNS_IN if look.width == "auto" else style.figure_width(3, look.width)
+    height = min(style.panel_height(columns, width), 1.4)
+    figure = style.new_figure(width, 0.4 + len(rows) * height)
+    axes = figure.subplots(len(rows), columns, squeeze=False, sharex="col", sharey="row")
+    for ax in axes.flatten() if not cells else ():
+        blank_panel(ax, "not measured")
+    for column, (cell, (own, other)) in enumerate(cells.items()):
+        axes[0, column].set_title(title.format(own, other))
+        for ax, row in zip(axes[:, column], rows, strict=True):
+            handles = _draw_panel(ax, row, measurements, runs, cell)
+            if column == len(cells) - 1:
+                ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
+            if look.epoch_axis == "log":
+                ax.set_xscale("symlog", linthresh=1)
+    for ax, row in zip(axes[:, 0], rows, strict=True):
+        ax.set_ylabel(row.axis)
+    style.label_below(figure, "Epoch")
     return figure
 
 
@@ -113,10 +93,9 @@ def _draw_panel(
 ) -> list[Line2D]:
     """Means over the seeds, bands from the least to the largest, and the start of the TPT; the
     legend's lines."""
-    colours = sns.color_palette(style.PALETTE).as_hex()
     handles = []
     for number, (statistic, split, label) in enumerate(row.lines):
-        drawn = {"color": colours[number], "marker": _MARKERS[number], "markersize": 2.3}
+        drawn = {"color": style.COLOURS[number], "marker": _MARKERS[number], "markersize": 2.3}
         curve = seed_means(measurements, *cell, statistic, split)
         ax.plot(
             curve.index, curve["mean"], linewidth=0.8, gid=f"{cell[0]} {statistic} {split}", **drawn

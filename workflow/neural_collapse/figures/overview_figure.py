@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ..results.layout import (
-    Layout,
     empty_reason,
     finite_values,
     of_origin,
@@ -25,65 +23,59 @@ from .grid import (
     mark_terminal_phase,
     set_epoch_axis,
 )
-from .specs import DEFAULT_LOOK, PANELS, Look
+from .specs import PANELS
 
 NUMBER_HEIGHT = 0.24
 """Of a number in a panel's corner, as a share of the panel."""
 
 
-def overview(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def overview(measurements, runs, layout, look) -> Figure:
     """The overview from the tables `measurements` and `runs`; cells that were not run are left out.
 
     Each panel has its own vertical scale, from zero (NC1: logarithmic); the number in its corner
     is the mean over seeds at the last epoch.
     """
-    layout = layout or Layout.of(runs)
     cells = [
         (origin, cell)
         for origin in origins_of(runs)
         for cell in layout.cells()
         if len(rows_of(runs, *cell, origin))
     ]
-    with style.style():
-        height = min(0.85 + 0.62 * max(len(cells), 1), 9.6)
-        figure = style.new_figure(style.TWO_COLUMNS_IN, height)
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0.02, hspace=0.02)
-        if not cells:
-            figure.text(0.5, 0.5, "nothing was run yet", ha="center", style="italic")
-            return figure
-        axes = figure.subplots(len(cells), len(PANELS), squeeze=False)
-        lasts = [rows_of(measurements, *cell, origin)["epoch"].max() for origin, cell in cells]
-        for row, (origin, cell) in enumerate(cells):
-            data, facts = of_origin(measurements, origin), of_origin(runs, origin)
-            last = lasts[row] if lasts[row] > 0 else 1
-            for column, (_, *panel) in enumerate(PANELS):
-                ax = axes[row, column]
-                _draw_panel(ax, data, *panel, facts, cell, last, look.epoch_axis)
-                if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
-                    ax.tick_params(labelbottom=False)
-            title = layout.title(*cell).split(" × ")
-            axes[row, 0].set_ylabel(
-                "\n".join([*title, "(reference)"] if origin == REFERENCE else title),
-                rotation=0,
-                ha="right",
-                va="center",
-                fontweight="bold",
-                fontsize=6.5,
-            )
-        for column, (title, *_) in enumerate(PANELS):
-            axes[0, column].set_title(title, fontsize=6.5)
-        handles = [
-            Line2D([], [], label="class means; train error; single curves", **style.MEANS),
-            Line2D([], [], label="classifiers; test error", **style.CLASSIFIERS),
-            Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE),
-        ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=3)
-        style.label_below(figure, "Epoch", size_sentence(runs, layout))
+    height = min(0.85 + 0.62 * max(len(cells), 1), 9.6)
+    figure = style.new_figure(style.TWO_COLUMNS_IN, height)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0.02, hspace=0.02)
+    if not cells:
+        figure.text(0.5, 0.5, "nothing was run yet", ha="center", style="italic")
+        return figure
+    axes = figure.subplots(len(cells), len(PANELS), squeeze=False)
+    lasts = [rows_of(measurements, *cell, origin)["epoch"].max() for origin, cell in cells]
+    for row, (origin, cell) in enumerate(cells):
+        data, facts = of_origin(measurements, origin), of_origin(runs, origin)
+        last = lasts[row] if lasts[row] > 0 else 1
+        for column, (_, *panel) in enumerate(PANELS):
+            ax = axes[row, column]
+            _draw_panel(ax, data, *panel, facts, cell, last, look.epoch_axis)
+            if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
+                ax.tick_params(labelbottom=False)
+        title = layout.title(*cell).split(" × ")
+        axes[row, 0].set_ylabel(
+            "\n".join([*title, "(reference)"] if origin == REFERENCE else title),
+            rotation=0,
+            ha="right",
+            va="center",
+            fontweight="bold",
+            fontsize=6.5,
+        )
+    for column, (title, *_) in enumerate(PANELS):
+        axes[0, column].set_title(title, fontsize=6.5)
+    handles = [
+        Line2D([], [], label="class means; train error; single curves", **style.MEANS),
+        Line2D([], [], label="classifiers; test error", **style.CLASSIFIERS),
+        Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    style.label_below(figure, "Epoch", size_sentence(runs, layout))
     return figure
 
 

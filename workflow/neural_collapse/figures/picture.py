@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..results.layout import Layout
 from . import scene, style
-from .specs import DEFAULT_LOOK, Look, Picture, choose_picture
+from .specs import Picture, choose_picture
 
 PIXELS_AN_INCH = 300
 
 
-def figure_1(
-    activations: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def figure_1(activations, runs, layout, look) -> Figure:
     """Figure 1 from the tables `activations` and `runs`.
 
     Small spheres are features, balls on sticks the class means (blue) and the classifiers (red),
     green spheres the simplex ETF's vertices; shades tell the classes apart.
     """
-    chosen = choose_picture(activations, runs, layout or Layout.of(runs))
-    with style.style():
-        if chosen is None:
-            figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)
-            figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
-            return figure
-        epochs = chosen.epochs
-        columns = min(len(epochs), 4)
-        if len(epochs) == 4 and look.width != "page":
-            columns = 2
-        lines = -(-len(epochs) // columns)
-        width = style.figure_width(columns, look.width)
-        figure = style.new_figure(width, 0.55 + lines * (0.14 + 0.82 * width / columns))
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0.01)
-        for place, epoch in enumerate(epochs):
-            ax = figure.add_subplot(lines, columns, place + 1)
-            draw_space(ax, chosen, epoch, round(PIXELS_AN_INCH * width / columns))
-        figure.suptitle(chosen.title, fontsize=7)
-        draw_legend(figure, chosen)
+    chosen = choose_picture(activations, runs, layout)
+    if chosen is None:
+        figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)
+        figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
+        return figure
+    epochs = chosen.epochs
+    columns = min(len(epochs), 4)
+    if len(epochs) == 4 and look.width != "page":
+        columns = 2
+    lines = -(-len(epochs) // columns)
+    width = style.figure_width(columns, look.width)
+    figure = style.new_figure(width, 0.55 + lines * (0.14 + 0.82 * width / columns))
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0.01)
+    for place, epoch in enumerate(epochs):
+        ax = figure.add_subplot(lines, columns, place + 1)
+        draw_space(ax, chosen, epoch, round(PIXELS_AN_INCH * width / columns))
+    figure.suptitle(chosen.title, fontsize=7)
+    draw_legend(figure, chosen)
     return figure
 
 

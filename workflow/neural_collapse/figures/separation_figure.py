@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..results.layout import Layout
 from ..results.separation import LayerCurves, layer_curves
 from . import style
 from .grid import blank_panel
-from .specs import DEFAULT_LOOK, Look
 
 _BEFORE = {"color": style.FAINT, "marker": "o", "markerfacecolor": "white", "markersize": 2.6}
 _DURING = {"color": style.ORANGE, "marker": "s", "markerfacecolor": "white", "markersize": 2.6}
@@ -24,52 +21,45 @@ _TIMES = (("before", _BEFORE), ("during", _DURING), ("after", _AFTER))
 _LINE = {"color": style.INK, "linewidth": 0.9, "zorder": 4}
 
 
-def separation(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> Figure:
+@style.styled
+def separation(measurements, runs, layout, look) -> Figure:
     """The figure from the tables `measurements` and `runs`.
 
     A column for each number of layers, a row for what else differs. Points are geometric means
     over the seeds, bars reach from the smallest to the largest; the line is the least-squares one
     through log D after training.
     """
-    panels = layer_curves(measurements, runs, layout or Layout.of(runs))
+    panels = layer_curves(measurements, runs, layout)
     places = [(panel.title, len(panel.layers)) for panel in panels]
     if len(set(places)) < len(places):  # cells that differ in something else
         places = [(panel.label, len(panel.layers)) for panel in panels]
     drawn = dict(zip(places, panels, strict=True))
     titles, depths = list(dict.fromkeys(t for t, _ in places)), sorted({d for _, d in places})
-    with style.style():
-        # Scales of their own and two numbers a panel: a column of the page has room for one.
-        wide = look.width == "auto" and len(depths) > 1
-        width = style.figure_width(len(depths), "page" if wide else look.width)
-        height = 0.8 * style.panel_height(max(len(depths), 1), width)
-        figure = style.new_figure(width, 0.62 + max(len(titles), 1) * height)
-        if not panels:
-            figure.text(0.5, 0.5, "no layers were measured", ha="center", style="italic")
-            return figure
-        axes = figure.subplots(len(titles), len(depths), squeeze=False, sharey="row")
-        for row, title in enumerate(titles):
-            for column, depth in enumerate(depths):
-                panel = drawn.get((title, depth))
-                if panel is None:
-                    blank_panel(axes[row, column], "not run")
-                else:
-                    _draw_panel(axes[row, column], panel)
-            _value_axis(axes[row], [drawn[t, d] for t, d in drawn if t == title])
-            axes[row, 0].set_ylabel(
-                title.replace(", ", "\n").replace(" × ", "\n"), fontweight="bold"
-            )
-        for ax, depth in zip(axes[0], depths, strict=True):
-            ax.set_title(f"{depth} layers")
-        figure.supylabel("Separation fuzziness D", fontsize=7)
-        handles = [Line2D([], [], linewidth=0.6, label=f"{n} training", **k) for n, k in _TIMES]
-        handles.append(Line2D([], [], label="line after training", **_LINE))
-        figure.legend(handles=handles, loc="outside upper center", ncols=2 if width < 4 else 4)
-        style.label_below(figure, "Layer l (0: the images)")
+    # Scales of their own and two numbers a panel: a column of the page has room for one.
+    wide = look.width == "auto" and len(depths) > 1
+    width = style.figure_width(len(depths), "page" if wide else look.width)
+    height = 0.8 * style.panel_height(max(len(depths), 1), width)
+    figure = style.new_figure(width, 0.62 + max(len(titles), 1) * height)
+    if not panels:
+        figure.text(0.5, 0.5, "no layers were measured", ha="center", style="italic")
+        return figure
+    axes = figure.subplots(len(titles), len(depths), squeeze=False, sharey="row")
+    for row, title in enumerate(titles):
+        for column, depth in enumerate(depths):
+            panel = drawn.get((title, depth))
+            if panel is None:
+                blank_panel(axes[row, column], "not run")
+            else:
+                _draw_panel(axes[row, column], panel)
+        _value_axis(axes[row], [drawn[t, d] for t, d in drawn if t == title])
+        axes[row, 0].set_ylabel(title.replace(", ", "\n").replace(" × ", "\n"), fontweight="bold")
+    for ax, depth in zip(axes[0], depths, strict=True):
+        ax.set_title(f"{depth} layers")
+    figure.supylabel("Separation fuzziness D", fontsize=7)
+    handles = [Line2D([], [], linewidth=0.6, label=f"{n} training", **k) for n, k in _TIMES]
+    handles.append(Line2D([], [], label="line after training", **_LINE))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2 if width < 4 else 4)
+    style.label_below(figure, "Layer l (0: the images)")
     return figure
 
 

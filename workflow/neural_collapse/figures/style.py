@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.backend_bases import get_registered_canvas_class
@@ -24,6 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from ..io.files import atomic_path
 from ..results.layout import Layout
 from ..results.tables import OWN
+from .specs import DEFAULT_LOOK, Look
 
 ONE_COLUMN_IN = 3.42
 """Width of one column of a PNAS page, 87 mm."""
@@ -31,7 +33,8 @@ TWO_COLUMNS_IN = 7.0
 """Width of the type area of a PNAS page, 178 mm."""
 
 PALETTE = "colorblind"
-BLUE, ORANGE, GREEN, RED = sns.color_palette(PALETTE).as_hex()[:4]
+COLOURS = sns.color_palette(PALETTE).as_hex()
+BLUE, ORANGE, GREEN, RED = COLOURS[:4]
 INK = "#222222"
 GREY = "#6B6B6B"
 FAINT = "#BBBBBB"
@@ -114,6 +117,26 @@ def style() -> Iterator[None]:
         matplotlib.rcdefaults()
         sns.set_theme("paper", "ticks", PALETTE, color_codes=False, rc=_RC)
         yield
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """A figure's function `draw(table, runs, layout, look)`, to be called without the last two.
+
+    It draws in this project's style. By default the layout is that of the runs.
+    """
+
+    def function(
+        table: pd.DataFrame,
+        runs: pd.DataFrame,
+        layout: Layout | None = None,
+        look: Look = DEFAULT_LOOK,
+    ) -> Figure:
+        with style():
+            return draw(table, runs, layout or Layout.of(runs), look)
+
+    function.__name__, function.__qualname__ = draw.__name__, draw.__qualname__
+    function.__doc__, function.__module__ = draw.__doc__, draw.__module__
+    return function
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ..results.layout import Layout, origins_of, rows_of, size_sentence
+from ..results.layout import origins_of, rows_of, size_sentence
 from . import style
 from .grid import blank_panel
-from .specs import DEFAULT_LOOK, Look, final_errors
+from .specs import final_errors
 
 _TRIED = {**style.MEANS, "markersize": 3}
 _SELECTED = {
@@ -36,43 +36,40 @@ _DIVERGED = {
 _TICKS_PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
-def sweep(
-    sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout | None = None, look: Look = DEFAULT_LOOK
-) -> Figure:
+@style.styled
+def sweep(sweep, runs, layout, look) -> Figure:
     """The sweep figure from the tables `sweep` and `runs`."""
-    layout = layout or Layout.of(runs)
     errors = final_errors(sweep)
-    with style.style():
-        figure, axes = style.new_grid(layout, look.width)
-        narrow = figure.get_figwidth() / len(layout.datasets) < 1.1
-        rates = errors["learning_rate"]
-        limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
-        for column, (dataset, _) in enumerate(layout.datasets):
-            for row, (architecture, _) in enumerate(layout.architectures):
-                ax = axes[row, column]
-                candidates = rows_of(errors, dataset, architecture)
-                if candidates.empty:
-                    blank_panel(ax, _reason(runs, dataset, architecture))
-                    continue
-                _draw_panel(ax, candidates, origins_of(errors))
-                _rate_axis(ax, limits, narrow)
-            for ax in axes[:-1, column]:
-                ax.tick_params(labelbottom=False)
-            if not axes[-1, column].lines and any(ax.lines for ax in axes[:, column]):
-                _rate_axis(axes[-1, column], limits, narrow)
-                axes[-1, column].tick_params(labelbottom=True)
-        style.label_rows(axes, layout)
-        figure.supylabel("Test error at the last epoch (%)", fontsize=7)
-        handles = [
-            Line2D([], [], label="tried", **_TRIED),
-            Line2D([], [], label="selected", **_SELECTED),
-        ]
-        if errors["diverged"].any():
-            handles.append(Line2D([], [], label="diverged", **_DIVERGED))
-        handles += style.origin_handles(origins_of(errors))
-        if len(errors):
-            style.legend_above(figure, handles)
-        style.label_below(figure, "Learning rate", size_sentence(runs, layout))
+    figure, axes = style.new_grid(layout, look.width)
+    narrow = figure.get_figwidth() / len(layout.datasets) < 1.1
+    rates = errors["learning_rate"]
+    limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
+    for column, (dataset, _) in enumerate(layout.datasets):
+        for row, (architecture, _) in enumerate(layout.architectures):
+            ax = axes[row, column]
+            candidates = rows_of(errors, dataset, architecture)
+            if candidates.empty:
+                blank_panel(ax, _reason(runs, dataset, architecture))
+                continue
+            _draw_panel(ax, candidates, origins_of(errors))
+            _rate_axis(ax, limits, narrow)
+        for ax in axes[:-1, column]:
+            ax.tick_params(labelbottom=False)
+        if not axes[-1, column].lines and any(ax.lines for ax in axes[:, column]):
+            _rate_axis(axes[-1, column], limits, narrow)
+            axes[-1, column].tick_params(labelbottom=True)
+    style.label_rows(axes, layout)
+    figure.supylabel("Test error at the last epoch (%)", fontsize=7)
+    handles = [
+        Line2D([], [], label="tried", **_TRIED),
+        Line2D([], [], label="selected", **_SELECTED),
+    ]
+    if errors["diverged"].any():
+        handles.append(Line2D([], [], label="diverged", **_DIVERGED))
+    handles += style.origin_handles(origins_of(errors))
+    if len(errors):
+        style.legend_above(figure, handles)
+    style.label_below(figure, "Learning rate", size_sentence(runs, layout))
     return figure
 
 
