@@ -15,7 +15,7 @@ import pytest
 from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES
 from neural_collapse.io.errors import UserError
-from neural_collapse.report import ReportFigure, build_report, report_figures
+from neural_collapse.report.build import ReportFigure, build_report, report_figures
 from neural_collapse.results.claims import check_claims, write_claims
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.table1 import build_table_1, write_table_1

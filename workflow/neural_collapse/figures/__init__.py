@@ -14,31 +14,15 @@ STUDIES = (
 MOVING = ("gif", "html")
 """Formats of Figure 1 alone: an animation, and a page in which it can be turned."""
 
-_HOMES = {
-    "FIGURES": "registry",
-    "FigureEntry": "registry",
-    "caption": "registry",
-    "figure_1": "picture",
-    **{f"figure_{number}": "grid" for number in range(2, 9)},
-    "etf": "etf_figure",
-    "imbalance": "imbalance_figure",
-    "losses": "losses_figure",
-    "optimisers": "optimisers_figure",
-    "outliers": "other_figure",
-    "overview": "overview_figure",
-    "plot": "registry",
-    "save": "style",
-    "separation": "separation_figure",
-    "sweep": "sweep_figure",
-    "transfer": "other_figure",
-}
+_OF_REGISTRY = ("FIGURES", "caption", "plot")
 
-__all__ = sorted([*_HOMES, "MOVING", "NAMES", "STUDIES"])
+__all__ = sorted([*NAMES, *STUDIES, *_OF_REGISTRY, "MOVING", "NAMES", "STUDIES"])
 
 
 def __getattr__(name: str):
     # A submodule of the same name as its function (`sweep`, `overview`) would hide the function
     # once imported, so those modules are called *_figure.
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in (*NAMES, *STUDIES, *_OF_REGISTRY):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    registry = import_module(".registry", __name__)
+    return getattr(registry, name) if name in _OF_REGISTRY else registry.FIGURES[name].function

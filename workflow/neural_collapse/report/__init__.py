@@ -3,7 +3,3 @@
 Pictures are inlined, a content security policy forbids every outside request and every script
 but the page's own, and all text from tables, configs and cards is escaped.
 """
-
-from .build import ReportFigure, build_report, report_figures
-
-__all__ = ["ReportFigure", "build_report", "report_figures"]
