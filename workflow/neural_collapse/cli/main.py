@@ -58,12 +58,11 @@ def _logged(path: Path | None) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        screen, sys.stderr = sys.stderr, _Tee(sys.stderr, file)
-        try:
-            yield
-        finally:
-            sys.stderr = screen
+    with (
+        open(path, "a", encoding="utf-8") as file,
+        contextlib.redirect_stderr(_Tee(sys.stderr, file)),
+    ):
+        yield
 
 
 def _say_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
+
 LIBRARY = Path(__file__).parents[1]
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors", "snakemake")
 
@@ -34,19 +36,13 @@ def commit() -> str | None:
 
 def versions() -> dict[str, str]:
     """Python's and the packages' versions that decide numbers."""
-    found = {"python": platform.python_version(), "neural_collapse": _package_version()}
+    found = {"python": platform.python_version(), "neural_collapse": __version__}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _package_version() -> str:
-    from .. import __version__
-
-    return __version__
 
 
 def machine(device: Any = None) -> dict[str, Any]:

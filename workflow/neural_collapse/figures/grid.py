@@ -60,6 +60,7 @@ def mark_terminal_phase(
     dataset: str,
     architecture: str,
     note: Literal["top", "bottom", ""] = "top",
+    **look: Any,
 ) -> None:
     """The start of the terminal phase: a triangle on the axis and a dotted line above it.
 
@@ -67,9 +68,9 @@ def mark_terminal_phase(
     """
     phases = [terminal_phase(runs, dataset, architecture, origin) for origin in origins_of(runs)]
     if note and not any(phase.reached for phase in phases):
-        look = {"fontsize": 6, "style": "italic", "color": style.GREY, "ha": "right", "va": note}
+        words = {"fontsize": 6, "style": "italic", "color": style.GREY, "ha": "right", "va": note}
         height = 1.0 if note == "top" else 0.06
-        ax.text(0.99, height, "no TPT", transform=ax.transAxes, **look)
+        ax.text(0.99, height, "no TPT", transform=ax.transAxes, **words)
     # One's own is drawn last, over the reference runs'.
     for place, phase in reversed(list(enumerate(phases))):
         if phase.reached == 0:
@@ -86,7 +87,7 @@ def mark_terminal_phase(
             clip_on=False,
             zorder=6,
             gid="terminal-phase",
-            **(style.REFERENCE_TERMINAL_PHASE if place else style.TERMINAL_PHASE),
+            **(style.REFERENCE_TERMINAL_PHASE if place else style.TERMINAL_PHASE) | look,
         )
 
 

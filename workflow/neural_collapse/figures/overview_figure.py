@@ -84,8 +84,7 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
     if np.isnan(draw_curves(ax, data, cell, series, scale, log_y, **look)):
         blank_panel(ax, empty_reason(runs, *cell))
         return
-    mark_terminal_phase(ax, runs, *cell, note="")
-    _smaller_mark(ax)
+    mark_terminal_phase(ax, runs, *cell, note="", markersize=2.8)
     lines = [np.asarray(line.get_xydata(), float) for line in _curves(ax)]
     points = np.concatenate(lines)
     low, high = points[:, 1].min(), points[:, 1].max()
@@ -124,12 +123,6 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4},
             zorder=7,
         )
-
-
-def _smaller_mark(ax) -> None:
-    for line in ax.lines:
-        if line.get_gid() == "terminal-phase":
-            line.set_markersize(2.8)
 
 
 def _curves(ax) -> list[Line2D]:

@@ -10,6 +10,7 @@ import pandas as pd
 from ..collapse.registry import PAPER_FIGURES, PaperFigure, of_figure
 from ..results.layout import (
     Layout,
+    joined,
     missing_sentence,
     origin_sentence,
     origins_of,
@@ -168,7 +169,7 @@ def grid_caption(
     if shared != "figure":
         whose = {"row": "row of panels", "none": "panel"}[shared]
         sentences.insert(2, f"Every {whose} has its own vertical scale.")
-    return " ".join(sentence for sentence in sentences if sentence)
+    return joined(*sentences)
 
 
 # --------------------------------------------------------------------------- Figure 1
@@ -219,9 +220,7 @@ def choose_picture(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout
     return None
 
 
-def picture_caption(
-    activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, look: Look = DEFAULT_LOOK
-) -> str:
+def picture_caption(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What Figure 1 shows and how it was projected."""
     chosen = choose_picture(activations, runs, layout)
     if chosen is None:
@@ -259,9 +258,7 @@ def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
     return last.assign(error_percent=100 * error)[[*key, "error_percent", "diverged", "selected"]]
 
 
-def sweep_caption(
-    sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, look: Look = DEFAULT_LOOK
-) -> str:
+def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the sweep figure shows."""
     errors = final_errors(sweep)
     present = [
@@ -281,7 +278,7 @@ def sweep_caption(
         many = "trainings" if diverged > 1 else "training"
         text += f" Crosses: {diverged} {many} that diverged, counted as 100 % error."
     sentences = [text, size_sentence(runs, layout), origin_sentence(errors)]
-    return " ".join(sentence for sentence in sentences if sentence)
+    return joined(*sentences)
 
 
 # --------------------------------------------------------------------------- the overview
@@ -311,9 +308,7 @@ PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
 )
 
 
-def overview_caption(
-    measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, look: Look = DEFAULT_LOOK
-) -> str:
+def overview_caption(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the overview shows."""
     return (
         "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
@@ -336,12 +331,7 @@ def overview_caption(
 SEPARATION_TITLE = "Law of data separation: fuzziness falls geometrically from layer to layer"
 
 
-def separation_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def separation_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
     """What the figure of the law of data separation shows."""
     layout = layout or Layout.of(runs)
     panels = layer_curves(measurements, runs, layout)
@@ -365,4 +355,4 @@ def separation_caption(
         "He and Su, PNAS 120 (36), 2023.",
         origin_sentence(runs),
     ]
-    return " ".join(sentence for sentence in sentences if sentence)
+    return joined(*sentences)

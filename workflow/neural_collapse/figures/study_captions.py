@@ -6,6 +6,7 @@ import pandas as pd
 
 from ..results.layout import (
     Layout,
+    joined,
     origin_sentence,
     seeds_sentence,
     terminal_phase_sentence,
@@ -24,7 +25,6 @@ from ..results.studies import (
     measured_other,
 )
 from ..results.trends import SCORES
-from .specs import DEFAULT_LOOK, Look
 
 OPTIMISERS_TITLE = "Optimisers: NC0 and NC3 against weight decay"
 OPTIMISERS_SHOWN = tuple((statistic, "train") for statistic in (NC0, NC0_PREDICTED, NC3))
@@ -62,87 +62,55 @@ def _seeds(runs: pd.DataFrame) -> int:
     return int(runs.groupby(["dataset", "architecture"])["seed"].nunique().max())
 
 
-def imbalance_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def imbalance_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     """Of the figure of imbalance."""
     if runs.empty:
         return "No run has been measured yet."
     bars = f" Means over {_seeds(runs)} seeds, bars from the least to the largest."
-    return " ".join(
-        sentence
-        for sentence in [
-            "At the last epoch, against the ratio of majority to minority train images on a "
-            "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 "
-            "where they have become one, and the accuracy on test images of these classes. Hollow "
-            "squares: minority images repeated within each epoch until all classes have as many."
-            + bars
-            * (_seeds(runs) > 1),
-            "After Fang, He, Long and Su, PNAS 2021.",
-            origin_sentence(runs),
-        ]
-        if sentence
+    return joined(
+        "At the last epoch, against the ratio of majority to minority train images on a "
+        "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 "
+        "where they have become one, and the accuracy on test images of these classes. Hollow "
+        "squares: minority images repeated within each epoch until all classes have as many."
+        + bars
+        * (_seeds(runs) > 1),
+        "After Fang, He, Long and Su, PNAS 2021.",
+        origin_sentence(runs),
     )
 
 
-def etf_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def etf_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     """Of the figure of the fixed classifier."""
     if runs.empty:
         return "No run has been measured yet."
     bands = f" Means over {_seeds(runs)} seeds, bands from the least to the largest."
-    return " ".join(
-        sentence
-        for sentence in [
-            "NC1, NC3 and the train error of the train set and the error of the test set, on "
-            "logarithmic axes; points at zero are left out." + bands * (_seeds(runs) > 1),
-            "After Zhu et al., NeurIPS 2021, and Zhang et al., ICLR 2017.",
-            origin_sentence(runs),
-        ]
-        if sentence
+    return joined(
+        "NC1, NC3 and the train error of the train set and the error of the test set, on "
+        "logarithmic axes; points at zero are left out." + bands * (_seeds(runs) > 1),
+        "After Zhu et al., NeurIPS 2021, and Zhang et al., ICLR 2017.",
+        origin_sentence(runs),
     )
 
 
-def optimisers_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def optimisers_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
     """Of the figure of optimisers."""
     found = by_weight_decay(measurements, runs, layout or Layout.of(runs))
     if not found:
         return "No run has been measured yet."
     names = ", ".join(OPTIMISERS[name] for name in dict.fromkeys(name for _, name in found))
-    return " ".join(
-        sentence
-        for sentence in [
-            "At the last epoch, on a logarithmic axis of the weight decay, a line an optimiser "
-            f"({names}). NC0 is the norm of the sum of the classifier's rows; black crosses: as "
-            "its value before training, the learning rates and the decay alone predict it, where "
-            "that has a closed form. NC3 is this project's, the squared distance of the "
-            "normalised classifier and class means. Coupled decay (SGD, Adam) is part of the "
-            "gradient, decoupled decay (SGDW, AdamW) is not.",
-            "After Zhao et al., ICLR 2026.",
-            origin_sentence(runs),
-        ]
-        if sentence
+    return joined(
+        "At the last epoch, on a logarithmic axis of the weight decay, a line an optimiser "
+        f"({names}). NC0 is the norm of the sum of the classifier's rows; black crosses: as "
+        "its value before training, the learning rates and the decay alone predict it, where "
+        "that has a closed form. NC3 is this project's, the squared distance of the "
+        "normalised classifier and class means. Coupled decay (SGD, Adam) is part of the "
+        "gradient, decoupled decay (SGDW, AdamW) is not.",
+        "After Zhao et al., ICLR 2026.",
+        origin_sentence(runs),
     )
 
 
-def losses_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def losses_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     """Of the figure of losses."""
     if runs.empty:
         return "No run has been measured yet."
@@ -150,26 +118,17 @@ def losses_caption(
     band = f" Lines are means over {seeds} seeds, bands reach from the least to the largest." * (
         seeds > 1
     )
-    return " ".join(
-        sentence
-        for sentence in [
-            "NC1 to NC4 of the train set, the expected calibration error of the test set (15 bins)"
-            ", a line a loss, and the exact parts of the MSE on the train set: what variability "
-            "within classes causes (NC1), what the class means cause (NC2 and NC3), and what the "
-            "least-squares classifier of the same features would save (perpendicular)." + band,
-            "After Han, Papyan and Donoho, ICLR 2022.",
-            origin_sentence(runs),
-        ]
-        if sentence
+    return joined(
+        "NC1 to NC4 of the train set, the expected calibration error of the test set (15 bins)"
+        ", a line a loss, and the exact parts of the MSE on the train set: what variability "
+        "within classes causes (NC1), what the class means cause (NC2 and NC3), and what the "
+        "least-squares classifier of the same features would save (perpendicular)." + band,
+        "After Han, Papyan and Donoho, ICLR 2022.",
+        origin_sentence(runs),
     )
 
 
-def outliers_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def outliers_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
     """Of the figure of outliers."""
     return _other_caption(
         "Detection of another dataset's test images among the network's own by four scores: area "
@@ -182,12 +141,7 @@ def outliers_caption(
     )
 
 
-def transfer_caption(
-    measurements: pd.DataFrame,
-    runs: pd.DataFrame,
-    layout: Layout | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> str:
+def transfer_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
     """Of the figure of transfer."""
     return _other_caption(
         "NC1 of the train set and of the test set, each with its own class means; accuracy on the "
@@ -228,10 +182,9 @@ def _other_caption(
         "Correlation over the measured epochs after epoch 0 with −log NC1 of the train set, "
         f"smallest to largest of the seeds: {'; '.join(parts)}."
     ) * bool(parts)
-    sentences = [
+    return joined(
         shown,
         terminal_phase_sentence(runs, layout),
         seeds_sentence(measurements, layout),
         *(correlation, source, origin_sentence(runs)),
-    ]
-    return " ".join(filter(None, sentences))
+    )

@@ -122,18 +122,15 @@ def changed_since(job: Job) -> str:
     for path in job.runs:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
-            if job.rule == "train_candidate" and _is_newer(job.output, path):
+            of_sweep = job.rule == "train_candidate"
+            if of_sweep and job.output.stat().st_mtime > path.stat().st_mtime:
                 continue
-            changed = _difference(run, job.recipe, job.rule == "train_candidate")
+            changed = _difference(run, job.recipe, of_sweep)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # not there yet, or not one of this project's
         if changed:
             return changed
     return ""
-
-
-def _is_newer(path: Path, other: Path) -> bool:
-    return path.stat().st_mtime > other.stat().st_mtime
 
 
 def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:

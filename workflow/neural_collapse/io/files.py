@@ -138,13 +138,10 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sha256_of(path: str | Path, block_bytes: int = 1 << 20) -> str:
+def sha256_of(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while block := handle.read(block_bytes):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def link_or_copy(source: str | Path, destination: str | Path) -> None:

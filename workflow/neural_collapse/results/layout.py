@@ -160,7 +160,7 @@ def size_sentence(runs: pd.DataFrame, layout: Layout) -> str:
         whose = f"{origin.capitalize()} runs not" if len(present) > 1 else "Not"
         if parts:
             sentences.append(f"{whose} of the paper's size: {'; '.join(parts)}.")
-    return " ".join(sentences)
+    return joined(*sentences)
 
 
 _SIZED = ["network", "train_examples", "num_classes"]
@@ -220,6 +220,11 @@ def seeds_sentence(frame: pd.DataFrame, layout: Layout) -> str:
         f"Curves are the mean of {number} seeds; the band reaches from the smallest to the largest "
         "of them."
     )
+
+
+def joined(*sentences: str) -> str:
+    """The sentences that say something, as one text."""
+    return " ".join(filter(None, sentences))
 
 
 def percent(share: float) -> str:
