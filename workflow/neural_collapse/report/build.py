@@ -21,7 +21,7 @@ from .. import __version__
 from ..figures.registry import FIGURES, caption
 from ..figures.specs import DEFAULT_LOOK, Look
 from ..io.files import reading, write_text_atomically
-from ..io.text import duration_text
+from ..io.text import counted, duration_text, size_text
 from ..results import claims, paper, table1
 from ..results.layout import Layout
 from ..results.tables import REFERENCE, SCHEMAS, read_table
@@ -172,14 +172,10 @@ def _sentence(runs: pd.DataFrame) -> str:
     """What the page is about."""
     if runs.empty:
         return "No network has been trained yet."
-
-    def several(count: int, word: str) -> str:
-        return f"{count} {word}{'s' * (count != 1)}"
-
-    networks = several(len(runs.drop_duplicates(["dataset", "architecture"])), "network")
+    networks = counted(len(runs.drop_duplicates(["dataset", "architecture"])), "network")
     sets = ", ".join(title for _, title in Layout.of(runs).datasets)
     return (
-        f"{networks} ({several(len(runs), 'training')}) on {sets}, from before training through "
+        f"{networks} ({counted(len(runs), 'training')}) on {sets}, from before training through "
         "the terminal phase of training (TPT): whether features and classifiers collapse as "
         "Papyan, Han and Donoho found (PNAS 117 (40), 2020, 24652–24663)."
     )
@@ -208,12 +204,7 @@ def _figure(figure: ReportFigure, output: Path) -> dict[str, Any]:
         if data[:8] != b"\x89PNG\r\n\x1a\n":
             raise ValueError("its first bytes are not a PNG file's")
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    return {
-        "name": figure.name,
-        "label": figure.label,
-        "title": figure.title,
-        "caption": figure.caption,
-        "command": figure.command,
+    return vars(figure) | {
         "uri": "data:image/png;base64," + base64.b64encode(data).decode(),
         "width": width,
         "height": height,
@@ -233,9 +224,7 @@ def _links(folder: Path, output: Path) -> list[tuple[str, str, str, list[tuple[s
     for path in sorted(folder.glob("*.parquet")):
         schema = SCHEMAS.get(path.stem)
         columns = [(c.name, c.description) for c in schema.columns] if schema else []
-        size = path.stat().st_size
-        text = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{max(size / 1e3, 0.1):.1f} kB"
-        found.append((path.name, _link(path, output), text, columns))
+        found.append((path.name, _link(path, output), size_text(path.stat().st_size), columns))
     return found
 
 
