@@ -197,4 +197,4 @@ def test_figures_of_another_dataset_are_blank_where_none_was_measured():
         assert {text.get_text() for ax in draw(*tables).axes for text in ax.texts} == {
             "not measured"
         }
-        assert caption(*tables) == "No run has measured another dataset yet."
+        assert caption(*tables).startswith("No run has measured another dataset yet")

@@ -167,7 +167,9 @@ def _other_caption(
     layout = layout or Layout.of(runs)
     cells = measured_other(runs, layout)
     if not cells:
-        return "No run has measured another dataset yet."
+        return (
+            "No run has measured another dataset yet (measurement.other_dataset): nothing is shown."
+        )
     parts = []
     for cell, (own, _) in cells.items():
         ranges = {
