@@ -128,7 +128,11 @@ def test_imbalance_is_lines_over_the_ratio_and_marks_what_is_oversampled():
         {line.get_gid(): line.get_xydata().tolist() for line in ax.get_lines() if line.get_gid()}
         for ax in figure.axes
     ]
-    name = "weight decay 0.0005"
+    assert [ax.get_title() for ax in figure.axes] == [
+        "Minority classifier cosine",
+        "Minority accuracy, test",
+    ]
+    name = "decay 0.0005"
     assert drawn == [
         {name: [[1, -0.1], [10, 0.6]], f"{name}, oversampled": [[10, 0.2]]},
         {name: [[1, 0.9], [10, 0.3]], f"{name}, oversampled": [[10, 0.5]]},
@@ -145,7 +149,9 @@ def test_a_fixed_classifier_is_lines_over_epochs_by_network():
     fixed = {(NC1, "train"): [8, 2], (NC3, "train"): [1, 0.5], ("error", "test"): [0.9, 0.2]}
     own = {(NC1, "train"): [9, 3], ("error", "train"): [0.9, 0.1]}
     tables = table({"fixed": ({}, fixed), "own": ({}, own)})
-    found = lines(etf(*tables))
+    figure = etf(*tables)
+    assert [ax.get_title() for ax in figure.axes][2:] == ["Error", "Error, test"]
+    found = lines(figure)
     assert found[f"fixed {NC1}"] == [[0, 8], [1, 2]] and found[f"own {NC1}"] == [[0, 9], [1, 3]]
     assert found[f"fixed {NC3}"] == [[0, 1], [1, 0.5]]
     assert "Zhu et al." in etf_caption(*tables)

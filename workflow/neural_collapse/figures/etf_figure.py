@@ -19,12 +19,13 @@ def etf(measurements, runs, layout, look) -> Figure:
     height = min(style.panel_height(4, width), 1.5)
     figure = style.new_figure(width, 0.8 + len(datasets) * height)
     axes = figure.subplots(len(datasets), len(ETF_SHOWN), squeeze=False)
-    for row, (dataset, label) in zip(axes, datasets, strict=True):
-        row[0].set_ylabel(label, fontweight="bold")
-        for ax, shown in zip(row, ETF_SHOWN, strict=True):
-            if row is axes[0]:
+    for row, (dataset, label) in enumerate(datasets):
+        axes[row, 0].set_ylabel(label, fontweight="bold")
+        for ax, shown in zip(axes[row], ETF_SHOWN, strict=True):
+            if row == 0:
                 ax.set_title(panel_title(*shown))
-            lines = [(look, (dataset, name), *shown) for name, look in looks.items()]
+            every = {"marker": "none"} if shown[0] == "error" else {}  # of every epoch
+            lines = [(own | every, (dataset, name), *shown) for name, own in looks.items()]
             draw_lines(ax, measurements, lines)
     handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
     if handles:

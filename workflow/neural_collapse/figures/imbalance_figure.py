@@ -30,11 +30,11 @@ def imbalance(measurements, runs, layout, look) -> Figure:
     height = min(style.panel_height(2, width), 1.9)
     figure = style.new_figure(width, 0.9 + len(datasets) * height)
     axes = figure.subplots(len(datasets), 2, squeeze=False)
-    for row, (dataset, label) in zip(axes, datasets, strict=True):
-        row[0].set_ylabel(label, fontweight="bold")
+    for row, (dataset, label) in enumerate(datasets):
+        axes[row, 0].set_ylabel(label, fontweight="bold")
         own = {key[1:]: table for key, table in found.items() if key[0] == dataset}
-        for ax, (statistic, split) in zip(row, IMBALANCE_SHOWN, strict=True):
-            if row is axes[0]:
+        for ax, (statistic, split) in zip(axes[row], IMBALANCE_SHOWN, strict=True):
+            if row == 0:
                 ax.set_title(panel_title(statistic, split))
             _draw(ax, {key: table[statistic] for key, table in own.items()}, looks)
     used = [key for key in looks if any(key == of[1:] for of in found)]
@@ -58,7 +58,7 @@ def _look(colour: str, oversampled: bool) -> dict:
 
 
 def _label(decay: float, oversampled: bool) -> str:
-    return f"weight decay {decay:g}" + ", oversampled" * oversampled
+    return f"decay {decay:g}" + ", oversampled" * oversampled
 
 
 def _draw(ax: Axes, tables: dict, looks: dict) -> None:
