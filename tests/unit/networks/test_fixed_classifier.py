@@ -42,6 +42,39 @@ def custom(tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "custom", {"family": "custom", "function": "with_etf:network"})
 
 
+WAYS = {
+    "weight_norm": "utils.parametrizations.weight_norm(last)",
+    "spectral_norm": "utils.parametrizations.spectral_norm(last)",
+    "hooked": "utils.weight_norm(last)",
+    "tied": "last; last.weight = layers[1].weight",
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_last_layer_whose_weight_is_not_its_own_is_one_sentence(way, tmp_path, monkeypatch):
+    code = f"""
+        from torch import nn
+        from torch.nn import utils
+
+        def network():
+            layers = nn.Linear(64, 7), nn.Linear(7, 7), nn.ReLU()
+            last = nn.Linear(7, 7)
+            last = {WAYS[way]}
+            return nn.Sequential(nn.Flatten(), *layers, last)
+    """
+    (tmp_path / f"not_own_{way}.py").write_text(dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = {"family": "custom", "function": f"not_own_{way}:network"}
+    build_network(resolve_network(recipe), seed=0, **SIZES)  # learned, it is as good as any
+    fixed = resolve_network(recipe | {"classifier": "etf"})
+    for make in (construct_without_weights, partial(build_network, seed=0)):
+        with pytest.raises(UserError) as error:
+            make(fixed, **SIZES)
+        why = "is shared with another layer" if way == "tied" else "is parametrised"
+        assert f"whose weight {why}; give it a plain nn.Linear" in str(error.value)
+
+
 @pytest.mark.parametrize("family", ["vgg", "resnet", "densenet", "mlp", "custom"])
 def test_rows_are_a_simplex_and_nothing_of_them_learns(family, custom):
     network = built(family)

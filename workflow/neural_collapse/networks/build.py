@@ -95,7 +95,29 @@ def _construct(
             f"'classifier: etf' needs at least as many features as classes, but {label(recipe)} "
             f"has {dim} features for {num_classes} classes; make it wider"
         )
+    if recipe.classifier == "etf":
+        _require_own_weights(network, label(recipe))
     return network
+
+
+def _require_own_weights(network: Network, name: str) -> None:
+    """Raise UserError where fixing the last layer would not fix its weights, or others too."""
+    layer = network.classifier
+    own = dict(layer.named_parameters(recurse=False))
+    elsewhere = {
+        weight
+        for module in network.modules()
+        if module is not layer
+        for weight in module.parameters(recurse=False)
+    }
+    for key in ("weight", "bias"):
+        weight = getattr(layer, key)
+        if weight is not None and (key not in own or weight in elsewhere):
+            why = "is shared with another layer" if key in own else "is parametrised"
+            raise UserError(
+                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} {why}; give "
+                "it a plain nn.Linear of its own"
+            )
 
 
 def _of_family(
