@@ -99,6 +99,18 @@ def test_preparations_of_other_data_lie_in_other_folders():
     assert DataRecipe(imbalance=step | minority).name == names[1]  # a step has no order
 
 
+def test_folders_of_many_minority_classes_have_short_names_that_differ():
+    def name(classes, **keys):
+        return DataRecipe(imbalance={"ratio": 10, "minority_classes": classes} | keys).name
+
+    assert name(range(5, 10)) == "imbalance-step-10-5-6-7-8-9"
+    many, exponential = list(range(1, 100)), {"kind": "exponential"}
+    names = {name(many), name(many[:-1]), name(many, **exponential), name(many[::-1])}
+    names |= {name(many[::-1], **exponential), name(many, ratio=1 / 3e-9)}
+    assert len(names) == 5  # a step has no order
+    assert max(map(len, names)) < 100
+
+
 def test_recipes_without_the_keys_are_written_as_before():
     assert not {"imbalance", "random_labels"} & DataRecipe().model_dump().keys()
 

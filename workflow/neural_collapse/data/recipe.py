@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +10,10 @@ from pydantic import Field, field_validator
 
 from ..io.errors import UserError
 from ..io.model import Model
+
+
+LONGEST_NAME = 64
+"""Characters by which an imbalance tells its folder; file systems allow 255 bytes in all."""
 
 
 class ImbalanceRecipe(Model):
@@ -35,11 +40,15 @@ class ImbalanceRecipe(Model):
 
     @property
     def name(self) -> str:
-        """In the name of the prepared arrays' folder."""
+        """In the name of the prepared arrays' folder; a hash where the classes are many."""
         order = (
             self.minority_classes if self.kind == "exponential" else sorted(self.minority_classes)
         )
-        return "-".join([self.kind, f"{self.ratio:.17g}", *map(str, order)])
+        known = [self.kind, f"{self.ratio:.17g}"]
+        name = "-".join([*known, *map(str, order)])
+        if len(name) > LONGEST_NAME:
+            name = "-".join([*known, hashlib.blake2b(name.encode(), digest_size=8).hexdigest()])
+        return name
 
     def counts(self, available: Sequence[int]) -> list[int]:
         """Images kept of each class, of so many of each, rounded.
