@@ -6,7 +6,7 @@ them alone, so that no week of training is ever repeated for the sake of a comme
 
 TRAINING = 6
 """Of a training's weights and history."""
-MEASUREMENT = 9
+MEASUREMENT = 10
 """Of the features' moments and of the attack, given a checkpoint."""
 PREPARATION = 1
 """Of the prepared arrays, given the published files."""
