@@ -71,7 +71,7 @@ rule plot_figures:
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: EXPERIMENT.titles(),
-        code=code_hash("figures", "results"),
+        code=code_hash("figures", "results", "collapse/registry.py"),
     message:
         "Draw the figures"
     shell:
@@ -119,7 +119,7 @@ rule compare_with_paper:
         datasets=CONFIG.datasets,
         architectures=CONFIG.architectures,
         labels=lambda wildcards: EXPERIMENT.titles(),
-        code=code_hash("results"),
+        code=code_hash("results", "collapse/registry.py"),
     message:
         "Compare with the paper: Table 1 and claims"
     shell:
@@ -155,7 +155,7 @@ rule build_report:
         architectures=CONFIG.architectures,
         labels=lambda wildcards: EXPERIMENT.titles(),
         reference=reference_options(),
-        code=code_hash("report", "figures", "results"),
+        code=code_hash("report", "figures", "results", "collapse/registry.py"),
     message:
         "Build the report"
     shell:

@@ -63,6 +63,7 @@ def _out_of_date(outputs: Iterable[str], folder: Path) -> str | None:
         if oldest is None or path.stat().st_mtime_ns < oldest:
             oldest = path.stat().st_mtime_ns
     code = [path for room in ("figures", "results") for path in (LIBRARY / room).glob("*.py")]
+    code.append(LIBRARY / "collapse/registry.py")  # which names what is drawn
     for path in [*folder.rglob("*"), *code]:
         if path.is_file() and path.stat().st_mtime_ns > oldest:
             return f"{path.name} is newer"
