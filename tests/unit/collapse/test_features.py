@@ -169,7 +169,7 @@ def test_another_datasets_features_are_of_both_splits_whatever_its_classes(netwo
     other = SimpleNamespace(name="other", num_classes=5)
     other.train_images, other.test_images = images[:20], images[20:]
     other.train_labels, other.test_labels = labels[:20], labels[20:]
-    found = extract_other(network, other, MEAN, STD, batch_size=6, device="cpu")
+    found = extract_other(network, other, MEAN, STD, batch_size=6, device="cpu", most=20)
     rows = plain_features(network, images)
     assert_allclose(found.train_rows, rows[:20], rtol=1e-4, atol=1e-6)
     assert_allclose(found.test_rows, rows[20:], rtol=1e-4, atol=1e-6)
@@ -178,6 +178,11 @@ def test_another_datasets_features_are_of_both_splits_whatever_its_classes(netwo
     right = distances.argmin(1) == labels[20:]
     assert found.test.share(lambda d: d.ncc_correct) == right.mean()
     assert found.test.weight is None and found.test.class_means.shape == (5, 6)
+
+    few = extract_other(network, other, MEAN, STD, batch_size=6, device="cpu", most=3)
+    assert_array_equal(few.train_rows, found.train_rows[[0, 10, 19]])
+    assert few.train_labels.tolist() == [0, 0, 4]
+    assert few.test.share(lambda d: d.ncc_correct) == right.mean()  # centres of all images
 
 
 def test_extract_classifier_without_bias_has_a_bias_of_zeros(data):

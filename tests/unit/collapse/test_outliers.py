@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from sklearn.decomposition import PCA
 
 from neural_collapse import simplex_etf
+from neural_collapse.collapse import transfer
 from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.collapse.outliers import (
     detection,
@@ -192,6 +193,12 @@ def test_the_linear_probe_is_penalised_logistic_regression_on_standardised_featu
     assert 0.2 < expected < 0.9
     # One example beside the boundary may fall on its other side.
     assert linear_probe_accuracy(features, labels, test, truth) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_linear_probe_that_does_not_converge_has_no_accuracy(random, monkeypatch):
+    features, labels = cloud(random, (20, 30, 25), 4)
+    monkeypatch.setattr(transfer, "PROBE_ITERATIONS", 1)
+    assert np.isnan(linear_probe_accuracy(features, labels, features, labels))
 
 
 def test_the_linear_probe_does_not_see_scale_shift_or_features_that_do_not_vary(random):

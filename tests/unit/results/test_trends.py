@@ -13,7 +13,7 @@ from neural_collapse.results.trends import TRENDS
 
 EPOCHS = (0, 2, 5, 9)
 NCC, PROBE, NC5 = "transfer_ncc_accuracy", "transfer_probe_accuracy", "nc5_outlier_orthogonality"
-LAGS, ORTHOGONAL = TRENDS[0].name, TRENDS[3].name
+LAGS, ORTHOGONAL = TRENDS[0].name, TRENDS[4].name
 
 
 def runs(seeds=2, begun=2, other="fashion_mnist"):
@@ -93,6 +93,13 @@ def test_detection_and_nc5_are_judged_within_the_terminal_phase():
     assert found[ORTHOGONAL] == "holds"  # below the start of the TPT, not below epoch 0
     assert found["outliers are detected better: NECO"] == "holds"
     assert found["outliers are detected better: energy"] == "does not"
+
+
+def test_one_seed_decides_nothing():
+    found = verdicts({(NCC, "test"): [[0.1, 0.9, 0.5, 0.1]]}, seeds=1)
+    claim = found.loc["nearest class centres transfer worse"]
+    assert claim["holds"] == "cannot say"
+    assert claim["reason"] == "one seed does not tell the noise: 0.9 to 0.1"
 
 
 def test_claims_are_made_where_another_dataset_was_measured_alone():

@@ -110,7 +110,10 @@ class OtherFeatures(NamedTuple):
     """A network's features of a dataset that it was not trained on."""
 
     train_rows: np.ndarray
-    """(N, d) float32, in the order of the images."""
+    """(N, d) float32, in the order of the images; of `most` images, spread evenly, where there are
+    more."""
+    train_labels: np.ndarray
+    """(N,), theirs."""
     test_rows: np.ndarray
     test: Moments
     """Of the test split, without a classifier; its nearest class centres are the train split's."""
@@ -124,6 +127,7 @@ def extract_other(
     *,
     batch_size: int,
     device: str | torch.device,
+    most: int,
     batch_norm_examples: int | None = None,
 ) -> OtherFeatures:
     """Features of another dataset's two splits, whose classes need not be the network's.
@@ -132,10 +136,13 @@ def extract_other(
         network: see the module docstring.
         other: of the size and channels of the images that the network was trained on.
         mean: of the network's own images, by which these are normalised too; `std` likewise.
+        most: raw features of the train split, in memory.
         batch_norm_examples: see `Watched`.
     """
     means, raw = None, {}
-    for split in ("train", "test"):
+    count = len(other.train_labels)
+    spread = np.linspace(0, count - 1, min(count, most)).round().astype(int)
+    for split, rows in (("train", spread), ("test", np.arange(len(other.test_labels)))):
         labels = getattr(other, f"{split}_labels")
         moments, raw[split] = extract(
             network,
@@ -147,13 +154,13 @@ def extract_other(
             device=device,
             num_classes=other.num_classes,
             train_means=means,
-            keep_rows=np.arange(len(labels)),
+            keep_rows=rows,
             split=f"{other.name} {split}",
             watched=Watched(batch_norm_examples=batch_norm_examples),
             own_classes=False,
         )
         means = means or [moments[0].class_means]
-    return OtherFeatures(raw["train"], raw["test"], moments[0])
+    return OtherFeatures(raw["train"], other.train_labels[spread], raw["test"], moments[0])
 
 
 def extract(

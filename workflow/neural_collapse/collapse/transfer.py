@@ -6,12 +6,15 @@ examples, d (D) feature dimension.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 PROBE_ITERATIONS = 1000
+PROBE_EXAMPLES = 20_000
+"""Train images of the other dataset that a probe learns from, at most."""
 
 
 def linear_probe_accuracy(
@@ -22,9 +25,10 @@ def linear_probe_accuracy(
 ) -> float:
     """Accuracy (0 to 1) on test features of a linear classifier trained on train features.
 
-    scikit-learn's LogisticRegression as it comes (L2 penalty, C = 1, lbfgs), at most 1000
+    scikit-learn's LogisticRegression with its defaults (L2 penalty, C = 1, lbfgs), at most 1000
     iterations, in float64, on features of which each has mean 0 and variance 1 over the train set;
-    one that does not vary is left out by that. Nothing is random in it.
+    one that does not vary is left out by that. Nothing is random in it. NaN where it does not
+    converge.
 
     Args:
         train_features_ND: (N, d); train_labels_N: (N,), of at least two classes.
@@ -40,6 +44,9 @@ def linear_probe_accuracy(
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=PROBE_ITERATIONS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        probe.fit(np.asarray(train_features_ND, np.float64), np.asarray(train_labels_N))
+        warnings.simplefilter("error", ConvergenceWarning)
+        try:
+            probe.fit(np.asarray(train_features_ND, np.float64), np.asarray(train_labels_N))
+        except ConvergenceWarning:
+            return math.nan
     return float(probe.score(np.asarray(test_features_ND, np.float64), np.asarray(test_labels_N)))

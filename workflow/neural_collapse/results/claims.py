@@ -341,6 +341,8 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
         return row | {"reason": reason + some}
     if not np.isfinite([zero, start, end]).all():
         return row | {"reason": f"a value is missing or not finite{some}"}
+    if np.isnan(noise):
+        return row | {"reason": f"one seed does not tell the noise: {start:.4g} to {end:.4g}"}
     reason = f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}; noise: {noise:.2g}"
     holds = phenomenon.verdict(zero, start, end, noise)
     return row | {"holds": holds, "reason": reason + some}
@@ -411,12 +413,14 @@ def _points(curve: pd.Series, run) -> tuple[tuple[float, float, float], tuple[in
 
 def _noise(phenomenon: Phenomenon | Trend, values: np.ndarray, examples: int) -> float:
     """What a change within the TPT may be by chance; of (seeds, 3) values, on so many
-    test examples. See :data:`NOISE`."""
+    test examples; nan where it is not known. See :data:`NOISE`."""
     if len(values) == 0:
         return np.nan
     changes = values[:, 2] - values[:, 1]
     if len(changes) > 1:
         return float(changes.std(ddof=1))
+    if isinstance(phenomenon, Trend):
+        return np.nan
     start, end = map(float, values[0, 1:])
     if phenomenon.floor is not None:
         return phenomenon.floor * abs(start)

@@ -57,7 +57,7 @@ def other_statistics(
     from ...collapse.features import extract_other
     from ...collapse.measure import compute_moments
     from ...collapse.outliers import outlier_statistics
-    from ...collapse.transfer import linear_probe_accuracy
+    from ...collapse.transfer import PROBE_EXAMPLES, linear_probe_accuracy
 
     found = extract_other(
         network,
@@ -66,6 +66,7 @@ def other_statistics(
         data.std,
         batch_size=recipe.training.evaluation_batch_size,
         device=device,
+        most=PROBE_EXAMPLES,
         batch_norm_examples=recipe.measurement.batch_norm_examples,
     )
     layer = splits.test.weight, splits.test.bias
@@ -75,7 +76,7 @@ def other_statistics(
     values = outlier_statistics(splits.train, splits.test_rows, found.test_rows) | {
         "transfer_ncc_accuracy": found.test.share(lambda d: d.ncc_correct),
         "transfer_probe_accuracy": linear_probe_accuracy(
-            found.train_rows, other.train_labels, found.test_rows, other.test_labels
+            found.train_rows, found.train_labels, found.test_rows, other.test_labels
         ),
         "nc4_ncc_mismatch_test_means": by_test_means.share(lambda d: d.counted - d.agreeing),
     }
