@@ -9,6 +9,7 @@ from scipy.spatial.distance import pdist
 
 from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.collapse.moments import StoredMoments
+from neural_collapse.collapse.result import UndefinedStatisticWarning
 from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.experiment.stages.collect import _predicted
@@ -59,6 +60,16 @@ def test_one_class_has_no_cosine_and_no_imbalance_has_no_minority(stored):
     assert "minority_accuracy" in found["test"]
     without = statistics_of(recipe_of(), stored[0])
     assert not [name for split in without.values() for name in split if "minority" in name]
+
+
+def test_a_classifier_of_zeros_has_no_cosine_of_its_minority(stored):
+    moments = stored[0]
+    moments.train.weight.zero_()
+    imbalance = {"ratio": 1, "minority_classes": [7, 2, 4]}
+    with pytest.warns(UndefinedStatisticWarning):  # of NC2 and NC3
+        found = statistics_of(recipe_of(data={"imbalance": imbalance}), moments)
+    assert np.isnan(found["train"]["minority_classifier_cosine"])
+    assert np.isfinite(found["test"]["minority_accuracy"])
 
 
 def predicted(tmp_path, recipe, **facts):

@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 from ..io.errors import UserError
 from ..io.model import Model
 
-
 LONGEST_NAME = 64
 """Characters by which an imbalance tells its folder; file systems allow 255 bytes in all."""
 

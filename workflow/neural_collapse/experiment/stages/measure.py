@@ -268,8 +268,7 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
     training = recipe.training
     whole = training.loss == "mse" and training.optimizer.name in ("sgd", "adam")
     whole = whole and recipe.network.classifier == "learned"
-    balanced = bool((moments.counts == moments.counts[0]).all())
-    if not (whole and balanced and training.weight_decay) or moments.scatter is None:
+    if not (whole and moments.balanced and training.weight_decay) or moments.scatter is None:
         return {}
     parts = mse_decomposition(
         moments.class_means,
@@ -284,7 +283,7 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
 def _minority(recipe: Recipe, moments: Moments, split: str) -> dict[str, float]:
     """What the recipe's minority classes have for themselves: the mean cosine of their classifiers
     with the train split, their accuracy with the test split."""
-    from ...collapse.statistics import mean_cosine
+    from ...collapse.statistics import UndefinedStatistic, mean_cosine
 
     if recipe.data.imbalance is None:
         return {}
@@ -292,7 +291,11 @@ def _minority(recipe: Recipe, moments: Moments, split: str) -> dict[str, float]:
     if split == "train":
         if len(minority) == 1:  # which has no pairs
             return {}
-        return {"minority_classifier_cosine": mean_cosine(moments.weight[minority])}
+        try:
+            cosine = mean_cosine(moments.weight[minority])
+        except UndefinedStatistic:  # of a row of zeros
+            cosine = math.nan
+        return {"minority_classifier_cosine": cosine}
     counted = int(moments.decisions.counted[minority].sum())
     right = int(moments.decisions.network_correct[minority].sum())
     return {"minority_accuracy": right / counted if counted else math.nan}
