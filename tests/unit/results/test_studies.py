@@ -15,7 +15,9 @@ from neural_collapse.results.studies import (
     NC0,
     NC0_ERROR,
     NC0_PREDICTED,
+    NC1,
     NC3,
+    NC4,
     by_ratio,
     by_weight_decay,
     seed_means,
@@ -271,17 +273,34 @@ def test_a_fixed_classifier_is_alike_within_a_bound_on_either_side(errors, verdi
     assert "within 0.02 of each other" in found["criterion"].iloc[0]
 
 
-def test_collapse_under_random_labels_is_judged_by_the_value_before_training():
-    nc1 = "nc1_within_class_variability"
-    shuffled = {"data": {"random_labels": 0.5}}
-    runs = [run("fell", **shuffled), run("stayed", **shuffled), run("true")]
-    ends = {"fell": 0.9, "stayed": 1.1, "true": 0.1}
-    values = measured({(name, 0): {nc1: (10, end)} for name, end in ends.items()})
-    found = claims_of(values, runs, "collapse under random labels")
-    verdicts = dict(zip(found["architecture"], found["holds"], strict=True))
-    assert verdicts == {"fell": "holds", "stayed": "does not"}
-    assert found["criterion"].iloc[0].endswith("below 0.1 times its value before training")
-    assert found["at_end"].tolist() == [0.9, 1.1]
+@pytest.mark.parametrize(
+    ("ends", "mismatch", "begun", "verdict"),
+    [((0.1, 0.11), 0.002, 1, "holds"), ((1.1, 1.11), 0.002, 1, "does not"),
+     ((0.1, 0.11), 0.2, 1, "does not"), ((0.1, 1.9), 0.002, 1, "cannot say"),
+     ((0.1, 0.11), 0.002, np.nan, "cannot say")],
+)  # fmt: skip
+def test_collapse_under_random_labels_is_judged_in_the_terminal_phase(
+    ends, mismatch, begun, verdict
+):
+    """NC1 is 100 before training, where the class means coincide, and 1 as the TPT begins."""
+    names = {"all": {"random_labels": 1.0}, "half": {"random_labels": 0.5}, "true": {}}
+    runs = [
+        run(name, seed, data=data) | {"terminal_phase_epoch": begun}
+        for name, data in names.items()
+        for seed in (0, 1)
+    ]
+    values = [
+        {"architecture": name, "seed": seed, "epoch": epoch, "statistic": statistic, "value": value}
+        for name in names
+        for seed, end in enumerate(ends)
+        for statistic, of in ((NC1, (100, 1, end)), (NC4, (0.9, 0.3, mismatch)))
+        for epoch, value in zip((0, 1, 4), of, strict=True)
+    ]
+    table = pd.DataFrame(values).assign(dataset="mnist", split="train")
+    (row,) = claims_of(table, runs, "collapse under random labels").itertuples()
+    assert (row.architecture, row.holds) == ("all", verdict)
+    assert "lower than at the start of the TPT" in row.criterion
+    assert row.criterion.endswith("the train split's nc4_ncc_mismatch below 0.01 there")
 
 
 def test_claims_of_studies_are_written_where_they_are_made():

@@ -22,7 +22,7 @@ from . import paper
 from .contrasts import CONTRASTS, Contrast, judge_contrast
 from .layout import Layout, of_origin, rows_of
 from .separation import LINEARITY
-from .studies import MSE_PARTS, NC0_ERROR, NC1, optimiser_of
+from .studies import MSE_PARTS, NC0_ERROR, NC1, NC4, last_values, optimiser_of
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
 from .tables import check_frame, write_table
 from .trends import TRENDS, Trend, trends_of
@@ -148,8 +148,6 @@ class Bound:
     """What the study's authors found, and where."""
     applies: Callable[[Mapping[str, Any]], bool]
     split: str = "train"
-    relative: bool = False
-    """Whether the bound is a factor of the value before training."""
 
     @property
     def quantity(self) -> str:
@@ -160,8 +158,7 @@ class Bound:
     def criterion(self) -> str:
         """When it holds, in words."""
         when = "before training" if self.before else "at the last epoch"
-        of = " times its value before training" * self.relative
-        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}{of}"
+        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}"
 
     def verdict(self, value: float, noise: float) -> str:
         """Of the mean over seeds and its noise, their standard deviation."""
@@ -227,19 +224,31 @@ STUDY_CLAIMS: tuple[Bound, ...] = (
         "project's",
         applies=lambda recipe: True,
     ),
-    Bound(
-        "collapse under random labels",
-        NC1,
-        1 / NC1_FACTOR,
-        below=True,
-        before=False,
-        paper="collapse under random labels too (Zhu et al. 2021, recalled); the factor is this "
-        "project's",
-        applies=lambda recipe: bool(recipe.get("data", {}).get("random_labels")),
-        relative=True,
-    ),
 )
 """Claims of studies beyond the paper, of one cell each."""
+
+
+@dataclass(frozen=True)
+class RandomLabels(Trend):
+    """The claim that a network collapses onto labels that are all random."""
+
+    most_mismatch: float = 0.01
+
+    @property
+    def criterion(self) -> str:
+        """When it holds, in words."""
+        own = f"and the train split's {NC4} below {self.most_mismatch:g} there"
+        return f"{super().criterion}, {own}"
+
+
+RANDOM_LABELS = RandomLabels(
+    "collapse under random labels",
+    NC1,
+    rises=False,
+    split="train",
+    paper="collapse under random labels too (Zhu et al. 2021, recalled); the criterion is this "
+    "project's",
+)
 
 
 NOISE += "; ".join(f"{p.name} {100 * p.floor:.2g} %" for p in PHENOMENA if p.floor) + "."
@@ -267,6 +276,8 @@ def check_claims(
             (p, _paper(p, dataset, architecture), _judge(p, cell, cell_runs)) for p in PHENOMENA
         ]
         judged += [(t, t.paper, _judge(t, cell, cell_runs)) for t in trends_of(cell)]
+        if NC1 in set(cell["statistic"]) and _shuffled(cell_runs):
+            judged.append((RANDOM_LABELS, RANDOM_LABELS.paper, _judge_random(cell, cell_runs)))
         judged += [(b, b.paper, _judge_bound(b, cell, cell_runs)) for b in _bounds(cell, cell_runs)]
         beside = [
             of_origin(frame[frame["dataset"] == dataset], origin) for frame in (measurements, runs)
@@ -348,8 +359,27 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
     return row | {"holds": holds, "reason": reason + some}
 
 
+def _shuffled(runs: pd.DataFrame) -> bool:
+    """Whether all labels of a cell are random."""
+    recipe = {} if runs.empty else json.loads(runs.iloc[0].get("recipe", "{}"))
+    return recipe.get("data", {}).get("random_labels") == 1
+
+
+def _judge_random(cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
+    """Values, verdict and its reason."""
+    row = _judge(RANDOM_LABELS, cell, runs)
+    if row["holds"] != HOLDS:
+        return row
+    reached = runs.loc[runs["terminal_phase_epoch"].notna() & ~runs["diverged"], "seed"]
+    last = last_values(cell, NC4)
+    mismatch = float(last.loc[last["seed"].isin(reached), "value"].mean())
+    holds = HOLDS if mismatch < RANDOM_LABELS.most_mismatch else DOES_NOT
+    reason = f"{row['reason']}; mismatch: {mismatch:.2g}"
+    return row | {"holds": CANNOT_SAY if np.isnan(mismatch) else holds, "reason": reason}
+
+
 Study = Bound | Contrast | Trend
-OF_STUDIES: tuple[Study, ...] = (*STUDY_CLAIMS, *CONTRASTS, *TRENDS)
+OF_STUDIES: tuple[Study, ...] = (*STUDY_CLAIMS, RANDOM_LABELS, *CONTRASTS, *TRENDS)
 """Claims of studies beyond the paper, of every kind."""
 
 
@@ -372,7 +402,7 @@ def _judge_bound(claim: Bound, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     table = chosen.pivot(index="epoch", columns="seed", values="value")
     last = int(table.index.max())
     values = {epoch: table.reindex([epoch]).to_numpy(float)[0] for epoch in (0, last)}
-    own = values[0 if claim.before else last] / (values[0] if claim.relative else 1)
+    own = values[0 if claim.before else last]
     mean, seeds = float(own.mean()), len(own)
     noise = float(own.std(ddof=1)) if seeds > 1 else 0.0
     zero, end = (float(each.mean()) for each in values.values())
