@@ -295,7 +295,7 @@ def test_prepare_npz_is_read_channels_first(tmp_path):
     assert data.num_classes == 3 and data.label == "Mine" and data.class_names == ("0", "1", "2")
 
 
-def prepare_labels(folder, train: list[int], test: list[int]):
+def prepare_labels(folder, train: list[int], test: list[int], **keys):
     """A user-defined dataset with these labels, prepared."""
     arrays = {}
     for split, labels in (("train", train), ("test", test)):
@@ -304,7 +304,7 @@ def prepare_labels(folder, train: list[int], test: list[int]):
     np.savez(folder / "mine.npz", **arrays)
     custom = CustomDataset(label="Mine", path=str(folder / "mine.npz"))
     download_dataset("mine", folder / "raw", custom=custom)
-    prepare_dataset("mine", folder / "raw", folder / "out", DataRecipe(), custom=custom)
+    prepare_dataset("mine", folder / "raw", folder / "out", DataRecipe(**keys), custom=custom)
     return PreparedDataset.open(folder / "out")
 
 
@@ -343,9 +343,22 @@ def test_prepare_class_with_too_few_images_is_named(raw, tmp_path):
     with pytest.raises(UserError) as caught:
         prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe(examples_per_class=8))
     assert "data.examples_per_class" in str(caught.value)
-    assert "class 0 has 7" in str(caught.value)
+    assert "asks for 8 images of class 0, which has 7; lower" in str(caught.value)
     with pytest.raises(UserError, match=r"data\.test_examples_per_class"):
         prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe(test_examples_per_class=8))
+
+
+def test_prepare_too_few_images_under_an_imbalance_name_what_would_do(tmp_path):
+    train = [0] * 40 + [1] * 60 + [2] * 4
+    keys = {"imbalance": {"ratio": 10, "minority_classes": [2]}}
+    with pytest.raises(UserError) as caught:
+        prepare_labels(tmp_path, train, [0, 1, 2], examples_per_class=50, **keys)
+    assert str(caught.value) == (
+        "data.examples_per_class: asks for 50 images of class 0, which has 40; lower "
+        "data.examples_per_class to at most 40"
+    )
+    data = prepare_labels(tmp_path, train, [0, 1, 2], examples_per_class=40, **keys)
+    assert data.card["counts"]["train"]["kept"] == [40, 40, 4]
 
 
 def test_pooling_that_does_not_divide_is_refused(raw, tmp_path):

@@ -243,11 +243,11 @@ BAD_VALUES = [
     ),
     (
         {"recipe.data.imbalance": MINORITY | {"ratio": 1000}},
-        ["digits x resnet: data.imbalance.ratio: 1000", "class 7 with 0 of its", "images; lower"],
+        ["digits x resnet: data.imbalance.ratio: 1000", "class 7 without images; lower"],
     ),
     (
         {"recipe.data": {"imbalance": MINORITY | {"ratio": 101}, "examples_per_class": 50}},
-        ["data.imbalance.ratio: 101 leaves class 7 with 0 of its 50 images"],
+        ["data.imbalance.ratio: 101 leaves class 7 without images"],
     ),
     ({"recipe.data.imbalance": MINORITY | {"ratio": 0.5}}, ["data.imbalance.ratio", "1", "0.5"]),
     ({"recipe.data.imbalance": {"ratio": 2}}, ["data.imbalance.minority_classes", "missing"]),
@@ -266,6 +266,10 @@ BAD_VALUES = [
     ({"recipe.data.imbalance": MINORITY | {"minority_classes": []}}, ["not be empty"]),
     ({"recipe.data.imbalance": MINORITY | {"kind": "stairs"}}, ["imbalance.kind", "'step'"]),
     ({"recipe.data.imbalance": MINORITY | {"oversample": True}}, ["imbalance.oversample"]),
+    (
+        {"recipe.data.imbalance": MINORITY, "recipe.data.examples_per_class": 141},
+        ["data.examples_per_class: is 141, but digits has at most 140 train images of any class"],
+    ),
     ({"recipe.data.random_labels": 1.5}, ["data.random_labels", "less than or equal to 1"]),
     ({"recipe.data.random_labels": -0.1}, ["data.random_labels", "greater than or equal to 0"]),
     ({"recipe.network.classifier": "fixed"}, ["'classifier' is 'fixed'", "'learned' or 'etf'"]),
@@ -460,6 +464,17 @@ def test_config_wrong_value_is_one_sentence_that_names_the_key(changes, words):
     assert text.startswith("config.yaml: ") or "digits x resnet" in text
     for word in words:
         assert word in text, text
+
+
+def test_config_counts_of_classes_that_are_not_known_refuse_nothing():
+    """Of MNIST, whose class 5 has 5421 train images and class 1 6742, the sum and least alone."""
+    imbalance = {"ratio": 12000, "minority_classes": [1]}  # one image stays of class 1
+    keys = {"datasets": ["mnist"], "recipe.training.batch_size": 64}
+    check_config(minimal(**keys, **{"recipe.data.imbalance": imbalance}))
+    few = {"imbalance": {"ratio": 2, "minority_classes": [5]}, "examples_per_class": 5842}
+    check_config(minimal(**keys, **{"recipe.data": few}))
+    with pytest.raises(UserError, match="5421 train images of its smallest class"):
+        check_config(minimal(**keys, **{"recipe.data.examples_per_class": 5842}))
 
 
 def test_config_minimal_is_right():

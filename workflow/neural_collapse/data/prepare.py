@@ -59,14 +59,20 @@ Progress = Callable[[str, int, int], None]
 
 
 def balanced_subset(
-    labels: np.ndarray, num_classes: int, count: int | Sequence[int] | None, seed: int, key: str
+    labels: np.ndarray,
+    num_classes: int,
+    count: int | Sequence[int] | None,
+    seed: int,
+    key: str,
+    most: int | None = None,
 ) -> np.ndarray:
     """The indices, ascending, of `count` examples a class, or of so many of each class; all where
     `count` is None.
 
     Class c keeps the examples that the first numbers of the generator seeded with (seed, c) rank
     lowest, so that neither other classes nor `count` change who comes first.  Raises UserError
-    naming the class and the config key where there are too few.
+    naming the class and the config key where there are too few; most: the value of that key for
+    which there are enough, where it is not the number of the smallest class.
     """
     if count is None:
         return np.arange(len(labels))
@@ -75,9 +81,10 @@ def balanced_subset(
     for label, count in enumerate(counts):
         of_class = np.flatnonzero(labels == label)
         if len(of_class) < count:
+            most = most or int(np.bincount(labels, minlength=num_classes).min())
             raise UserError(
-                f"{key}: asks for {count} images a class, but class {label} has {len(of_class)}; "
-                f"lower {key} to at most {np.bincount(labels, minlength=num_classes).min()}"
+                f"{key}: asks for {count} images of class {label}, which has {len(of_class)}; "
+                f"lower {key} to at most {most}"
             )
         ranks = np.argsort(
             np.random.default_rng([seed, label]).random(len(of_class)), kind="stable"
@@ -91,17 +98,18 @@ def _kept(
 ) -> dict[str, np.ndarray]:
     """The rows of each split that a recipe keeps; `published`: labels."""
     train: int | list[int] | None = recipe.examples_per_class
+    most = None
     if recipe.imbalance is not None:
-        available = np.bincount(published["train"], minlength=num_classes)
-        train = recipe.train_counts(available.tolist())
+        available = np.bincount(published["train"], minlength=num_classes).tolist()
+        train, most = recipe.train_counts(available), recipe.imbalance.most_of_each(available)
     counts = {
-        "train": ("examples_per_class", train),
-        "test": ("test_examples_per_class", recipe.test_examples_per_class),
+        "train": ("examples_per_class", train, most),
+        "test": ("test_examples_per_class", recipe.test_examples_per_class, None),
     }
     seed = recipe.subset_seed
     return {
-        split: balanced_subset(published[split], num_classes, count, seed, f"data.{key}")
-        for split, (key, count) in counts.items()
+        split: balanced_subset(published[split], num_classes, count, seed, f"data.{key}", most)
+        for split, (key, count, most) in counts.items()
     }
 
 

@@ -66,18 +66,34 @@ class ImbalanceRecipe(Model):
                 f"{key}.minority_classes: are all {classes} classes, and none is left as the "
                 "majority; leave some out"
             )
+        kept = self.kept(available)
+        if 0 in kept:
+            raise UserError(
+                f"{key}.ratio: {self.ratio:g} leaves class {kept.index(0)} without images; lower it"
+            )
+        return kept
+
+    def kept(self, available: Sequence[int]) -> list[int]:
+        """As `counts`, without a check."""
+        divisors = self._divisors(len(available))
+        return [round(n / by) for n, by in zip(available, divisors, strict=True)]
+
+    def most_of_each(self, available: Sequence[int]) -> int:
+        """The most images a class, before the imbalance, of which so many of each are enough."""
+        most = []
+        for n, by in zip(available, self._divisors(len(available)), strict=True):
+            whole = int((n + 0.5) * by)
+            most.append(whole if round(whole / by) <= n else whole - 1)
+        return min(most)
+
+    def _divisors(self, classes: int) -> list[float]:
+        """By what each class's images are divided."""
+        minority = self.minority_classes
         powers = dict.fromkeys(range(classes), 0.0) | dict.fromkeys(minority, 1.0)
         if self.kind == "exponential":
             order = [label for label in range(classes) if label not in minority] + [*minority]
             powers = {label: rank / (classes - 1) for rank, label in enumerate(order)}
-        kept = [round(count / self.ratio ** powers[c]) for c, count in enumerate(available)]
-        if 0 in kept:
-            empty = kept.index(0)
-            raise UserError(
-                f"{key}.ratio: {self.ratio:g} leaves class {empty} with 0 of its "
-                f"{available[empty]} images; lower it"
-            )
-        return kept
+        return [self.ratio ** powers[label] for label in range(classes)]
 
 
 class DataRecipe(Model):
@@ -134,7 +150,15 @@ class DataRecipe(Model):
         recipe does not say how many."""
         if self.examples_per_class is None and self.imbalance is None:
             return published
-        return sum(self.train_counts([published // classes] * classes))
+        return sum(self._of_equal_classes(published, classes))
+
+    def oversampled_examples(self, published: int, classes: int) -> int:
+        """Images of an epoch that repeats those of smaller classes, taken likewise."""
+        return classes * max(self._of_equal_classes(published, classes))
+
+    def _of_equal_classes(self, published: int, classes: int) -> list[int]:
+        of_each = [self.examples_per_class or published // classes] * classes
+        return of_each if self.imbalance is None else self.imbalance.kept(of_each)
 
     def side_px(self, published_px: int) -> int:
         """Height and width of the prepared images of published ones of that size."""

@@ -60,6 +60,11 @@ class DatasetEntry:
     """Where a user-defined dataset is."""
 
     @property
+    def largest_class(self) -> int:
+        """At most so many train images has any class, as far as is known of a built-in dataset."""
+        return self.train_examples - (self.num_classes - 1) * self.train_per_class
+
+    @property
     def download_bytes(self) -> int:
         """Bytes fetched from the network, about; 0 where nothing is."""
         return sum(file.size_bytes or 0 for file in self.files if file.urls)

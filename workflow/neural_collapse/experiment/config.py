@@ -440,10 +440,11 @@ def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
     """Raise UserError where a recipe asks for more images than its built-in dataset has."""
     data, classes = recipe.data, entry.num_classes
     _require_examples(data, entry)
-    counts = data.train_counts([entry.train_per_class] * classes)
+    # Raises where a class has no image, whichever is the largest; preparing knows them all.
+    data.train_counts([entry.largest_class] * classes)
     train = data.train_examples(entry.train_examples, classes)
     if recipe.training.oversample:
-        train = max(train, classes * max(counts))
+        train = data.oversampled_examples(entry.train_examples, classes)
     of_each = data.test_examples_per_class
     test = entry.test_examples if of_each is None else classes * of_each
     attacked = recipe.robustness.images
@@ -466,15 +467,19 @@ def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
 
 def _require_examples(data: DataRecipe, entry: DatasetEntry) -> None:
     """Raise UserError where more images a class are asked for than a built-in dataset has."""
-    for key, most, split in [
-        ("examples_per_class", entry.train_per_class, "train"),
-        ("test_examples_per_class", entry.test_per_class, "test"),
+    train, whose = entry.train_per_class, "its smallest class"
+    if data.imbalance is not None and train is not None:  # the smallest may be of the minority
+        train, whose = entry.largest_class, "any class"
+    for key, most, split, of in [
+        ("examples_per_class", train, "train", whose),
+        ("test_examples_per_class", entry.test_per_class, "test", "its smallest class"),
     ]:
         asked = getattr(data, key)
         if asked is not None and most is not None and asked > most:
+            at_most = "at most " * (of == "any class")
             raise UserError(
-                f"data.{key}: is {asked}, but {entry.name} has {most} {split} images of its "
-                "smallest class; lower it"
+                f"data.{key}: is {asked}, but {entry.name} has {at_most}{most} {split} images of "
+                f"{of}; lower it"
             )
 
 

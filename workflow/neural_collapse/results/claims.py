@@ -370,7 +370,9 @@ def _judge_random(cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     row = _judge(RANDOM_LABELS, cell, runs)
     if row["holds"] != HOLDS:
         return row
-    reached = runs.loc[runs["terminal_phase_epoch"].notna() & ~runs["diverged"], "seed"]
+    reached = runs.loc[
+        runs["terminal_phase_epoch"].notna() & ~runs["diverged"].astype(bool), "seed"
+    ]
     last = last_values(cell, NC4)
     mismatch = float(last.loc[last["seed"].isin(reached), "value"].mean())
     holds = HOLDS if mismatch < RANDOM_LABELS.most_mismatch else DOES_NOT
