@@ -270,6 +270,7 @@ BAD_VALUES = [
         {"recipe.data.imbalance": MINORITY, "recipe.data.examples_per_class": 141},
         ["data.examples_per_class: is 141, but digits has at most 140 train images of any class"],
     ),
+    ({"recipe.data.random_labels": 1}, ["data.random_labels: is 1", "pin sweep.learning_rate"]),
     ({"recipe.data.random_labels": 1.5}, ["data.random_labels", "less than or equal to 1"]),
     ({"recipe.data.random_labels": -0.1}, ["data.random_labels", "greater than or equal to 0"]),
     ({"recipe.network.classifier": "fixed"}, ["'classifier' is 'fixed'", "'learned' or 'etf'"]),
@@ -475,6 +476,12 @@ def test_config_counts_of_classes_that_are_not_known_refuse_nothing():
     check_config(minimal(**keys, **{"recipe.data": few}))
     with pytest.raises(UserError, match="5421 train images of its smallest class"):
         check_config(minimal(**keys, **{"recipe.data.examples_per_class": 5842}))
+
+
+def test_config_random_labels_take_a_pinned_rate_or_a_share_that_says_something():
+    pinned = {"recipe.data.random_labels": 1, "recipe.sweep.learning_rate": 0.05}
+    for changes in (pinned, {"recipe.data.random_labels": 0.5}):
+        check_config(minimal(**changes))
 
 
 def test_config_minimal_is_right():

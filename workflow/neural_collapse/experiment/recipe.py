@@ -159,6 +159,15 @@ class Recipe(RecipeParts):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _selectable(self) -> Recipe:
+        if self.data.random_labels == 1 and self.sweep.learning_rate is None:
+            raise ValueError(
+                "data.random_labels: is 1, so that no error selects a learning rate but by chance; "
+                "pin sweep.learning_rate"
+            )
+        return self
+
     @property
     def of_other_dataset(self) -> Recipe | None:
         """The recipe with the other dataset that is measured in place of its own, if it names one:
