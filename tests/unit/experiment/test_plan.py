@@ -138,6 +138,36 @@ def test_plan_user_defined_dataset_is_counted(own, tmp_path):
     assert "not counted  " not in plan(config, "cpu")
 
 
+def test_plan_counts_an_oversampled_epoch_by_its_repeated_images(own, tmp_path):
+    values = own("small").model_dump(exclude_unset=True)
+    values |= {
+        "resources_folder": str(tmp_path / "resources"),
+        "custom_datasets": {"mine": {"label": "Mine", "path": "mine.npz"}},
+    }
+    data = {"imbalance": {"ratio": 10, "minority_classes": [8, 9]}, "examples_per_class": 100}
+    kept, forward = [100] * 8 + [10] * 2, 2 * 640
+    card = {"num_classes": 10, "channels": 1, "image_size_px": 8}
+    card["counts"] = {"train": {"kept": kept}, "test": {"kept": [397]}}
+    for dataset in ("digits", "mine"):
+        flops, configs = [], []
+        for oversample in (False, True):
+            training = values["recipe"]["training"] | {"oversample": oversample}
+            recipe = values["recipe"] | {"data": data, "training": training}
+            changed = values | {"datasets": [dataset], "recipe": recipe, "seeds": [0]}
+            configs.append(check_config(changed))
+            name = configs[-1].preparation(resolve_recipe(configs[-1], dataset, "mine"))
+            prepared = tmp_path / "resources" / dataset / "prepared" / name
+            prepared.mkdir(parents=True, exist_ok=True)
+            (prepared / "card.json").write_text(json.dumps(card))
+            flops.append(plan_cells(configs[-1])[0].flops)
+        assert flops[1] - flops[0] == 9 * 3 * (1000 - sum(kept)) * forward
+    runs = [
+        finished_runs([finish(configs[1], train_examples=820, **more)], "cpu")
+        for more in ({}, {"examples_per_epoch": 1000})
+    ]
+    assert runs[1][0].flops - runs[0][0].flops == 9 * 3 * (1000 - 820) * forward
+
+
 def test_plan_network_whose_size_overflows_is_one_sentence(own):
     values = own("small").model_dump(exclude_unset=True) | {"architectures": ["resnet"]}
     values["recipe"] = {"network": {"name": "resnet18", "width": 100_000, "blocks": [1] * 20}}

@@ -31,6 +31,8 @@ class DataSize:
     channels: int
     side_px: int
     num_classes: int
+    epoch: int | None = None
+    """Train images of an epoch, where some are repeated; otherwise they are `train`."""
 
     @classmethod
     def of(cls, data: PreparedDataset) -> DataSize:
@@ -157,7 +159,7 @@ class CellPlan:
         passed = size.train + size.test + (self.other.train + self.other.test if self.other else 0)
         checkpoints = len(self.recipe.measured_epochs)
         evaluations = 1 + min(epochs, SWEEP_EVALUATIONS)
-        candidate = 3 * size.train * epochs + (size.train + size.test) * evaluations
+        candidate = 3 * (size.epoch or size.train) * epochs + (size.train + size.test) * evaluations
         kept = epochs * training_images(size) + checkpoints * (passed + attack)
         images = self.candidates * candidate + self.runs * kept
         moments = passed * moments_flops(self.recipe, size.num_classes, network)
@@ -178,14 +180,17 @@ def data_size(config: Config, recipe: Recipe) -> DataSize | None:
     classes, kept = entry.num_classes, data.test_examples_per_class
     train = min(entry.train_examples, data.train_examples(entry.train_examples, classes))
     test = entry.test_examples if kept is None else min(entry.test_examples, kept * classes)
-    return DataSize(train, test, entry.channels, side, entry.num_classes)
+    repeats = recipe.training.oversample
+    epoch = data.oversampled_examples(entry.train_examples, classes) if repeats else None
+    return DataSize(train, test, entry.channels, side, classes, epoch)
 
 
 def _prepared_size(config: Config, recipe: Recipe) -> DataSize | None:
     card = config.data_card(recipe) or {}
     try:
-        train, test = (sum(card["counts"][split]["kept"]) for split in ("train", "test"))
-        return DataSize(train, test, *(card[key] for key in SIZE_KEYS[2:]))
+        train, test = (card["counts"][split]["kept"] for split in ("train", "test"))
+        epoch = len(train) * max(train) if recipe.training.oversample else None
+        return DataSize(sum(train), sum(test), *(card[key] for key in SIZE_KEYS[2:]), epoch)
     except (KeyError, TypeError):
         return None
 
@@ -230,7 +235,7 @@ def moments_flops(recipe: Recipe, classes: int, network: NetworkCost) -> int:
 def training_images(size: DataSize) -> int:
     """Forward passes that cost as much as one epoch: backward costs twice forward, and both sets
     are evaluated."""
-    return 3 * size.train + size.train + size.test
+    return 3 * (size.epoch or size.train) + size.train + size.test
 
 
 def plan_cells(config: Config) -> list[CellPlan]:

@@ -84,7 +84,7 @@ def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
             facts = run["machine"]
             if facts["device"] != device or facts["processor"] != here:
                 continue
-            size = DataSize(*(run[key] for key in SIZE_KEYS))
+            size = DataSize(*(run[key] for key in SIZE_KEYS), run.get("examples_per_epoch"))
             epochs = run["epochs"] - run["resumed_after"]
             network = TypeAdapter(NetworkRecipe).validate_python(run["recipe"]["network"])
             forward = NetworkCost.of(network, size).forward_flops
