@@ -132,6 +132,54 @@ def test_a_single_seed_must_differ_by_more_than_a_share(value, verdict):
     assert row.noise == pytest.approx(0.05 * np.hypot(value, 1))
 
 
+@pytest.mark.parametrize(
+    ("claim", "statistic", "split", "values", "noise"),
+    [
+        ("minority classifiers come closer under imb", MINORITY_COSINE, "train", (0.01, -1e-4),
+         0.05 * 2**0.5),
+        ("minority accuracy", MINORITY_ACCURACY, "test", (0.9, 0.5),
+         ((0.9 * 0.1 + 0.5 * 0.5) / 200) ** 0.5),  # of 1000 test images two classes in ten
+        ("a fixed ETF", "error", "test", (0.1, 0.2), ((0.1 * 0.9 + 0.2 * 0.8) / 1000) ** 0.5),
+    ],
+)  # fmt: skip
+def test_the_noise_of_one_seed_is_no_share_of_a_cosine_or_of_an_accuracy(
+    claim, statistic, split, values, noise
+):
+    if statistic == "error":
+        runs = [run("own", network=ETF), run("other")]
+    else:
+        runs = [run("own", data=imbalance(9.0)), run("other", data=imbalance(1.0))]
+    of = zip(("own", "other"), values, strict=True)
+    table = measured({(name, 0): {statistic: (0, value)} for name, value in of}, split)
+    (row,) = claims_of(table, runs, claim).itertuples()
+    assert row.noise == pytest.approx(noise)
+    assert row.holds != "holds" or claim == "a fixed ETF"
+
+
+def test_a_larger_weight_decay_is_compared_with_the_next_smaller_one():
+    decays = {"a": 1e-4, "b": 1e-3, "c": 3e-3}
+    runs = [run(name, data=imbalance(9.0), weight_decay=decay) for name, decay in decays.items()]
+    runs += [run("r1", data=imbalance(1.0), weight_decay=2e-3)]
+    cosines = {"a": 0.1, "b": 0.9, "c": 0.5, "r1": 0.0}
+    table = measured({(name, 0): {MINORITY_COSINE: (0, c)} for name, c in cosines.items()})
+    found = claims_of(table, runs, "minority classifiers come closer under larger")
+    verdicts = {row.architecture: (row.holds, row.reason) for row in found.itertuples()}
+    assert verdicts.keys() == {"b", "c"}
+    assert verdicts["b"][0] == "holds" and "0.1 with weight decay 0.0001" in verdicts["b"][1]
+    assert verdicts["c"][0] == "does not" and "0.9 with weight decay 0.001" in verdicts["c"][1]
+    assert "than with the next smaller one" in found["criterion"].iloc[0]
+
+
+def test_a_contrast_says_of_which_runs_the_terminal_phase_was_not_reached():
+    values = {("adamw", 0): {NC0: (2, 5)}, ("adam", 0): {NC0: (2, 1)}}
+    runs = [run("adamw", **ADAMW) | {"terminal_phase_epoch": np.nan}, run("adam", **ADAM)]
+    (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
+    assert row.reason.endswith("; 0 of 1 seeds reached TPT, 1 of 1 there")
+    runs[0]["terminal_phase_epoch"] = 3
+    (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
+    assert "TPT" not in row.reason
+
+
 def test_a_contrast_of_losses_reads_the_test_set():
     runs = [run("ls", loss="label_smoothing", smoothing=0.1), run("ce")]
     ece = "expected_calibration_error"
