@@ -140,6 +140,17 @@ def test_imbalance_is_lines_over_the_ratio_and_marks_what_is_oversampled():
     assert "Fang, He, Long and Su" in imbalance_caption(*tables)
 
 
+def test_the_caption_of_imbalance_counts_the_seeds_of_one_recipe():
+    data = {
+        n: {"imbalance": {"ratio": r, "minority_classes": [1, 2]}} for n, r in (("a", 1), ("b", 9))
+    }
+    values = {(MINORITY_COSINE, "train"): [0, 0.5]}
+    tables = table({name: ({"weight_decay": 5e-4}, values) for name in data}, data)
+    assert "seeds" not in imbalance_caption(*tables)
+    both = [pd.concat([of, of[of["architecture"] == "b"].assign(seed=1)]) for of in tables]
+    assert "Means over 2 seeds" in imbalance_caption(*both)
+
+
 def test_imbalance_without_its_statistics_says_so():
     figure = imbalance(*table({"a": ({"weight_decay": 1e-3}, nc0(2.0, 1.5))}))
     assert [[text.get_text() for text in ax.texts] for ax in figure.axes] == [["not measured"]] * 2

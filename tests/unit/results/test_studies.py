@@ -290,14 +290,39 @@ def test_lines_over_the_ratio_are_by_weight_decay_and_sampling():
     shown = runs[runs["architecture"] != "r9 other"]
     table = pd.concat([measured(values), accuracy])
     found = by_ratio(table, runs, Layout.of(shown))
-    assert list(found) == [("mnist", 5e-4, False), ("mnist", 5e-4, True), ("mnist", 5e-3, False)]
-    line = found["mnist", 5e-4, False]
+    small, large = "decay 0.0005", "decay 0.005"
+    assert list(found) == [("mnist", small, False), ("mnist", small, True), ("mnist", large, False)]
+    line = found["mnist", small, False]
     assert line.index.tolist() == [1, 9]
-    np.testing.assert_allclose(line[MINORITY_COSINE], [[0.1, -0.1, 0.3], [0.5, 0.5, 0.5]])
+    np.testing.assert_allclose(line[MINORITY_COSINE], [[0.1, -0.1, 0.3, 2], [0.5, 0.5, 0.5, 1]])
     assert line[MINORITY_ACCURACY, "mean"].isna().tolist() == [True, False]
-    assert found["mnist", 5e-4, True][MINORITY_COSINE, "mean"].tolist() == [0.2]
+    assert found["mnist", small, True][MINORITY_COSINE, "mean"].tolist() == [0.2]
     without = runs[runs["architecture"] == "without"]
     assert by_ratio(measured(values), without, Layout.of(without)) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "called"),
+    [({"network": {"classifier": "etf"}}, "classifier etf"),
+     ({"network": {"width": 8}}, "width 8"),
+     ({"data": {"imbalance": {"kind": "exponential", "minority_classes": [8, 9]}}},
+      "kind exponential"),
+     ({"data": {"imbalance": {"kind": "step", "minority_classes": [9]}}}, "minority classes [9]"),
+     ({"loss": "focal"}, "loss focal"), (ADAM, "name adam"), ({"epochs": 7}, "epochs 7")],
+)  # fmt: skip
+def test_recipes_that_differ_in_more_than_the_ratio_are_lines_of_their_own(changes, called):
+    runs, values = [], {}
+    for ratio in (1.0, 9.0):
+        given = {"data": imbalance(ratio)} | changes
+        given["data"] = {"imbalance": given["data"]["imbalance"] | {"ratio": ratio}}
+        runs += [run(f"own {ratio}", data=imbalance(ratio)), run(f"other {ratio}", **given)]
+        values |= {(f"own {ratio}", 0): {MINORITY_COSINE: (0, 0.1)}}
+        values |= {(f"other {ratio}", 0): {MINORITY_COSINE: (0, 0.7)}}
+    runs = pd.DataFrame(runs)
+    found = by_ratio(measured(values), runs, Layout.of(runs))
+    lines = {line: table[MINORITY_COSINE, "mean"].tolist() for (_, line, _), table in found.items()}
+    (name,) = [line for line in lines if called in line]
+    assert lines.pop(name) == [0.7, 0.7] and list(lines.values()) == [[0.1, 0.1]]
 
 
 ETF = {"classifier": "etf"}

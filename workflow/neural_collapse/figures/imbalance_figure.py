@@ -1,4 +1,4 @@
-"""The minority's classifiers and test accuracy against the ratio; a line a weight decay."""
+"""The minority's classifiers and test accuracy against the ratio; a line a recipe."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.RED)
 def imbalance(measurements, runs, layout, look) -> Figure:
     """The figure from the tables `measurements` and `runs`: a row a dataset."""
     found = by_ratio(measurements, runs, layout)
-    decays = sorted({decay for _, decay, _ in found})
+    names = dict.fromkeys(line for _, line, _ in found)
     looks = {
-        (decay, oversampled): _look(_COLOURS[i % len(_COLOURS)], oversampled)
-        for i, decay in enumerate(decays)
+        (line, oversampled): _look(_COLOURS[i % len(_COLOURS)], oversampled)
+        for i, line in enumerate(names)
         for oversampled in (False, True)
     }
     datasets = layout.datasets or (("", ""),)
@@ -57,8 +57,8 @@ def _look(colour: str, oversampled: bool) -> dict:
     }
 
 
-def _label(decay: float, oversampled: bool) -> str:
-    return f"decay {decay:g}" + ", oversampled" * oversampled
+def _label(line: str, oversampled: bool) -> str:
+    return line + ", oversampled" * oversampled
 
 
 def _draw(ax: Axes, tables: dict, looks: dict) -> None:

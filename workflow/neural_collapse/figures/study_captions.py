@@ -20,6 +20,7 @@ from ..results.studies import (
     NC1,
     NC3,
     OPTIMISERS,
+    by_ratio,
     by_weight_decay,
     correlation_with_collapse,
     measured_other,
@@ -62,18 +63,20 @@ def _seeds(runs: pd.DataFrame) -> int:
     return int(runs.groupby(["dataset", "architecture"])["seed"].nunique().max())
 
 
-def imbalance_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
+def imbalance_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
     """Of the figure of imbalance."""
-    if runs.empty:
+    found = by_ratio(measurements, runs, layout or Layout.of(runs))
+    if not found:
         return "No run has been measured yet."
-    bars = f" Means over {_seeds(runs)} seeds, bars from the least to the largest."
+    seeds = max(int(table.xs("count", axis=1, level=1).max().max()) for table in found.values())
+    bars = f" Means over {seeds} seeds, bars from the least to the largest."
     return joined(
         "At the last epoch, against the ratio of majority to minority train images on a "
         "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 "
         "where they have become one, and the accuracy on test images of these classes. Hollow "
         "squares: minority images repeated within each epoch until all classes have as many."
         + bars
-        * (_seeds(runs) > 1),
+        * (seeds > 1),
         "After Fang, He, Long and Su, PNAS 2021.",
         origin_sentence(runs),
     )

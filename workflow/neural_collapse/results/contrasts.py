@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..io.versions import CHANGES_NO_RESULT
 from .studies import (
     MINORITY_ACCURACY,
     MINORITY_COSINE,
@@ -19,6 +18,7 @@ from .studies import (
     OPTIMISERS,
     last_values,
     optimiser_of,
+    shared_values,
 )
 from .table1 import DASH
 from .tables import RUN_KEY, VERDICTS
@@ -94,13 +94,7 @@ class Contrast:
 
     def _common(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """What two recipes of the contrast share."""
-        free = self.varies | {f"training.{key}" for key in CHANGES_NO_RESULT}
-        parts = {part: recipe.get(part, {}) for part in ("network", "data", "training")}
-        kept = {
-            name: value
-            for name, value in _leaves(parts).items()
-            if not any(f"{name}.".startswith(f"{key}.") for key in free)
-        }
+        kept = shared_values(recipe, self.varies)
         if optimiser_of(recipe) in {"adam", "adamw"}:  # the others do not read its numbers
             optimizer = recipe["training"]["optimizer"].items()
             kept["adam"] = {k: v for k, v in optimizer if k != "name"}
@@ -128,15 +122,6 @@ class LargerDecay(Contrast):
 
 def _decay(value: float) -> str:
     return f"weight decay {value:g}"
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their name, training.optimizer.name."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, Mapping)
-        found |= _leaves(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
 
 
 def _called(choice: str) -> str:

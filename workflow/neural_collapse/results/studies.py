@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..io.versions import CHANGES_NO_RESULT
 from .layout import Layout, of_origin, origins_of, rows_of
 from .tables import RUN_KEY, recipe_values
 
@@ -68,18 +69,41 @@ def by_weight_decay(
     return dict(sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
 
 
+def shared_values(recipe: Mapping[str, Any], varies: Collection[str]) -> dict[str, Any]:
+    """What decides a training but for the keys that vary and the learning rate, by name
+    (training.optimizer.name); recipe: as a runs table's JSON holds it."""
+    free = {*varies, *(f"training.{key}" for key in CHANGES_NO_RESULT)}
+    parts = {part: recipe.get(part, {}) for part in ("network", "data", "training")}
+    return {
+        name: value
+        for name, value in _leaves(parts).items()
+        if not any(f"{name}.".startswith(f"{key}.") for key in free)
+    }
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their name, training.optimizer.name."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= _leaves(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
 def by_ratio(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
-) -> dict[tuple[str, float, bool], pd.DataFrame]:
-    """The minority's cosine (train) and accuracy (test) at the last epoch by (dataset, weight
-    decay, whether oversampled), of cells whose recipe has an imbalance.
+) -> dict[tuple[str, str, bool], pd.DataFrame]:
+    """The minority's cosine (train) and accuracy (test) at the last epoch by (dataset, line,
+    whether oversampled), of cells whose recipe has an imbalance.
 
-    A table is indexed by ratio, rising; its columns are (statistic, mean | min | max) over seeds
-    and over cells alike in these.
+    A line is of recipes that differ in the ratio alone. It is called by its weight decay, and by
+    what else differs among the lines. A table is indexed by ratio, rising; its columns are
+    (statistic, mean | min | max | count) over seeds.
     """
     origin = origins_of(runs)[0] if len(runs) else None
     runs, measurements = of_origin(runs, origin), of_origin(measurements, origin)
-    cells, keys = set(layout.cells()), []
+    cells, keys, rest = set(layout.cells()), [], []
+    varies = {"data.imbalance.ratio", "training.weight_decay", "training.oversample"}
     for run in runs.to_dict("records"):
         recipe = json.loads(run["recipe"])
         imbalance = recipe.get("data", {}).get("imbalance")
@@ -89,21 +113,39 @@ def by_ratio(
         own = {"ratio": imbalance["ratio"], "oversample": training.get("oversample", False)}
         key = {name: run[name] for name in RUN_KEY}
         keys.append({**key, **own, "weight_decay": training["weight_decay"]})
+        rest.append({k: str(v) for k, v in shared_values(recipe, varies).items()})
     if not keys:
         return {}
     table = pd.DataFrame(keys)
+    table["line"] = [
+        ", ".join([f"decay {decay:g}", *own])
+        for decay, own in zip(table["weight_decay"], _own_values(rest), strict=True)
+    ]
     for statistic, split in ((MINORITY_COSINE, "train"), (MINORITY_ACCURACY, "test")):
         values = last_values(measurements, statistic, split).rename(columns={"value": statistic})
         table = table.merge(values, on=RUN_KEY, how="left")
     shown = [MINORITY_COSINE, MINORITY_ACCURACY]
     return {
-        (dataset, decay, bool(oversampled)): part.groupby("ratio")[shown].agg(
-            ["mean", "min", "max"]
+        (dataset, line, bool(oversampled)): part.groupby("ratio")[shown].agg(
+            ["mean", "min", "max", "count"]
         )
-        for (dataset, decay, oversampled), part in table.groupby(
-            ["dataset", "weight_decay", "oversample"]
+        for (dataset, _, line, oversampled), part in table.groupby(
+            ["dataset", "weight_decay", "line", "oversample"]
         )
     }
+
+
+def _own_values(recipes: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """The values of each recipe that not all of them have, in words."""
+    common = set.intersection(*(set(recipe.items()) for recipe in recipes))
+    return [
+        [
+            f"{key.split('.')[-1]} {value}".replace("_", " ")
+            for key, value in recipe.items()
+            if (key, value) not in common
+        ]
+        for recipe in recipes
+    ]
 
 
 def seed_means(
