@@ -294,7 +294,11 @@ def test_the_papers_own_recipe_deviates_nowhere():
         ({"data__random_labels": 0.5}, "share 0.5 of the labels shuffled"),
         (
             {"data__imbalance": {"kind": "step", "ratio": 10.0, "minority_classes": [1]}},
-            "10 : 1 imbalance",
+            "10 : 1 step imbalance of 1 minority class",
+        ),
+        (
+            {"data__imbalance": {"kind": "exponential", "ratio": 9.0, "minority_classes": [3, 1]}},
+            "9 : 1 exponential imbalance of 2 minority classes",
         ),
         ({"network__stem": "imagenet"}, "imagenet for small stem"),
         # These change no result, or only what is drawn at random.

@@ -59,7 +59,7 @@ _WORDS = {
     "training.weight_decay": "weight decay {0} for {1}",
     "training.learning_rate_milestones": "rate lowered at {0} for {1}",
     "training.oversample": "images of smaller classes repeated",
-    "data.imbalance": "{0} imbalance",
+    "data.imbalance": "{0}",
     "data.random_labels": "share {0} of the labels shuffled",
     "training.learning_rate_factor": "rate lowered by {0} for {1}",
     "training.precision": "{0} for {1}",
@@ -132,7 +132,9 @@ def _said(key: str, value: Any) -> str:
     if key == "training.optimizer":
         return {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}[value["name"]]
     if key == "data.imbalance" and value is not None:
-        return f"{value['ratio']:g} : 1"
+        classes = len(value["minority_classes"])
+        whose = f"{classes} minority class" + "es" * (classes > 1)
+        return f"{value['ratio']:g} : 1 {value['kind']} imbalance of {whose}"
     if value is None:
         return "all"
     if isinstance(value, list):
