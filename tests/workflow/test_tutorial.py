@@ -28,6 +28,7 @@ def test_the_tutorials_network_collapses(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "collapse.png").stat().st_size > 10_000
     second_pass = {"nc4_ncc_mismatch", "ncc_accuracy"}
     second_pass |= {"network_accuracy", "expected_calibration_error"}
+    second_pass |= {"nc1_class_balanced"}  # the tutorial's classes are of unequal sizes
     assert set(names["streamed"].absent) == second_pass
     assert np.isfinite(list(names["result"].values())).all()
     assert "nc4_ncc_mismatch" in capsys.readouterr().out

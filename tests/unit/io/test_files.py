@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import signal
@@ -19,7 +18,6 @@ from neural_collapse.io.files import (
     atomic_path,
     link_or_copy,
     remove_temporaries,
-    sha256_of,
     write_text_atomically,
 )
 
@@ -198,9 +196,3 @@ def test_delivering_links_or_copies_and_replaces(tmp_path, monkeypatch):
     link_or_copy(source, target)
     assert target.read_text() == "new"
     assert target.stat().st_ino != source.stat().st_ino
-
-
-def test_sha256_of_blocks_equals_hashlibs(tmp_path):
-    path = tmp_path / "bytes"
-    path.write_bytes(bytes(range(256)) * 20)
-    assert sha256_of(path, block_bytes=999) == hashlib.sha256(path.read_bytes()).hexdigest()
