@@ -67,16 +67,15 @@ def imbalance_caption(measurements, runs, layout: Layout | None = None, *_) -> s
     """Of the figure of imbalance."""
     found = by_ratio(measurements, runs, layout or Layout.of(runs))
     if not found:
-        return "No run has been measured yet."
+        return "No run trained on unequal classes (data.imbalance): there is no ratio to draw."
     seeds = max(int(table.xs("count", axis=1, level=1).max().max()) for table in found.values())
-    bars = f" Means over {seeds} seeds, bars from the least to the largest."
+    bars = f"Means over {seeds} seeds, bars from the least to the largest." * (seeds > 1)
     return joined(
         "At the last epoch, against the ratio of majority to minority train images on a "
         "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 "
         "where they have become one, and the accuracy on test images of these classes. Hollow "
-        "squares: minority images repeated within each epoch until all classes have as many."
-        + bars
-        * (seeds > 1),
+        "squares: minority images repeated within each epoch until all classes have as many.",
+        bars,
         "After Fang, He, Long and Su, PNAS 2021.",
         origin_sentence(runs),
     )
