@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.experiment.recipe import Recipe
+from neural_collapse.training import loop
 from neural_collapse.training.devices import set_determinism
 
 
@@ -74,3 +77,27 @@ def make_recipe():
         )
 
     return of
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """`interrupted(epoch)`: a context in which a training ends when it begins that epoch."""
+
+    @contextlib.contextmanager
+    def until(stop_epoch):
+        train_epoch = loop.Trainer.train_epoch
+
+        def stop(trainer, epoch):
+            if epoch == stop_epoch:
+                raise _Stop
+            return train_epoch(trainer, epoch)
+
+        with monkeypatch.context() as patch, pytest.raises(_Stop):
+            patch.setattr(loop.Trainer, "train_epoch", stop)
+            yield
+
+    return until

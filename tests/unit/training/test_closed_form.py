@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from neural_collapse.io.tensors import read_tensors
-from neural_collapse.training import loop
 from neural_collapse.training.checkpoints import FORMAT, list_checkpoints
 from neural_collapse.training.closed_form import sum_of_rows_factors
 from neural_collapse.training.loop import train
@@ -55,15 +54,11 @@ def test_no_closed_form_is_none(changes):
     assert sum_of_rows_factors(TrainingRecipe(**changes), 0.1, 1000) is None
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing", "focal"])
 @pytest.mark.parametrize("name", ["sgd", "sgdw"])
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_training_follows_the_closed_form(
-    tmp_path, make_data, make_recipe, monkeypatch, name, loss, resumed
+    tmp_path, make_data, make_recipe, interrupted, name, loss, resumed
 ):
     """Through two milestones, with a large decay so that it moves far, in one go or in two."""
     recipe = make_recipe(
@@ -84,17 +79,8 @@ def test_a_training_follows_the_closed_form(
         "checkpoint_epochs": recipe.measured_epochs,
     }
     if resumed:
-        train_epoch = loop.Trainer.train_epoch
-
-        def stop_in_epoch_4(trainer, epoch):
-            if epoch == 4:
-                raise Stop
-            return train_epoch(trainer, epoch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop.Trainer, "train_epoch", stop_in_epoch_4)
-            with pytest.raises(Stop):
-                train(recipe, make_data(), **options)
+        with interrupted(4):
+            train(recipe, make_data(), **options)
     history, _ = train(recipe, make_data(), **options)
     assert history.resumed_after == (3 if resumed else 0)
     weights = [

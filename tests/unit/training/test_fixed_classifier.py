@@ -9,17 +9,12 @@ import pytest
 import torch
 
 from neural_collapse.io.tensors import read_tensors
-from neural_collapse.training import loop
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import FORMAT, list_checkpoints
 from neural_collapse.training.loop import train
 from neural_collapse.training.trainer import Trainer, oversampled
 
 CPU = torch.device("cpu")
-
-
-class Stop(Exception):
-    pass
 
 
 def with_etf(recipe):
@@ -35,7 +30,7 @@ def checkpoints(folder):
 
 @pytest.mark.parametrize("name", ["sgd", "sgdw", "adam", "adamw"])
 def test_a_fixed_classifier_keeps_its_bits_whatever_the_optimiser(
-    tmp_path, make_data, make_recipe, monkeypatch, name
+    tmp_path, make_data, make_recipe, interrupted, name
 ):
     """With a decay that would halve it, in one go and in two."""
     recipe = with_etf(make_recipe(optimizer={"name": name}, weight_decay=0.5))
@@ -50,17 +45,8 @@ def test_a_fixed_classifier_keeps_its_bits_whatever_the_optimiser(
             "checkpoint_epochs": recipe.measured_epochs,
         }
         if resumed:
-            train_epoch = loop.Trainer.train_epoch
-
-            def stop_in_epoch_3(trainer, epoch, of=train_epoch):
-                if epoch == 3:
-                    raise Stop
-                return of(trainer, epoch)
-
-            with monkeypatch.context() as patch:
-                patch.setattr(loop.Trainer, "train_epoch", stop_in_epoch_3)
-                with pytest.raises(Stop):
-                    train(recipe, make_data(), **options)
+            with interrupted(3):
+                train(recipe, make_data(), **options)
         history, _ = train(recipe, make_data(), **options)
         assert history.resumed_after == (2 if resumed else 0)
         kept = checkpoints(tmp_path / f"out-{resumed}")
