@@ -1,13 +1,13 @@
-# Each target sets up what it needs: a .venv from requirements.lock, once.
+# The first target that you make creates a .venv from requirements.lock.
 #
 #   make quickstart   every figure of the paper from real images, on a laptop's CPU
-#   make test         unit, workflow and integration tests; what computes, as on an AVX2 processor too
-#   make test-all     the slow ones as well, and other versions of Python and torch
-#   make test-slurm   a real SLURM cluster on this machine; as root, installs Debian's packages
-#   make bench        this project against reference loops, minutes; also bench-full, bench-gpu
-#   make gpu-window   what a GPU that is lent for a quarter of an hour needs; see docs/performance.md
+#   make test         unit, workflow and integration tests; numerical tests also with AVX2 kernels
+#   make test-all     also the slow tests, and other versions of Python and torch
+#   make test-slurm   tests on a SLURM cluster on this machine; as root, installs Debian packages
+#   make bench        speed against reference loops, minutes; also bench-full, bench-gpu
+#   make gpu-window   prepares 15 minutes on a GPU without a network; see docs/performance.md
 #   make figures      draw figures, Table 1 and claims from the shipped tables of real runs
-#   make study NAME=separation   a study beyond the paper, of config/studies: docs/studies.md
+#   make study NAME=separation   a study of config/studies; see docs/studies.md
 #   make docs         the documentation as a site, site/index.html
 #   make lint         ruff, snakefmt and snakemake --lint
 
@@ -30,7 +30,7 @@ help:
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-	  || { echo "Python 3.11 to 3.13 is needed, and $(PYTHON) is another: make PYTHON=python3.12 ..."; exit 1; }
+	  || { echo "$(PYTHON) is not Python 3.11 to 3.13; set another, for example make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (once; torch is large)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
@@ -51,7 +51,7 @@ endif
 
 study: $(STAMP)
 	@test -f config/studies/$(NAME).yaml \
-	  || { echo "NAME=$(NAME) is no study; there are: $(basename $(notdir $(wildcard config/studies/*.yaml)))"; exit 1; }
+	  || { echo "unknown study NAME=$(NAME); known: $(basename $(notdir $(wildcard config/studies/*.yaml)))"; exit 1; }
 	@$(BIN)/snakemake --cores $(CORES) --configfile config/studies/$(NAME).yaml --quiet rules host
 	@echo "Figures, tables and report.html: results/$(NAME)"
 
@@ -61,7 +61,7 @@ report: $(STAMP)
 plan: $(STAMP)
 	@$(BIN)/neural-collapse plan --config $(CONFIG)
 
-# Kernels differ between processors: what computes is also tested with those of AVX2.
+# Kernels differ between processors: numerical tests also run with AVX2 kernels.
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 20
 	@$(AVX2) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(COMPUTING)
