@@ -270,7 +270,7 @@ BAD_VALUES = [
         {"recipe.data.imbalance": MINORITY, "recipe.data.examples_per_class": 141},
         ["data.examples_per_class: is 141, but digits has at most 140 train images of any class"],
     ),
-    ({"recipe.data.random_labels": 1}, ["data.random_labels: is 1", "pin sweep.learning_rate"]),
+    ({"recipe.data.random_labels": 1}, ["data.random_labels: is 1", "set sweep.learning_rate"]),
     ({"recipe.data.random_labels": 1.5}, ["data.random_labels", "less than or equal to 1"]),
     ({"recipe.data.random_labels": -0.1}, ["data.random_labels", "greater than or equal to 0"]),
     ({"recipe.network.classifier": "fixed"}, ["'classifier' is 'fixed'", "'learned' or 'etf'"]),

@@ -1,4 +1,4 @@
-"""What a recipe says of the data. Light: importing it imports no numpy and no torch."""
+"""The data part of a recipe. Importing this module imports neither numpy nor torch."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class ImbalanceRecipe(Model):
     """Fewer train images of some classes, the minority; test images stay as they are."""
 
     kind: Literal["step", "exponential"] = "step"
-    """How they fall: `step`, each minority class to 1 / ratio of its images; `exponential`, class
-    by class by one factor, the minority classes last and in the order given, the last of all to 1 /
+    """`step`: each minority class keeps 1 / ratio of its images; `exponential`: the number falls by
+    a constant factor from class to class, minority classes last and in the given order, down to 1 /
     ratio (Cui et al. 2019, doi:10.1109/CVPR.2019.00949)."""
     ratio: Annotated[float, Field(ge=1, le=1e9)]
-    """Images of the largest class over those of the smallest; 1 keeps all, and still measures the
-    minority by itself."""
+    """Images of the largest class divided by those of the smallest; 1 keeps all images, and the
+    minority is still measured."""
     minority_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    """Numbers of the minority classes. Their classifiers' cosine and their test accuracy are
+    """The minority classes, as numbers. The cosine of their classifiers and their test accuracy are
     measured."""
 
     @field_validator("minority_classes")
@@ -100,26 +100,26 @@ class DataRecipe(Model):
     """How the published images become the arrays that are trained on."""
 
     examples_per_class: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
-    """Train images kept of each class, drawn with `subset_seed`; null keeps all. The paper
-    balances its train sets: MNIST 5000, SVHN 4600, ImageNet 600."""
+    """Train images kept per class, drawn with `subset_seed`; null keeps all. The paper balances its
+    train sets: MNIST 5000, SVHN 4600, ImageNet 600."""
     test_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
-    """Test images kept of each class; null keeps the whole published test set, as in the paper."""
+    """Test images kept per class; null keeps the whole published test set, as in the paper."""
     image_size_px: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Height and width to which images are made smaller first, bilinear and antialiased as
-    torchvision's Resize does with PIL images; null leaves them alone."""
+    """Height and width to which images are downsampled first, bilinear and antialiased as by
+    torchvision's Resize with PIL images; null does not resize."""
     padding_pixels: Annotated[int, Field(ge=0, le=32)] = 0
     """Zero pixels added on each side before normalising: 2 makes 28-pixel images 32 wide."""
     average_pooling: Literal[1, 2, 4] = 1
-    """Averages squares of this many pixels a side, rounded to a byte; 1 leaves images alone."""
+    """Side of the squares of pixels that are averaged, rounded to a byte; 1 does not average."""
     subset_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Decides which images a balanced subset keeps; recorded in the data card."""
+    """Seed that selects the images of a balanced subset; recorded in the data card."""
 
     imbalance: ImbalanceRecipe | None = None
-    """Train images of some classes are fewer: `{ratio: 100, minority_classes: [5, 6, 7, 8, 9]}`.
-    The images that stay are the first ones of those that a balanced subset draws."""
+    """Fewer train images for some classes: `{ratio: 100, minority_classes: [5, 6, 7, 8, 9]}`. The
+    kept images are the first ones of the balanced subset."""
     random_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of the train images whose labels are shuffled among themselves, drawn with
-    `subset_seed`; images a class stay as many."""
+    """Fraction of the train images whose labels are shuffled, drawn with `subset_seed`; class
+    counts do not change."""
 
     LATER: ClassVar = frozenset({"image_size_px", "imbalance", "random_labels"})
 

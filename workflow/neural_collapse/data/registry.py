@@ -1,4 +1,4 @@
-"""Every dataset that a config can name. Light: importing it imports no numpy and no torch."""
+"""The datasets that a config can name. Importing this module imports neither numpy nor torch."""
 
 from __future__ import annotations
 
@@ -25,48 +25,48 @@ DIGIT_NAMES = tuple("0123456789")
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What is known of a dataset before its first byte is read.
+    """Properties of a dataset that are known before its files are read.
 
-    For a user-defined dataset, what only its files can say is None.
+    For a user-defined dataset, properties that need its files are None.
     """
 
     name: str
-    """How a config and a path name it."""
+    """Name in configs and paths."""
     label: str
-    """How figures and tables title it."""
+    """Title in figures and tables."""
     num_classes: int | None = None
     """Number of classes, C."""
     channels: int | None = None
     """1 for grey, 3 for RGB images."""
     image_size_px: int | None = None
-    """Height and width as published, before pooling and padding; ImageNet's after its crop."""
+    """Published height and width, before pooling and padding; for ImageNet after its crop."""
     train_examples: int | None = None
     """Published train images."""
     test_examples: int | None = None
     """Published test images."""
     format: Format = "idx"
-    """Which parser reads its files."""
+    """The parser of its files."""
     files: tuple[SourceFile, ...] = ()
-    """What is downloaded; nothing for an embedded dataset."""
+    """The downloaded files; none for an embedded dataset."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes where the files themselves do not give them."""
+    """Names of the classes if the files do not contain them."""
     train_per_class: int | None = None
     """Published train images of the smallest class."""
     test_per_class: int | None = None
     """Published test images of the smallest class."""
     package: str | None = None
-    """The Python package that an embedded dataset ships in."""
+    """The Python package that contains an embedded dataset."""
     path: Path | None = None
-    """Where a user-defined dataset is."""
+    """Path of a user-defined dataset."""
 
     @property
     def largest_class(self) -> int:
-        """At most so many train images has any class, as far as is known of a built-in dataset."""
+        """Upper bound of the train images per class, if known for a built-in dataset."""
         return self.train_examples - (self.num_classes - 1) * self.train_per_class
 
     @property
     def download_bytes(self) -> int:
-        """Bytes fetched from the network, about; 0 where nothing is."""
+        """Approximate bytes of the download; 0 without a download."""
         return sum(file.size_bytes or 0 for file in self.files if file.urls)
 
 
@@ -76,14 +76,14 @@ class CustomDataset(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     label: Annotated[str, Field(min_length=1)]
-    """How its column of the figures is titled."""
+    """Title of its column in figures."""
     path: Annotated[str, Field(min_length=1), AfterValidator(with_home)]
     """A .npz file with the arrays train_images and test_images (uint8; N x H x W, N x H x W x
     channels or N x channels x H x W) and train_labels and test_labels (integers from 0), or a
-    folder with train/ and test/, each holding one folder of image files a class."""
+    folder with train/ and test/, each with one folder of image files per class."""
     image_size_px: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """For a folder of images: the shorter side is resized to this many pixels, then the centre
-    square is cut out; null where all images are equal in size already."""
+    """For a folder of images: the shorter side is resized to this number of pixels, then the centre
+    square is cropped; null if all images have the same size."""
 
     @model_validator(mode="after")
     def _only_folders_are_resized(self) -> CustomDataset:
@@ -95,10 +95,10 @@ class CustomDataset(BaseModel):
 
 
 def folder_suffix(custom: CustomDataset | None, resources_folder: str) -> str:
-    """What tells the folders of a user-defined dataset from those of another of the same name.
+    """Suffix that distinguishes the folders of user-defined datasets with the same name.
 
-    A hash of its entry without the label; nothing for a built-in dataset. A relative path counts
-    from `resources_folder`, so that both may be moved together.
+    A hash of its entry without the label; empty for a built-in dataset. A relative path is relative
+    to `resources_folder`, so that both may be moved together.
     """
     if custom is None:
         return ""
@@ -142,9 +142,9 @@ DATASETS: dict[str, DatasetEntry] = {
 
 
 def dataset_entry(custom_datasets: Mapping[str, CustomDataset], name: str) -> DatasetEntry:
-    """The entry of a dataset by name, built-in or custom, whose files are not opened.
+    """The entry of a dataset by name, built-in or custom, without opening its files.
 
-    Raises UserError where it is unknown.
+    Raises UserError if it is unknown.
     """
     if name in DATASETS:
         return DATASETS[name]

@@ -69,7 +69,7 @@ PathText = Annotated[str, AfterValidator(_path_text)]
 
 
 class _PartialNetwork(BaseModel):
-    """A network by `name`, a published one, or by `family`; other keys change its numbers."""
+    """A published network by `name`, or a `family`; other keys set its parameters."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -83,13 +83,13 @@ def _optional(annotation: Any) -> Any:
 
 
 def _partial(model: type[Model]) -> type[BaseModel]:
-    """`model` with every key optional and nothing filled in: what an override may say."""
+    """`model` with every key optional and without defaults, for overrides."""
     fields = {
         name: (_optional(field.rebuild_annotation()), Field(None, description=field.description))
         for name, field in model.model_fields.items()
     }
-    # A key's own check runs where the key is given; what several keys must agree on is checked
-    # in the resolved recipe.
+    # Checks of a single key run if the key is given; checks of several keys run on the resolved
+    # recipe.
     checks = {
         name: field_validator(*check.info.fields, mode=check.info.mode)(partial(check.func))
         for name, check in model.__pydantic_decorators__.field_validators.items()
@@ -110,23 +110,23 @@ PartialRecipe = create_model(
     __doc__="Any part of a recipe.",
     network=(
         _PartialNetwork,
-        Field(None, description="A published network's `name` or a `family`, and its numbers."),
+        Field(None, description="`name` of a published network, or a `family` and its parameters."),
     ),
 )
 
 
 class Override(Model):
-    """A change of the recipe for some cells. Later ones win."""
+    """A change of the recipe for some cells. Later overrides take precedence."""
 
     datasets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """The datasets it is for; left out, all."""
+    """The datasets to which it applies; default: all."""
     architectures: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """The architectures it is for; left out, all."""
+    """The architectures to which it applies; default: all."""
     recipe: PartialRecipe  # type: ignore[valid-type]
-    """What changes."""
+    """The changed keys."""
 
     def matches(self, dataset: str, architecture: str) -> bool:
-        """Whether it is for this cell."""
+        """Whether it applies to this cell."""
         return (self.datasets is None or dataset in self.datasets) and (
             self.architectures is None or architecture in self.architectures
         )
@@ -136,28 +136,28 @@ class ArchitectureEntry(Model):
     """A row of the figures."""
 
     label: Annotated[str, Field(min_length=1)]
-    """How the row is titled."""
+    """Title of the row."""
 
 
 class FiguresConfig(Model):
-    """How figures look; nothing is measured again when it changes."""
+    """Style of the figures; a change repeats no measurement."""
 
     epoch_axis: Literal["linear", "log"] = "linear"
     """Horizontal axis of Figures 2 to 8."""
     width: Literal["auto", "column", "page"] = "auto"
-    """Of a column (87 mm) or of a page (178 mm); `auto` takes a column for up to three panels
-    beside each other."""
+    """Width of a column (87 mm) or of a page (178 mm); `auto` uses a column for up to three panels
+    in a row."""
     shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
-    """Which panels of Figures 2 to 8 have one vertical scale; `auto` is the whole figure, and in
-    Figures 7 and 8, whose datasets differ most, none."""
+    """Which panels of Figures 2 to 8 share a vertical scale; `auto` is `figure`, and `none` for
+    Figures 7 and 8, because their datasets differ most."""
     names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Which figures are drawn, in this order; left out, those of the paper. A study has its own,
+    """Figures to draw, in this order; default: those of the paper. Studies have further figures,
     such as `separation`."""
     formats: tuple[Literal["png", "svg", "pdf", "gif", "html"], ...] = (
         *("png", "svg", "pdf", "gif", "html"),
     )
-    """Files drawn of each figure; `gif`, an animation, and `html`, a page in which it can be
-    turned, are of Figure 1 alone."""
+    """File formats of each figure; `gif` (an animation) and `html` (an interactive page) are only
+    for Figure 1."""
 
     @field_validator("names")
     @classmethod
@@ -188,45 +188,45 @@ DEFAULT_ARCHITECTURES = {
 
 
 class Config(Model):
-    """One experiment: what `config.yaml` holds."""
+    """One experiment: the content of `config.yaml`."""
 
     experiment: Annotated[str, Field(pattern=EXPERIMENT, max_length=LONGEST_NAME)]
-    """Names the folder of its results, `results/<experiment>`."""
+    """Name of its results folder, `results/<experiment>`."""
     datasets: tuple[str, ...] = Field(min_length=1)
     """The columns of the figures, in this order."""
     architectures: tuple[str, ...] = Field(("vgg", "resnet", "densenet"), min_length=1)
     """The rows of the figures, in this order."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field((0,), min_length=1)
-    """One training each of every cell; figures show mean and band of several."""
+    """One training per seed and cell; with several seeds, figures show the mean and a band."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where networks run: auto takes a GPU where there is one."""
+    """Where networks run; `auto` uses a GPU if there is one."""
     mirror: PathText | None = None
-    """Where the datasets' files are looked for first, as <mirror>/<dataset>/<file> or
-    <mirror>/<file>: an http address, or a folder, which may hold them unpacked or as torchvision
-    leaves them. The environment variable NC_DATA_MIRROR does the same."""
+    """The first place to look for the datasets' files, as <mirror>/<dataset>/<file> or
+    <mirror>/<file>: an http URL, or a folder, also with unpacked or torchvision's files. The
+    environment variable NC_DATA_MIRROR does the same."""
     imagenet_folder: PathText | None = None
-    """Where ILSVRC-2012 lies: its tar files or an ImageFolder. Without it, its cells are left
+    """Folder of ILSVRC-2012: its tar files or an ImageFolder. Without it, ImageNet's cells are left
     out."""
     resources_folder: PathText = "resources"
-    """Where downloads are kept."""
+    """Folder of downloads and prepared datasets."""
     results_folder: PathText = "results"
-    """Where every experiment has its folder."""
+    """Folder of the results of all experiments."""
     results_from: Literal["own", "reference", "both"] = "own"
-    """Whose runs figures, Table 1 and claims show: own ones, which are trained where they are
-    missing; the reference runs, so that nothing is trained; or both, told apart everywhere."""
+    """Runs in figures, Table 1 and claims: `own` (missing runs are trained), `reference` (nothing
+    is trained) or `both`, which are marked everywhere."""
     reference_folder: PathText = "results/reference/paper"
-    """The set of reference runs that is shown where `results_from` says so. None of the paper's
-    size is shipped yet; results/reference/mnist-small is."""
+    """The set of reference runs for `results_from`. None of the paper's size is shipped yet;
+    results/reference/mnist-small is."""
     figures: FiguresConfig = FiguresConfig()
-    """How figures look."""
+    """Style of the figures."""
     custom_datasets: dict[Name, CustomDataset] = {}  # noqa: RUF012 (pydantic copies it)
     """User-defined datasets, by name."""
     custom_architectures: dict[Name, ArchitectureEntry] = {}  # noqa: RUF012 (pydantic copies it)
-    """User-defined rows, by name; their network is given in `overrides`."""
+    """User-defined rows, by name; `overrides` give their network."""
     recipe: PartialRecipe = PartialRecipe()  # type: ignore[valid-type]
-    """The recipe of every cell; what is left out is the paper's."""
+    """The recipe of every cell; the defaults are the paper's."""
     overrides: tuple[Override, ...] = ()
-    """Changes for some datasets or architectures, in order; later ones win."""
+    """Changes for some datasets or architectures, applied in order."""
 
     @field_validator("datasets", "architectures", "seeds")
     @classmethod
@@ -242,13 +242,13 @@ class Config(Model):
         return DEFAULT_ARCHITECTURES | self.custom_architectures
 
     def cells(self) -> list[tuple[str, str]]:
-        """Every (dataset, architecture) that runs: ImageNet's only where its folder is given, and
-        none where only reference runs are shown."""
+        """Every (dataset, architecture) that runs: ImageNet only if its folder is given, and none
+        if only reference runs are shown."""
         datasets = [name for name in self.datasets if self.shows_own and not self.missing(name)]
         return list(product(datasets, self.architectures))
 
     def missing(self, dataset: str) -> bool:
-        """Whether this dataset's cells are left out, since its images cannot be downloaded."""
+        """Whether this dataset's cells are left out, because its images cannot be downloaded."""
         return self.shows_own and dataset == "imagenet" and self.imagenet_folder is None
 
     @property
@@ -281,7 +281,7 @@ class Config(Model):
         return recipe.data.name + folder_suffix(custom, self.resources_folder)
 
     def data_card(self, recipe: Recipe) -> dict[str, Any] | None:
-        """What is known of a recipe's prepared dataset; None where it is not prepared yet."""
+        """The data card of a recipe's prepared dataset; None if it is not prepared yet."""
         paths = Paths(self.folder, self.resources_folder)
         path = paths.prepared("card.json", recipe.dataset, self.preparation(recipe))
         try:
@@ -292,7 +292,7 @@ class Config(Model):
 
 
 def _check_plain(values: Any, source: str) -> None:
-    """Raise UserError for what no key of a config can hold, before anything looks deeper."""
+    """Raise UserError for values that no key of a config can have, before other checks."""
     waiting: list[tuple[Any, tuple[str, ...]]] = [(values, ())]
     seen = 0
     while waiting:

@@ -1,4 +1,4 @@
-"""The page of every config key, written from the typed models so that it cannot fall behind."""
+"""The reference page of config keys, generated from the typed models."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .recipe import RecipeParts
 HEAD = """\
 # Every key of a config
 
-This page is written from the typed models by `make config-page`; a test says that it is up to date.
-An editor that reads JSON schemas finds the same in `workflow/schemas/config.schema.json`.
+`make config-page` generates this page from the typed models. Editors that support JSON schemas can
+use `workflow/schemas/config.schema.json`.
 
 A config names datasets (the columns of the figures), architectures (the rows) and seeds. `recipe`
-holds for every cell; each entry of `overrides` changes it for some datasets or architectures, in
-order, later ones winning. What a config leaves out is the paper's. A config file given with
-`--configfile` stands for itself: nothing of `config.yaml` is mixed in.
+applies to every cell; each entry of `overrides` changes it for some datasets or architectures, in
+order. Defaults are the paper's values. A config file given with `--configfile` replaces
+`config.yaml`; they are not merged.
 
-What a config costs, on the machine at hand: `neural-collapse plan --config FILE`.
+`neural-collapse plan --config FILE` prints the cost of a config on this machine.
 """
 
 
@@ -88,8 +88,8 @@ def config_page() -> str:
     lines += [
         "## `recipe.network`",
         "",
-        "A published network by `name`, or a `family` with all its numbers; keys beside `name` "
-        "change its numbers: `{name: resnet18, width: 8}`.",
+        "A published network by `name`, or a `family` with all its parameters; other keys change "
+        "the parameters of a published network: `{name: resnet18, width: 8}`.",
         "",
         f"Names: {', '.join(f'`{name}`' for name in NAMED)}.",
         "",

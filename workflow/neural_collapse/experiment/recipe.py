@@ -25,42 +25,42 @@ READ_ELSEWHERE = {
 
 
 class MeasurementRecipe(Model):
-    """Which epochs are measured, and what is kept of them."""
+    """The measured epochs, and what is measured."""
 
     epochs: Annotated[int, Field(ge=2, le=1_000_000)] | tuple[Annotated[int, Field(ge=1)], ...] = 50
-    """How many epochs are measured, spaced as in the authors' notebook, or the epochs themselves.
-    Epoch 0, the network before training, and the last epoch are always measured as well."""
+    """The number of measured epochs, spaced as in the authors' notebook, or a list of epochs. Epoch
+    0 (before training) and the last epoch are always measured as well."""
     terminal_phase_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.999
     """Train accuracy at which the terminal phase of training starts; ImageNet 0.996."""
     activation_classes: tuple[int, int, int] = (0, 1, 2)
-    """The three classes of Figure 1. A dataset of two classes is left out of it."""
+    """The three classes of Figure 1, which leaves out datasets of two classes."""
     activation_epochs: (
         Annotated[int, Field(ge=1, le=1000)] | tuple[Annotated[int, Field(ge=0)], ...]
     ) = 4
-    """Epochs whose raw features are kept for Figure 1: how many, or the epochs themselves."""
+    """Epochs of Figure 1, whose raw features are kept: their number, or a list of epochs."""
     activation_examples_per_class: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
-    """Raw features kept of each of those classes."""
+    """Raw features kept per class of Figure 1."""
     layers: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
-    """Further layers whose outputs are measured in the same pass, in the order of the network: the
-    names of modules, such as `hidden.0`, and `input` for the images. Their statistics are in the
-    tables as `<statistic>@<layer>`."""
+    """Further layers whose outputs are measured in the same pass, in the order of the network:
+    names of modules, such as `hidden.0`, and `input` for the images. The tables contain their
+    statistics as `<statistic>@<layer>`."""
     layer_pool: Literal["mean", "flatten"] = "mean"
-    """How a layer's maps become rows: their mean over the image, or all their numbers."""
+    """How feature maps of a layer become vectors: mean over the image, or flattened."""
 
     batch_norm_examples: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
-    """Batch normalisation while measuring: null uses its running mean and variance, as at test
-    time; a number those of each batch of so many images, in the order of the prepared data, as in
-    training (He and Su's code measures so, by 100)."""
+    """Batch normalisation while measuring: null uses the running mean and variance, as at test
+    time; a number uses the mean and variance of batches of this size, in the order of the prepared
+    data, as in training (He and Su's code uses 100)."""
 
     scatter: Literal["projected", "full"] = "projected"
-    """What is kept of the within-class covariance: C x C numbers, enough for NC1, or all d x d, for
-    the variability collapse index (VCI) and the parts of `training.loss: mse`."""
+    """The stored part of the within-class covariance: C x C numbers, enough for NC1, or all d x d,
+    for the variability collapse index (VCI) and the parts of `training.loss: mse`."""
 
     other_dataset: Annotated[str, Field(min_length=1)] | None = None
-    """Another dataset, prepared as `data` says, whose features are measured in the same pass, by
-    name; null for none. On the test split the tables get `outlier_...` and `nc5_...`, how well its
-    images are detected as outliers, and `transfer_...`, how well the frozen features tell its
-    classes apart. Its images need the size and channels of the cell's own."""
+    """Name of another dataset, prepared as `data` says, whose features are measured in the same
+    pass; null for none. On the test split, `outlier_...` and `nc5_...` measure how well its images
+    are detected as outliers, `transfer_...` how well the frozen features classify it. Its images
+    need the size and channels of the cell's dataset."""
 
     LATER: ClassVar = frozenset(
         {"layers", "layer_pool", "batch_norm_examples", "scatter", "other_dataset"}
@@ -92,32 +92,32 @@ class MeasurementRecipe(Model):
 
 
 class RobustnessRecipe(Model):
-    """DeepFool, as the paper runs it."""
+    """DeepFool, with the paper's values."""
 
     images: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
     """Test images attacked, the same ones at every epoch."""
     overshoot: Annotated[float, Field(ge=0, le=1000)] = 0.02
-    """How far past the boundary the perturbation goes, as a share of its length."""
+    """How far the perturbation goes past the boundary, as a fraction of its norm."""
     max_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 50
-    """Linearisations before DeepFool gives up on an image."""
+    """Largest number of linearisations per image."""
     candidate_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10
-    """Classes with the largest logits whose boundaries are considered."""
+    """Number of classes, those with the largest logits, whose boundaries are considered."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Draws the images."""
+    """Seed that selects the images."""
 
 
 class ResourcesRecipe(Model):
-    """What a job asks of the scheduler. No result depends on it."""
+    """Resources that a job requests from the scheduler. No result depends on them."""
 
     gpu: Annotated[int, Field(ge=0, le=1024)] = 1
-    """GPUs of a training or measuring job; 0 where the machine has none."""
+    """GPUs of a training or measuring job; 0 on machines without GPUs."""
     gpu_slots: Annotated[int, Field(ge=1, le=64)] = 1
-    """Small jobs that may share one card on purpose; with `--resources gpu=8` and 4 slots, eight
-    jobs run on two cards. Only jobs of equal slots share."""
+    """Number of small jobs that may share one GPU; with `--resources gpu=8` and 4 slots, eight jobs
+    run on two GPUs. Only jobs with the same value share."""
     memory_mb: Annotated[int, Field(ge=1, le=1_000_000_000)] = 8000
     """Main memory of such a job."""
     runtime_minutes: Annotated[int, Field(ge=1, le=1_000_000)] = 1440
-    """Time limit of such a job on a cluster; a job that hits it resumes."""
+    """Time limit of such a job on a cluster; a job that reaches it resumes."""
 
 
 class RecipeParts(Model):
@@ -138,14 +138,14 @@ class RecipeParts(Model):
 
 
 class Recipe(RecipeParts):
-    """Everything that the jobs of one dataset x architecture depend on, the seed apart."""
+    """Everything that the jobs of one dataset x architecture depend on, except the seed."""
 
     dataset: str
     """A dataset's name."""
     architecture: str
-    """The row of the figures that it stands in: vgg, resnet, densenet, or a user-defined one."""
+    """Its row of the figures: vgg, resnet, densenet, or a user-defined one."""
     network: NetworkRecipe
-    """The network, every number resolved."""
+    """The network, with all parameters resolved."""
 
     @model_validator(mode="after")
     def _epochs_exist(self) -> Recipe:
@@ -163,15 +163,15 @@ class Recipe(RecipeParts):
     def _selectable(self) -> Recipe:
         if self.data.random_labels == 1 and self.sweep.learning_rate is None:
             raise ValueError(
-                "data.random_labels: is 1, so that no error selects a learning rate but by chance; "
-                "pin sweep.learning_rate"
+                "data.random_labels: is 1, so errors select a learning rate only by chance; "
+                "set sweep.learning_rate"
             )
         return self
 
     @property
     def of_other_dataset(self) -> Recipe | None:
-        """The recipe with the other dataset that is measured in place of its own, if it names one:
-        it says how that one is prepared, with its own classes and labels."""
+        """The recipe with `measurement.other_dataset` as its dataset, or None: how that dataset is
+        prepared, with its own classes and labels."""
         name = self.measurement.other_dataset
         data = self.data.model_copy(update={"imbalance": None, "random_labels": 0.0})
         return None if name is None else self.model_copy(update={"dataset": name, "data": data})

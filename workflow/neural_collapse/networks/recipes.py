@@ -1,4 +1,4 @@
-"""Descriptions of networks: what the config says, what ``recipe.json`` stores.
+"""Descriptions of networks, as in a config and in ``recipe.json``.
 
 A recipe is plain data. This module must stay light (no torch): the Snakefile imports it each time
 it is parsed, by every job.
@@ -24,7 +24,7 @@ BlockCounts = Annotated[tuple[Layers, ...], Field(min_length=1, max_length=20)]
 Stem = Literal["small", "imagenet"]
 
 PLACEHOLDERS = ("$channels", "$num_classes", "$image_size_px")
-"""Words in a custom recipe's arguments that stand for the data set's own numbers."""
+"""Placeholders in a custom recipe's arguments, replaced by values of the dataset."""
 
 
 class _Recipe(BaseModel):
@@ -32,7 +32,7 @@ class _Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     classifier: Literal["learned", "etf"] = "learned"
-    """The last layer: learned, or a simplex ETF turned at random and fixed, without bias."""
+    """The last layer: learned, or a fixed simplex ETF with random rotation and without bias."""
 
     @model_serializer(mode="wrap")
     def _without_default_classifier(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class VGGRecipe(_Recipe):
     """VGG with batch normalisation and without dropout (Simonyan and Zisserman 2015).
 
     Stages of convolution, batch normalisation, ReLU, each stage closed by a 2x2 max-pool; then two
-    hidden linear layers, each followed by ReLU and, in the place of torchvision's dropout, batch
+    hidden linear layers, each followed by ReLU and, instead of torchvision's dropout, batch
     normalisation; then the classifier.
     """
 
@@ -90,15 +90,15 @@ class DenseNetRecipe(_Recipe):
     bottleneck: Flag = False
     """Whether a 1x1 convolution to 4 * growth channels precedes each 3x3 convolution ("B")."""
     compression: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
-    """Share of the channels that a transition between two blocks keeps ("C"): 1.0 or 0.5."""
+    """Fraction of the channels that a transition between two blocks keeps ("C"): 1.0 or 0.5."""
     initial_width: Count = 16
     """Channels of the first convolution: 16, or 2 * growth with bottleneck and compression."""
     stem: Stem = "small"
     """First layer: "small" (3x3, stride 1, no pooling) or "imagenet" (7x7, stride 2, batch
     normalisation, ReLU, max-pool of stride 2)."""
     memory_efficient: Flag = False
-    """Whether concatenations and normalisations are computed again in the backward pass instead of
-    stored: same numbers, up to 8 times less memory, 15 to 50 % slower."""
+    """Recompute concatenations and normalisations in the backward pass instead of storing them:
+    same results, up to 8 times less memory, 15 to 50 % slower."""
 
 
 class MLPRecipe(_Recipe):
@@ -110,13 +110,13 @@ class MLPRecipe(_Recipe):
     family: Literal["mlp"]
     """Marks this as a multilayer perceptron."""
     depth: Layers
-    """Number of hidden layers, the classifier not counted."""
+    """Number of hidden layers, without the classifier."""
     width: Count
     """Outputs of each hidden layer; also the dimension of the features."""
     batch_norm: Flag = True
     """Whether batch normalisation follows each hidden linear layer."""
     activation: Literal["relu", "identity"] = "relu"
-    """What ends each hidden layer; with "identity" the network is linear in eval mode."""
+    """Activation of each hidden layer; with "identity" the network is linear in eval mode."""
 
 
 class CustomRecipe(_Recipe):
@@ -125,10 +125,10 @@ class CustomRecipe(_Recipe):
     family: Literal["custom"]
     """Marks this as a network from your own code."""
     function: Annotated[str, Field(pattern=r"^[^\W\d][\w.]*:[^\W\d][\w.]*$")]
-    """Where it lives, as "module:function", for example "torchvision.models:mobilenet_v2"."""
+    """The function, as "module:function", for example "torchvision.models:mobilenet_v2"."""
     arguments: dict[str, JsonValue] = {}
-    """Keyword arguments of the function. The words $channels, $num_classes and $image_size_px
-    stand for the data set's numbers."""
+    """Keyword arguments of the function. $channels, $num_classes and $image_size_px are
+    replaced by values of the dataset."""
 
     @field_validator("arguments")
     @classmethod
@@ -143,7 +143,7 @@ NetworkRecipe = Annotated[
     VGGRecipe | ResNetRecipe | DenseNetRecipe | MLPRecipe | CustomRecipe,
     Field(discriminator="family"),
 ]
-"""One of the recipes, told apart by ``family``; for use as a type of a pydantic field."""
+"""Any of the recipes, discriminated by ``family``; for use as a type of a pydantic field."""
 
 FAMILIES: dict[str, type[_Recipe]] = {
     "vgg": VGGRecipe,

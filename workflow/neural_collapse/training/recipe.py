@@ -1,7 +1,4 @@
-"""What a recipe says of trainings: one training, and the sweep of learning rates.
-
-Light: importing it imports no torch.
-"""
+"""The training and sweep parts of a recipe. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerRecipe(Model):
-    """Which optimiser trains, and Adam's own numbers."""
+    """The optimiser, and Adam's parameters."""
 
     name: Literal["sgd", "sgdw", "adam", "adamw"] = "sgd"
     """SGD with momentum or Adam; `sgd` and `adam` add the weight decay to the gradient (coupled),
@@ -34,7 +31,7 @@ class OptimizerRecipe(Model):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Adam's decay rates of the gradient's mean and of its square."""
     epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """What Adam adds to the root of the mean square."""
+    """Added by Adam to the root of the mean square."""
 
     def unread(self) -> Collection[str]:
         """See :class:`Model`."""
@@ -51,22 +48,22 @@ class TrainingRecipe(Model):
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 350
     """Passes over the train set."""
     batch_size: Annotated[int, Field(ge=2, le=1_000_000_000)] = 128
-    """Examples a step."""
+    """Examples per step."""
     keep_incomplete_batch: bool = False
     """Also train on the last, incomplete batch of an epoch; the authors' notebook skips it."""
     oversample: bool = False
     """Repeat the images of smaller classes within an epoch, up to the largest class's count. Losses
     and errors after an epoch, features and statistics count each image once."""
     loss: Literal["cross_entropy", "mse", "label_smoothing", "focal"] = "cross_entropy"
-    """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8. `mse` is of
-    the logits and the one-hot labels."""
+    """The loss, computed in float64 on the logits: in float32 it vanishes below 4e-8. `mse`
+    compares logits with one-hot labels."""
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the target that `label_smoothing` spreads over all classes."""
+    """Fraction of the target that `label_smoothing` spreads over all classes."""
     focal_gamma: Annotated[float, Field(ge=0, le=100)] = 2.0
     """Exponent of `focal`, (1 - p)^gamma x cross-entropy; 0 is the cross-entropy."""
     mse_reduction: Literal["mean", "half_sum"] = "mean"
     """`mse` over the classes: their mean, as torch.nn.MSELoss, or half their sum, as Han, Papyan
-    and Donoho write it, which with the same weight decay is C / 2 times as large."""
+    and Donoho, which is C / 2 times as large at the same weight decay."""
     optimizer: OptimizerRecipe = OptimizerRecipe()
     """The optimiser: `{name: adamw}`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -78,29 +75,29 @@ class TrainingRecipe(Model):
     """Fractions of `epochs`, rounded down, after which the learning rate is multiplied by
     `learning_rate_factor`: 116 and 233 of 350. ImageNet uses 1/2 and 3/4."""
     learning_rate_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """What each milestone multiplies the learning rate by."""
+    """Factor of the learning rate at each milestone."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """Arithmetic of the training step: true float32, TF32 matrix units (GPU), or bfloat16
-    autocast. Features, statistics and attack always use true float32; losses and errors after each
-    epoch do with float32, and TF32 otherwise."""
+    """Arithmetic of the training step: true float32, TF32 (GPU) or bfloat16 autocast. Features,
+    statistics and attack always use true float32. Losses and errors after each epoch use float32 if
+    this is float32, otherwise TF32."""
     cuda_graphs: bool = False
-    """On one GPU, launch a training step's kernels all at once, whatever optimiser and loss; for
-    narrow networks. Last digits may differ. Not yet measured by this project; several GPUs do
-    without."""
+    """On one GPU, launch all kernels of a training step at once, with any optimiser and loss; for
+    narrow networks. Last digits may differ. Not yet measured by this project; ignored with several
+    GPUs."""
     compile: bool = False
-    """Let torch.compile fuse a training step's kernels; its first step takes a minute. Not yet
-    measured on a GPU by this project."""
+    """Fuse the kernels of a training step with torch.compile; the first step takes a minute. Not
+    yet measured on a GPU by this project."""
     deterministic: bool = True
-    """Ask the GPU for deterministic kernels: the same recipe gives the same bits there too. A
-    custom network's layer may have none (torch's adaptive pooling to more than 1 px)."""
+    """Use deterministic GPU kernels, so that the same recipe is bit-identical on the same GPU. A
+    layer of a custom network may have none (torch's adaptive pooling to more than 1 px)."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    """CPU threads of a training; part of the recipe, because another count gives other bits."""
+    """CPU threads of a training; part of the recipe, because their number changes the last bits."""
     evaluation_batch_size: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1000
-    """Examples a step where nothing is trained, at most: the CPU takes 128, and a GPU halves it
-    when its memory runs out."""
+    """Largest number of examples per step without training: the CPU uses at most 128, and a GPU
+    halves it if its memory runs out."""
     tensorboard: bool = False
-    """Also write event files for TensorBoard, into the folder `tensorboard` of each run: losses and
-    errors as it trains, statistics once they are measured. Needs the package tensorboard."""
+    """Also write TensorBoard event files to the folder `tensorboard` of each run: losses and errors
+    during training, statistics after they are measured. Needs the package tensorboard."""
 
     def unread(self) -> Collection[str]:
         """See :class:`Model`."""
@@ -171,25 +168,25 @@ class TrainingRecipe(Model):
 
 
 class SweepRecipe(Model):
-    """Which learning rates are tried, and how one is chosen."""
+    """The learning rates of the sweep, and how one is selected."""
 
     learning_rate: LearningRate | None = None
-    """Pins the learning rate and skips the sweep; null sweeps."""
+    """A fixed learning rate, without a sweep; null runs the sweep."""
     learning_rate_min: LearningRate = 1e-4
     """Smallest of the geometrically spaced learning rates."""
     learning_rate_max: LearningRate = 0.25
-    """Largest of them."""
+    """Largest of these."""
     count: Annotated[int, Field(ge=1, le=1000)] = 25
-    """How many there are: numpy.geomspace(min, max, count); ImageNet has 10."""
+    """Number of these: numpy.geomspace(min, max, count); ImageNet has 10."""
     additional_learning_rates: tuple[LearningRate, ...] = ()
-    """Tried as well; adding one later trains only that one."""
+    """Further learning rates; adding one later trains only that one."""
     selection: Literal["test_error", "held_out_error"] = "test_error"
-    """What chooses the winner, at the last epoch: the test error, as in the paper, or the error on
-    train images that the sweep's trainings did not see."""
+    """Selects the rate at the last epoch: the smallest test error, as in the paper, or the smallest
+    error on train images held out from the sweep's trainings."""
     held_out_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    """Share of each class's train images that `held_out_error` keeps from the sweep's trainings."""
+    """Fraction of each class's train images held out for `held_out_error`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """The seed of the sweep's trainings. Every seed of the experiment then uses its winner."""
+    """Seed of the sweep's trainings. Every seed of the experiment uses the selected rate."""
 
     @model_validator(mode="after")
     def _range(self) -> SweepRecipe:
