@@ -150,15 +150,6 @@ def test_moments_of_rows_in_any_place_are_the_same_bits(dtype):
         assert same(got, expected)
 
 
-@pytest.mark.parametrize(
-    "rows", [[0, 1, 2, 2], [0, 1, 2, 4], [-1, 0, 1, 2], [0, 1, 2], [3.0, 2.0, 1.0, 0.0]]
-)
-def test_rows_that_are_not_each_examples_own_are_refused(rows):
-    features, weight = np.random.default_rng(0).standard_normal((4, 3)), np.eye(2, 3)
-    with pytest.raises(UserError, match="each of the 4 rows of features once"):
-        compute_moments(features, [0, 1, 0, 1], 2, weight, None, rows_N=rows)
-
-
 @pytest.mark.parametrize("to_bias, to_weight", [(-1e4, 0), (-1e12, 0), (-1e30, 0), (0, -1e16)])
 def test_a_class_out_of_reach_leaves_the_others_their_ranks(to_bias, to_weight):
     rng = np.random.default_rng(17)

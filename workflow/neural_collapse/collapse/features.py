@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,31 +79,20 @@ def extract_splits(
     The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
     what the raw features are: see `extract`; keep_test: whether to return the test split's as well.
     """
-    means, found, raw = None, {}, {}
     test_rows = np.arange(len(data.test_labels)) if keep_test else None
-    for split, images, labels, rows in (
-        ("train", data.train_images, data.train_labels, keep_rows),
-        ("test", data.test_images, data.test_labels, test_rows),
-    ):
-        found[split], raw[split] = extract(
-            network,
-            images,
-            labels,
-            data.mean,
-            data.std,
-            batch_size=batch_size,
-            device=device,
-            num_classes=data.num_classes,
-            train_means=means,
-            keep_rows=rows,
-            split=split,
-            scatter=scatter,
-            watched=watched,
-        )
-        means = means or [moments.class_means for moments in found[split]]
-    train, test = found["train"], found["test"]
+    (train, kept), (test, test_rows) = _extract_both(
+        network,
+        data,
+        data.mean,
+        data.std,
+        (keep_rows, test_rows),
+        batch_size=batch_size,
+        device=device,
+        scatter=scatter,
+        watched=watched,
+    )
     layers = dict(zip(watched.layers, zip(train[1:], test[1:], strict=True), strict=True))
-    return Splits(train[0], test[0], raw["train"], layers, raw["test"])
+    return Splits(train[0], test[0], kept, layers, test_rows)
 
 
 class OtherFeatures(NamedTuple):
@@ -139,28 +128,53 @@ def extract_other(
         most: raw features of the train split, in memory.
         batch_norm_examples: see `Watched`.
     """
-    means, raw = None, {}
     count = len(other.train_labels)
     spread = np.linspace(0, count - 1, min(count, most)).round().astype(int)
-    for split, rows in (("train", spread), ("test", np.arange(len(other.test_labels)))):
-        labels = getattr(other, f"{split}_labels")
-        moments, raw[split] = extract(
+    (_, train_rows), (test, test_rows) = _extract_both(
+        network,
+        other,
+        mean,
+        std,
+        (spread, np.arange(len(other.test_labels))),
+        name=f"{other.name} ",
+        batch_size=batch_size,
+        device=device,
+        watched=Watched(batch_norm_examples=batch_norm_examples),
+        own_classes=False,
+    )
+    return OtherFeatures(train_rows, other.train_labels[spread], test_rows, test[0])
+
+
+def _extract_both(
+    network: nn.Module,
+    data: PreparedDataset,
+    mean: Sequence[float],
+    std: Sequence[float],
+    keep_rows: tuple,
+    name: str = "",
+    **options: Any,
+) -> list[tuple[list[Moments], np.ndarray | None]]:
+    """`extract` of the train and then of the test split, this one by the train split's means.
+
+    keep_rows: of each split; name: goes before the split's in error messages.
+    """
+    means, found = None, []
+    for split, rows in zip(("train", "test"), keep_rows, strict=True):
+        moments, raw = extract(
             network,
-            getattr(other, f"{split}_images"),
-            labels,
+            getattr(data, f"{split}_images"),
+            getattr(data, f"{split}_labels"),
             mean,
             std,
-            batch_size=batch_size,
-            device=device,
-            num_classes=other.num_classes,
+            num_classes=data.num_classes,
             train_means=means,
             keep_rows=rows,
-            split=f"{other.name} {split}",
-            watched=Watched(batch_norm_examples=batch_norm_examples),
-            own_classes=False,
+            split=f"{name}{split}",
+            **options,
         )
-        means = means or [moments[0].class_means]
-    return OtherFeatures(raw["train"], other.train_labels[spread], raw["test"], moments[0])
+        means = [one.class_means for one in moments]
+        found.append((moments, raw))
+    return found
 
 
 def extract(
@@ -211,23 +225,6 @@ def extract(
     # Each class's features lie together, as the moments read them.
     places_N = np.empty(len(labels), dtype=np.int64)
     places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-    with _streamed(
-        network, images, mean, std, batch_size, device, watched, places_N, memory_limit_bytes
-    ) as outputs:
-        layer = (classifier.weight, classifier.bias) if own_classes else (None, None)
-        how = (train_means, scatter, places_N, split, device)
-        moments = _moments_of(outputs, labels, num_classes, layer, *how)
-        kept = None
-        if keep_rows is not None:
-            kept = np.array(outputs[0][places_N[_row_index(keep_rows, images)]])
-    return moments, kept
-
-
-@contextmanager
-def _streamed(
-    network, images, mean, std, batch_size, device, watched, places_N, memory_limit_bytes
-) -> Iterator[list[np.ndarray]]:
-    """The features (N, d) of all images and the outputs of further layers, in float32."""
     # On a GPU events belong to a device's stream.
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with measurement_mode(network), current, ExitStack() as held:
@@ -238,28 +235,27 @@ def _streamed(
         normalise = Normalisation(mean, std, device)
         fixed = watched.batch_norm_examples
         _stream(outputs, images, normalise, batch_size, fixed, buffers, places_N)
-        yield buffers
-
-
-def _moments_of(
-    outputs, labels, num_classes, layer, train_means, scatter, places_N, split, device
-) -> list[Moments]:
-    """Of the features, with the last layer (weight, bias); then of further layers, without one."""
-    return [
-        compute_moments(
-            rows_ND,
-            labels,
-            num_classes,
-            *((None, None) if number else layer),
-            rows_N=places_N,
-            train_means=None if train_means is None else train_means[number],
-            scatter="projected" if number else scatter,
-            allow_empty=train_means is not None,  # NC4 of a test set needs train means alone
-            split=split,
-            device=device if device.type == "cuda" else "cpu",  # mps has no float64
-        )
-        for number, rows_ND in enumerate(outputs)
-    ]
+        moments = []
+        for number, rows_ND in enumerate(buffers):
+            decides = own_classes and number == 0  # further layers have no classifier
+            found = compute_moments(
+                rows_ND,
+                labels,
+                num_classes,
+                classifier.weight if decides else None,
+                classifier.bias if decides else None,
+                rows_N=places_N,
+                train_means=None if train_means is None else train_means[number],
+                scatter=scatter if number == 0 else "projected",
+                allow_empty=train_means is not None,  # NC4 of a test set needs train means alone
+                split=split,
+                device=device if device.type == "cuda" else "cpu",  # mps has no float64
+            )
+            moments.append(found)
+        kept = None
+        if keep_rows is not None:
+            kept = np.array(buffers[0][places_N[np.asarray(keep_rows, np.int64)]])
+    return moments, kept
 
 
 Outputs = Callable[[Tensor], list[Tensor]]
@@ -501,14 +497,3 @@ def check_images(images: np.ndarray, mean, std, split: str) -> None:
         )
     if not all(s > 0 for s in std):
         raise UserError(f"std is {list(std)}; every channel's must be greater than zero.")
-
-
-def _row_index(rows: Sequence[int] | np.ndarray, images: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-        raise UserError(f"Rows are chosen by whole numbers, not {rows.dtype} {rows.shape}.")
-    if rows.size and not (rows.min() >= 0 and rows.max() < len(images)):
-        raise UserError(
-            f"Rows run from {rows.min()} to {rows.max()}, but there are {len(images)} examples."
-        )
-    return rows.astype(np.int64)

@@ -122,7 +122,7 @@ def compute_moments(
         device: where the float64 arithmetic runs (a device that has float64).
 
     Raises:
-        UserError: shapes or rows that do not fit, a class without examples, NaN or infinite
+        UserError: shapes that do not fit, a class without examples, NaN or infinite
             features.
 
     Features are visited in class order and fixed blocks, so the batches in which they were made
@@ -143,7 +143,7 @@ def compute_moments(
     if not allow_empty:
         _require_all_classes(labels, num_classes, split)
     order_N = np.argsort(labels, kind="stable")
-    rows_of_order_N = order_N if rows_N is None else _checked_rows(rows_N, examples)[order_N]
+    rows_of_order_N = order_N if rows_N is None else rows_N[order_N]
     metric = CollapseMetric(num_classes, dim, scatter, device=device)
     source = _Source(features_ND, metric.device)
     source.feed(metric, rows_of_order_N, labels[order_N])
@@ -231,10 +231,3 @@ def _require_all_classes(labels: np.ndarray, num_classes: int, split: str) -> No
             f"The {split} split has no example of class {named}; "
             "every class needs at least one to have a mean."
         )
-
-
-def _checked_rows(rows_N, examples: int) -> np.ndarray:
-    rows_N = np.asarray(rows_N)
-    if rows_N.dtype.kind not in "iu" or not np.array_equal(np.sort(rows_N), np.arange(examples)):
-        raise UserError(f"rows_N must name each of the {examples} rows of features once.")
-    return rows_N
