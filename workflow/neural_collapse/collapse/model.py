@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,7 +167,7 @@ def measure_model(
     run = _Run(model, device, inputs_key, labels_key)
     with ExitStack() as stack:
         watched = [stack.enter_context(watch(model, one)) for one in layers]
-        kept = [stack.enter_context(_kept(memory_limit_bytes)) for _ in (*layers, *layers)]
+        kept = [stack.enter_context(_Kept(memory_limit_bytes)) for _ in (*layers, *layers)]
         stack.enter_context(measurement_mode(model))
         stack.enter_context(_random_numbers_kept(train_loader, test_loader))
         run.over(train_loader, watched, kept[: len(layers)], pool)
@@ -299,48 +298,34 @@ def _to(values: Any, device: torch.device) -> Any:
 class _Kept:
     """Rows of features in float32 (float64 stays), in memory or, beyond a limit, in a file."""
 
-    def __init__(self, limit_bytes: int, folder: Path) -> None:
-        self._limit, self._folder = limit_bytes, folder
-        self._features: list[np.ndarray] = []
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        # To Python a limit of 0 is none.
+        self._rows = tempfile.SpooledTemporaryFile(max(limit_bytes, 1), prefix="features-")  # noqa: SIM115
         self._labels: list[np.ndarray] = []
-        self._file: Any = None
-        self._bytes = 0
-        self.largest_label = -1
+        self._wide, self._dim = False, 0
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows.close()
 
     def add(self, h_BD: Tensor, c_B: Tensor) -> None:
-        wide = h_BD.dtype == torch.float64
-        rows = h_BD.to("cpu", torch.float64 if wide else torch.float32).numpy()
-        labels = c_B.cpu().numpy()
-        self._labels.append(labels)
-        self.largest_label = max(self.largest_label, int(labels.max(initial=-1)))
-        self._bytes += rows.nbytes
-        if self._bytes > self._limit and self._file is None:
-            self._file = open(self._folder / "features", "wb")  # noqa: SIM115
-            for block in self._features:
-                self._file.write(block)
-            self._features = [self._features[0][:0]] if self._features else []
-        if self._file is None:
-            self._features.append(np.array(rows))
-        else:
-            self._features = [rows[:0]]
-            self._file.write(np.ascontiguousarray(rows))
+        if not self._labels:
+            self._wide, self._dim = h_BD.dtype == torch.float64, h_BD.shape[1]
+        rows_BD = h_BD.to("cpu", torch.float64 if self._wide else torch.float32)
+        self._rows.write(np.ascontiguousarray(rows_BD.numpy()).data)
+        self._labels.append(c_B.cpu().numpy())
+
+    @property
+    def largest_label(self) -> int:
+        return max(int(labels.max(initial=-1)) for labels in self._labels)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        labels = np.concatenate(self._labels)
-        if self._file is None:
-            return np.concatenate(self._features), labels
-        self._file.close()
-        kind = self._features[0]
-        shape = (len(labels), kind.shape[1])
-        return np.memmap(self._file.name, kind.dtype, mode="r", shape=shape), labels
-
-
-@contextmanager
-def _kept(limit_bytes: int) -> Iterator[_Kept]:
-    with tempfile.TemporaryDirectory(prefix="features-") as folder:
-        kept = _Kept(limit_bytes, Path(folder))
-        try:
-            yield kept
-        finally:
-            if kept._file is not None:
-                kept._file.close()
+        labels, dtype = np.concatenate(self._labels), np.float64 if self._wide else np.float32
+        shape = (len(labels), self._dim)
+        if self._rows.tell() > self._limit:
+            return np.memmap(self._rows, dtype, mode="r", shape=shape), labels
+        self._rows.seek(0)
+        return np.frombuffer(self._rows.read(), dtype).reshape(shape), labels
