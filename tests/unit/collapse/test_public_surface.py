@@ -11,6 +11,7 @@ import pytest
 
 import neural_collapse as nc
 from neural_collapse import collapse
+from neural_collapse.collapse.registry import PAPER
 
 SURFACE = {
     "CollapseCurve": "()",
@@ -21,7 +22,7 @@ SURFACE = {
     "LayerInput": "(name, layer)",
     "REGISTRY": None,
     "ReducedRankWarning": None,
-    "Statistic": "(name, what, formula, tends_to, source, figure=None, alias=None, "
+    "Statistic": f"(name, what, formula, tends_to='0', source={PAPER!r}, figure=None, alias=None, "
     "needs=('class_means',), compute=None, unbalanced=False)",
     "UndefinedStatistic": None,
     "UndefinedStatisticWarning": None,
