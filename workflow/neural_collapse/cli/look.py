@@ -1,4 +1,4 @@
-"""Subcommands that look at an experiment, or measure saved features of any model."""
+"""Subcommands that inspect an experiment, or measure saved features and models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .parser import Commands, at_least, json_text, option, path
 
 
 def plan(config: Path | None, config_json: Any) -> str:
-    """What a config, given as a file or as its content, will cost."""
+    """Print the cost of a config, given as a file or as its content."""
     from ..experiment.config import check_config, load_config
     from ..experiment.plan import plan
 
@@ -19,7 +19,7 @@ def plan(config: Path | None, config_json: Any) -> str:
 
 
 def check_gpu(config: Path, **options: Any) -> str:
-    """Whether this machine's GPU is right, and how fast."""
+    """Check and time this machine's GPU."""
     from ..experiment.config import load_config
     from ..inspect.check_gpu import check_gpu
 
@@ -27,7 +27,7 @@ def check_gpu(config: Path, **options: Any) -> str:
 
 
 def status(results: Path | None, config: Path | None) -> str:
-    """How far an experiment is, given by its folder or by its config."""
+    """Print the status of an experiment, given by its folder or by its config."""
     from ..experiment.config import load_config
     from ..inspect.status import status_text
 
@@ -36,21 +36,21 @@ def status(results: Path | None, config: Path | None) -> str:
 
 
 def statistics(output: Path | None, **arrays: Path | None) -> str:
-    """NC1 to NC4 of saved features."""
+    """Print NC1 to NC4 of saved features."""
     from ..collapse.saved_features import measure_files
 
     return _result(measure_files, output, arrays)
 
 
 def measure(output: Path | None, **options: Any) -> str:
-    """NC1 to NC4 of a saved model."""
+    """Print NC1 to NC4 of a saved model."""
     from ..collapse.saved_model import measure_saved_model
 
     return _result(measure_saved_model, output, options)
 
 
 def _result(measure: Callable[..., Any], output: Path | None, options: dict[str, Any]) -> str:
-    """A result as text, and as a table in the file `output`."""
+    """Print a result as text, and write it as a table to the file `output`."""
     from ..collapse.saved_features import check_table_path, write_result
 
     if output is not None:
@@ -62,11 +62,11 @@ def _result(measure: Callable[..., Any], output: Path | None, options: dict[str,
 
 
 def numbers(text: str) -> list[float]:
-    """An argument of numbers, with commas between."""
+    """An argument of comma-separated numbers."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"is not numbers with commas between: {text!r}") from None
+        raise argparse.ArgumentTypeError(f"is not comma-separated numbers: {text!r}") from None
 
 
 EXPERIMENT = (
@@ -81,46 +81,46 @@ EXPERIMENT = (
         "--config",
         type=Path,
         metavar="PATH",
-        help="a config file; counts what was not begun, too",
+        help="a config file; also counts jobs that have not started",
     ),
 )
 
 
 def add_to(cli: Commands) -> None:
     """Add these subcommands."""
-    cli.group("look")
+    cli.group("inspection")
     cli.add(
-        "plan", "say what a config will cost before it starts", plan,
+        "plan", "print the cost of a config before it starts", plan,
         one_of=(
             option("--config", type=Path, metavar="PATH", help="a config file"),
             option("--config-json", type=json_text, help="a config, as JSON"),
         ),
     )  # fmt: skip
     cli.add(
-        "check-gpu", "check and time this machine's GPU; say what to set for it", check_gpu,
+        "check-gpu", "check and time this machine's GPU; print recommended settings", check_gpu,
         option("--config", type=Path, default=Path("config.yaml"), metavar="PATH",
-               help="a config file, whose networks are timed; by default config.yaml"),
+               help="a config file, whose networks are timed (default: config.yaml)"),
         option("--quick", action="store_true", help="each network once: a minute instead of four"),
-        path("output", "the JSON file to write; by default results/check-gpu.json", required=False),
+        path("output", "the JSON file to write (default: results/check-gpu.json)", required=False),
     )  # fmt: skip
     cli.add(
-        "status", "what is done, running or failed, and the time left", status,
+        "status", "print finished, running and failed jobs, and the remaining time", status,
         one_of=EXPERIMENT,
     )  # fmt: skip
     cli.add(
-        "watch", "an experiment while it runs, redrawn until it is done", "inspect.watch:watch",
+        "watch", "show a running experiment, refreshed until it is done", "inspect.watch:watch",
         option("--interval", type=at_least(1), default=2, metavar="SECONDS",
-               help="between two looks"),
+               help="seconds between two refreshes"),
         one_of=EXPERIMENT,
     )  # fmt: skip
     cli.add(
-        "show", "a training's curves as text: loss, error, NC1 to NC4", "inspect.curves:show",
+        "show", "plot a training as text: loss, error, NC1 to NC4", "inspect.curves:show",
         option("path", type=Path, metavar="PATH",
-               help="a run's folder, an experiment's, or of tables"),
-        option("--dataset", metavar="NAME", help="trainings of this dataset alone"),
-        option("--architecture", metavar="NAME", help="trainings of this architecture alone"),
-        option("--seed", type=int, metavar="N", help="trainings of this seed alone"),
-        option("--width", type=at_least(1), help="characters a line; by default the terminal's"),
+               help="folder of a run, of an experiment or of tables"),
+        option("--dataset", metavar="NAME", help="only trainings of this dataset"),
+        option("--architecture", metavar="NAME", help="only trainings of this architecture"),
+        option("--seed", type=int, metavar="N", help="only trainings of this seed"),
+        option("--width", type=at_least(1), help="characters per line (default: the terminal's)"),
     )  # fmt: skip
     _add_own_model(cli)
 
@@ -129,30 +129,30 @@ def _add_own_model(cli: Commands) -> None:
     array = "a .npy, .npz, .pt, .safetensors, .csv or .parquet file"
     cli.group("your own model")
     cli.add(
-        "statistics", "NC1 to NC4 of features that you have saved", statistics,
+        "statistics", "print NC1 to NC4 of saved features", statistics,
         path("features", f"(N, d), the input of the last linear layer: {array}"),
         path("labels", f"(N,), classes from 0: {array}"),
         path("classifier", f"(C, d), the last layer's weight: {array}"),
         path("bias", f"(C,), its bias: {array}", required=False),
-        path("test-features", "measures a test set as well", required=False),
-        path("test-labels", f"their labels: {array}", required=False),
+        path("test-features", "features of a test set, which is measured as well", required=False),
+        path("test-labels", f"labels of the test set: {array}", required=False),
         path("output", "write the table as .parquet or .csv", required=False),
     )  # fmt: skip
     cli.add(
-        "measure", "NC1 to NC4 of a saved model on your images", measure,
+        "measure", "print NC1 to NC4 of a saved model on your images", measure,
         option("--model", required=True, metavar="MODEL",
                help="torchvision:NAME, or MODULE:FUNCTION of your own code"),
         path("weights", "its state dict, .safetensors or a torch file", required=False),
         path("data", "a folder with train/ and test/ or val/, or a .npz file"),
         option("--layer", metavar="NAME",
-               help="measure this layer's input; by default the last nn.Linear's"),
+               help="layer whose input is measured (default: the last nn.Linear)"),
         option("--mean", type=numbers, metavar="M,M,M",
-               help="of pixels scaled to 0..1; ImageNet's by default for torchvision's models"),
-        option("--std", type=numbers, metavar="S,S,S", help="likewise"),
-        option("--resize-px", type=at_least(1), metavar="PX", help="a folder's images: short side"),
-        option("--crop-px", type=at_least(1), metavar="PX", help="then the centre square"),
-        option("--batch-size", type=at_least(1), default=100, metavar="N", help="images at a time"),
-        option("--device", default="cpu", help="where the model runs: cpu, cuda, mps"),
+               help="mean of pixels scaled to 0..1 (default for torchvision: ImageNet's)"),
+        option("--std", type=numbers, metavar="S,S,S", help="standard deviation, likewise"),
+        option("--resize-px", type=at_least(1), metavar="PX", help="resize the shorter side"),
+        option("--crop-px", type=at_least(1), metavar="PX", help="then crop the centre square"),
+        option("--batch-size", type=at_least(1), default=100, metavar="N", help="images per batch"),
+        option("--device", default="cpu", help="device of the model: cpu, cuda, mps"),
         option("--pool", choices=("mean", "flatten"), help="how feature maps become vectors"),
         path("output", "write the table as .parquet or .csv", required=False),
     )  # fmt: skip

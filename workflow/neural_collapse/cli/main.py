@@ -1,7 +1,4 @@
-"""The command line: one subcommand a rule, so that what a rule runs, anybody can run.
-
-Nothing heavy is imported before a subcommand needs it.
-"""
+"""The command line, with one subcommand per rule. Imports are delayed until they are needed."""
 
 from __future__ import annotations
 

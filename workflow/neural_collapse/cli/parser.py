@@ -1,4 +1,4 @@
-"""Subcommands as data: a name, a summary, what runs, and options named as its parameters."""
+"""Subcommands as data: a name, a summary, a function, and options named like its parameters."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ class Commands:
         """
         list(self.groups.values())[-1].append((name, summary))
         parser = self.commands.add_parser(name, description=summary)
-        parser.add_argument("--log", type=Path, metavar="FILE", help="keep what is said there, too")
+        parser.add_argument(
+            "--log", type=Path, metavar="FILE", help="also write messages to this file"
+        )
         parser.set_defaults(run=run)
         for names, settings in options:
             parser.add_argument(*names, **settings)

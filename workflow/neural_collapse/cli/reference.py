@@ -1,7 +1,7 @@
-"""Drawing every shipped set of reference runs with one command.
+"""Draw every shipped set of reference runs with one command.
 
-Rules draw one experiment. For several small sets most of the time would go into starting
-Snakemake and importing what draws, again for each of them.
+Rules draw one experiment; for several small sets, most of the time would be spent on starting
+Snakemake and importing matplotlib for each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Subcommands of the pipeline's stages: what a rule runs, anybody can."""
+"""Subcommands of the pipeline's stages, as the rules run them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,25 @@ from ..io.errors import UserError
 from .parser import Commands, Option, at_least, json_text, option, path, paths, titles
 
 RECIPE = path("recipe", "the cell's recipe.json", dest="recipe_path")
-DATA = path("data-folder", "what prepare-dataset left")
+DATA = path("data-folder", "output folder of prepare-dataset")
 CHECKPOINTS = path("checkpoint-folder", "weights of the measured epochs")
-TABLES = path("tables-folder", "what collect-tables left")
+TABLES = path("tables-folder", "output folder of collect-tables")
 OUTPUT = path("output", "the file to write")
 OUTPUT_FOLDER = path("output-folder", "the folder to write")
-DATASET = option("--dataset", required=True, metavar="NAME", help="as a config names it")
+DATASET = option("--dataset", required=True, metavar="NAME", help="name in a config")
 CUSTOM = option("--custom", type=json_text, help="a user-defined dataset, as JSON")
-SEED = option("--seed", type=at_least(0), required=True, metavar="N", help="of the run")
+SEED = option("--seed", type=at_least(0), required=True, metavar="N", help="seed of the run")
 LABELS = option("--labels", type=titles, default={}, help="titles, as JSON")
-REFERENCE = path("reference-folder", "reference runs to show as well", required=False)
-DONE_STATES = paths(
-    "done-states", "what jobs that are done kept for a kill at their end; is deleted"
-)
-RUNS = paths("runs", "the run.json of every run")
+REFERENCE = path("reference-folder", "reference runs to include", required=False)
+DONE_STATES = paths("done-states", "states of finished jobs, to delete")
+RUNS = paths("runs", "run.json of every run")
 PROCESSES = option(
     "--processes",
     type=at_least(1),
     metavar="N",
-    help="processes that share the training; by default one a GPU, or one on the CPU",
+    help="processes of the training (default: one per GPU, or one on the CPU)",
 )
-_DEFAULT = "by default those of the runs, in the paper's order"
+_DEFAULT = "default: those of the runs, in the paper's order"
 LAYOUT = (
     option("--datasets", nargs="+", help=f"columns, in order; {_DEFAULT}"),
     option("--architectures", nargs="+", help=f"rows, in order; {_DEFAULT}"),
@@ -40,22 +38,22 @@ LAYOUT = (
 
 
 def device_options() -> tuple[Option, ...]:
-    """Where a job computes, and where it keeps what an interruption must not lose."""
+    """Device and resume states of a job."""
     return (
         option(
             "--device",
             choices=("auto", "cpu", "cuda"),
             default=os.environ.get("NC_DEVICE", "auto"),
-            help="auto takes a GPU where there is one; or the variable NC_DEVICE",
+            help="auto uses a GPU if there is one (or the variable NC_DEVICE)",
         ),
-        option("--gpus", type=at_least(0), default=1, help="GPUs that the job was given"),
+        option("--gpus", type=at_least(0), default=1, help="number of GPUs of the job"),
         option(
             "--gpu-slots",
             type=at_least(1),
             metavar="N",
-            help="jobs that may share one GPU; by default one, or the variable NC_GPU_SLOTS",
+            help="jobs that may share one GPU (default: 1, or the variable NC_GPU_SLOTS)",
         ),
-        path("state-root", "where an interrupted job keeps what it has"),
+        path("state-root", "folder of resume states"),
     )
 
 
@@ -130,9 +128,9 @@ def plot(
 
     names = [figure_entry(name).name for name in figure or NAMES]
     if output and (len(names) > 1 or output_folder):
-        raise UserError("--output: is for one --figure; several are drawn into --output-folder")
+        raise UserError("--output: needs exactly one --figure; use --output-folder for several")
     if not output and not output_folder:
-        raise UserError("--output or --output-folder: give where the figures are written")
+        raise UserError("--output or --output-folder: give one of them")
     files = {names[0]: output}
     if output_folder:
         files = {
@@ -165,7 +163,7 @@ def report(
     from ..results.run_facts import read_run
 
     if not isinstance(config_json, dict) or not isinstance(config_json.get("experiment"), str):
-        raise UserError("--config-json: is no config, which names its experiment")
+        raise UserError("--config-json: is not a config with an experiment name")
     given = config_json.get("figures") or {}
     look = Look(**{key: given[key] for key in Look.__annotations__ if key in given})
     figures = report_figures(tables_folder, figures_folder, look=look, **layout)
@@ -194,25 +192,25 @@ def add_to(cli: Commands) -> None:
     _add_results(cli)
     cli.group("reference results, and the config's pages")
     cli.add(
-        "export-reference", "add an experiment's runs to the shipped results",
+        "export-reference", "add an experiment's runs to a set of reference results",
         "experiment.export:export_reference",
-        path("results-folder", "of the experiment, such as results/paper"),
-        path("output-folder", "the set, such as results/reference/paper"),
+        path("results-folder", "results of the experiment, such as results/paper"),
+        path("output-folder", "folder of the set, such as results/reference/paper"),
         path("resources-folder", "downloads", required=False, default=Path("resources")),
         option("--figures", nargs="+", metavar="NAME", default=(),
-               help="that the set's config draws; by default the paper's"),
+               help="figures in the set's config (default: the paper's)"),
     )  # fmt: skip
     cli.add(
-        "draw-reference", "draw the sets of reference runs that are not drawn, or out of date",
+        "draw-reference", "draw the sets of reference runs that are not up to date",
         "cli.reference:draw_reference",
-        path("sets-folder", "below which the sets lie; by default results/reference",
+        path("sets-folder", "folder of the sets (default: results/reference)",
              required=False, default=Path("results/reference")),
         option("--processes", type=at_least(1), default=1, metavar="N",
-               help="that share a set's figures"),
+               help="processes that draw"),
     )  # fmt: skip
     cli.add("config-schema", "print the config's JSON schema", "experiment.config:json_schema")
     cli.add(
-        "config-page", "print the page of every config key",
+        "config-page", "print the reference page of config keys",
         "experiment.config_page:config_page",
     )  # fmt: skip
 
@@ -222,14 +220,14 @@ def _add_data(cli: Commands) -> None:
         "download-dataset", "fetch a dataset's files and check them", download,
         DATASET, OUTPUT_FOLDER, CUSTOM,
         option("--mirror", default=os.environ.get("NC_DATA_MIRROR"),
-               help="a folder or address with the datasets' files; or the variable NC_DATA_MIRROR"),
-        path("imagenet-folder", "where ILSVRC-2012 lies; or the variable NC_IMAGENET_FOLDER",
+               help="folder or URL with the datasets' files (or the variable NC_DATA_MIRROR)"),
+        path("imagenet-folder", "folder of ILSVRC-2012 (or the variable NC_IMAGENET_FOLDER)",
              required=False, default=os.environ.get("NC_IMAGENET_FOLDER")),
     )  # fmt: skip
     cli.add(
         "prepare-dataset", "decode, balance and pad a dataset once", prepare,
-        DATASET, path("raw-folder", "what download-dataset left"), OUTPUT_FOLDER, CUSTOM,
-        option("--data-recipe", type=json_text, required=True, help="as JSON"),
+        DATASET, path("raw-folder", "output folder of download-dataset"), OUTPUT_FOLDER, CUSTOM,
+        option("--data-recipe", type=json_text, required=True, help="the data recipe, as JSON"),
         option("--workers", type=at_least(1), default=1, metavar="N",
                help="processes that decode images"),
     )  # fmt: skip
@@ -240,44 +238,44 @@ def _add_trainings(cli: Commands) -> None:
         "train-candidate", "train one learning rate of the sweep",
         "experiment.stages.train:train_candidate",
         RECIPE, DATA, OUTPUT, PROCESSES, *device_options(),
-        option("--learning-rate", type=float, required=True, help="one of the sweep's"),
+        option("--learning-rate", type=float, required=True, help="a learning rate of the sweep"),
     )  # fmt: skip
     cli.add(
-        "select-learning-rate", "choose the sweep's winner",
+        "select-learning-rate", "select the learning rate of the sweep",
         "experiment.stages.train:select_learning_rate",
         RECIPE, DONE_STATES,
         path("table", "the sweep's table to write"),
-        path("selection", "the file to write that names the winner"),
+        path("selection", "the file to write with the selected rate"),
         paths("curves", "the learning curves of the sweep", dest="curve_paths"),
     )  # fmt: skip
     cli.add(
-        "train-model", "train the chosen rate and keep checkpoints",
+        "train-model", "train with the selected rate and save checkpoints",
         "experiment.stages.train:train_model",
         RECIPE, DATA, CHECKPOINTS, SEED, PROCESSES, *device_options(),
         path("history", "the learning curve to write", dest="history_path"),
         path("run-facts", "the run.json to write", dest="run_path"),
-        path("winner", "the winning learning curve of the sweep", required=False),
+        path("winner", "the learning curve of the selected rate", required=False),
     )  # fmt: skip
 
 
 def _add_measurements(cli: Commands) -> None:
     cli.add(
-        "extract-features", "moments of every checkpoint's features",
+        "extract-features", "compute moments of the features of every checkpoint",
         "experiment.stages.measure:extract_features",
         RECIPE, DATA, CHECKPOINTS, OUTPUT_FOLDER, DONE_STATES, *device_options(),
-        paths("other-card", "card.json of the other dataset that the recipe names, if it does",
+        paths("other-card", "card.json of measurement.other_dataset, if the recipe has one",
               dest="other_cards"),
     )  # fmt: skip
     cli.add(
-        "compute-statistics", "NC1 to NC4 of every measured epoch",
+        "compute-statistics", "compute NC1 to NC4 of every measured epoch",
         "experiment.stages.measure:compute_statistics",
         RECIPE, SEED, DONE_STATES,
-        path("features-folder", "what extract-features left"),
+        path("features-folder", "output folder of extract-features"),
         path("statistics", "NC1 to NC4 of every measured epoch"),
         path("activations", "features of a few examples, for Figure 1"),
     )  # fmt: skip
     cli.add(
-        "measure-robustness", "DeepFool at every checkpoint",
+        "measure-robustness", "run DeepFool on every checkpoint",
         "experiment.stages.measure:measure_robustness",
         RECIPE, DATA, CHECKPOINTS, OUTPUT, SEED, *device_options(),
     )  # fmt: skip
@@ -285,12 +283,12 @@ def _add_measurements(cli: Commands) -> None:
 
 def _add_results(cli: Commands) -> None:
     cli.add(
-        "collect-tables", "put the tables of all runs together",
+        "collect-tables", "concatenate the tables of all runs",
         "experiment.stages.collect:collect_tables",
         OUTPUT_FOLDER, REFERENCE, LABELS, RUNS, DONE_STATES,
         paths("histories", "the learning curves of the runs"),
         paths("statistics", "NC1 to NC4 of every measured epoch"),
-        paths("robustness", "DeepFool at every checkpoint"),
+        paths("robustness", "DeepFool's results for every checkpoint"),
         paths("activations", "features of a few examples, for Figure 1"),
         paths("sweeps", "the tables of the sweeps"),
         paths("recipes", "the recipe.json of every cell"),
@@ -301,28 +299,28 @@ def _add_results(cli: Commands) -> None:
     )  # fmt: skip
     cli.add(
         "plot", "draw figures from the tables", plot,
-        path("tables", "what collect-tables left"),
+        path("tables", "output folder of collect-tables"),
         option("--figure", nargs="+", metavar="NAME",
-               help="1 to 8, sweep, overview or a study's; by default the paper's"),
-        path("output", "of one figure, the files to write: .png, .svg, .pdf, .rst (the caption); "
-             "of Figure 1 also .gif and .html", required=False, nargs="+"),
-        path("output-folder", "of several, where they are written", required=False),
+               help="1 to 8, sweep, overview or a study's (default: the paper's)"),
+        path("output", "files to write for one figure: .png, .svg, .pdf, .rst (the caption); "
+             "for Figure 1 also .gif and .html", required=False, nargs="+"),
+        path("output-folder", "folder to write for several figures", required=False),
         option("--formats", nargs="+", default=["png", "svg", "pdf"], metavar="FORMAT",
-               help="of the files in the folder; gif and html are of Figure 1 alone"),
+               help="formats in the folder; gif and html only for Figure 1"),
         option("--epoch-axis", choices=("linear", "log"), default="linear",
-               help="how epochs are spaced"),
+               help="scale of the epoch axis"),
         option("--width", choices=("auto", "column", "page"), default="auto",
-               help="of the figures; by default as their panels need it"),
+               help="width of the figures (default: by their panels)"),
         option("--shared-y-axis", choices=("auto", "figure", "row", "none"), default="auto",
-               help="which panels have one vertical scale"),
+               help="panels that share a vertical scale"),
         option("--processes", type=at_least(1), default=1, metavar="N",
-               help="that share the figures"),
+               help="processes that draw"),
         *LAYOUT,
     )  # fmt: skip
     cli.add(
         "report", "build the report page", report,
         TABLES, OUTPUT, RUNS, REFERENCE, *LAYOUT,
-        path("figures-folder", "where the figures lie"),
+        path("figures-folder", "folder of the figures"),
         paths("cards", "the data cards"),
         option("--config-json", type=json_text, required=True, help="the config"),
     )  # fmt: skip
