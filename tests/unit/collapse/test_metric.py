@@ -263,7 +263,7 @@ def test_mistakes_of_construction_and_passes():
     with pytest.raises(UserError, match="weight has shape"):
         metric.compute(np.zeros((2, 3)))
     metric.second_pass()
-    with pytest.raises(UserError, match="begun already"):
+    with pytest.raises(UserError, match="already begun"):
         metric.second_pass()
 
 

@@ -180,16 +180,16 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     (tmp_path / "matrix.mat").write_text("")
     for file, words in [
         ("nowhere.npy", "cannot be read"),
-        ("text.npy", "damaged"),
+        ("text.npy", "corrupt"),
         ("two.npz", "holds a, b; call the array of the features 'features'"),
         ("objects.npy", "of plain numbers"),
         ("run.pt", "holds Python objects besides tensors"),
         ("empty.pt", "holds no array"),
-        ("text.pt", "is damaged"),
-        ("text.safetensors", "is damaged"),
-        ("text.parquet", "is damaged"),
+        ("text.pt", "is corrupt"),
+        ("text.safetensors", "is corrupt"),
+        ("text.parquet", "is corrupt"),
         ("words.csv", "the column 'a' of the features holds no numbers"),
-        ("matrix.mat", "its ending is none of .npy, .npz"),
+        ("matrix.mat", "its suffix is not one of .npy, .npz"),
     ]:
         assert run("--features", tmp_path / file, "--labels", model, "--classifier", model) == 2
         said = capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_torchvisions_models_have_imagenets_normalisation(folder, capsys):
         (given(model="nets_to_measure:broken"), "ValueError: no such width"),
         (given(model="nets_to_measure:number"), "it returned int, no nn.Module"),
         (given(model="nowhere_at_all:x"), "No module named 'nowhere_at_all'"),
-        (given(weights="data.npz"), "its ending is none of .pt, .pth"),
+        (given(weights="data.npz"), "its suffix is not one of .pt, .pth"),
         (given(weights="absent.pt"), "absent.pt: cannot be read"),
         (given(data="w.pt"), "neither a folder of images nor a .npz file"),
         (given(), "Give --mean and --std"),

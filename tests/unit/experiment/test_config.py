@@ -509,7 +509,7 @@ BAD_FILES = [
     (GOOD_TEXT.encode() + b"mirror: \"\\ud800\"\n", "mirror"),
     (GOOD_TEXT.encode() + b"3: 4\n", "the key 3 must be text"),
     (GOOD_TEXT.encode() + b"? [1, 2]\n: 4\n", "not valid YAML"),
-    (GOOD_TEXT.encode() + b"overrides: &a [*a]\n", "holds itself"),
+    (GOOD_TEXT.encode() + b"overrides: &a [*a]\n", "contains itself"),
     (GOOD_TEXT.encode() + b"mirror: !!binary aGVsbG8=\n", "mirror"),
     (
         GOOD_TEXT.encode()

@@ -271,7 +271,7 @@ def test_status_wrong_folder_is_one_sentence(tmp_path, capsys):
     assert main(["status", str(tmp_path / "nowhere")]) == 2
     assert "there is no such folder of results" in capsys.readouterr().err
     assert main(["status", str(tmp_path)]) == 2
-    assert "nothing was started here yet" in capsys.readouterr().err
+    assert "contains no recipe, so no job has started" in capsys.readouterr().err
 
 
 def test_status_changes_no_file(jobs, folder, config):

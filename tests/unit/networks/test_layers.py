@@ -75,7 +75,7 @@ def test_unknown_layer_of_a_large_network_lists_its_outer_ones():
     assert f"and {len(layer_names(net)) - len(listed)} more within these" in said
 
 
-@pytest.mark.parametrize(("twice", "said"), [(True, "more than once"), (False, "makes no use")])
+@pytest.mark.parametrize(("twice", "said"), [(True, "more than once"), (False, "does not call")])
 def test_layer_without_a_single_output_is_refused(twice, said):
     class Net(nn.Module):
         def __init__(self):

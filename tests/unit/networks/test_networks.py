@@ -507,7 +507,7 @@ def test_memory_efficient_dense_blocks_store_less():
 @pytest.mark.parametrize(
     ("spec", "image_size_px", "said"),
     [
-        ({"name": "densenet40"}, 3, "images of 3 px do not survive the 3 blocks of DenseNet40"),
+        ({"name": "densenet40"}, 3, "images of 3 px are too small for the 3 blocks of DenseNet40"),
         ({"name": "densenet121"}, 7, "or larger images"),
         ({"name": "densenet201", "stem": "imagenet"}, 28, "or set stem: small"),
         ({"name": "vgg11", "pooled_size_px": 7}, 32, "set pooled_size_px to 1 or less"),

@@ -196,7 +196,7 @@ def test_description_of_a_user_defined_network_names_its_function():
         ("my_networks:Softmax", {"classes": 4}, "does not end in a linear layer"),
         ("my_networks:Pair", {"classes": 4}, "returns tuple and not one row of logits"),
         ("my_networks:Maps", {}, "returns (2, 1, 8, 8) and not one row"),
-        ("my_networks:Twice", {}, "cannot be parted from the rest"),
+        ("my_networks:Twice", {}, "cannot be separated from the rest"),
         ("torch.nn:Flatten", {}, "does not end in a linear layer"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_run_that_is_in_it_is_refused_and_nothing_changes(reference, tmp_path,
 def test_what_is_missing_is_one_sentence(tmp_path, resources, capsys):
     make_results(tmp_path / "e", ("svhn",), ("vgg",))
     assert export(tmp_path / "e", tmp_path / "set", resources) == 2
-    assert "the data card of svhn as it was trained on is not there" in capsys.readouterr().err
+    assert "the data card of svhn used in training is missing" in capsys.readouterr().err
     (tmp_path / "e" / "svhn" / "vgg" / "seed-0" / "run.json").unlink()
     assert export(tmp_path / "e", tmp_path / "set", resources) == 2
     assert "run.json: does not exist" in capsys.readouterr().err

@@ -171,13 +171,13 @@ def test_other_files_are_refused_by_name(tmp_path):
         read_table(path, "measurements")
 
 
-def test_damaged_files_are_refused(tmp_path):
+def test_corrupt_files_are_refused(tmp_path):
     path = tmp_path / "t.parquet"
     write_table(measurements(), path, "measurements")
     whole = path.read_bytes()
-    for damaged in (b"", b"not parquet at all", whole[: len(whole) // 2], whole[:4] + whole[-40:]):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"t\.parquet: .*damaged") as caught:
+    for corrupt in (b"", b"not parquet at all", whole[: len(whole) // 2], whole[:4] + whole[-40:]):
+        path.write_bytes(corrupt)
+        with pytest.raises(UserError, match=r"t\.parquet: .*corrupt") as caught:
             read_table(path, "measurements")
         assert "\n" not in str(caught.value)
 

@@ -307,7 +307,7 @@ def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, monkeypatch
     images, labels = torch.tensor(data.train_images), torch.tensor(data.train_labels)
     network, normalise = Hungry(9), Normalisation((0.5,), (0.25,), CPU)
     found, _ = evaluate(network, images, labels, normalise, 64)
-    assert "goes on with 8 examples a step" in capsys.readouterr().err
+    assert "continues with 8 examples per step" in capsys.readouterr().err
     network.limit = 64
     whole, batch_size = evaluate(network, images, labels, normalise, 64)
     assert batch_size == 64

@@ -468,7 +468,7 @@ def test_a_training_that_cannot_continue_begins_anew(training, tmp_path, damage,
                 facts = {"no": "records"}
             folder.write(3, state, facts)
     history, found = training("parts")
-    assert "begins anew" in capsys.readouterr().err
+    assert "starts again" in capsys.readouterr().err
     assert found == expected
     assert history.records == history_expected.records
 

@@ -1,4 +1,4 @@
-"""One streaming pass of a network over a data set: features, and from them the moments.
+"""Features and their moments, from one streaming pass of a network over a dataset.
 
 Shape suffixes: N examples, B of one batch, X the image axes (channels, height, width), d (D)
 feature dimension. A network is any module with `features(x) -> (B, d)`, the input of its last
@@ -344,8 +344,8 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
                 raise
             if stop - start == 1:
                 raise UserError(
-                    "not even one image fits into the GPU's memory; end what else runs there, or "
-                    f"take a smaller network ({str(error).partition(chr(10))[0]})"
+                    "not even one image fits into the GPU's memory; stop other programs on it or "
+                    f"use a smaller network ({str(error).partition(chr(10))[0]})"
                 ) from None
             batch_size = (stop - start) // 2
         else:
@@ -366,7 +366,7 @@ def _in_fixed_batches(count: int, batch_size: int, run: Callable[[int, int], Non
             raise
         raise UserError(
             f"measurement.batch_norm_examples: {batch_size} images a batch are more than the GPU's "
-            "memory holds; lower it (the results change with it), or end what else runs there"
+            "memory holds; lower it (the results change with it), or stop other programs on it"
         ) from None
 
 

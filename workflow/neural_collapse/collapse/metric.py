@@ -3,12 +3,11 @@
 Shape suffixes: B rows of one batch, R runs of one class in it (see `Runs`), C classes, d (D)
 feature dimension.
 
-A class's first example is its anchor, and all sums are of deviations from the anchor: near
-collapse all of a class lies within a hair of it, so that float64 keeps every digit of the
-deviations, whatever the features' norm. Batches and whole metrics are joined by Chan's pairwise
-update (Chan, Golub and LeVeque 1983): of two parts with n and n' examples, means m and m' and
-scatters S and S', the whole has the scatter S + S' + (m - m')(m - m')^T n n' / (n + n').
-No step waits for the device.
+The first example of a class is its anchor, and all sums are of deviations from the anchor. Near
+collapse all features of a class are close to it, so float64 represents the deviations accurately
+for any norm of the features. Batches and metrics are merged by Chan's pairwise update (Chan, Golub
+and LeVeque 1983): two parts with n and n' examples, means m and m' and scatters S and S' have
+together the scatter S + S' + (m - m')(m - m')^T n n' / (n + n'). No step waits for the device.
 """
 
 from __future__ import annotations
@@ -171,7 +170,7 @@ class CollapseMetric:
         """
         _refuse(self._refused, self.num_classes)
         if self._second is not None:
-            raise UserError("The second pass has begun already; reset() begins anew.")
+            raise UserError("The second pass has already begun; call reset() to start again.")
         means_CD, unequal = self.class_means, bool((self.counts != self.counts[0]).any())
         self._second = SecondPass(
             means_CD,

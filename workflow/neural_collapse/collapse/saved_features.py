@@ -1,4 +1,4 @@
-"""Statistics of features that were saved by any program, from files of arrays."""
+"""Statistics of features saved in files of arrays."""
 
 from __future__ import annotations
 
@@ -54,16 +54,16 @@ def read_tensor_file(path: Path) -> Any:
 def _read(path: Path, readers: Mapping[str, Callable[[Path], Any]]) -> Any:
     read = readers.get(path.suffix.lower())
     if read is None:
-        raise UserError(f"{path}: its ending is none of {', '.join(readers)}")
+        raise UserError(f"{path}: its suffix is not one of {', '.join(readers)}")
     try:
         return read(path)
     except ImportError as error:
         raise UserError(f"{path}: reading it needs the package {error.name}") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or 'it is damaged'}") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'it is corrupt'}") from None
     except Exception as error:  # each format's library has errors of its own
         kind = path.suffix.lower()
-        reason = _torch_reason(error) if read is _torch else "is damaged"
+        reason = _torch_reason(error) if read is _torch else "is corrupt"
         raise UserError(f"{path}: {reason}, or is no {kind} file of plain numbers") from None
 
 
@@ -90,7 +90,7 @@ def _torch(path: Path) -> Any:
 def _torch_reason(error: Exception) -> str:
     if "GLOBAL" in str(error):
         return "holds Python objects besides tensors (save the tensors or the state_dict alone)"
-    return "is damaged"
+    return "is corrupt"
 
 
 def _safetensors(path: Path) -> Mapping[str, Any]:

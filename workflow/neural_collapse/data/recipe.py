@@ -63,7 +63,7 @@ class ImbalanceRecipe(Model):
             )
         if len(minority) == classes:
             raise UserError(
-                f"{key}.minority_classes: are all {classes} classes, and none is left as the "
+                f"{key}.minority_classes: are all {classes} classes, so none is the "
                 "majority; leave some out"
             )
         kept = self.kept(available)

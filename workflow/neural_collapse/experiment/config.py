@@ -299,7 +299,7 @@ def _check_plain(values: Any, source: str) -> None:
         value, path = waiting.pop()
         seen += 1
         if len(path) > 20 or seen > 100_000:
-            raise UserError(f"{source}: is nested too deep, too long, or holds itself")
+            raise UserError(f"{source}: is nested too deep, too long, or contains itself")
         place = f"{source}: {'.'.join(path)}" if path else source
         if isinstance(value, Mapping):
             for key in value:

@@ -171,8 +171,8 @@ def _cards(resources: Path, facts: list[dict[str, Any]]) -> list[dict[str, Any]]
     for data_hash, dataset in wanted.items():
         if data_hash not in cards:
             raise UserError(
-                f"{resources / dataset}: the data card of {dataset} as it was trained on is not "
-                "there; give the folder of downloads as --resources-folder"
+                f"{resources / dataset}: the data card of {dataset} used in training is "
+                "missing; give the folder of downloads as --resources-folder"
             )
     return [_without_places(cards[data_hash]) for data_hash in wanted]
 

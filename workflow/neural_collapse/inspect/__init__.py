@@ -1,1 +1,1 @@
-"""What is known of an experiment while it runs and after: status, curves, leftover files."""
+"""Inspection of an experiment, during and after a run: status, curves, unused files."""

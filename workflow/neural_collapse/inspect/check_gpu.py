@@ -1,4 +1,4 @@
-"""`neural-collapse check-gpu`: is this GPU right, how fast is it, and what to set for it."""
+"""`neural-collapse check-gpu`: checks and times a GPU, and recommends settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
     """
     where = torch.device(device)
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("check-gpu: torch finds no GPU here; run it on the machine that has one")
+        raise UserError("check-gpu: torch finds no GPU here; run it on a machine with a GPU")
     output = output or Path(config.results_folder) / SPEEDS_FILE
     if where.type == "cuda":
         set_determinism(True)
@@ -60,7 +60,7 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
         print(text)
         raise UserError(
             f"check-gpu: {counted(len(failed), 'check')} failed, the first one: {failed[0].name}; "
-            "results of this GPU are not to be trusted"
+            "do not trust results of this GPU"
         )
     return text
 
@@ -73,7 +73,7 @@ def _ceilings(device: torch.device, seconds: float) -> dict[str, float]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    say("ceilings: left out, since the GPU's memory ran out; end what else runs there")
+    say("ceilings: left out, because GPU memory ran out; stop other programs on it")
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return {}

@@ -1,4 +1,4 @@
-"""Whether a device computes what the CPU does, and the same again: checks of a second each."""
+"""Short checks that a device agrees with the CPU and that its results are repeatable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a device is: its ceilings, and training steps of a config's networks."""
+"""Speed of a device: its peak speed, and training steps of a config's networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The long jobs of an experiment, and what their files say: outputs, locks, resume states."""
+"""The long jobs of an experiment and their outputs, locks and resume states."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
         )
     recipes = [read_recipe(path) for path in sorted(folder.glob("*/*/recipe.json"))]
     if not recipes:
-        raise UserError(f"{folder}: no recipe is in it, so nothing was started here yet")
+        raise UserError(f"{folder}: contains no recipe, so no job has started")
     seeds = sorted(
         {
             int(found[1])

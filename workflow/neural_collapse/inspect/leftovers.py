@@ -1,7 +1,7 @@
-"""Resume states that no job can use any more: of a recipe, or of training code, before a change.
+"""Unused resume states: those of an earlier recipe or an earlier version of the training code.
 
-A job's own are deleted when the next job has begun. These stay until somebody deletes them, since a
-recipe may be changed back.
+The states of a finished job are deleted when the next job starts. Unused ones remain until a user
+deletes them, because a recipe may be changed back.
 """
 
 from __future__ import annotations

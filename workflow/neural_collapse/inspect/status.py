@@ -1,6 +1,6 @@
-"""How far an experiment is: from its results, logs, benchmarks and resume states alone.
+"""Status of an experiment, from its results, logs, benchmarks and resume states.
 
-Nothing is locked or changed, so it may be asked while jobs run, here or on a cluster.
+Nothing is locked or changed, so it can run during jobs, also on a cluster.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`neural-collapse watch`: an experiment while it runs, redrawn every few seconds.
+"""`neural-collapse watch`: a running experiment, refreshed every few seconds.
 
-Only files are read, so it works beside any job, also over ssh and on a cluster's login node.
+It only reads files, so it works during any job, also on a cluster's login node.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ def _of_family(
             if densenet.final_map_px(recipe, image_size_px) < 1:
                 remedy = "or set stem: small" if recipe.stem == "imagenet" else "or larger images"
                 raise UserError(
-                    f"images of {image_size_px} px do not survive the {len(recipe.blocks)} blocks "
-                    f"of {label(recipe)} with 'stem: {recipe.stem}', each transition of which "
+                    f"images of {image_size_px} px are too small for the {len(recipe.blocks)} "
+                    f"blocks of {label(recipe)} with 'stem: {recipe.stem}', where each transition "
                     f"halves them; use fewer 'blocks' {remedy}"
                 )
             return densenet.DenseNet(recipe, channels, num_classes)

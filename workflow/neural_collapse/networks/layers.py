@@ -1,4 +1,4 @@
-"""Outputs of a network's inner layers, taken while it computes its features."""
+"""Outputs of a network's inner layers, collected while it computes its features."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class LayerOutputs:
         unused = [name for name in self.names if name not in self._taken and name != INPUT]
         if unused:
             raise UserError(
-                f"measurement.layers: the network makes no use of the layer {unused[0]!r} as a "
+                f"measurement.layers: the network does not call the layer {unused[0]!r} as a "
                 "module when it computes its features; choose another"
             )
         taken = self._taken | {INPUT: images.flatten(1)}

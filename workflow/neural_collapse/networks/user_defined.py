@@ -1,4 +1,4 @@
-"""A user-defined network, made to offer ``features`` and ``classifier``."""
+"""User-defined networks, wrapped to provide ``features`` and ``classifier``."""
 
 import importlib
 from typing import Any
@@ -23,7 +23,7 @@ class CustomNetwork(Network):
 
     Raises:
         UserError: the output is not a (B, K) tensor, or no linear layer makes it, or the network
-            uses that layer in a way that it cannot be parted from.
+            uses that layer in a way that prevents separating it.
     """
 
     def __init__(self, network: nn.Module, example: Tensor, name: str = "the network") -> None:
@@ -81,7 +81,7 @@ class CustomNetwork(Network):
             same = False
         if not same:
             raise UserError(
-                f"the last linear layer of {name} cannot be parted from the rest (is it called "
+                f"the last linear layer of {name} cannot be separated from the rest (is it called "
                 "twice, or are its weights used elsewhere, or is the network random in eval "
                 "mode?); call a layer of its own as the last step of forward"
             )

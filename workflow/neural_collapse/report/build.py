@@ -105,7 +105,7 @@ def build_report(
         title: of the page, e.g. the experiment's name.
 
     Raises:
-        UserError: a table or picture that is missing or damaged.
+        UserError: a table or picture that is missing or corrupt.
     """
     folder = Path(tables_folder)
     output = Path(output_html)

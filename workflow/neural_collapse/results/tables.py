@@ -1,9 +1,8 @@
-"""The tables that a run ends in: their columns, and reading and writing that checks them.
+"""The tables of a run: their columns, and checked reading and writing.
 
-Every table is a parquet file in long form.  Its schema's name and version stand in the file's
-metadata, so that a table can never be taken for another one, and both writing and reading check
-columns, types, missing values and the key that must not occur twice.  What is wrong comes back as
-one :class:`~neural_collapse.io.errors.UserError` sentence that names the file and the column.
+Every table is a parquet file in long format.  The file's metadata contain the name and version of
+its schema.  Writing and reading check columns, types, missing values and duplicate keys; an error
+raises :class:`~neural_collapse.io.errors.UserError` with the file and the column.
 """
 
 from __future__ import annotations
@@ -266,7 +265,7 @@ def read_table(path: str | Path, name: str) -> pd.DataFrame:
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"{path}: is damaged or not a parquet file ({reason}); delete it and make it again"
+            f"{path}: is corrupt or not a parquet file ({reason}); delete it and make it again"
         ) from None
     return check_frame(table.to_pandas(), name, path)
 

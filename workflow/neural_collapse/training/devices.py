@@ -1,4 +1,4 @@
-"""The device that a job computes on, set up: GPU lease, threads, memory, determinism."""
+"""Set-up of the device of a job: GPU lease, threads, memory, determinism."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def device_for(
     wanted = choice != "cpu" and gpus > 0
     if wanted and choice == "auto" and not visible_gpus():
         wanted = False
-        say("a GPU is asked for and none was found: computes on the CPU (device: auto)")
+        say("a GPU is requested but none was found: runs on the CPU (device: auto)")
     if choice == "cuda" and not wanted:
         raise UserError(
-            "device: cuda is asked for, but the job was given no GPU; "
+            "device: cuda is set, but the job was given no GPU; "
             "run with --resources gpu=1 or set device: auto"
         )
     with lease(gpus if wanted else 0, slots) as held:
@@ -83,5 +83,5 @@ def device_for(
                 raise
             raise UserError(
                 f"training.deterministic: the network has a layer without a deterministic GPU "
-                f"kernel ({str(error).split(', ')[0]}); take another layer, or set it to false"
+                f"kernel ({str(error).split(', ')[0]}); use another layer or set it to false"
             ) from None

@@ -1,13 +1,13 @@
-"""One job in several processes: starting them, and ending all when one of them ends.
+"""One job in several processes: start them, and end all when one of them fails.
 
-The process that asks is not a rank itself: it starts one process a rank, passes on what the first
-one says, and waits. So it never holds memory on a GPU, can end the others whatever they are stuck
-in, and can say why in one sentence. Should it be killed itself, the kernel kills the others
-(and a pipe that closes does where the kernel cannot). They inherit the descriptors of leased GPUs
-(see :func:`.devices.lease`), so a card is free only when the last of them is gone.
+The parent process is not a rank: it starts one process per rank, prints the output of the first,
+and waits. It uses no GPU memory, can end processes that hang, and reports the error in one
+sentence. If it is killed, the kernel kills the others (or a closing pipe, if the kernel cannot).
+They inherit the descriptors of leased GPUs (see :func:`.devices.lease`), so a GPU is free when the
+last of them has ended.
 
-They meet on the loopback interface at a port that the kernel chose: jobs on one machine do not
-collide, and nothing outside can reach them.
+They communicate on the loopback interface at a port chosen by the kernel: jobs on one machine do
+not collide, and other machines cannot connect.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ def _raise(workers: list[_Worker], noticed: _Worker) -> None:
     if isinstance(report, _Silence):
         if report.status in (-signal.SIGKILL, -signal.SIGTERM):
             raise UserError(
-                f"{which} was killed, perhaps for want of memory, and all were ended; run again, "
-                "and the training continues after its last finished epoch"
+                f"{which} was killed, perhaps because memory ran out, and all were ended; run "
+                "again: the training resumes after its last saved epoch"
             )
         status = (
             f"died of {signal.Signals(-report.status).name}"

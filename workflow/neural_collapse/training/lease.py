@@ -1,8 +1,8 @@
-"""Which GPUs of this machine a job computes on.
+"""Assignment of this machine's GPUs to jobs.
 
-``snakemake --resources gpu=2`` counts jobs but tells none of them which GPU it has. A job
-therefore leases its cards: one locked file a physical card, taken all or nothing before CUDA
-starts. The kernel frees the lock when its last holder dies, so a kill loses nothing.
+``snakemake --resources gpu=2`` limits the jobs but assigns no GPU. A job therefore leases its GPUs:
+it locks one file per physical GPU, all or none, before CUDA starts. The kernel releases the lock
+when its last holder ends, also after a kill.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def gpu_slots() -> int:
 
 
 NO_GPU = (
-    "device: a GPU is asked for, but none was found (nvidia-smi lists none, or "
+    "device: a GPU is requested, but none was found (nvidia-smi lists none, or "
     "CUDA_VISIBLE_DEVICES hides them all); set device: auto or cpu"
 )
 

@@ -1,9 +1,9 @@
 """Training far past zero error, resumable with the same bits.
 
-The state after an epoch is the weights, the buffers, what the optimiser keeps (momentum, or Adam's
-moments and steps) and the epoch's number, and nothing else; ``trainer`` says why. It is written
-after kept epochs, the last one, and so often that a kill loses at most a minute or one epoch,
-whichever is longer. Several processes share each batch of the same order.
+The state after an epoch consists of weights, buffers, optimiser state (momentum, or Adam's moments
+and steps) and the number of the epoch; see ``trainer``. It is written after kept epochs, after the
+last one, and often enough that a kill loses at most one minute or one epoch, whichever is longer.
+Several processes share each batch of the same order.
 """
 
 from __future__ import annotations
@@ -289,8 +289,8 @@ def _found(
     complete = all((folder.folder / CHECKPOINTS / checkpoint_name(kept)).exists() for kept in due)
     if not (records and complete and _form(tensors) == _form(trainer.state())):
         say(
-            f"{training.label}  the state of epoch {epoch} is incomplete or another network's; "
-            "begins anew"
+            f"{training.label}  the state of epoch {epoch} is incomplete or from another network; "
+            "starts again"
         )
         return None
     return epoch, tensors, records, diverged

@@ -1,10 +1,9 @@
-"""The state that an interrupted job continues from.
+"""The state from which an interrupted job resumes.
 
-It lies outside the outputs that Snakemake knows, since Snakemake deletes those of a failed job.
-A state file is written under another name, flushed and renamed; it carries a checksum, so a
-corrupt one is recognised and the one before it is used. The folder's name carries the fingerprint
-of recipe, data and code version, so nothing else is ever continued, and a lock on it keeps two jobs
-out of one place.
+It is not a declared output, because Snakemake deletes the outputs of a failed job. A state file is
+written to a temporary name, flushed and renamed. It contains a checksum: if it is corrupt, the
+previous one is used. The folder's name contains a fingerprint of recipe, data and code version, so
+a job resumes only its own state, and a lock prevents two jobs from using one folder.
 """
 
 from __future__ import annotations
@@ -134,8 +133,8 @@ class StateFolder:
             left_by, here = metadata.get("kernels", "another version"), kernels(self.device)
             if left_by != here:
                 say(
-                    f"{path}: was left by {left_by}, and this is {here}; the result may have other "
-                    "bits than one machine's alone"
+                    f"{path}: was written by {left_by}, not {here}; the result may not be "
+                    "bit-identical"
                 )
             return found
         return None

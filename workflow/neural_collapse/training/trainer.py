@@ -1,7 +1,7 @@
 """One training on its device: a pass over the train set, and its evaluation.
 
-Within an epoch nothing waits for the device: losses and errors stay there until the epoch ends.
-The order of an epoch comes from (seed, epoch) and the learning rate from the epoch.
+Within an epoch nothing waits for the device: losses and errors stay on it until the epoch ends.
+The order of an epoch depends on (seed, epoch), the learning rate on the epoch.
 """
 
 from __future__ import annotations
@@ -122,10 +122,10 @@ def evaluate(
                 if batch_size == 1:
                     raise UserError(
                         "training.evaluation_batch_size: not even one example fits into the GPU's "
-                        "memory; end what else runs there, or take a smaller network"
+                        "memory; stop other programs on it or use a smaller network"
                     ) from None
                 batch_size //= 2
-                say(f"out of GPU memory: goes on with {batch_size} examples a step")
+                say(f"out of GPU memory: continues with {batch_size} examples per step")
             else:
                 break
             finally:
@@ -350,7 +350,7 @@ def out_of_memory_explained(examples: int) -> Iterator[None]:
         raise StepTooLarge(
             f"training.batch_size: {examples} examples a step are more than the GPU's memory "
             "holds; lower it (the results change with it), set network.memory_efficient for a "
-            "DenseNet, or end what else runs there"
+            "DenseNet, or stop other programs on the GPU"
         ) from None
 
 
