@@ -1,4 +1,4 @@
-"""Neural collapse in other libraries' training loops: torchmetrics, Lightning, Hugging Face.
+"""Adapters for the training loops of other libraries: torchmetrics, Lightning, Hugging Face.
 
 Each module needs its library: `pip install 'neural-collapse[adapters]'`.
 """

@@ -1,4 +1,4 @@
-"""What callers bring as features, labels and parameters: taken as it is, or one clear sentence."""
+"""Validation of features, labels and parameters: converted to tensors, or UserError is raised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics over the epochs of a training: logged, as a table, and as the paper's panels."""
+"""Statistics over the epochs of a training, as a table or plotted as in the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments and statistics of features that are all there, in memory or in a memory map.
+"""Moments and statistics of complete features, in memory or in a memory map.
 
 Shape suffixes: N examples, C classes, d (written D) feature dimension, B rows of one block.
 """

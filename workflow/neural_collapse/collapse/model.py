@@ -1,4 +1,4 @@
-"""Neural collapse of any PyTorch model: a hook on one layer's input, and whole loaders measured.
+"""Neural collapse of any PyTorch model: a hook on a layer's input, and measurement of loaders.
 
 Shape suffixes: B examples of a batch, d (D) feature dimension.
 """

@@ -1,12 +1,12 @@
-"""What all statistics of one checkpoint and split need of its features, in float64.
+"""The moments of features from which all statistics of a checkpoint and split are computed.
 
 Shape suffixes: N examples, C classes, d (written D) feature dimension.
 
 NC1, Tr(Sigma_W Sigma_B^+) / C, depends on the within-class covariance only in the span of the
-centred class means M = [mu_c - mu_G], so a C x C matrix holds all of it and no d x d matrix is
-needed. With the singular value decomposition M = U diag(s) V^T that matrix is Q^T Sigma_W Q,
-Q = U V^T: Q's columns span what M's do, without the factors s, so that a direction in which the
-means hardly differ keeps its digits beside one in which they differ widely.
+centred class means M = [mu_c - mu_G], so a C x C matrix is sufficient and no d x d matrix is
+needed. With the singular value decomposition M = U diag(s) V^T, this matrix is Q^T Sigma_W Q with
+Q = U V^T. Q has the same column span as M without the factors s, so directions in which the means
+hardly differ are represented as accurately as the others.
 """
 
 from __future__ import annotations

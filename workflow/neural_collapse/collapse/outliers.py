@@ -1,4 +1,4 @@
-"""Outliers, as the features of a trained network show them: scores, NC5, and how well they detect.
+"""Detection of outliers from the features of a trained network: scores, NC5, AUROC and FPR.
 
 Shape suffixes: N examples, C classes, K directions, d (D) feature dimension. h are features, the
 input of the last layer, z = W h + b logits, mu the mean of all train features. Every score is
@@ -154,7 +154,7 @@ class Detection(NamedTuple):
     """Area under the receiver operating characteristic: the chance that a random outlier has the
     smaller score; 1/2 where the score tells nothing."""
     fpr95: float
-    """Share of the network's own examples taken for outliers where 95 % of the outliers are."""
+    """False positive rate: fraction of own examples detected as outliers at 95 % true positives."""
 
 
 def detection(scores_N: ArrayLike, outlier_scores_M: ArrayLike) -> Detection:

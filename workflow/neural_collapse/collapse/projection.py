@@ -1,4 +1,4 @@
-"""Figure 1's coordinates: features, class means and classifiers in the space of three means.
+"""Coordinates of Figure 1: features, class means and classifiers in the span of three means.
 
 Shape suffixes: C classes, d features, n examples of a class, K = 3 chosen classes.
 """

@@ -1,8 +1,8 @@
-"""Every statistic in one place: its name, formula, source, what it tends to, its computation.
+"""The registry of statistics: name, formula, source, expected limit, computation.
 
-The documentation, printed tables, the pipeline's tables, figures, claims and report are made from
-`REGISTRY`; a new statistic is one entry here (and its formula in `statistics`). Nothing here
-imports torch.
+Documentation, printed tables, the pipeline's tables, figures, claims and report use `REGISTRY`; a
+new statistic is one entry here (and its formula in `statistics`). This module does not import
+torch.
 
 In formulas mu_c is the mean of class c's features, mu_G the unweighted mean of the class means,
 M = [mu_c - mu_G], W and b the last layer with rows w_c, Sigma_W the within-class covariance (over
@@ -288,7 +288,7 @@ _ENTRIES = (
     ),
     Statistic(
         "nc4_ncc_mismatch",
-        "share of examples where network and nearest class centre disagree",
+        "fraction of examples where network and nearest class centre disagree",
         r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c \ne"
         r" \arg\min_c \lVert h_i - \mu_c \rVert]",
         figure=7,
@@ -465,7 +465,7 @@ _ENTRIES = (
     ),
     Statistic(
         "nc0_predicted",
-        "NC0 as its value before training and weight decay alone predict it, for SGD",
+        "NC0 predicted from its value before training and the weight decay, for SGD",
         r"\lVert s \rVert_2,\ v \leftarrow \beta v + \lambda s,\ s \leftarrow s - \eta v,"
         r"\ s_0 = W_0^\top \mathbf{1}",
         source=_ZHAO,
@@ -508,7 +508,7 @@ _ENTRIES = (
     ),
     Statistic(
         "mse_perpendicular",
-        "MSE that the least-squares classifier would save (Han 2022)",
+        "MSE that the least-squares classifier would remove (Han 2022)",
         r"\tfrac{1}{2} \mathrm{Tr}\, D A D^\top,\ D = [W, b] - [W_{LS}, b_{LS}]",
         source=_HAN,
     ),
@@ -546,7 +546,7 @@ _ENTRIES = (
         source=_NECO,
     ),
     *_detection("auroc", "how well outliers are detected, 1/2 to 1, by", "AUROC", "1"),
-    *_detection("fpr95", "share taken for outliers where 95 % of these are, by", "FPR_{95}", "0"),
+    *_detection("fpr95", "false positive rate at 95 % detected outliers, by", "FPR_{95}", "0"),
     Statistic(
         "loss",
         "mean of the recipe's loss, by default cross-entropy, every epoch",

@@ -1,4 +1,4 @@
-"""What needs the class means before it looks at an example: decisions, and scatter on their span.
+"""The second pass, which needs the class means: decisions, and scatter on the span of the means.
 
 Shape suffixes: B rows of one batch, C classes, d (D) feature dimension; 2: nearest class centre
 (NCC) and network.

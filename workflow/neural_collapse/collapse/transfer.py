@@ -1,4 +1,4 @@
-"""How well frozen features of a network tell apart the classes of another dataset.
+"""Accuracy of a network's frozen features on the classes of another dataset.
 
 After Hui, Belkin and Nakkiran (2022, arXiv:2202.08384). Needs scikit-learn. Shape suffixes: N
 examples, d (D) feature dimension.

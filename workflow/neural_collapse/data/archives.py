@@ -1,6 +1,6 @@
 """Checksums and archives: reading members as a stream, packing files again, verifying content.
 
-Nothing is ever unpacked to disk.
+Archives are never unpacked to disk.
 """
 
 from __future__ import annotations

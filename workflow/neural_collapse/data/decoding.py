@@ -1,7 +1,4 @@
-"""Decoding many image files into one array: in several processes, and resumed after a kill.
-
-Memory is bounded whatever their number.
-"""
+"""Decode image files into one array, in several processes, resumable, with bounded memory."""
 
 from __future__ import annotations
 

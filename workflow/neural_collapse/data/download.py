@@ -1,7 +1,7 @@
-"""Getting a dataset's raw files: files already in place, a mirror, then the published addresses.
+"""Get a dataset's raw files: existing files, then a mirror, then the published addresses.
 
-Whatever the source, a file is accepted only where its checksum, or that of its decoded content, is
-the published one; `source.json` is written last, so that where it exists the folder is complete.
+A file from any source is accepted only if its checksum, or that of its decoded content, is the
+published one. `source.json` is written last: if it exists, the folder is complete.
 """
 
 from __future__ import annotations

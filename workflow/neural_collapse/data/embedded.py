@@ -1,4 +1,4 @@
-"""The datasets that ship inside Python packages, written to a .npz file without pickle."""
+"""The datasets of Python packages, written to a .npz file without pickle."""
 
 from __future__ import annotations
 

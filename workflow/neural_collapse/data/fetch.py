@@ -1,4 +1,4 @@
-"""One file over http: resumed where it stopped, retried while that may help."""
+"""Download of one file over http, with resuming and retries."""
 
 from __future__ import annotations
 

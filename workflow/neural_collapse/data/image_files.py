@@ -1,4 +1,4 @@
-"""Datasets of encoded images: where each image lies, and how one is decoded."""
+"""Datasets of encoded images: positions of the images, and decoding."""
 
 from __future__ import annotations
 

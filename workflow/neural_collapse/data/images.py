@@ -1,7 +1,7 @@
-"""Images on a device: bytes in, normalised floats out, the same bits wherever it is done.
+"""Images on a device: bytes in, normalised floats out, bit-identical on every device.
 
-A dataset lies on the device as bytes where it fits. Otherwise its batches are read from the memory
-map while the device works on the ones before.
+A dataset is kept on the device as bytes if it fits. Otherwise its batches are read from the memory
+map while the device computes on earlier ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One reader a file format.  Bytes in, uint8 images and int64 labels out.
+"""One reader per file format: bytes in, uint8 images and int64 labels out.
 
-Published files were verified before, so a reader of one checks no more than it needs; whatever
-fails becomes a :class:`~neural_collapse.io.errors.UserError` that names the file.  Images are (N,
+Published files are verified before, so their readers check only what they need; any failure raises
+a :class:`~neural_collapse.io.errors.UserError` that names the file.  Images are (N,
 channels, height, width), labels start at 0.
 """
 

@@ -1,4 +1,4 @@
-"""Steps on images as bytes, and what they are normalised with. Pure functions of arrays."""
+"""Operations on images as bytes, and their mean and standard deviation. Pure functions."""
 
 from __future__ import annotations
 

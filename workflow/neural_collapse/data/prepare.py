@@ -1,15 +1,14 @@
-"""From raw files to the arrays that are trained on: decode once, balance, pad, describe.
+"""Prepare raw files as arrays for training: decode once, balance, pad, describe.
 
 The order of the steps is part of the definition:
 
-1. decode the published images; make them smaller and average squares of pixels where the recipe
-   asks for it;
+1. decode the published images; resize them and average squares of pixels if the recipe says so;
 2. channel mean and standard deviation of the *published* train images, before balancing and before
    padding, over all their pixels, in [0, 1], population form.  This gives MNIST the 0.1307 and
    0.3081 of the authors' notebook.  Where images are single files (ImageNet, a folder of images)
    only those that the balanced subset keeps are ever decoded, and the two numbers are over those;
-3. draw the balanced subset, or the unbalanced one that the recipe asks for, keeping the published
-   order, and shuffle the labels that it asks for;
+3. draw the balanced or unbalanced subset of the recipe, keeping the published order, and shuffle
+   labels if the recipe says so;
 4. pad with zeros (black, before normalising, as in the notebook).
 
 The output folder holds `train_images.npy`, `test_images.npy` (uint8, N x channels x height x

@@ -1,4 +1,4 @@
-"""What the cells of a config cost: sizes, parameters, bytes, floating-point operations."""
+"""Cost of the cells of a config: sizes, parameters, bytes, floating-point operations."""
 
 from __future__ import annotations
 

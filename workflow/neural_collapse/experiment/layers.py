@@ -1,4 +1,4 @@
-"""Whether what recipes measure exists and fits, known before any job starts."""
+"""Checks, before any job starts, that measured layers and other datasets exist and fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pydantic's errors as one sentence each, in the words of a config file."""
+"""Pydantic's errors as one sentence each, with the keys of a config file."""
 
 from __future__ import annotations
 

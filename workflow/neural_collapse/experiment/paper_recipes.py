@@ -1,4 +1,4 @@
-"""The paper's recipes as results/paper_recipes.json holds them, so that results read data alone."""
+"""The content of results/paper_recipes.json: the paper's recipes, as data for `results`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where every output, log, resume state and table of an experiment lies: the only place.
+"""The paths of all outputs, logs, resume states and tables of an experiment.
 
-Each method's defaults are Snakemake's wildcards, so a rule calls ``PATHS.run("run.json")`` and
-everything else gives values: ``paths.run("run.json", "mnist", "resnet", 0)``.
+Defaults of the methods are Snakemake's wildcards: a rule calls ``PATHS.run("run.json")``, other
+code gives values: ``paths.run("run.json", "mnist", "resnet", 0)``.
 """
 
 from __future__ import annotations

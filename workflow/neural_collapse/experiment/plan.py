@@ -1,4 +1,4 @@
-"""What a config will cost before anything starts: jobs, epochs, checkpoints, disk, hours."""
+"""The cost of a config before it starts: jobs, epochs, checkpoints, disk, hours."""
 
 from __future__ import annotations
 

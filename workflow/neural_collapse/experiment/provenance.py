@@ -1,4 +1,4 @@
-"""What made a result: versions, commit, machine, recipe and data."""
+"""Provenance of a result: versions, commit, machine, recipe and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a config's targets consist of: recipes, files, titles. No torch."""
+"""Inputs of the targets of a config: recipes, files, titles. Does not import torch."""
 
 from __future__ import annotations
 

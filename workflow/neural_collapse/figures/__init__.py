@@ -1,4 +1,4 @@
-"""Figures, drawn from tables alone; each name is loaded when it is first used."""
+"""Figures, drawn only from tables; each name is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Figure 1 in motion: an animation (GIF), and a page (HTML) in which it can be turned.
+"""Figure 1 as an animation (GIF) and as an interactive page (HTML).
 
-Both show the measured epochs alone, one after the other; nothing between them is made up.
+Both show only the measured epochs, without interpolation.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a network's features say of another dataset over epochs: outliers and transfer.
+"""Figures of outliers and transfer: statistics on another dataset over epochs.
 
-A column a dataset x architecture that names another dataset; one above the other what is measured.
+Columns are dataset x architecture with another dataset; rows are statistics.
 """
 
 from __future__ import annotations

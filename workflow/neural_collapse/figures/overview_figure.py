@@ -1,4 +1,4 @@
-"""Everything on one page: a row a cell, a small curve for each of the paper's quantities."""
+"""Overview on one page: one row per cell, with a small curve for each of the paper's quantities."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every figure by name, and drawing figures from a folder of tables.
+"""The registry of figures, and drawing of figures from a folder of tables.
 
-What draws is imported when something is drawn: captions need no drawing library.
+Drawing libraries are imported only to draw; captions do not need them.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def plot(
         processes: that share the figures.
 
     Raises:
-        UserError: an unknown figure or format, or a table that is missing or damaged.
+        UserError: an unknown figure or format, or a table that is missing or corrupt.
     """
     paths = {figure_entry(name): list(map(Path, given)) for name, given in files.items()}
     for entry, given in paths.items():

@@ -1,4 +1,4 @@
-"""What each figure shows, and the caption that says it: tables in, text out; nothing is drawn."""
+"""Content and caption of each figure, from tables; nothing is drawn here."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ SPECS: dict[int, GridFigure] = {
         ),
         GridFigure(
             6,
-            "Within-class covariance of the features measured by the between-class covariance, "
+            "Within-class covariance of the features relative to the between-class covariance, "
             "Tr(Σ_W Σ_B⁺) / C, on a logarithmic axis; train set",
             log_y=True,
         ),
         GridFigure(
             7,
-            "Share of the test examples for which the network and the nearest class centre (means "
-            "of the train features) decide differently",
+            "Percentage of test examples for which the network and the nearest class centre (means "
+            "of the train features) disagree",
             split="test",
             share_y=False,
             scale=100.0,
@@ -231,10 +231,10 @@ def picture_caption(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layou
     return (
         f"{chosen.title}, classes {classes}, one training (seed {chosen.seed}). "
         f"Small spheres: {count} train features; blue balls and sticks: class means; red: "
-        "classifiers; green spheres: vertices of the simplex ETF, turned onto the class means. "
-        "Shades tell the classes apart. All are centred and projected on the space that the three "
-        "class means span; means and classifiers are divided by their average norm. Every epoch is "
-        "seen from the same place and at the same scale, the ETF where it was. "
+        "classifiers; green spheres: vertices of the simplex ETF, rotated onto the class means. "
+        "Shades distinguish the classes. All are centred and projected on the span of the three "
+        "class means; means and classifiers are divided by their average norm. All epochs have the "
+        "same viewpoint, scale and ETF. "
         f"{chosen.size}".rstrip()
     )
 
@@ -266,7 +266,7 @@ def sweep_caption(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -
     ]
     counts = [len(part) for part in present if len(part)]
     if not counts:
-        return "No learning rates were swept: all were pinned."
+        return "There was no sweep: all learning rates are fixed."
     number = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     diverged = sum(int(part["diverged"].sum()) for part in present)
     text = (

@@ -1,4 +1,4 @@
-"""What the figures of studies show, in words; no drawing library."""
+"""Captions of the figures of studies; no drawing library."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def imbalance_caption(measurements, runs, layout: Layout | None = None, *_) -> s
     if not found:
         return "No run trained on unequal classes (data.imbalance): there is no ratio to draw."
     seeds = max(int(table.xs("count", axis=1, level=1).max().max()) for table in found.values())
-    bars = f"Means over {seeds} seeds, bars from the least to the largest." * (seeds > 1)
+    bars = f"Means over {seeds} seeds, bars from the smallest to the largest." * (seeds > 1)
     return joined(
         "At the last epoch, against the ratio of majority to minority train images on a "
-        "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 "
-        "where they have become one, and the accuracy on test images of these classes. Hollow "
-        "squares: minority images repeated within each epoch until all classes have as many.",
+        "logarithmic axis: the mean cosine between the classifiers of minority classes, 1 if "
+        "they are equal, and the accuracy on test images of these classes. Hollow squares: "
+        "minority images are repeated within each epoch until all classes have equal counts.",
         bars,
         "After Fang, He, Long and Su, PNAS 2021.",
         origin_sentence(runs),
@@ -85,7 +85,7 @@ def etf_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     """Of the figure of the fixed classifier."""
     if runs.empty:
         return "No run has been measured yet."
-    bands = f" Means over {_seeds(runs)} seeds, bands from the least to the largest."
+    bands = f" Means over {_seeds(runs)} seeds, bands from the smallest to the largest."
     return joined(
         "NC1, NC3 and the train error of the train set and the error of the test set, on "
         "logarithmic axes; points at zero are left out." + bands * (_seeds(runs) > 1),
@@ -101,11 +101,11 @@ def optimisers_caption(measurements, runs, layout: Layout | None = None, *_) -> 
         return "No run has been measured yet."
     names = ", ".join(OPTIMISERS[name] for name in dict.fromkeys(name for _, name in found))
     return joined(
-        "At the last epoch, on a logarithmic axis of the weight decay, a line an optimiser "
-        f"({names}). NC0 is the norm of the sum of the classifier's rows; black crosses: as "
-        "its value before training, the learning rates and the decay alone predict it, where "
-        "that has a closed form. NC3 is this project's, the squared distance of the "
-        "normalised classifier and class means. Coupled decay (SGD, Adam) is part of the "
+        "At the last epoch, on a logarithmic axis of the weight decay, one line per optimiser "
+        f"({names}). NC0 is the norm of the sum of the classifier's rows; black crosses: its "
+        "prediction from its value before training, the learning rates and the decay, if "
+        "there is a closed form. NC3 is the squared distance between the normalised "
+        "classifier and class means. Coupled decay (SGD, Adam) is part of the "
         "gradient, decoupled decay (SGDW, AdamW) is not.",
         "After Zhao et al., ICLR 2026.",
         origin_sentence(runs),
@@ -117,14 +117,14 @@ def losses_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     if runs.empty:
         return "No run has been measured yet."
     seeds = _seeds(runs)
-    band = f" Lines are means over {seeds} seeds, bands reach from the least to the largest." * (
+    band = f" Lines are means over {seeds} seeds, bands go from the smallest to the largest." * (
         seeds > 1
     )
     return joined(
         "NC1 to NC4 of the train set, the expected calibration error of the test set (15 bins)"
-        ", a line a loss, and the exact parts of the MSE on the train set: what variability "
-        "within classes causes (NC1), what the class means cause (NC2 and NC3), and what the "
-        "least-squares classifier of the same features would save (perpendicular)." + band,
+        ", one line per loss, and the exact parts of the MSE on the train set: from variability "
+        "within classes (NC1), from the class means (NC2 and NC3), and the part that a "
+        "least-squares classifier on the same features would remove (perpendicular)." + band,
         "After Han, Papyan and Donoho, ICLR 2022.",
         origin_sentence(runs),
     )
@@ -133,9 +133,9 @@ def losses_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
 def outliers_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
     """Of the figure of outliers."""
     return _other_caption(
-        "Detection of another dataset's test images among the network's own by four scores: area "
-        "under the ROC curve (AUROC), and share of the own images taken for outliers where 95 % of "
-        "these are (FPR). NC5 is the mean |cos| of the class means and the mean of the outliers.",
+        "Detection of another dataset's test images as outliers by four scores: area under the "
+        "ROC curve (AUROC), and false positive rate at 95 % true positives (FPR). NC5 is the mean "
+        "|cos| of the class means and the mean of the outliers.",
         {label: f"outlier_auroc_{score}" for score, label in SCORES.items()},
         "Scores: Hendrycks and Gimpel 2017, Liu et al. 2020, Ben Ammar et al. 2024 (NECO, NC5), "
         "Liu and Qin 2025 (NCI).",
@@ -148,7 +148,7 @@ def transfer_caption(measurements, runs, layout: Layout | None = None, *_) -> st
     return _other_caption(
         "NC1 of the train set and of the test set, each with its own class means; accuracy on the "
         "own test set, and on another dataset's test set of a linear probe and of the nearest "
-        "class centre, both learned from its train set's frozen features.",
+        "class centre, both fitted on frozen features of its train set.",
         {
             "linear probe": "transfer_probe_accuracy",
             "nearest centre": "transfer_ncc_accuracy",

@@ -1,4 +1,4 @@
-"""How every figure looks, and how it is saved: the one place to change either.
+"""Style and saving of all figures.
 
 Fonts are embedded, and the same tables give the same bytes: no dates, no random identifiers.
 """

@@ -1,1 +1,1 @@
-"""Files, locks, tensors, progress and errors: what every other package builds on."""
+"""Files, locks, tensors, progress and errors, used by every other package."""

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake ends in."""
+"""The exception for invalid input."""
 
 
 class UserError(ValueError):

@@ -1,6 +1,6 @@
-"""Locks on files, and the states of jobs that have succeeded. No torch.
+"""Locks on files, and the states of finished jobs. Does not import torch.
 
-The kernel frees a lock when its last holder dies, so that kill -9 leaves nothing locked.
+The kernel releases a lock when its last holder ends, also after kill -9.
 """
 
 from __future__ import annotations

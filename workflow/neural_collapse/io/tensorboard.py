@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, where a recipe asks for them."""
+"""Event files for TensorBoard, if a recipe enables them."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Tensors in safetensors files: written atomically, unable to run code, equal bytes for equal
-content, and no bit of them changed unnoticed."""
+"""Tensors in safetensors files: written atomically, with a checksum, and with equal bytes for
+equal content. Loading them cannot run code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values, amounts, durations and columns as text that people read."""
+"""Values, amounts, durations and columns as text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What decides whether an expensive result is still good: raised when a recipe gives other bits.
+"""Version numbers of expensive results: increased when the same recipe gives different bits.
 
-Snakemake and the resume states compare them; a change of code that leaves the bits alone leaves
-them alone, so that no week of training is ever repeated for the sake of a comment.
+Snakemake and the resume states compare them. A change of code that does not change results does not
+change them, so no training is repeated.
 """
 
 TRAINING = 6

@@ -1,4 +1,4 @@
-"""Reading YAML and JSON files that people write: strictly, and with one sentence for a mistake."""
+"""Strict reading of YAML and JSON files; an error is one sentence."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The networks: recipes (plain data, without torch), and what builds them (with torch)."""
+"""The networks: recipes (plain data, without torch), and their construction (with torch)."""

@@ -1,4 +1,4 @@
-"""In what arithmetic float32 numbers are multiplied, and whether memory sufficed for it."""
+"""Arithmetic of float32 products (true float32 or TF32), and detection of exhausted memory."""
 
 from __future__ import annotations
 

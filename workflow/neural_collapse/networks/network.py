@@ -1,4 +1,4 @@
-"""What every network of this project offers to the training loop and the statistics."""
+"""The interface of all networks for the training loop and the statistics."""
 
 from abc import abstractmethod
 

@@ -1,6 +1,6 @@
-"""Published networks by name, and the way from a config entry to a recipe.
+"""Published networks by name, and resolution of a config entry to a recipe.
 
-Light on purpose (no torch): the Snakefile imports it while it is parsed.
+This module does not import torch: the Snakefile imports it while it is parsed.
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman 2015) with batch normalisation in the place of dropout."""
+"""VGG (Simonyan and Zisserman 2015) with batch normalisation instead of dropout."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The report's tables, as its template reads them."""
+"""The tables of the report, for its template."""
 
 from __future__ import annotations
 

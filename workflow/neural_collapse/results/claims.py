@@ -1,8 +1,8 @@
 """The paper's claims, judged on our tables: one row a network x dataset x phenomenon.
 
-No absolute threshold says "collapsed".  A value is compared with the same network's value before
-training (epoch 0) and at the start of its terminal phase of training (TPT), and a difference that
-is within the noise of a training decides nothing.
+There is no absolute threshold for collapse.  A value is compared with the same network's value
+before training (epoch 0) and at the start of its terminal phase of training (TPT); if the
+difference is within the noise of one training, the verdict is "cannot say".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Claims of studies that set one cell beside another: the same recipe but for one choice."""
+"""Claims of studies that compare two cells whose recipes differ in one choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a grid of panels shares: its columns and rows, means over seeds, and the TPT's start."""
+"""Layout of a grid of panels: columns, rows, means over seeds, and the start of the TPT."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The paper's protocol and numbers that figures, Table 1 and claims set beside ours.
+"""The paper's protocol and numbers, for comparison in figures, Table 1 and claims.
 
 Papyan, Han and Donoho, PNAS 117 (40), 2020, 24652-24663, doi:10.1073/pnas.2015509117.  Table 1 is
-**recalled**: its body text was not at hand when this was written, and its summary statistics check
-out (docs/deviations.md).  Everything a reader sees of it says so.
+**recalled** (docs/deviations.md): the paper's text was not available, but its summary statistics
+agree.  All output of these numbers says so.
 """
 
 from __future__ import annotations

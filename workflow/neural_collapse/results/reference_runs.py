@@ -1,10 +1,10 @@
 """Reference results: the tables of real runs that are shipped with the project.
 
-A set is a folder, results/reference/<name>/, with the four tables that figures read, what every
-run said of itself (runs.json) and the cards of their data (cards.json). A set only ever grows:
-nothing in it is overwritten. runs.json is written last and says which runs the set holds; rows of
-others in its tables were left by an export that was interrupted, and nobody reads them. Rows have
-the origin `reference`, so that they stay apart from own runs wherever both are shown.
+A set is a folder, results/reference/<name>/, with the four tables that figures read, the facts of
+every run (runs.json) and the data cards (cards.json). Runs of a set are never overwritten.
+runs.json is written last and lists the runs of the set; rows of other runs in its tables are from
+an interrupted export and are ignored. The origin of rows is `reference`, which distinguishes them
+from own runs.
 """
 
 from __future__ import annotations

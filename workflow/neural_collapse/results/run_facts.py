@@ -1,4 +1,4 @@
-"""What a training said of itself: run.json."""
+"""The facts of a training: run.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Separation fuzziness by layer, as the tables hold it."""
+"""Separation fuzziness by layer, from the tables."""
 
 from __future__ import annotations
 

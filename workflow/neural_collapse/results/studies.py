@@ -1,4 +1,4 @@
-"""What figures and claims of studies beyond the paper read from the tables, across cells."""
+"""Values across cells for figures and claims of studies beyond the paper."""
 
 from __future__ import annotations
 

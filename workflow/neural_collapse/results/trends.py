@@ -1,4 +1,4 @@
-"""Claims of studies on what a cell's statistic does while the network collapses."""
+"""Claims of studies on the trend of a cell's statistic during training."""
 
 from __future__ import annotations
 

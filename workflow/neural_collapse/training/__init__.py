@@ -1,1 +1,1 @@
-"""Training: the loop, its resume states, the sweep's selection, and where it computes."""
+"""Training: the loop, resume states, selection of the learning rate, devices."""

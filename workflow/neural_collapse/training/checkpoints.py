@@ -1,4 +1,4 @@
-"""Weights of one epoch as a safetensors file: complete or absent, and unable to run code."""
+"""Weights of one epoch as a safetensors file, written atomically."""
 
 from __future__ import annotations
 

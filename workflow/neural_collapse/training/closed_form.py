@@ -1,7 +1,7 @@
-"""What of a training is known before it: the sum of the classifier's rows, whatever the data.
+"""Prediction of the sum of the classifier's rows before training, for any data.
 
 The gradient of a loss of softmax(z) with respect to the logits z sums to zero over the classes, so
-that of the last layer's weight W (C, d) leaves s = W^T 1 alone, and weight decay alone moves it.
+the gradient of the last layer's weight W (C, d) does not change s = W^T 1; only weight decay does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A whole training step as one CUDA graph: its hundreds of kernels are launched at once.
+"""A whole training step as one CUDA graph, which launches hundreds of kernels at once.
 
-Pays where a GPU waits for the CPU that starts its kernels: narrow networks, small images.
+It helps if a GPU waits for the CPU to launch kernels: narrow networks, small images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One of several processes that train one network together: its part of the work, and the sums.
+"""One of several processes that train one network: its part of the work, and reductions.
 
 Every process (a rank, one a GPU) holds the same network and takes its part of each batch. Batch
 normalisation sees the whole batch through all of them, gradients and losses are summed over them:

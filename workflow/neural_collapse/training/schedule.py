@@ -1,4 +1,4 @@
-"""Which epochs are evaluated, and the learning rate of each: functions of numbers alone."""
+"""The evaluated epochs, and the learning rate of each epoch: pure functions."""
 
 from __future__ import annotations
 

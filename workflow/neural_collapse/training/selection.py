@@ -1,4 +1,4 @@
-"""Choosing the learning rate of a sweep."""
+"""Selection of the learning rate of a sweep."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The pipeline's stages, each from files to files: what a rule runs, and anybody can.
+"""The pipeline's stages, which read and write files; rules run them by the command line.
 
-Every function reads what the one before it wrote, does one thing, and leaves either complete
-outputs or none. Expensive ones continue where an earlier try stopped.
+Every function reads the outputs of earlier stages and writes either complete outputs or none.
+Expensive ones resume an interrupted try.
 """

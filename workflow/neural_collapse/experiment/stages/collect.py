@@ -1,4 +1,4 @@
-"""The tables of all runs, put together."""
+"""Concatenation of the tables of all runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring a run's checkpoints: features, statistics, robustness."""
+"""Measurement of a run's checkpoints: features, statistics, robustness."""
 
 from __future__ import annotations
 

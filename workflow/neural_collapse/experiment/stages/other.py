@@ -1,4 +1,4 @@
-"""What a network's features say of a dataset that it was not trained on: outliers, transfer."""
+"""Measurement on a dataset that a network was not trained on: outliers, transfer."""
 
 from __future__ import annotations
 

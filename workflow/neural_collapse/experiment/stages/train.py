@@ -1,4 +1,4 @@
-"""Trainings: the sweep's candidates, the selection among them, the model that is kept."""
+"""Trainings: the candidates of the sweep, the selection of the rate, the final training."""
 
 from __future__ import annotations
 
