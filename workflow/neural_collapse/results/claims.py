@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..collapse.registry import REGISTRY
 from ..io.files import write_text_atomically
-from . import paper
+from . import noise, paper
 from .contrasts import CONTRASTS, Contrast, judge_contrast
 from .layout import Layout, of_origin, rows_of
 from .separation import LINEARITY
@@ -30,6 +30,9 @@ from .trends import TRENDS, Trend, trends_of
 HOLDS, DOES_NOT, CANNOT_SAY = "holds", "does not", "cannot say"
 NC1_FACTOR = 10
 """NC1 must end at least this many times below its value before training."""
+
+LEAST_ATTACKED = 50
+"""Attacked images below which robustness is not judged: what its floor was measured with."""
 
 FELL = "falls during the TPT"
 
@@ -45,8 +48,8 @@ class Phenomenon:
     factor: float | None = 1
     """How many times the value at the end must be below that at epoch 0; None compares neither."""
     floor: float | None = None
-    """Noise of one seed alone, as a share of the value at the start of the TPT; None for a share of
-    test examples, whose noise is that of counting."""
+    """Standard error of one seed's change, as a share of the value at the start of the TPT; None
+    for a share of test examples, whose noise is that of counting."""
     paper: str = FELL
 
     @property
@@ -96,12 +99,15 @@ class Phenomenon:
 
 
 NOISE = (
-    "Two values decide where they differ by more than the noise; within it the verdict is "
-    f"“{CANNOT_SAY}”. The noise is the standard deviation over seeds (ddof 1) of the change from "
-    "the start of the TPT to the end. Where a cell has one seed it is, for mismatch and accuracy, "
-    "which are shares p of N test images, the error of counting √((p_start + p_end) / N); for the "
-    "others a share of the value at the start, as large as that standard deviation over seeds 0 to "
-    "2 of config/quickstart.yaml, its rates all pinned, in the median of its six cells: "
+    "Two values decide where they differ by more than the noise, half the width of a 95 % "
+    f"confidence interval; within it the verdict is “{CANNOT_SAY}”. With several seeds it is "
+    "Student's, of the mean change from the start of the TPT to the end (with two seeds 9 standard "
+    "deviations, with three 2.5). With one seed it is, for mismatch and accuracy, which are shares "
+    "p of N test images, that of counting, 1.96 √(Σ p (1 − p) / N); for the others 1.96 times a "
+    "share of the value at the start: the standard deviation of the change over seeds 0 to 2 of "
+    "config/quickstart.yaml, its rates all pinned, in the median of its six cells. The comparison "
+    "with epoch 0 allows the same noise. Robustness is judged from "
+    f"{LEAST_ATTACKED} attacked images on. The shares: "
 )
 
 
@@ -148,24 +154,29 @@ class Bound:
     """What the study's authors found, and where."""
     applies: Callable[[Mapping[str, Any]], bool]
     split: str = "train"
+    parts: tuple[str, ...] = ()
+    """Statistics of whose sum the value is a share; none for the statistic itself."""
+    exact: bool = False
+    """Whether it has no noise, so that one seed decides."""
 
     @property
     def quantity(self) -> str:
         """What the values of its rows are."""
-        return self.statistic
+        return f"{self.statistic} / sum of its parts" if self.parts else self.statistic
 
     @property
     def criterion(self) -> str:
         """When it holds, in words."""
         when = "before training" if self.before else "at the last epoch"
-        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}"
+        seeds = "" if self.exact else ", in every one of two or more seeds"
+        return f"{when} {'below' if self.below else 'not below'} {self.bound:g}{seeds}"
 
-    def verdict(self, value: float, noise: float) -> str:
-        """Of the mean over seeds and its noise, their standard deviation."""
-        margin = self.bound - value if self.below else value - self.bound
-        if abs(margin) <= noise:
+    def verdict(self, values: np.ndarray) -> str:
+        """Of the values of all seeds."""
+        right = (values < self.bound) == self.below
+        if len(values) == 1 and not self.exact:
             return CANNOT_SAY
-        return HOLDS if margin > 0 else DOES_NOT
+        return HOLDS if right.all() else CANNOT_SAY if right.any() else DOES_NOT
 
 
 def _normed_relu(recipe: Mapping[str, Any]) -> bool:
@@ -213,16 +224,18 @@ STUDY_CLAIMS: tuple[Bound, ...] = (
         # SGDW's factor 1 - learning rate x decay is rounded to float32 in every step alike, so that
         # its deviation grows with the steps and says nothing of the training.
         applies=lambda recipe: optimiser_of(recipe) == "sgd",
+        exact=True,
     ),
     Bound(
         "MSE: the last layer is the least-squares one of its features",
         MSE_PARTS[-1],
-        1e-3,
+        0.1,
         below=True,
         before=False,
         paper="negligible late (Han, Papyan and Donoho 2022, recalled); the bound is this "
         "project's",
         applies=lambda recipe: True,
+        parts=MSE_PARTS,
     ),
 )
 """Claims of studies beyond the paper, of one cell each."""
@@ -324,7 +337,7 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
     starts = [start for _, (start, _) in points if start is not None]
     ends = [end for _, (_, end) in points]
     zero, start, end = map(float, values.mean(axis=0)) if points else (np.nan,) * 3
-    noise = _noise(phenomenon, values, 0 if runs.empty else runs["test_examples"].iloc[0])
+    allowed = _noise(phenomenon, values, 0 if runs.empty else runs["test_examples"].iloc[0])
     row = {
         "seeds": len(points),
         "epoch_at_start": _epochs(starts),
@@ -333,7 +346,7 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
         "at_start": start,
         "at_end": end,
         "change": end - start,
-        "noise": noise,
+        "noise": allowed,
         "holds": CANNOT_SAY,
     }
     some = f"; {len(reached)} of {len(runs)} seeds reached TPT" * (0 < len(reached) < len(runs))
@@ -341,6 +354,8 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
         return row | {"reason": "not run"}
     if unmeasured:
         return row | {"reason": f"{phenomenon.statistic} was not measured (seed {unmeasured[0]})"}
+    if phenomenon.statistic == "robustness" and 0 < (attacked := _attacked(runs)) < LEAST_ATTACKED:
+        return row | {"reason": f"{attacked} images attacked; {LEAST_ATTACKED} are needed"}
     if reached.empty:
         diverged = bool(runs["diverged"].all())
         why = "the training diverged" if diverged else "the terminal phase was not reached"
@@ -352,17 +367,26 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
         return row | {"reason": reason + some}
     if not np.isfinite([zero, start, end]).all():
         return row | {"reason": f"a value is missing or not finite{some}"}
-    if np.isnan(noise):
+    if np.isnan(allowed):
         return row | {"reason": f"one seed does not tell the noise: {start:.4g} to {end:.4g}"}
-    reason = f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}; noise: {noise:.2g}"
-    holds = phenomenon.verdict(zero, start, end, noise)
+    reason = f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}; noise: {allowed:.2g}"
+    holds = phenomenon.verdict(zero, start, end, allowed)
     return row | {"holds": holds, "reason": reason + some}
+
+
+def _recipe(runs: pd.DataFrame) -> dict[str, Any]:
+    """The recipe of a cell's runs; empty where the table says nothing of it."""
+    return {} if runs.empty else json.loads(runs.iloc[0].get("recipe", "{}"))
+
+
+def _attacked(runs: pd.DataFrame) -> int:
+    """How many images are attacked for the robustness; 0 where it is not known."""
+    return _recipe(runs).get("robustness", {}).get("images", 0)
 
 
 def _shuffled(runs: pd.DataFrame) -> bool:
     """Whether all labels of a cell are random."""
-    recipe = {} if runs.empty else json.loads(runs.iloc[0].get("recipe", "{}"))
-    return recipe.get("data", {}).get("random_labels") == 1
+    return _recipe(runs).get("data", {}).get("random_labels") == 1
 
 
 def _judge_random(cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
@@ -394,36 +418,44 @@ def _bounds(cell: pd.DataFrame, runs: pd.DataFrame) -> list[Bound]:
     """The studies' claims that a cell has something to say of."""
     if runs.empty:
         return []
-    recipe, measured = json.loads(runs.iloc[0].get("recipe", "{}")), set(cell["statistic"])
+    recipe, measured = _recipe(runs), set(cell["statistic"])
     return [b for b in STUDY_CLAIMS if b.statistic in measured and b.applies(recipe)]
 
 
 def _judge_bound(claim: Bound, cell: pd.DataFrame, runs: pd.DataFrame) -> dict:
     """Values, verdict and its reason."""
-    chosen = cell[(cell["statistic"] == claim.statistic) & (cell["split"] == claim.split)]
-    table = chosen.pivot(index="epoch", columns="seed", values="value")
+    table = _by_epoch(cell, claim.statistic, claim.split)
+    if claim.parts:
+        table = table / sum(_by_epoch(cell, part, claim.split) for part in claim.parts)
     last = int(table.index.max())
     values = {epoch: table.reindex([epoch]).to_numpy(float)[0] for epoch in (0, last)}
     own = values[0 if claim.before else last]
-    mean, seeds = float(own.mean()), len(own)
-    noise = float(own.std(ddof=1)) if seeds > 1 else 0.0
     zero, end = (float(each.mean()) for each in values.values())
     row = {
-        "seeds": seeds,
+        "seeds": len(own),
         "epoch_at_start": DASH,
         "epoch_at_end": str(last),
         "at_epoch_0": zero,
         "at_start": np.nan,
         "at_end": end,
         "change": end - zero,
-        "noise": noise,
+        "noise": np.nan,
         "holds": CANNOT_SAY,
     }
     if not np.isfinite(own).all():
         missing = int((~np.isfinite(own)).sum())
-        return row | {"reason": f"not defined for {missing} of {seeds} seeds"}
-    listed = ", ".join(f"{value:.4g}" for value in own)
-    return row | {"holds": claim.verdict(mean, noise), "reason": f"seeds: {listed}"}
+        return row | {"reason": f"not defined for {missing} of {len(own)} seeds"}
+    reason = f"seeds: {', '.join(f'{value:.4g}' for value in own)}"
+    reached = int(runs["terminal_phase_epoch"].notna().sum())
+    if not claim.before and not claim.exact and reached < len(runs):
+        reason += f"; {reached} of {len(runs)} seeds reached TPT"
+    return row | {"holds": claim.verdict(own), "reason": reason}
+
+
+def _by_epoch(cell: pd.DataFrame, statistic: str, split: str) -> pd.DataFrame:
+    """A statistic by epoch and seed."""
+    chosen = cell[(cell["statistic"] == statistic) & (cell["split"] == split)]
+    return chosen.pivot(index="epoch", columns="seed", values="value")
 
 
 def _curve(chosen: pd.DataFrame, phenomenon: Phenomenon | Trend, seed: int) -> pd.Series:
@@ -448,16 +480,14 @@ def _noise(phenomenon: Phenomenon | Trend, values: np.ndarray, examples: int) ->
     test examples; nan where it is not known. See :data:`NOISE`."""
     if len(values) == 0:
         return np.nan
-    changes = values[:, 2] - values[:, 1]
-    if len(changes) > 1:
-        return float(changes.std(ddof=1))
+    if len(values) > 1:
+        return noise.of_mean(values[:, 2] - values[:, 1])
     if isinstance(phenomenon, Trend):
         return np.nan
     start, end = map(float, values[0, 1:])
-    if phenomenon.floor is not None:
-        return phenomenon.floor * abs(start)
-    shares = 2 - start - end if phenomenon.statistic == "error" else start + end
-    return float(np.sqrt(max(shares, 0) / examples))
+    if phenomenon.floor is None:
+        return noise.of_shares((start, end), examples)
+    return noise.STANDARD_ERRORS * phenomenon.floor * abs(start)
 
 
 def _epochs(epochs: list[int]) -> str:

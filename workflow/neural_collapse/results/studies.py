@@ -18,6 +18,7 @@ OPTIMISERS = {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}
 NC0, NC0_PREDICTED, NC0_ERROR = "nc0_sum_of_rows", "nc0_predicted", "nc0_prediction_error"
 NC3 = "nc3_self_duality"
 NC1 = "nc1_within_class_variability"
+NC2 = "nc2_equiangularity_means"
 NC4 = "nc4_ncc_mismatch"
 MINORITY_COSINE, MINORITY_ACCURACY = "minority_classifier_cosine", "minority_accuracy"
 MSE_PARTS = ("mse_nc1", "mse_nc23", "mse_perpendicular")
