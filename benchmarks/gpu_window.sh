@@ -23,13 +23,14 @@ cell=$work/cell
 prepare() {
   local wheels=$here/wheels
   rm -rf $here && mkdir -p $wheels || exit 1
-  for name in pydantic pydantic-core annotated-types typing-inspection rich-argparse tenacity; do
+  for name in pydantic pydantic-core annotated-types typing-extensions typing-inspection \
+    rich-argparse tenacity; do
     sed -n "s/^\($name==[^ ;]*\).*/\1/p" requirements.lock
   done > $here/names
   $python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
     --implementation cp --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
     -d $wheels -r $here/names || exit 1
-  cp -r "$1/mnist" $here/ || exit 1
+  cp -r "$1/mnist" $here/ && git rev-parse HEAD > $here/commit || exit 1
   du -ah $here/wheels/*.whl $here/mnist
   echo "travels: $( (git ls-files -z; find $here -type f -print0) | du -cm --files0-from=- | tail -1 | cut -f1) of 64 MiB"
 }
@@ -39,7 +40,8 @@ step() {
   local name=$1 limit=$2 began=$SECONDS status
   shift 2
   echo "== $name, at most $limit s" | tee -a "$out/log.txt"
-  timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log.txt"
+  # Interrupted, pytest says what has failed so far; other programs end at once.
+  timeout -s "${signal:-TERM}" -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log.txt"
   status=${PIPESTATUS[0]}
   keep
   echo "== $name: status $status after $((SECONDS - began)) s, $SECONDS s in all" | tee -a "$out/log.txt"
@@ -74,13 +76,15 @@ left() { echo $((ends - SECONDS - $1 > 10 ? ends - SECONDS - $1 : 10)); }
 nc() { step "$1" "$2" $python -m neural_collapse "${@:3}"; }
 
 facts() {
+  echo "commit $(cat "$here/commit")"
   nvidia-smi
   $python -c 'import importlib.util as u, sys, torch
 print(sys.version, torch.__version__, torch.version.cuda, torch.backends.cudnn.version())
-names = "pydantic rich_argparse tenacity pandas pyarrow safetensors sklearn pytest xdist".split()
+names = "pydantic rich_argparse tenacity httpx pandas pyarrow safetensors sklearn pytest xdist".split()
 print("missing here:", *[name for name in names if u.find_spec(name) is None])'
+  df -h "$work" && dd if=/dev/zero of="$work/zeros" bs=64M count=8 conv=fsync; rm -f "$work/zeros"
 }
-export -f facts; export python
+export -f facts; export here python work
 
 # The cell: recipe.json beside the data; ResNet18 where its training fits, else VGG11.
 choose() {
@@ -103,8 +107,8 @@ for architecture in sorted({"resnet", "vgg"} & set(config.architectures)):
     ways = [s for s in timed if s["network"] == label(recipe.network) and s["channels_last"]
             and not s["failure"] and s["precision"] != "bfloat16"]
     best = max(ways, key=lambda s: s["images_per_second"], default=None)
-    if best is None:
-        break
+    if best is None:  # not timed: the smallest network is the most that is safe
+        continue
     training = training.model_copy(update={k: best[k] for k in ("precision", "cuda_graphs")})
     # A step is three forward passes; both sets are evaluated after each epoch.
     images = training.epochs * (size.train + (size.train + size.test) / 3)
@@ -132,13 +136,14 @@ train() {
 first() {
   ends=${NC_WINDOW_SECONDS:-570}
   export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
-  step facts 20 bash -c facts
-  step tests "${NC_WINDOW_TESTS:-120}" $python -m pytest -q -p no:cacheprovider -m gpu -rf \
+  step facts 40 bash -c facts
+  signal=INT step tests "${NC_WINDOW_TESTS:-120}" \
+    $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
     $($python -c 'import xdist' 2>/dev/null && echo '-n=4') \
     tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
   nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
-  # What training has within both commands.
-  step choose 20 bash -c "choose 430" || return
+  # A training that ends within this command leaves the other for what follows it.
+  step choose 20 bash -c "choose $(left 40)" || return
   nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
   nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
     --output-folder "$work/data" --data-recipe "$(cat "$work/data-recipe.json")"
@@ -147,7 +152,7 @@ first() {
 
 second() {
   ends=${NC_WINDOW_SECONDS:-285}
-  train "$(left 105)" || return
+  train "$(left 150)" || return
   local common=(--data-folder "$work/data" --checkpoint-folder "$cell/checkpoints"
     --device "$device" --gpus "$gpus")
   job extract-features "$(left 75)" "${common[@]}" --output-folder "$cell/features" --state-root "$work/f"
@@ -155,10 +160,12 @@ second() {
     --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"
   job measure-robustness "$(left 25)" "${common[@]}" --seed 0 --output "$cell/robustness.parquet" \
     --state-root "$work/r"
+  local made=()
+  for table in statistics robustness activations; do
+    [ -e "$cell/$table.parquet" ] && made+=("--$table" "$cell/$table.parquet")
+  done
   nc tables "$(left 10)" collect-tables --output-folder "$work/tables" --runs "$cell/run.json" \
-    --recipes "$cell/recipe.json" --histories "$cell/history.parquet" \
-    --statistics "$cell/statistics.parquet" --robustness "$cell/robustness.parquet" \
-    --activations "$cell/activations.parquet"
+    --recipes "$cell/recipe.json" --histories "$cell/history.parquet" "${made[@]}"
   nc compare "$(left 0)" compare-with-paper --tables-folder "$work/tables" --output-folder "$work/tables"
 }
 

@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 import tarfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 
 from neural_collapse.io.tensors import to_bytes
 
@@ -64,6 +66,45 @@ def stub(tmp_path):
         return {"PYTHON": str(python), "NC_WINDOW_CONFIG": "config/tiny.yaml"} | folders
 
     return make
+
+
+def test_wheels_that_travel_need_nothing_else():
+    """But rich, of any version, which PyTorch's own installations bring."""
+    listed = re.search(r"for name in ([^;]+);", SCRIPT.read_text())[1]
+    names = set(listed.replace("\\", "").split())
+    for name in names:
+        for needed in map(Requirement, metadata.requires(name) or ()):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert needed.name in names | {"rich"}, f"{name} needs {needed}"
+
+
+@pytest.mark.parametrize(
+    ("resnet", "expected"), [(1e6, "resnet"), (1e3, "vgg"), (None, "vgg")], ids=str
+)
+def test_the_cell_is_the_largest_that_fits_in_its_fastest_exact_way(
+    stub, tmp_path, resnet, expected
+):
+    speeds = [
+        {"network": network, "precision": precision, "cuda_graphs": graphs, "failure": ""}
+        | {"channels_last": True, "images_per_second": speed * factor}
+        for network, speed in (("ResNet18", resnet), ("VGG11", 1e5))
+        for precision, graphs, factor in (
+            ("float32", True, 1),
+            ("tf32", True, 2),
+            ("tf32", False, 1),
+        )
+        if speed is not None
+    ]
+    speeds.append(speeds[0] | {"precision": "bfloat16", "images_per_second": 1e9})
+    speeds.append(speeds[0] | {"failure": "out of memory", "images_per_second": 1e9})
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/check-gpu.json").write_text(json.dumps({"networks": speeds}))
+    log = run("first", **stub(0) | {"NC_WINDOW_CONFIG": "config.yaml"}).stdout
+    assert "== choose: status 0" in log, log
+    chosen = json.loads((tmp_path / "work/cell/recipe.json").read_text())
+    training = chosen["training"]
+    assert chosen["architecture"] == expected
+    assert (training["precision"], training["cuda_graphs"]) == ("tf32", True)
 
 
 @pytest.mark.parametrize(("command", "steps", "most_s"), [("first", 7, 600), ("second", 6, 300)])

@@ -17,7 +17,7 @@ from neural_collapse.cli.main import main
 from neural_collapse.experiment.config import check_config
 from neural_collapse.experiment.plan import plan
 from neural_collapse.inspect import check_gpu as program
-from neural_collapse.inspect import gpu_checks
+from neural_collapse.inspect import gpu_checks, gpu_speed
 from neural_collapse.inspect.gpu_speed import ceilings, networks_of
 from neural_collapse.io.errors import UserError
 
@@ -106,6 +106,22 @@ def test_check_gpu_times_networks_where_its_ceilings_run_out_of_memory(
     assert "ceilings: left out" in capsys.readouterr().err
     written = json.loads((tmp_path / "check-gpu.json").read_text())
     assert written["ceilings"] == {} and len(written["networks"]) == 6
+
+
+def test_check_gpu_times_the_other_ways_where_one_fails(checked, config, tmp_path, monkeypatch):
+    networks, steps = networks_of(config, quick=True)[:1], gpu_speed._steps
+
+    def failing(trainer, channels_last, seconds):
+        if trainer.training.precision == "tf32":
+            raise RuntimeError("no kernel\nfor this")
+        return steps(trainer, channels_last, seconds)
+
+    monkeypatch.setattr(program, "networks_of", lambda config, quick: networks)
+    monkeypatch.setattr(gpu_speed, "_steps", failing)
+    assert "no kernel" in program.check_gpu(config, quick=True, output=None, device="cpu")
+    written = json.loads((tmp_path / "check-gpu.json").read_text())["networks"]
+    failures = ["", "", "no kernel", "no kernel", "", ""]
+    assert [network["failure"] for network in written] == failures
 
 
 def test_check_gpu_without_a_network_of_known_size_says_so(checked, config, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ Backward passes and bfloat16 autocast need a GPU, a real or an emulated one.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neural_collapse.data import images
+from neural_collapse.io.errors import UserError
 from neural_collapse.networks.build import build_network
 from neural_collapse.training import graphs, trainer
 from neural_collapse.training.trainer import Trainer
@@ -131,3 +132,26 @@ def test_a_recorded_step_gives_the_bits_of_the_step(monkeypatch, make_data, make
     state = recorded.state()
     assert all(torch.equal(value, state[name]) for name, value in plain.state().items())
     assert cuda.waits == [("own", "current"), ("own", "entered"), ("current", "own")]
+
+
+def test_a_recording_that_fails_leaves_its_stream(monkeypatch, make_data, make_recipe):
+    """In torch, cuda.graph does not: an error at the recording's end comes before that."""
+    left = []
+
+    class Failing(Cuda):
+        @contextmanager
+        def stream(self, stream):
+            try:
+                yield
+            finally:
+                left.append(stream.name)
+
+        def graph(self, *_, **__):
+            raise RuntimeError("the recording was invalidated")
+
+    monkeypatch.setattr(graphs, "cuda", Failing())
+    trained = Trainer(make_recipe(), make_data(40), 0.05, 0, torch.device("cpu"))
+    trained.graphed = True
+    with pytest.raises(UserError, match="cannot be recorded"):
+        trained.train_epoch(1)
+    assert left == ["own"]

@@ -79,8 +79,9 @@ def run_checks(device: torch.device) -> list[Check]:
         for name, tolerance, difference in _checks(network, data, device):
             try:
                 check = Check(f"{family}, {name}", difference(), tolerance)
-            except (RuntimeError, ValueError) as error:
-                check = Check(f"{family}, {name}", 0.0, tolerance, str(error).splitlines()[0])
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                check = Check(f"{family}, {name}", 0.0, tolerance, reason)
             found.append(check)
     return found
 

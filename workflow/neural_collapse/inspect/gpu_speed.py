@@ -123,12 +123,9 @@ def speeds(recipe: Recipe, size: DataSize, device: torch.device, seconds: float)
                 images = rate * batch
                 yield Speed(*fields, images, 3 * forward * images, peak)
             except (UserError, RuntimeError) as error:
-                if isinstance(error, StepTooLarge) or is_out_of_memory(error):
-                    failure = "out of memory"
-                elif isinstance(error, UserError):
-                    failure = str(error)
-                else:
-                    raise
+                # Said of this way alone: the others are worth as much as before.
+                short = isinstance(error, StepTooLarge) or is_out_of_memory(error)
+                failure = "out of memory" if short else str(error).partition("\n")[0] or repr(error)
                 yield Speed(*fields, failure=failure)
         del trainer
         if device.type == "cuda":

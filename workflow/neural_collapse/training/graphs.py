@@ -37,12 +37,12 @@ class GraphedStep:
         with cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
                 step(self.inputs, self.labels, self.learning_rate)
+            self.graph = cuda.CUDAGraph()
+            # On the stream that warmed up, whose workspaces no other graph shares; other threads,
+            # which read images, may go on. A recording that fails does not leave the stream itself.
+            with cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                self.loss = step(self.inputs, self.labels, self.learning_rate)
         cuda.current_stream(inputs.device).wait_stream(stream)
-        self.graph = cuda.CUDAGraph()
-        # On the stream that warmed up, whose workspaces no other graph shares; other threads, which
-        # read images, may go on.
-        with cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-            self.loss = step(self.inputs, self.labels, self.learning_rate)
         for name, value in state().items():
             value.copy_(before[name])
 
