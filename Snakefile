@@ -2,7 +2,7 @@
 # (Papyan, Han and Donoho, PNAS 2020), from download to figures.
 #
 #   snakemake --cores 8 --resources gpu=2          everything in config.yaml, the paper's recipe
-#   snakemake --cores 8 plan                       what that will cost, before it starts
+#   snakemake --cores 8 plan                       prints its cost before it starts
 #   snakemake figures --cores 2 --configfile config/quickstart.yaml
 #
 # Targets: data, models, tables, figures, report, all (default), plan.
@@ -11,7 +11,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-# A config file on the command line stands for itself: nothing of the paper's recipe is mixed in.
+# A config file on the command line replaces the paper's recipe; they are not merged.
 if not workflow.overwrite_configfiles:
 
     configfile: "config.yaml"

@@ -1,4 +1,4 @@
-"""Pages of the site that are written elsewhere: in another folder, or by the command line."""
+"""Generated pages of the site: from other folders, the registry and the command line."""
 
 import argparse
 from functools import partial
@@ -20,7 +20,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, **_):
-    # Links lead to the file where the repository is read, and to the page on the site.
+    # Links lead to the file in the repository, and to the page on the site.
     for path, name in ELSEWHERE.items():
         markdown = markdown.replace(f"](../{path}", f"]({name}")
     if page.file.src_uri == "commands.md":
@@ -31,7 +31,7 @@ def on_page_markdown(markdown, page, **_):
 
 
 def statistics() -> str:
-    """The registry, an entry a statistic."""
+    """The registry, one entry per statistic."""
     parts = [""]
     for name, entry in REGISTRY.items():
         source = entry.source

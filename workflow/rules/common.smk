@@ -1,4 +1,4 @@
-# What only Snakemake can say: the config as it reads it, wildcards, resources, params functions.
+# The config, wildcards, resources, and functions for params and input.
 
 import json
 import os
@@ -26,7 +26,7 @@ from neural_collapse.training.schedule import learning_rate_name
 
 try:
     for path in workflow.configfiles:
-        read_yaml(path)  # Snakemake takes the last of two equal keys in silence
+        read_yaml(path)  # Snakemake silently uses the last of two equal keys
     CONFIG = check_config(config, ", ".join(map(str, workflow.configfiles)))
     if workflow.is_main_process:
         check_layers(CONFIG, ", ".join(map(str, workflow.configfiles)))
@@ -45,8 +45,8 @@ PATHS = EXPERIMENT.paths
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SEEN_BY_CANDIDATES = {"seed", "selection", "held_out_fraction"}  # of the sweep's keys
 
-# Jobs import the library from this checkout, in whichever environment they run. Where files come
-# from and where networks run they learn here, not from params, which would run them again.
+# Jobs import the library from this checkout, in any environment. Sources of files and the device are
+# passed here and not as params, whose change would run jobs again.
 EXPORTS = [f"PYTHONPATH={shlex.quote(str(ROOT / 'workflow'))}${{{{PYTHONPATH:+:$PYTHONPATH}}}}"]
 if not workflow.deployment_settings.deployment_method:
     EXPORTS.append(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH")
@@ -73,8 +73,8 @@ MACHINE_HAS_GPU = bool(physical_gpus())
 def has_gpu():
     """Whether jobs will find a GPU: on a cluster the scheduler gives one.
 
-    Asked for each job, since Snakemake does not know where jobs run while it reads this file. In
-    a cluster's job the answer must be the one that it was submitted with, whatever its node has.
+    Evaluated for each job, because Snakemake does not know where jobs run while it reads this file.
+    In a cluster's job the answer must be that of its submission, not that of its node.
     """
     if CONFIG.device != "auto":
         return CONFIG.device == "cuda"
@@ -217,7 +217,7 @@ def reference_options():
 
 
 def in_report(path):
-    """A figure for Snakemake's report, with the caption that is written beside it."""
+    """A figure for Snakemake's report, with the caption next to it."""
     return report(
         path,
         caption=f"{os.path.splitext(os.path.abspath(path))[0]}.rst",

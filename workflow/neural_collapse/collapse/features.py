@@ -56,7 +56,7 @@ class Watched:
     pool: Pool = "mean"
     """How their maps become rows."""
     batch_norm_examples: int | None = None
-    """Batch normalisation uses the mean and variance of each batch of so many images, as in
+    """Batch normalisation uses the mean and variance of each batch of this many images, as in
     training, instead of its running ones."""
 
 
@@ -293,7 +293,7 @@ def _outputs(
 
 
 def check_batches(examples: int, batch_norm_examples: int | None, split: str) -> None:
-    """Raise UserError where batches of so many images leave one image alone."""
+    """Raise UserError if batches of this size leave a last batch of one image."""
     if batch_norm_examples is not None and examples % batch_norm_examples == 1:
         raise UserError(
             f"measurement.batch_norm_examples: {batch_norm_examples} leave a batch of one image of "

@@ -23,7 +23,7 @@ raises `UndefinedStatistic`. Two thresholds say what counts as zero:
 * a centred mean, or a distance of two class means, of at most 64 eps max_c |mu_c| (1.4e-14
   relative, eps = 2.2e-16) is the rounding error of float64 means, and is zero;
 * NC1 divides by the singular values of M, min(d, C - 1) of them. One that is at most 1e-9 of the
-  largest, or of max_c |mu_c|, is zero: two class means coincide, or one lies in the span of the
+  largest, or of max_c |mu_c|, is zero: two class means coincide, or one is in the span of the
   others. Above that NC1's relative error is about eps / (smallest / largest): 1e-9 at 1e-7.
 """
 
@@ -110,7 +110,7 @@ class SpanOfMeans(NamedTuple):
 
 @_of_arrays
 def span_of_means(class_means_CD: Tensor) -> SpanOfMeans:
-    """The directions in which the class means (C, d) differ; on the CPU, whatever the device.
+    """The directions in which the class means (C, d) differ; always computed on the CPU.
 
     >>> span_of_means([[1.0, 0.0], [-1.0, 0.0]]).rank
     1
@@ -144,7 +144,7 @@ def simplex_etf(classes: int, dim: int, *, generator: torch.Generator | None = N
     Args:
         classes: C >= 2.
         dim: d >= C - 1.
-        generator: turns it at random; without one it lies in the first C - 1 coordinates.
+        generator: rotates it at random; without one it uses the first C - 1 coordinates.
 
     >>> (simplex_etf(3, 5) @ simplex_etf(3, 5).T).round(decimals=6)
     tensor([[ 1.0000, -0.5000, -0.5000],

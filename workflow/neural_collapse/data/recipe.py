@@ -50,7 +50,7 @@ class ImbalanceRecipe(Model):
         return name
 
     def counts(self, available: Sequence[int]) -> list[int]:
-        """Images kept of each class, of so many of each, rounded.
+        """Images kept of each class, given those available, rounded.
 
         Raises UserError where a minority class does not exist, none is left as the majority, or a
         class would have no image.
@@ -79,7 +79,7 @@ class ImbalanceRecipe(Model):
         return [round(n / by) for n, by in zip(available, divisors, strict=True)]
 
     def most_of_each(self, available: Sequence[int]) -> int:
-        """The most images a class, before the imbalance, of which so many of each are enough."""
+        """The most images per class, before the imbalance, for which `available` suffices."""
         most = []
         for n, by in zip(available, self._divisors(len(available)), strict=True):
             whole = int((n + 0.5) * by)
@@ -140,7 +140,7 @@ class DataRecipe(Model):
         return "_".join(changed) or "as-published"
 
     def train_counts(self, available: Sequence[int]) -> list[int]:
-        """Train images kept of each class, of so many of each; see `ImbalanceRecipe.counts`."""
+        """Train images kept of each class, given those available; see `ImbalanceRecipe.counts`."""
         if self.examples_per_class is not None:
             available = [self.examples_per_class] * len(available)
         return [*available] if self.imbalance is None else self.imbalance.counts(available)

@@ -345,7 +345,7 @@ def check_config(values: Any, source: str = "config") -> Config:
 
 
 def _check_folder(folder: Path, source: str) -> None:
-    """Raise UserError where a folder cannot be made, since a file is in its place."""
+    """Raise UserError if a file exists at the path of a folder."""
     for path in (folder, *folder.parents):
         if os.path.lexists(path):
             if not path.is_dir():

@@ -38,7 +38,7 @@ TELLING_SECONDS = 60
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a training of this machine says of its speed."""
+    """The speed of this machine in a finished training."""
 
     kind: str
     """As `network_kind` has it."""

@@ -21,7 +21,7 @@ _MARKERS = "osD^"
 
 
 class _Row(NamedTuple):
-    """Panels beside each other: their axis' label, lines of (statistic, split, label), scale."""
+    """A row of panels: axis label, lines of (statistic, split, label), scale."""
 
     axis: str
     lines: tuple[tuple[str, str, str], ...]

@@ -32,7 +32,7 @@ class Look:
     epoch_axis: EpochAxis = "linear"
     """Epochs linear, or logarithmic with epoch 0 to the left of 1."""
     width: Literal["auto", "column", "page"] = "auto"
-    """Of a column or of a page; auto is a column for up to three panels beside each other."""
+    """Width of a column or of a page; auto is a column for up to three panels in a row."""
     shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
     """Which panels of Figures 2 to 8 have one vertical scale; auto is the figure's own choice."""
 

@@ -112,7 +112,7 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """seaborn's "ticks" with this project's changes, whatever the user's matplotlibrc says."""
+    """seaborn's "ticks" with this project's changes, independent of the user's matplotlibrc."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         sns.set_theme("paper", "ticks", PALETTE, color_codes=False, rc=_RC)

@@ -207,7 +207,7 @@ def show(
     seed: int | None = None,
     width: int | None = None,
 ) -> str:
-    """Every curve of one training as text, two beside each other where `width` allows."""
+    """Every curve of one training as text, in two columns if `width` allows."""
     curves = choose_curves(path, dataset, architecture, seed)
     frame = curves.frame
     width = width or shutil.get_terminal_size((80, 24)).columns

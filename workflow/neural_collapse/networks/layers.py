@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..io.errors import UserError
 
 INPUT = "input"
-"""Stands for the images themselves, among the layers' names."""
+"""Name of the images among the layers."""
 Pool = Literal["mean", "flatten"]
 LISTED = 40
 """Names in an error sentence."""

@@ -17,7 +17,7 @@ class CustomNetwork(Network):
 
     Args:
         network: maps (B, C, P, P) to logits (B, K), which must be the very output of an
-            ``nn.Linear``. It is changed: its last linear layer gives way to an identity.
+            ``nn.Linear``. It is changed: an identity replaces its last linear layer.
         example: images (B, C, P, P) for one pass in eval mode, which finds that layer.
         name: what error sentences call it.
 

@@ -219,7 +219,7 @@ STUDY_CLAIMS: tuple[Bound, ...] = (
         1e-4,
         below=True,
         before=False,
-        paper="exact, whatever the data (derived after Zhao et al. 2026); the bound is this "
+        paper="exact, for any data (derived after Zhao et al. 2026); the bound is this "
         "project's, for float32",
         # SGDW's factor 1 - learning rate x decay is rounded to float32 in every step alike, so that
         # its deviation grows with the steps and says nothing of the training.
@@ -415,7 +415,7 @@ def _made(claims: pd.DataFrame) -> list[Study]:
 
 
 def _bounds(cell: pd.DataFrame, runs: pd.DataFrame) -> list[Bound]:
-    """The studies' claims that a cell has something to say of."""
+    """The studies' claims that apply to a cell."""
     if runs.empty:
         return []
     recipe, measured = _recipe(runs), set(cell["statistic"])
@@ -476,8 +476,8 @@ def _points(curve: pd.Series, run) -> tuple[tuple[float, float, float], tuple[in
 
 
 def _noise(phenomenon: Phenomenon | Trend, values: np.ndarray, examples: int) -> float:
-    """What a change within the TPT may be by chance; of (seeds, 3) values, on so many
-    test examples; nan where it is not known. See :data:`NOISE`."""
+    """The noise of a change within the TPT, from (seeds, 3) values on `examples` test examples;
+    nan if it is unknown. See :data:`NOISE`."""
     if len(values) == 0:
         return np.nan
     if len(values) > 1:

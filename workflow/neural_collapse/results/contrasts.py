@@ -249,7 +249,7 @@ def _not_terminal(own: pd.DataFrame, theirs: pd.DataFrame) -> str:
 def judge_contrast(
     claim: Contrast, measurements: pd.DataFrame, cell: pd.DataFrame, runs: pd.DataFrame
 ) -> dict[str, Any] | None:
-    """Values, verdict and its reason; None where the claim has nothing to say of a cell.
+    """Values, verdict and its reason; None if the claim does not apply to a cell.
 
     cell: its runs; runs: all of the same origin and dataset; measurements: of these. A difference
     within the noise of both together decides nothing.

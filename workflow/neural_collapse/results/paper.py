@@ -21,7 +21,7 @@ ARCHITECTURES = ("vgg", "resnet", "densenet")
 
 RECALLED = (
     "The paper's numbers are recalled from its Table 1; their summary statistics check out, but "
-    "the page itself was not at hand."
+    "the page itself was not available."
 )
 
 ROBUSTNESS_GAIN_MEDIAN = 0.0252

@@ -149,7 +149,7 @@ class TrainingRecipe(Model):
         return milestone_epochs(self.epochs, self.learning_rate_milestones)
 
     def steps(self, examples: int) -> int:
-        """Steps of an epoch over so many train examples."""
+        """Steps of an epoch over `examples` train examples."""
         more = self.batch_size - 1 if self.keep_incomplete_batch else 0
         return (examples + more) // self.batch_size
 

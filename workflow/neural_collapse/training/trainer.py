@@ -341,7 +341,7 @@ class Trainer:
 
 @contextlib.contextmanager
 def out_of_memory_explained(examples: int) -> Iterator[None]:
-    """Says what to do where a step of so many examples does not fit."""
+    """Add advice to the error if a step of this size does not fit into memory."""
     try:
         yield
     except RuntimeError as error:

@@ -281,7 +281,7 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
 
 
 def _minority(recipe: Recipe, moments: Moments, split: str) -> dict[str, float]:
-    """What the recipe's minority classes have for themselves: the mean cosine of their classifiers
+    """Statistics of the recipe's minority classes: the mean cosine of their classifiers
     with the train split, their accuracy with the test split."""
     from ...collapse.statistics import UndefinedStatistic, mean_cosine
 

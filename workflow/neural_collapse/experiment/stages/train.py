@@ -248,7 +248,7 @@ def _require_convergence(recipe: Recipe, history) -> None:
 
 
 def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
-    """What run.json says of a run's recipe, data and network."""
+    """The facts of a run's recipe, data and network in run.json."""
     from ...networks.registry import label
     from ...training.trainer import oversampled
 
