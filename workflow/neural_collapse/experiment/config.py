@@ -8,7 +8,6 @@ Importing this module imports no torch, so that planning a workflow stays fast.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -40,7 +39,7 @@ from ..figures import NAMES, STUDIES
 from ..io.errors import UserError
 from ..io.files import with_home
 from ..io.model import Model, Strict
-from ..io.text import shown
+from ..io.text import did_you_mean, shown
 from ..io.yaml import read_yaml
 from ..networks.registry import resolve_network
 from .messages import one_sentence
@@ -165,9 +164,7 @@ class FiguresConfig(Model):
         known = (*NAMES, *STUDIES)
         for name in value or ():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                raise ValueError(f"unknown figure {name!r}; {hint}")
+                raise ValueError(f"unknown figure {name!r}; {did_you_mean(name, known)}")
             if value.count(name) > 1:
                 raise ValueError(f"{name!r} is given twice")
         return value
@@ -361,10 +358,7 @@ def _check_names(config: Config, source: str) -> None:
         for kind, choices in known.items():
             for name in getattr(part, f"{kind}s") or ():
                 if name not in choices:
-                    close = difflib.get_close_matches(name, choices, n=1)
-                    hint = (
-                        f"did you mean {close[0]!r}?" if close else f"known: {', '.join(choices)}"
-                    )
+                    hint = did_you_mean(name, choices)
                     raise UserError(f"{source}: {place}{kind}s: unknown {kind} {name!r}; {hint}")
 
 
@@ -491,9 +485,7 @@ def _require_other(config: Config, recipe: Recipe) -> None:
     key, name = "measurement.other_dataset", other.dataset
     known = (*DATASETS, *config.custom_datasets)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise UserError(f"{key}: unknown dataset {name!r}; {hint}")
+        raise UserError(f"{key}: unknown dataset {name!r}; {did_you_mean(name, known)}")
     if name == recipe.dataset:
         raise UserError(f"{key}: {name} is the cell's own dataset; name another")
     if config.missing(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any, get_args
@@ -10,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ..io.errors import UserError
-from ..io.text import shown
+from ..io.text import did_you_mean, shown
 
 _ONE_JOB = "no longer exists: every learning rate is a job of its own"
 REMOVED_KEYS = {
@@ -62,8 +61,7 @@ def _suggestion(root: type[BaseModel], location: tuple, key: str) -> str:
                 following += _names(field.rebuild_annotation())
         models = following or models
     known = sorted({name for model in models for name in model.model_fields})
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known keys: {', '.join(known)}"
+    return f"; {did_you_mean(key, known, 'known keys')}"
 
 
 def one_sentence(error: ValidationError, source: str, root: type[BaseModel]) -> str:

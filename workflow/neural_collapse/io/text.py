@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LIMITED = reprlib.Repr()
@@ -17,6 +18,13 @@ def shown(value: Any) -> str:
         return _LIMITED.repr(value)
     except ValueError:
         return "a number of thousands of digits"
+
+
+def did_you_mean(given: str, known: Iterable[str], listed: str = "known") -> str:
+    """A hint for an unknown name: the one that is nearest, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(given, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{listed}: {', '.join(known)}"
 
 
 def counted(number: int, what: str) -> str:
