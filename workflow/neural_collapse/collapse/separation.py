@@ -20,8 +20,6 @@ class SeparationLaw(NamedTuple):
     """rho, by which the fuzziness falls from one layer to the next."""
     linearity: float
     """r, Pearson's correlation of l and log D_l; -1 for a perfect fall."""
-    intercept: float
-    """a, so that the line begins at exp(a)."""
 
 
 LEAST_LAYERS = 3
@@ -40,10 +38,10 @@ def separation_law(fuzziness: Sequence[float]) -> SeparationLaw:
     """
     values = np.asarray(fuzziness, np.float64)
     if len(values) < LEAST_LAYERS or not (np.isfinite(values) & (values > 0)).all():
-        return SeparationLaw(math.nan, math.nan, math.nan)
+        return SeparationLaw(math.nan, math.nan)
     logs, layers = np.log(values), np.arange(len(values), dtype=np.float64)
     dl, dy = layers - layers.mean(), logs - logs.mean()
     slope = float(dl @ dy / (dl @ dl))
     spread = float(np.sqrt((dl @ dl) * (dy @ dy)))
     linearity = float(dl @ dy) / spread if spread > 0 else math.nan
-    return SeparationLaw(math.exp(slope), linearity, float(logs.mean() - slope * layers.mean()))
+    return SeparationLaw(math.exp(slope), linearity)

@@ -11,9 +11,9 @@ import pandas as pd
 
 from ..io.text import duration_text
 from ..results import claims, table1
+from ..results.table1 import DASH
 from ..results.tables import OWN
 
-DASH = "–"
 SIGNS = {"holds": ("✓", "yes"), "does not": ("✗", "no"), "cannot say": ("?", "open")}
 """Sign and style of each verdict."""
 

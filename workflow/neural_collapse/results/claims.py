@@ -24,10 +24,9 @@ from .layout import Layout, of_origin, rows_of
 from .separation import LINEARITY
 from .studies import MSE_PARTS, NC0_ERROR, NC1, NC4, last_values, optimiser_of
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
-from .tables import check_frame, write_table
+from .tables import CANNOT_SAY, DOES_NOT, HOLDS, VERDICTS, check_frame, verdict_of, write_table
 from .trends import TRENDS, Trend, trends_of
 
-HOLDS, DOES_NOT, CANNOT_SAY = "holds", "does not", "cannot say"
 NC1_FACTOR = 10
 """NC1 must end at least this many times below its value before training."""
 
@@ -93,9 +92,7 @@ class Phenomenon:
             margins.append(zero / self.factor - end)
         if not self.rises and end == 0:
             return HOLDS
-        if min(margins) < -noise:
-            return DOES_NOT
-        return HOLDS if min(margins) > noise else CANNOT_SAY
+        return verdict_of(min(margins), noise)
 
 
 NOISE = (
@@ -512,7 +509,7 @@ def summary(claims: pd.DataFrame) -> pd.DataFrame:
             for claim in (*PHENOMENA, *OF_STUDIES)
             if claim.name + note in set(named)
         ],
-        columns=[HOLDS, DOES_NOT, CANNOT_SAY],
+        columns=VERDICTS,
         fill_value=0,
     )
     counts.columns.name = None
@@ -570,9 +567,7 @@ def render_claims(claims: pd.DataFrame) -> str:
         "",
         "How often each holds, over datasets and networks:",
         "",
-        markdown_table(
-            ("Phenomenon", "holds", "does not", "cannot say"), counts.values.tolist(), "lrrr"
-        ),
+        markdown_table(("Phenomenon", *VERDICTS), counts.values.tolist(), "lrrr"),
         "Criteria, each on the mean over seeds:",
         "",
         *[

@@ -23,9 +23,7 @@ from .studies import (
     shared_values,
 )
 from .table1 import DASH
-from .tables import RUN_KEY, VERDICTS
-
-HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
+from .tables import CANNOT_SAY, RUN_KEY, verdict_of
 
 ONE_SEED = 0.05
 """The standard error of a value of which there is one seed: so large a share of it, and of a
@@ -294,6 +292,4 @@ def judge_contrast(
         difference = claim.within - abs(difference)
     reason = f"{own.mean():.4g} against {theirs.mean():.4g} with {other}; noise: {allowed:.2g}"
     reason += _not_terminal(cell, others)
-    if abs(difference) <= allowed:
-        return row | {"reason": reason}
-    return row | {"holds": HOLDS if difference > 0 else DOES_NOT, "reason": reason}
+    return row | {"holds": verdict_of(difference, noise), "reason": reason}

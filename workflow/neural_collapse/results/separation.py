@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..collapse.separation import LEAST_LAYERS
 from .layout import Layout, origins_of, rows_of
+from .studies import OPTIMISERS, optimiser_of
 
 FUZZINESS, RATE, LINEARITY = "separation_fuzziness", "separation_rate", "separation_linearity"
 SPLIT = "train"
-LEAST_LAYERS = 3
-_OPTIMIZERS = {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def _recipe(run: pd.Series) -> dict[str, Any]:
 
 def _title(run: pd.Series, dataset: str, layout: Layout) -> str:
     recipe = _recipe(run)
-    network, optimizer = recipe.get("network", {}), recipe["training"].get("optimizer", {})
-    parts = [_OPTIMIZERS[optimizer.get("name", "sgd")]]
+    network, parts = recipe.get("network", {}), [OPTIMISERS[optimiser_of(recipe)]]
     if network.get("family") != "mlp":
         parts.append(run["network"])
     if not network.get("batch_norm", True):

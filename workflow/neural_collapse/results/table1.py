@@ -13,6 +13,7 @@ import pandas as pd
 from ..io.files import write_text_atomically
 from . import paper
 from .layout import Layout, origins_of, rows_of
+from .studies import OPTIMISERS
 from .tables import REFERENCE, check_frame, recipe_values, write_table
 
 DASH = "–"
@@ -130,7 +131,7 @@ def _said(key: str, value: Any) -> str:
     if key == "measurement.epochs" and isinstance(value, list):
         return str(len(value))
     if key == "training.optimizer":
-        return {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}[value["name"]]
+        return OPTIMISERS[value["name"]]
     if key == "data.imbalance" and value is not None:
         classes = len(value["minority_classes"])
         whose = f"{classes} minority class" + "es" * (classes > 1)

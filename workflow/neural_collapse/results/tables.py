@@ -59,7 +59,7 @@ class TableSchema:
 SPLITS = ("train", "test")
 OWN, REFERENCE = ORIGINS = ("own", "reference")
 RUN_KEY = ["dataset", "architecture", "seed"]
-VERDICTS = ("holds", "does not", "cannot say")
+HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS = ("holds", "does not", "cannot say")
 
 
 def _text(name: str, description: str, **more: Any) -> Column:
@@ -384,6 +384,13 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
             row = frame[doubled].iloc[0]
             values = ", ".join(f"{name} {row[name]}" for name in schema.key)
             raise UserError(f"{where}: two rows for {values}")
+
+
+def verdict_of(margin: float, noise: float) -> str:
+    """Of a claim that holds where `margin` is above zero: within the noise nothing is decided."""
+    if margin < -noise:
+        return DOES_NOT
+    return HOLDS if margin > noise else CANNOT_SAY
 
 
 def recipe_values(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from .studies import NC1
-from .tables import RUN_KEY, VERDICTS
+from .tables import RUN_KEY, verdict_of
 
-HOLDS, DOES_NOT, CANNOT_SAY = VERDICTS
 SCORES = {
     "max_softmax": "maximum softmax",
     "energy": "energy",
@@ -58,10 +57,7 @@ class Trend:
 
     def verdict(self, zero: float, start: float, end: float, noise: float) -> str:
         """Of its values at epoch 0, at the start of the TPT and at the end."""
-        margin = end - start if self.rises else start - end
-        if abs(margin) <= noise:
-            return CANNOT_SAY
-        return HOLDS if margin > 0 else DOES_NOT
+        return verdict_of(end - start if self.rises else start - end, noise)
 
 
 _HUI = "(Hui, Belkin and Nakkiran 2022, abstract)"
