@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from neural_collapse.data.images import Normalisation
+from neural_collapse.data.images import Normalisation, ResidentImages
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.io.errors import UserError
 from neural_collapse.networks.build import build_network
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
 from neural_collapse.training.loop import train
+from neural_collapse.training.losses import cross_entropy
 from neural_collapse.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
@@ -145,12 +146,17 @@ def test_evaluating_changes_nothing_in_training(make_data, make_recipe):
         assert torch.equal(value, other[name]), name
 
 
+def whole_evaluation(network, images, labels, normalise, batch_size):
+    rows = range(len(labels))
+    return evaluate(network, images, labels, normalise, batch_size, rows, "float32", cross_entropy)
+
+
 def test_how_a_set_is_cut_into_batches_does_not_change_what_is_measured(make_data, make_recipe):
     trainer = Trainer(make_recipe(), make_data(), 0.05, 0, CPU)
     trainer.train_epoch(1)
     images, labels = trainer.data.images["train"], trainer.data.labels["train"]
     results = [
-        evaluate(trainer.network, images, labels, trainer.data.normalise, size)[0]
+        whole_evaluation(trainer.network, images, labels, trainer.data.normalise, size)[0]
         for size in (1, 7, 64, 90, 1000)
     ]
     for result in results:
@@ -304,18 +310,19 @@ OUT = [
 def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, monkeypatch, capsys, error):
     monkeypatch.setattr(Hungry, "error", error)
     data = make_data()
-    images, labels = torch.tensor(data.train_images), torch.tensor(data.train_labels)
-    network, normalise = Hungry(9), Normalisation((0.5,), (0.25,), CPU)
-    found, _ = evaluate(network, images, labels, normalise, 64)
+    images = ResidentImages(torch.tensor(data.train_images))
+    given = images, torch.tensor(data.train_labels), Normalisation((0.5,), (0.25,), CPU), 64
+    network = Hungry(9)
+    found, _ = whole_evaluation(network, *given)
     assert "continues with 8 examples per step" in capsys.readouterr().err
     network.limit = 64
-    whole, batch_size = evaluate(network, images, labels, normalise, 64)
+    whole, batch_size = whole_evaluation(network, *given)
     assert batch_size == 64
     assert found[1] == whole[1]
     assert found[0].item() == pytest.approx(whole[0].item(), rel=1e-6)
     network.limit = 0
     with pytest.raises(UserError, match=r"training\.evaluation_batch_size"):
-        evaluate(network, images, labels, normalise, 64)
+        whole_evaluation(network, *given)
 
 
 def test_a_halved_evaluation_batch_is_kept_for_later_epochs(

@@ -22,6 +22,7 @@ from neural_collapse.data.images import (
     to_device,
 )
 from neural_collapse.training.loop import train
+from neural_collapse.training.losses import cross_entropy
 from neural_collapse.training.trainer import Trainer, evaluate
 
 CPU = torch.device("cpu")
@@ -178,15 +179,16 @@ class Cramped(nn.Module):
 def test_evaluation_goes_on_with_half_of_the_batch_where_memory_runs_out(mapped, capsys):
     labels = torch.arange(200) % 4
     normalise = Normalisation((0.5,) * 3, (0.25,) * 3, CPU)
-    whole = torch.from_numpy(np.array(mapped))
-    arguments = labels, normalise
-    expected, _ = evaluate(Cramped(), whole, *arguments, 20)
+    whole = ResidentImages(torch.from_numpy(np.array(mapped)))
     streamed = StreamedImages(mapped, CPU)
-    found, batch_size = evaluate(Cramped(), streamed, *arguments, 64)
+
+    def evaluated(images, batch_size, rows=range(200)):
+        arguments = labels, normalise, batch_size, rows, "float32", cross_entropy
+        return evaluate(Cramped(), images, *arguments)
+
+    expected, _ = evaluated(whole, 20)
+    found, batch_size = evaluated(streamed, 64)
     assert torch.equal(found, expected) and batch_size == 16
     assert capsys.readouterr().err.count("out of GPU memory") == 2
-    parts = [
-        evaluate(Cramped(), streamed, *arguments, 7, rows)[0]
-        for rows in (range(60), range(60, 60), range(60, 200))
-    ]
+    parts = [evaluated(streamed, 7, rows)[0] for rows in (range(60), range(60, 60), range(60, 200))]
     assert torch.allclose(sum(parts), expected, rtol=1e-12)

@@ -292,4 +292,4 @@ def judge_contrast(
         difference = claim.within - abs(difference)
     reason = f"{own.mean():.4g} against {theirs.mean():.4g} with {other}; noise: {allowed:.2g}"
     reason += _not_terminal(cell, others)
-    return row | {"holds": verdict_of(difference, noise), "reason": reason}
+    return row | {"holds": verdict_of(difference, allowed), "reason": reason}

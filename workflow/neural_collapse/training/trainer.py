@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.images import CPU_BATCH, Images, Normalisation, ResidentImages, place_images
+from ..data.images import CPU_BATCH, Images, Normalisation, place_images
 from ..data.prepared import PreparedDataset
 from ..io.errors import UserError
 from ..io.progress import say
@@ -23,7 +23,7 @@ from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.build import build_network
 from ..networks.folding import fold_batch_norms
 from .graphs import GraphedStep
-from .losses import Loss, cross_entropy, loss_of
+from .losses import Loss, loss_of
 from .optimisers import optimiser_of
 from .ranks import ALONE, Ranks
 from .recipe import TrainingRecipe
@@ -83,16 +83,16 @@ class _Logits(nn.Module):
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
-    images_u8: torch.Tensor | Images,
+    images: Images,
     labels: torch.Tensor,
     normalise: Normalisation,
     batch_size: int,
-    rows: range | None = None,
-    precision: str = "float32",
-    loss: Loss = cross_entropy,
+    rows: range,
+    precision: str,
+    loss: Loss,
 ) -> tuple[torch.Tensor, int]:
-    """(summed loss, wrong decisions) over a whole set in eval mode, as float64 on its device, and
-    the batch size with which it fits; over a part of the set where `rows` says so.
+    """(summed loss, wrong decisions) over these rows of a set in eval mode, as float64 on its
+    device, and the batch size with which it fits.
 
     Batch norms are folded. Where the device's memory runs out, the batch is halved. Losses are
     added up at the end, so that how the set is cut into batches does not decide how the sum is
@@ -100,8 +100,6 @@ def evaluate(
     """
     was_training = network.training
     folded = fold_batch_norms(network)
-    images = ResidentImages(images_u8) if isinstance(images_u8, torch.Tensor) else images_u8
-    rows = range(len(labels)) if rows is None else rows
     if labels.device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
     found = torch.zeros(2, len(labels), dtype=torch.float64, device=labels.device)
