@@ -72,34 +72,32 @@ _FITTINGS = frozenset({"stem", "pooled_size_px", "memory_efficient"})
 _RECIPE = TypeAdapter(NetworkRecipe)
 
 
-def resolve_network(spec: Mapping[str, Any], *, where: str = "") -> NetworkRecipe:
+def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
     """The recipe that a config entry means.
 
     Args:
         spec: ``{"name": "resnet18", "width": 8}``: a published network, every other key in place
             of its own; or, without ``name``, ``{"family": "resnet", ...}`` with all that the
             family needs.
-        where: the entry's place in the config, with which error sentences begin, if given.
 
     Raises:
         UserError: an unknown name, family or key (naming the valid ones and the nearest), or a
             value that the key cannot have.
     """
-    place = f"{where}: " if where else ""
     if not isinstance(spec, Mapping):
         raise UserError(
-            f"{place}the network is {spec!r}; write a mapping, for example {{name: resnet18}} or "
+            f"the network is {spec!r}; write a mapping, for example {{name: resnet18}} or "
             "{family: resnet, block: basic, blocks: [1, 1, 1, 1]}"
         )
     given = dict(spec)
     if "name" in given:
         name = given.pop("name")
         if not isinstance(name, str) or name not in NAMED:
-            raise UserError(f"{place}unknown network {name!r}{_choices(name, NAMED)}")
+            raise UserError(f"unknown network {name!r}{_choices(name, NAMED)}")
         base = NAMED[name]
         if given.get("family", base.family) != base.family:
             raise UserError(
-                f"{place}{name} is of the family {base.family!r}, not {given['family']!r}; "
+                f"{name} is of the family {base.family!r}, not {given['family']!r}; "
                 "remove the key 'family' or choose another name"
             )
         given = base.model_dump() | given
@@ -107,17 +105,17 @@ def resolve_network(spec: Mapping[str, Any], *, where: str = "") -> NetworkRecip
     elif "family" in given:
         family = given["family"]
         if not isinstance(family, str) or family not in FAMILIES:
-            raise UserError(f"{place}unknown family {family!r}{_choices(family, FAMILIES)}")
+            raise UserError(f"unknown family {family!r}{_choices(family, FAMILIES)}")
         title = f"the family {family!r}"
     else:
         raise UserError(
-            f"{place}the network has neither 'name' nor 'family'; add a name "
+            f"the network has neither 'name' nor 'family'; add a name "
             f"({', '.join(NAMED)}) or a family ({', '.join(FAMILIES)})"
         )
     try:
         return _RECIPE.validate_python(given)
     except ValidationError as error:
-        raise UserError(f"{place}{_sentence(error, given, title)}") from error
+        raise UserError(f"{_sentence(error, given, title)}") from error
 
 
 def label(recipe: NetworkRecipe) -> str:
