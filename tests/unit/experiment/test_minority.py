@@ -11,7 +11,6 @@ from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.collapse.moments import StoredMoments
 from neural_collapse.collapse.result import UndefinedStatisticWarning
 from neural_collapse.experiment.config import check_config, resolve_recipe
-from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.experiment.stages.collect import _predicted
 from neural_collapse.experiment.stages.measure import statistics_of
 from neural_collapse.training.closed_form import sum_of_rows_factors
@@ -74,7 +73,6 @@ def test_a_classifier_of_zeros_has_no_cosine_of_its_minority(stored):
 
 def predicted(tmp_path, recipe, **facts):
     """NC0's prediction of a run that was measured before training and at the last epoch."""
-    write_recipe(recipe, tmp_path / "recipe.json")
     run = {
         "dataset": "digits",
         "architecture": "vgg",
@@ -93,9 +91,8 @@ def predicted(tmp_path, recipe, **facts):
     (tmp_path / "run.json").write_text(json.dumps(run))
     key = {"dataset": "digits", "architecture": "vgg", "seed": 0, "split": "train"}
     values = {"epoch": [0, 2], "statistic": "nc0_sum_of_rows", "value": [2.0, 1.0]}
-    table = _predicted(
-        [tmp_path / "run.json"], [tmp_path / "recipe.json"], pd.DataFrame(values | key)
-    )
+    cells = {("digits", "vgg"): recipe}
+    table = _predicted([tmp_path / "run.json"], cells, pd.DataFrame(values | key))
     return table[table["statistic"] == "nc0_predicted"].set_index("epoch")["value"].to_dict()
 
 

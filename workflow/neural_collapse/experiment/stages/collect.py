@@ -11,6 +11,9 @@ from ...io.errors import UserError
 from ...results.run_facts import DECIDES_TRAINING, read_run, recipe_of
 from ..recipe import Recipe, read_recipe
 
+Cells = dict[tuple[str, str], Recipe]
+"""Recipes by (dataset, architecture)."""
+
 
 def _recipe_text(run: dict[str, Any], recipe: Recipe) -> str:
     """What a run was trained with, as it says itself, and what it was then measured with."""
@@ -43,8 +46,9 @@ def collect_tables(
 
     curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
     measured = concat_files([*statistics, *robustness], "measurements")
-    frame = _runs_frame(runs, recipes, curves, labels)
-    predicted = _predicted(runs, recipes, measured)
+    cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
+    frame = _runs_frame(runs, cells, curves, labels)
+    predicted = _predicted(runs, cells, measured)
     tables = {
         "measurements": [curves, measured, predicted],
         "runs": [frame],
@@ -60,14 +64,13 @@ def collect_tables(
         write_table(concat_tables(parts, name), output_folder / f"{name}.parquet", name)
 
 
-def _predicted(runs: Sequence[Path], recipes: Sequence[Path], measured):
+def _predicted(runs: Sequence[Path], cells: Cells, measured):
     """NC0 of every measured epoch as the closed form has it, where there is one, and its error."""
     import pandas as pd
 
     from ...results.tables import RUN_KEY
     from ...training.closed_form import sum_of_rows_factors
 
-    cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
     found = measured[(measured["statistic"] == "nc0_sum_of_rows") & (measured["split"] == "train")]
     frames = []
     for run in map(read_run, runs):
@@ -87,13 +90,12 @@ def _predicted(runs: Sequence[Path], recipes: Sequence[Path], measured):
     return pd.concat(frames, ignore_index=True) if frames else found.iloc[:0]
 
 
-def _runs_frame(runs: Sequence[Path], recipes: Sequence[Path], curves, labels: dict[str, str]):
+def _runs_frame(runs: Sequence[Path], cells: Cells, curves, labels: dict[str, str]):
     """The table `runs`: what each run said of itself, its titles, and its terminal phase."""
     import pandas as pd
 
     from ...results.tables import OWN, RUN_KEY, SCHEMAS, terminal_phase_epoch
 
-    cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
     rows = []
     for path in runs:
         run = read_run(path)
