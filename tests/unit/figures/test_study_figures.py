@@ -15,6 +15,7 @@ from neural_collapse.figures.study_captions import (
     outliers_caption,
     transfer_caption,
 )
+from neural_collapse.results.layout import Layout
 from neural_collapse.results.studies import (
     MINORITY_ACCURACY,
     MINORITY_COSINE,
@@ -79,7 +80,7 @@ def test_optimisers_are_lines_over_weight_decay_with_the_predicted_values():
     )
     (legend,) = figure.legends[:1]
     assert [text.get_text() for text in legend.get_texts()] == ["SGD", "Adam", "predicted"]
-    assert "SGD, Adam" in optimisers_caption(*tables)
+    assert "SGD, Adam" in optimisers_caption(*tables, Layout.of(tables[1]))
 
 
 def test_losses_are_lines_over_epochs_and_the_mse_shows_its_parts():
@@ -137,7 +138,7 @@ def test_imbalance_is_lines_over_the_ratio_and_marks_what_is_oversampled():
         {name: [[1, -0.1], [10, 0.6]], f"{name}, oversampled": [[10, 0.2]]},
         {name: [[1, 0.9], [10, 0.3]], f"{name}, oversampled": [[10, 0.5]]},
     ]
-    assert "Fang, He, Long and Su" in imbalance_caption(*tables)
+    assert "Fang, He, Long and Su" in imbalance_caption(*tables, Layout.of(tables[1]))
 
 
 def test_the_caption_of_imbalance_counts_the_seeds_of_one_recipe():
@@ -146,9 +147,9 @@ def test_the_caption_of_imbalance_counts_the_seeds_of_one_recipe():
     }
     values = {(MINORITY_COSINE, "train"): [0, 0.5]}
     tables = table({name: ({"weight_decay": 5e-4}, values) for name in data}, data)
-    assert "seeds" not in imbalance_caption(*tables)
+    assert "seeds" not in imbalance_caption(*tables, Layout.of(tables[1]))
     both = [pd.concat([of, of[of["architecture"] == "b"].assign(seed=1)]) for of in tables]
-    assert "Means over 2 seeds" in imbalance_caption(*both)
+    assert "Means over 2 seeds" in imbalance_caption(*both, Layout.of(both[1]))
 
 
 def test_imbalance_without_its_statistics_says_so():
@@ -202,10 +203,10 @@ def test_captions_of_another_dataset_say_the_correlation_with_collapse():
     tables = other_tables()
     auroc = np.corrcoef(-np.log([3, 1, 0.5]), [0.6, 0.7, 0.9])[0, 1]
     said = f"MNIST × A: NECO {auroc:.2f} to {auroc:.2f}. "
-    assert said in outliers_caption(*tables)
+    assert said in outliers_caption(*tables, Layout.of(tables[1]))
     ncc = np.corrcoef(-np.log([3, 1, 0.5]), [0.6, 0.5, 0.3])[0, 1]
     said = f"MNIST × A: nearest centre {ncc:.2f} to {ncc:.2f}. ".replace("-", "−")
-    assert said in transfer_caption(*tables)
+    assert said in transfer_caption(*tables, Layout.of(tables[1]))
 
 
 def test_figures_of_another_dataset_are_blank_where_none_was_measured():
@@ -214,4 +215,5 @@ def test_figures_of_another_dataset_are_blank_where_none_was_measured():
         assert {text.get_text() for ax in draw(*tables).axes for text in ax.texts} == {
             "not measured"
         }
-        assert caption(*tables).startswith("No run has measured another dataset yet")
+        said = caption(*tables, Layout.of(tables[1]))
+        assert said.startswith("No run has measured another dataset yet")

@@ -119,8 +119,9 @@ def test_runs_without_layers_have_no_such_claim():
     measurements, runs = tables((run("a", layers=[]), rows))
     assert verdicts(measurements, runs) == {}
     assert "law of data separation" not in render_claims(check_claims(measurements, runs))
-    assert layer_curves(measurements, runs, Layout.of(runs)) == []
-    assert separation_caption(measurements, runs).startswith("No run measured three layers or more")
+    layout = Layout.of(runs)
+    assert layer_curves(measurements, runs, layout) == []
+    assert separation_caption(measurements, runs, layout).startswith("No run measured three layers")
 
 
 def test_curves_follow_the_recipes_order_of_layers_not_that_of_their_names():
@@ -156,7 +157,7 @@ def test_figure_has_a_column_a_depth_a_row_a_kind_and_the_line_after_training():
     assert [t.get_text() for t in panels[1].texts] == ["ρ = 0.50\nr = −1.000"]
     assert not any(line.get_gid() == "law" for line in panels[2].lines)
     assert "no line" in panels[2].texts[0].get_text()
-    caption = separation_caption(measurements, runs)
+    caption = separation_caption(measurements, runs, Layout.of(runs))
     assert "He and Su" in caption and "blue: after 9" in caption
 
 

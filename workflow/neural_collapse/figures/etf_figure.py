@@ -28,7 +28,6 @@ def etf(measurements, runs, layout, look) -> Figure:
             lines = [(own | every, (dataset, name), *shown) for name, own in looks.items()]
             draw_lines(ax, measurements, lines)
     handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 4))
+    style.legend_above(figure, handles, columns=4)
     style.label_below(figure, "Epoch")
     return figure

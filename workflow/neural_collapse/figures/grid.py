@@ -230,8 +230,7 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
     if any(terminal_phase(runs, *cell).reached for cell in layout.cells()):
         handles.append(Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE))
     handles += style.origin_handles(origins_of(measurements))
-    if handles:
-        style.legend_above(figure, handles)
+    style.legend_above(figure, handles)
 
 
 def _figure(number: int):

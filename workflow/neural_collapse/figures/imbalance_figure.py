@@ -39,8 +39,7 @@ def imbalance(measurements, runs, layout, look) -> Figure:
             _draw(ax, {key: table[statistic] for key, table in own.items()}, looks)
     used = [key for key in looks if any(key == of[1:] for of in found)]
     handles = [Line2D([], [], label=_label(*key), **looks[key]) for key in used]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    style.legend_above(figure, handles, columns=2)
     style.label_below(figure, "Ratio of majority to minority images")
     return figure
 

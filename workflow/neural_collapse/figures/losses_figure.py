@@ -39,8 +39,7 @@ def losses(measurements, runs, layout, look) -> Figure:
         panels[5].set_title(f"{prefix}Parts of the MSE")
         _draw_parts(panels[5], measurements, dataset, list(looks))
     handles = [Line2D([], [], label=label, **looks[n]) for n, label in layout.architectures]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+    style.legend_above(figure, handles, columns=6)
     style.label_below(figure, "Epoch")
     return figure
 

@@ -59,8 +59,7 @@ def optimisers(measurements, runs, layout, look) -> Figure:
     handles = [Line2D([], [], label=OPTIMISERS[name], **_look(name)) for name in names]
     if any(table[NC0_PREDICTED].notna().any() for table in found.values()):
         handles.append(Line2D([], [], label="predicted", **_PREDICTED))
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    style.legend_above(figure, handles, columns=5)
     style.label_below(figure, "Weight decay")
     return figure
 

@@ -74,7 +74,7 @@ def overview(measurements, runs, layout, look) -> Figure:
         Line2D([], [], label="classifiers; test error", **style.CLASSIFIERS),
         Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    style.legend_above(figure, handles, columns=3)
     style.label_below(figure, "Epoch", size_sentence(runs, layout))
     return figure
 

@@ -58,7 +58,7 @@ def separation(measurements, runs, layout, look) -> Figure:
     figure.supylabel("Separation fuzziness D", fontsize=7)
     handles = [Line2D([], [], linewidth=0.6, label=f"{n} training", **k) for n, k in _TIMES]
     handles.append(Line2D([], [], label="line after training", **_LINE))
-    figure.legend(handles=handles, loc="outside upper center", ncols=2 if width < 4 else 4)
+    style.legend_above(figure, handles, columns=2 if width < 4 else 4)
     style.label_below(figure, "Layer l (0: the images)")
     return figure
 

@@ -331,9 +331,8 @@ def overview_caption(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Lay
 SEPARATION_TITLE = "Law of data separation: fuzziness falls geometrically from layer to layer"
 
 
-def separation_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
+def separation_caption(measurements, runs, layout: Layout, *_) -> str:
     """What the figure of the law of data separation shows."""
-    layout = layout or Layout.of(runs)
     panels = layer_curves(measurements, runs, layout)
     if not panels:
         return "No run measured three layers or more (measurement.layers): there is no line."

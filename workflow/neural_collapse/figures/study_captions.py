@@ -63,9 +63,9 @@ def _seeds(runs: pd.DataFrame) -> int:
     return int(runs.groupby(["dataset", "architecture"])["seed"].nunique().max())
 
 
-def imbalance_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
+def imbalance_caption(measurements, runs, layout: Layout, *_) -> str:
     """Of the figure of imbalance."""
-    found = by_ratio(measurements, runs, layout or Layout.of(runs))
+    found = by_ratio(measurements, runs, layout)
     if not found:
         return "No run trained on unequal classes (data.imbalance): there is no ratio to draw."
     seeds = max(int(table.xs("count", axis=1, level=1).max().max()) for table in found.values())
@@ -94,9 +94,9 @@ def etf_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     )
 
 
-def optimisers_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
+def optimisers_caption(measurements, runs, layout: Layout, *_) -> str:
     """Of the figure of optimisers."""
-    found = by_weight_decay(measurements, runs, layout or Layout.of(runs))
+    found = by_weight_decay(measurements, runs, layout)
     if not found:
         return "No run has been measured yet."
     names = ", ".join(OPTIMISERS[name] for name in dict.fromkeys(name for _, name in found))
@@ -130,7 +130,7 @@ def losses_caption(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
     )
 
 
-def outliers_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
+def outliers_caption(measurements, runs, layout: Layout, *_) -> str:
     """Of the figure of outliers."""
     return _other_caption(
         "Detection of another dataset's test images as outliers by four scores: area under the "
@@ -143,7 +143,7 @@ def outliers_caption(measurements, runs, layout: Layout | None = None, *_) -> st
     )
 
 
-def transfer_caption(measurements, runs, layout: Layout | None = None, *_) -> str:
+def transfer_caption(measurements, runs, layout: Layout, *_) -> str:
     """Of the figure of transfer."""
     return _other_caption(
         "NC1 of the train set and of the test set, each with its own class means; accuracy on the "
@@ -164,9 +164,8 @@ def _other_caption(
     source: str,
     measurements: pd.DataFrame,
     runs: pd.DataFrame,
-    layout: Layout | None,
+    layout: Layout,
 ) -> str:
-    layout = layout or Layout.of(runs)
     cells = measured_other(runs, layout)
     if not cells:
         return (

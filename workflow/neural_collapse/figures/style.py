@@ -223,11 +223,12 @@ def label_rows(axes: np.ndarray, layout: Layout) -> None:
         ax.set_ylabel(label, fontweight="bold", labelpad=3)
 
 
-def legend_above(figure: Figure, handles: list[Line2D]) -> None:
-    """A legend in one line; one column of text takes three entries a line."""
-    wide = figure.get_figwidth() > ONE_COLUMN_IN
-    columns = len(handles) if wide else min(len(handles), 3)
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+def legend_above(figure: Figure, handles: list[Line2D], columns: int | None = None) -> None:
+    """A legend, if it has entries: by default in one line, on one column of text three a line."""
+    if columns is None:
+        columns = len(handles) if figure.get_figwidth() > ONE_COLUMN_IN else 3
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def save(figure: Figure, paths: Sequence[str | Path]) -> None:
