@@ -326,6 +326,3 @@ def download_dataset(
     source = {"dataset": name, "kind": None, "folder": None, "package": None} | source
     write_text_atomically(folder / SOURCE_FILE, json.dumps(source, indent=2) + "\n")
     return source
-
-
-__all__ = ["SOURCE_FILE", "DownloadSettings", "download_dataset", "verify_file"]

@@ -300,6 +300,3 @@ def index_ilsvrc(folder: str | Path) -> ImageIndex:
     number = {wnid: label for label, wnid in enumerate(train)}
     test_labels = np.array([number[wnid] for wnid in wnids], np.int64)
     return ImageIndex(*_flat(train), images, test_labels, tuple(train))
-
-
-__all__ = ["ImageIndex", "ImageRef", "decode_image", "index_ilsvrc", "index_image_folder"]

@@ -204,6 +204,3 @@ def read_npz(path: str | Path) -> Arrays:
     if arrays.train_images.shape[1:] != arrays.test_images.shape[1:]:
         raise UserError(f"{path}: its train and test images differ in shape")
     return arrays
-
-
-__all__ = ["Arrays", "read_cifar", "read_idx", "read_mnist", "read_npz", "read_stl10", "read_svhn"]

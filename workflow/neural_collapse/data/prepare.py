@@ -406,6 +406,3 @@ def _card(
         "arrays_sha256": hashes,
         "data_hash": data_hash(hashes, prepared.mean, prepared.std),
     }
-
-
-__all__ = ["ARRAY_FILES", "CARD_FILE", "balanced_subset", "data_hash", "prepare_dataset"]
