@@ -179,11 +179,6 @@ def save_moments(
     """
     from ..io.tensors import write_tensors  # safetensors, which measuring does not need
 
-    for key, value in metadata.items():
-        if not (isinstance(key, str) and isinstance(value, str)) or key in ("format", _LAYERS):
-            raise ValueError(
-                f"metadata maps str to str, without the keys 'format' and {_LAYERS!r}: {key!r}"
-            )
     if train.weight is None:
         raise ValueError("moments without a last layer are not stored")
     tensors = {name: getattr(train, name) for name in _SHARED}

@@ -117,18 +117,6 @@ class Training:
         always = epoch in (0, self.recipe.training.epochs)
         return always or self.evaluated_epochs is None or epoch in self.evaluated_epochs
 
-    @property
-    def fingerprint(self) -> str:
-        """What a resume state of it must agree on."""
-        return training_fingerprint(
-            self.recipe,
-            self.data.data_hash,
-            self.learning_rate,
-            self.seed,
-            self.checkpoint_epochs,
-            self.evaluated_epochs,
-        )
-
 
 def train(
     recipe: Recipe,
@@ -173,11 +161,15 @@ def _train_in_rank(ranks: Ranks, device: torch.device, training: Training) -> tu
 def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[History, nn.Module]:
     """What :func:`train` does, in one of its processes. Only the first one touches files."""
     label, last = training.label, training.recipe.training.epochs
-    own = (
-        StateFolder(training.state_root, training.fingerprint, device)
-        if ranks.first
-        else contextlib.nullcontext()
+    key = training_fingerprint(
+        training.recipe,
+        training.data.data_hash,
+        training.learning_rate,
+        training.seed,
+        training.checkpoint_epochs,
+        training.evaluated_epochs,
     )
+    own = StateFolder(training.state_root, key, device) if ranks.first else contextlib.nullcontext()
     interval, written = state_interval_seconds(), monotonic()
     events = Events(training.tensorboard_folder if ranks.first else None)
     with own as folder, BackgroundWriter() as writer, events:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Collection
 from fractions import Fraction
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..io.model import Model
 from ..io.text import shown
-from .schedule import learning_rate_at, learning_rate_name, milestone_epochs
+from .schedule import learning_rate_name
 
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
 _READ_BY_LOSS = {"smoothing": "label_smoothing", "focal_gamma": "focal", "mse_reduction": "mse"}
@@ -145,8 +146,12 @@ class TrainingRecipe(Model):
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """As :func:`milestone_epochs` has them."""
-        return milestone_epochs(self.epochs, self.learning_rate_milestones)
+        """The epochs after which the learning rate falls: (116, 233) of 350 and ("1/3", "2/3").
+
+        One that is rounded down to 0, of a training of one or two epochs, is left out.
+        """
+        rounded = [math.floor(self.epochs * Fraction(f)) for f in self.learning_rate_milestones]
+        return tuple(epoch for epoch in rounded if epoch > 0)
 
     def steps(self, examples: int) -> int:
         """Steps of an epoch over `examples` train examples."""
@@ -164,7 +169,7 @@ class TrainingRecipe(Model):
 
     def learning_rate_at(self, initial: float, epoch: int) -> float:
         """The learning rate during `epoch` (the first is 1) of a run that began with `initial`."""
-        return learning_rate_at(initial, epoch, self.milestones, self.learning_rate_factor)
+        return initial * self.learning_rate_factor ** sum(epoch > m for m in self.milestones)
 
 
 class SweepRecipe(Model):

@@ -1,10 +1,6 @@
-"""The evaluated epochs, and the learning rate of each epoch: pure functions."""
+"""The evaluated epochs and the names of learning rates: pure functions."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
 
 SWEEP_EVALUATIONS = 50
 """How often a candidate of the sweep is evaluated: its last epoch decides, and a curve needs no
@@ -14,20 +10,6 @@ more. Not the measured epochs, whose change must not train the sweep again."""
 def learning_rate_name(rate: float) -> str:
     """How a learning rate is written in paths and tables: five significant digits."""
     return f"{rate:.5g}"
-
-
-def milestone_epochs(epochs: int, fractions: Iterable[str]) -> tuple[int, ...]:
-    """The epochs after which the learning rate falls: (116, 233) of 350 and ("1/3", "2/3").
-
-    One that is rounded down to 0, of a training of one or two epochs, is left out.
-    """
-    rounded = (math.floor(epochs * Fraction(fraction)) for fraction in fractions)
-    return tuple(epoch for epoch in rounded if epoch > 0)
-
-
-def learning_rate_at(initial: float, epoch: int, milestones: Sequence[int], factor: float) -> float:
-    """The learning rate during `epoch` (the first is 1) of a run that began with `initial`."""
-    return initial * factor ** sum(epoch > milestone for milestone in milestones)
 
 
 def spaced_epochs(last: int, count: int) -> tuple[int, ...]:
