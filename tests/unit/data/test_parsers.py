@@ -197,10 +197,8 @@ def test_npz_each_layout_is_read_channels_first(shape, axes, tmp_path):
     ("change", "reason"),
     [
         ({"train_images": np.zeros((12, 8, 8))}, "float64, not uint8"),
-        ({"train_images": np.zeros((12, 8, 8), np.uint16)}, "uint16, not uint8"),
         ({"train_images": np.zeros((12, 8, 8, 4), np.uint8)}, "1 or 3 channels"),
         ({"train_images": np.zeros((12, 3, 3, 3), np.uint8)}, "1 or 3 channels"),
-        ({"train_images": np.zeros((12, 1, 1, 8, 8), np.uint8)}, "1 or 3 channels"),
         ({"train_labels": np.zeros(5, np.int64)}, "5 labels for 12 images"),
         ({"train_labels": np.zeros(12)}, "integer"),
         ({"train_labels": np.array([None] * 12)}, "Object arrays"),

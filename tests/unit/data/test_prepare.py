@@ -118,17 +118,6 @@ def test_prepare_same_recipe_gives_the_same_bytes(raw, tmp_path):
     assert cards[0]["subset_sha256"]["train"] != other["subset_sha256"]["train"]
 
 
-@pytest.mark.parametrize(("name", "size"), [("digits", 8), ("mnist_subset", 14)])
-def test_prepare_embedded_dataset_has_its_published_sizes(name, size, tmp_path):
-    download_dataset(name, tmp_path / "raw")
-    recipe = DataRecipe(average_pooling=2 if name == "mnist_subset" else 1)
-    prepare_dataset(name, tmp_path / "raw", tmp_path / "out", recipe)
-    data = PreparedDataset.open(tmp_path / "out")
-    assert data.train_images.shape == (DATASETS[name].train_examples, 1, size, size)
-    assert data.test_images.shape == (DATASETS[name].test_examples, 1, size, size)
-    assert len(set(np.bincount(data.train_labels))) == 1
-
-
 # --------------------------------------------------------------------------- image files
 
 
@@ -418,23 +407,17 @@ def truncate(name):
     ("corrupt", "file"),
     [
         (truncate("train_images.npy"), "train_images.npy"),
-        (truncate("test_labels.npy"), "test_labels.npy"),
-        (lambda f: (f / "test_images.npy").write_bytes(b""), "test_images.npy"),
         (lambda f: (f / "test_images.npy").unlink(), "test_images.npy"),
         (lambda f: (f / "card.json").unlink(), "card.json"),
         (lambda f: (f / "card.json").write_text("{"), "card.json"),
         (lambda f: np.save(f / "test_images.npy", np.zeros((30, 1, 28, 28))), "test_images.npy"),
-        (lambda f: np.save(f / "test_images.npy", np.array([None])), "test_images.npy"),
         (change_labels(lambda x: np.where(x == 9, 10, x)), "train_labels.npy.*0 to 9"),
-        (change_labels(lambda x: np.where(x == 9, -1, x)), "train_labels.npy.*0 to 9"),
         (change_labels(lambda x: np.where(x == 4, 5, x)), "train_labels.npy.*counts"),
-        (change_labels(lambda x: np.r_[x[1:], x[:1] * 0 + 1]), "train_labels.npy.*counts"),
         (change_labels(lambda x: x[:-1]), "train_images.npy.*shape"),
         (change_labels(lambda x: x.astype(np.int32)), "train_labels.npy.*int32"),
         (change_card(lambda c: c.pop("mean")), "card.json.*mean"),
         (change_card(lambda c: c.update(std=[0.0])), "card.json.*std"),
         (change_card(lambda c: c.update(channels=3)), "card.json"),
-        (change_card(lambda c: c.update(image_size_px=32)), "train_images.npy.*shape"),
         (change_card(lambda c: c.update(class_names=["a"])), "card.json.*class_names"),
     ],
 )
@@ -580,16 +563,6 @@ def test_real_mnist_has_the_pinned_hash(real_data, tmp_path):
     assert data.data_hash == "751e17fb9330b57b4e89bdd8e94e125c8beae646f2b8f63347bbd231df9eeb27"
     # The numbers of the authors' notebook.
     assert round(data.mean[0], 4) == 0.1307 and round(data.std[0], 4) == 0.3081
-
-
-def test_real_fashion_mnist_has_its_mean_and_std(real_data, tmp_path):
-    download_dataset("fashion_mnist", tmp_path / "raw", mirror=str(real_data))
-    card = prepare_dataset(
-        "fashion_mnist", tmp_path / "raw", tmp_path / "out", DataRecipe(examples_per_class=6000)
-    )
-    assert card["counts"]["train"] == {"published": [6000] * 10, "kept": [6000] * 10}
-    data = PreparedDataset.open(tmp_path / "out")
-    assert round(data.mean[0], 4) == 0.2860 and round(data.std[0], 4) == 0.3530
 
 
 # --------------------------------------------------------------------------- smaller images

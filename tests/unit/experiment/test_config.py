@@ -233,10 +233,8 @@ MINORITY = {"ratio": 10, "minority_classes": [7, 8]}
 # What is wrong (keys with dots lead deeper), and words that the sentence must hold.
 BAD_VALUES = [
     ({"recipy": {}}, ["unknown key 'recipy'", "did you mean 'recipe'"]),
-    ({"recipe.trainning": {}}, ["'recipe.trainning'", "did you mean 'training'"]),
     ({"recipe.training.epoch": 3}, ["'recipe.training.epoch'", "did you mean 'epochs'"]),
     ({"recipe.sweep.together": 2}, ["sweep.together", "no longer exists", "gpu_slots", "remove"]),
-    ({"recipe.sweep.halving_epochs": [2]}, ["sweep.halving_epochs", "no longer exists"]),
     (
         {"overrides": [{"recipe": {"sweep": {"together_as": "fastest"}}}]},
         ["overrides.0.recipe.sweep.together_as", "no longer exists"],
@@ -245,12 +243,6 @@ BAD_VALUES = [
         {"recipe.data.imbalance": MINORITY | {"ratio": 1000}},
         ["digits x resnet: data.imbalance.ratio: 1000", "class 7 without images; lower"],
     ),
-    (
-        {"recipe.data": {"imbalance": MINORITY | {"ratio": 101}, "examples_per_class": 50}},
-        ["data.imbalance.ratio: 101 leaves class 7 without images"],
-    ),
-    ({"recipe.data.imbalance": MINORITY | {"ratio": 0.5}}, ["data.imbalance.ratio", "1", "0.5"]),
-    ({"recipe.data.imbalance": {"ratio": 2}}, ["data.imbalance.minority_classes", "missing"]),
     (
         {"recipe.data.imbalance": MINORITY | {"minority_classes": [3, 10]}},
         ["data.imbalance.minority_classes", "no class 10", "0 to 9"],
@@ -263,19 +255,13 @@ BAD_VALUES = [
         {"recipe.data.imbalance": MINORITY | {"minority_classes": [2, 2]}},
         ["data.imbalance.minority_classes", "class 2 is given twice"],
     ),
-    ({"recipe.data.imbalance": MINORITY | {"minority_classes": []}}, ["not be empty"]),
-    ({"recipe.data.imbalance": MINORITY | {"kind": "stairs"}}, ["imbalance.kind", "'step'"]),
-    ({"recipe.data.imbalance": MINORITY | {"oversample": True}}, ["imbalance.oversample"]),
     (
         {"recipe.data.imbalance": MINORITY, "recipe.data.examples_per_class": 141},
         ["data.examples_per_class: is 141, but digits has at most 140 train images of any class"],
     ),
     ({"recipe.data.random_labels": 1}, ["data.random_labels: is 1", "set sweep.learning_rate"]),
-    ({"recipe.data.random_labels": 1.5}, ["data.random_labels", "less than or equal to 1"]),
-    ({"recipe.data.random_labels": -0.1}, ["data.random_labels", "greater than or equal to 0"]),
     ({"recipe.network.classifier": "fixed"}, ["'classifier' is 'fixed'", "'learned' or 'etf'"]),
     ({"recipe.network.widht": 2}, ["digits x resnet", "widht", "did you mean 'width'"]),
-    ({"figures": {"format": ["png"]}}, ["'figures.format'", "did you mean 'formats'"]),
     ({"überschrift": 1}, ["unknown key 'überschrift'"]),
     ({"overrides": [{"dataset": ["digits"], "recipe": {}}]}, ["overrides.0.dataset", "datasets"]),
     (
@@ -283,9 +269,7 @@ BAD_VALUES = [
         ["overrides.0.recipe.training.momentun", "did you mean 'momentum'"],
     ),
     ({"overrides": [{"datasets": ["digits"]}]}, ["overrides.0.recipe", "missing"]),
-    ({"overrides": [{"datasets": [], "recipe": {}}]}, ["overrides.0.datasets", "empty"]),
     ({"overrides": [{"datasets": ["digitz"], "recipe": {}}]}, ["digitz", "'digits'"]),
-    ({"overrides": [{"architectures": ["resnets"], "recipe": {}}]}, ["'resnet'"]),
     ({"overrides": [3]}, ["overrides.0", "keys and values"]),
     ({"datasets": ["mnits"]}, ["datasets", "'mnits'", "did you mean 'mnist'"]),
     ({"datasets": ["数字"]}, ["unknown dataset '数字'", "known:"]),
@@ -302,7 +286,6 @@ BAD_VALUES = [
     ({"experiment": "a/b"}, ["experiment", "'a/b'"]),
     ({"experiment": "a" * 400}, ["experiment", "64 characters"]),
     ({"custom_architectures": {"a" * 400: {"label": "x"}}}, ["custom_architectures.aaa", "64"]),
-    ({"experiment": True}, ["experiment", "true or false"]),
     ({"results_folder": ""}, ["results_folder", "empty"]),
     ({"results_folder": "out/{dataset}"}, ["results_folder", "{"]),
     ({"results_folder": "/dev/null"}, ["results_folder", "/dev/null is a file"]),
@@ -311,34 +294,16 @@ BAD_VALUES = [
     ({"results_folder": "a\0b"}, ["results_folder", "not text"]),
     ({"mirror": "  "}, ["mirror", "empty"]),
     ({"recipe": None}, ["recipe", "keys and values"]),
-    ({"recipe.training.epochs": 0}, ["recipe.training.epochs", "0"]),
     ({"recipe.measurement.epochs": [0, 6]}, ["measurement.epochs.0: must be greater", "(it is 0)"]),
     ({"recipe.measurement.epochs": [6, "a"]}, ["measurement.epochs.1: must be a whole", "'a'"]),
-    ({"recipe.training.epochs": True}, ["recipe.training.epochs", "true or false"]),
     ({"recipe.training.epochs": "many"}, ["recipe.training.epochs", "whole number", "'many'"]),
-    ({"recipe.training.epochs": 10**9}, ["recipe.training.epochs", "1000000"]),
     ({"recipe.training.epochs": 10**30}, ["recipe.training.epochs", "too large"]),
-    ({"recipe.training.batch_size": 1}, ["recipe.training.batch_size"]),
-    ({"recipe.training.momentum": 1.0}, ["recipe.training.momentum", "less than 1"]),
-    (
-        {"recipe.training.optimizer": {"name": "sdg"}},
-        ["training.optimizer.name", "'sgd', 'sgdw', 'adam' or 'adamw'", "'sdg'"],
-    ),
     (
         {"recipe.training.optimizer": {"name": "adam", "betas": [0.9, 1.0]}},
         ["training.optimizer.betas.1", "less than 1", "1.0"],
     ),
-    ({"recipe.training.optimizer": {"betas": [0.9]}}, ["training.optimizer.betas"]),
     ({"recipe.training.weight_decay": math.inf}, ["recipe.training.weight_decay", "finite"]),
-    ({"recipe.training.precision": "float16"}, ["recipe.training.precision", "'bfloat16'"]),
     ({"recipe.training.deterministic": "perhaps"}, ["deterministic", "true or false"]),
-    (
-        {"recipe.training.loss": "hinge"},
-        ["recipe.training.loss", "'cross_entropy', 'mse', 'label_smoothing' or 'focal'", "'hinge'"],
-    ),
-    ({"recipe.training.focal_gamma": -0.5}, ["recipe.training.focal_gamma", "equal to 0", "-0.5"]),
-    ({"recipe.training.smoothing": 1.0}, ["recipe.training.smoothing", "less than 1", "1.0"]),
-    ({"recipe.training.mse_reduction": "sum"}, ["mse_reduction", "'mean' or 'half_sum'", "'sum'"]),
     (
         {
             "recipe.training": {"loss": "mse", "batch_size": 599, "keep_incomplete_batch": True},
@@ -350,7 +315,6 @@ BAD_VALUES = [
         {"recipe.training": {"compile": True, "precision": "tf32"}},
         ["torch.compile does not work with precision: tf32", "leave one of them out"],
     ),
-    ({"recipe.training.threads": 10**6}, ["recipe.training.threads"]),
     ({"recipe.training.learning_rate_milestones": 0.5}, ["milestones", "list of fractions"]),
     ({"recipe.training.learning_rate_milestones": ["1/3", "1/3"]}, ["rising order"]),
     (
@@ -361,21 +325,15 @@ BAD_VALUES = [
     ({"recipe.training.learning_rate_milestones": ["1/0"]}, ["'1/0' is not a fraction"]),
     ({"recipe.training.learning_rate_milestones": ["half"]}, ["'half' is not a fraction"]),
     ({"recipe.training.learning_rate_milestones": ["1e999999999"]}, ["is not a fraction"]),
-    ({"recipe.training.learning_rate_milestones": [f"1/{LONG}"]}, ["is not a fraction"]),
     (
         {"recipe.sweep": {"learning_rate_min": 0.3, "learning_rate_max": 0.1}},
         ["digits x resnet", "learning_rate_min (0.3) is above learning_rate_max (0.1)"],
     ),
-    ({"recipe.sweep.learning_rate_min": 0}, ["recipe.sweep.learning_rate_min", "greater than 0"]),
     (
         {"recipe.sweep": {"learning_rate_min": 0.1, "learning_rate_max": 0.1}},
         ["learning_rate_min equals learning_rate_max"],
     ),
-    ({"recipe.sweep.count": 10**6}, ["recipe.sweep.count", "1000"]),
     ({"recipe.sweep.additional_learning_rates": [0.25]}, ["0.25 is given twice"]),
-    ({"recipe.sweep.learning_rate": 1e300}, ["recipe.sweep.learning_rate", "1000000"]),
-    ({"recipe.network.width": 10**9}, ["network", "width"]),
-    ({"recipe.network.blocks": [10**6]}, ["network", "blocks"]),
     # More than the dataset has: 1400 and 397 images, at least 140 and 34 a class.
     ({"recipe.training.batch_size": 1401}, ["training.batch_size", "1401", "1400", "lower it"]),
     (
@@ -395,13 +353,10 @@ BAD_VALUES = [
     ({"recipe.measurement.activation_epochs": [15]}, ["activation_epochs", "epoch 15"]),
     ({"recipe.measurement.activation_classes": [1, 1, 2]}, ["activation_classes", "different"]),
     ({"recipe.measurement.activation_classes": [0, 1, 10]}, ["activation_classes", "0 to 9"]),
-    ({"recipe.measurement.terminal_phase_accuracy": 99.9}, ["terminal_phase_accuracy", "99.9"]),
-    ({"recipe.data.average_pooling": 3}, ["recipe.data.average_pooling", "1, 2 or 4"]),
     ({"figures.names": ["seperation"]}, ["figures.names", "did you mean 'separation'"]),
     ({"figures.names": ["sweep", "sweep"]}, ["figures.names", "'sweep' is given twice"]),
     ({"recipe.measurement.layers": ["a", "a"]}, ["measurement.layers", "'a' is given twice"]),
     ({"recipe.measurement.layers": ["a@b"]}, ["measurement.layers", "'a@b'", "@"]),
-    ({"recipe.measurement.batch_norm_examples": 1}, ["batch_norm_examples", "greater than"]),
     ({"recipe.measurement.other_dataset": "digits"}, ["other_dataset: digits is the cell's own"]),
     ({"recipe.measurement.other_dataset": "mnits"}, ["other_dataset", "did you mean 'mnist'"]),
     ({"recipe.measurement.other_dataset": "x"}, ["unknown dataset 'x'", "known: mnist, fashion"]),
@@ -427,10 +382,7 @@ BAD_VALUES = [
     ),
     ({"custom_datasets": {"own": {"label": "x"}}}, ["custom_datasets.own.path", "missing"]),
     ({"custom_datasets": {"own": {"label": "x", "pth": "y"}}}, ["did you mean 'path'"]),
-    ({"custom_architectures": {"../x": {"label": "x"}}}, ["custom_architectures"]),
-    ({"custom_architectures": {"mlp": {"label": ""}}}, ["custom_architectures.mlp.label", "empty"]),
     ({"figures": {"formats": ["svg"]}}, ["figures.formats", "png"]),
-    ({"figures": {"formats": ["png", "jpg"]}}, ["figures.formats.1", "'jpg'"]),
 ]  # fmt: skip
 
 
@@ -657,12 +609,6 @@ def assert_config_or_user_error(values) -> None:
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@given(VALUES)
-@FUZZ
-def test_config_any_structure_is_accepted_or_one_sentence(values):
-    assert_config_or_user_error(values)
-
-
 @st.composite
 def damaged_configs(draw):
     """A shipped config in which some values were replaced, taken away or added."""
@@ -706,18 +652,5 @@ def test_config_any_bytes_are_accepted_or_one_sentence(tmp_path_factory, data):
     path.write_bytes(good[:at] + data.draw(st.binary(max_size=12)) + good[until:])
     try:
         load_config(path)
-    except UserError as error:
-        assert "\n" not in str(error)
-
-
-@given(VALUES)
-@FUZZ
-def test_recipe_any_json_is_accepted_or_one_sentence(values):
-    try:
-        text = json.dumps(values, default=str)
-    except TypeError:
-        return
-    try:
-        parse_recipe(text, "recipe.json")
     except UserError as error:
         assert "\n" not in str(error)

@@ -76,8 +76,6 @@ def torchvision_count(name):
         ({"name": "resnet18"}, 11_173_962),
         # osmr/imgclsmob's table of CIFAR-10 models; "15.3M" in table 2 of Huang et al. 2017.
         ({"name": "densenet250"}, 15_324_406),
-        # "1.0M" in table 2 of Huang et al. 2017; the exact number is recomputed below.
-        ({"name": "densenet40"}, 1_019_722),
     ],
 )
 def test_published_parameter_counts_on_cifar10(spec, published):
@@ -110,10 +108,6 @@ def test_parameter_counts_of_torchvision_at_224_px(name):
 def test_parameter_counts_of_vgg_are_torchvisions_and_two_norms(name):
     found = count({"name": name, "pooled_size_px": 7}, num_classes=1000, image_size_px=224)
     assert found == torchvision_count(f"{name}_bn") + 2 * (4096 + 4096)
-
-
-def test_resnet18_has_its_published_number_of_parameters():
-    assert count({"name": "resnet18"}) == 11_173_962
 
 
 # torchvision's weights and outputs
@@ -475,13 +469,6 @@ def test_memory_efficient_graph_serves_several_backward_passes():
         logits = network(x).sum(0)
         rows.append([torch.autograd.grad(logits[k], x, retain_graph=True)[0] for k in range(3)])
     assert all(torch.equal(a, b) for a, b in zip(*rows, strict=True))
-
-
-def test_memory_efficient_norms_keep_their_buffers_registered():
-    network = build(SMALL["densenet"] | {"memory_efficient": True})
-    before = {key: value.data_ptr() for key, value in network.named_buffers()}
-    network(torch.randn(2, 3, 32, 32)).sum().backward()
-    assert {key: value.data_ptr() for key, value in network.named_buffers()} == before
 
 
 def test_memory_efficient_dense_blocks_store_less():

@@ -123,24 +123,6 @@ def test_a_rate_as_a_tensor_steps_as_a_number_does(name):
         torch.testing.assert_close(own, another, rtol=1e-5, atol=1e-6)
 
 
-def test_close_to_the_definition_in_float64():
-    network = small_network()
-    sgd = SGD(network, 0.9, 5e-4)
-    weights = {n: p.detach().double().numpy().copy() for n, p in network.named_parameters()}
-    speeds = {name: np.zeros_like(weight) for name, weight in weights.items()}
-    for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
-        nn.functional.cross_entropy(network(images), labels).backward()
-        for name, parameter in network.named_parameters():
-            gradient = parameter.grad.double().numpy() + 5e-4 * weights[name]
-            speeds[name] = 0.9 * speeds[name] + gradient
-            weights[name] = weights[name] - rate * speeds[name]
-        sgd.step(rate)
-    for name, parameter in network.named_parameters():
-        np.testing.assert_allclose(
-            parameter.detach().double().numpy(), weights[name], rtol=1e-5, atol=1e-6
-        )
-
-
 def test_every_parameter_decays_biases_and_norms_too():
     network = small_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
