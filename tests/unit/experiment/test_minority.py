@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sample_tables import RUN
 from scipy.spatial.distance import pdist
 
 from neural_collapse.collapse.measure import compute_moments
@@ -73,21 +74,8 @@ def test_a_classifier_of_zeros_has_no_cosine_of_its_minority(stored):
 
 def predicted(tmp_path, recipe, **facts):
     """NC0's prediction of a run that was measured before training and at the last epoch."""
-    run = {
-        "dataset": "digits",
-        "architecture": "vgg",
-        "seed": 0,
-        "dataset_label": "Digits",
-        "network": "MLP",
-        "learning_rate": 0.1,
-        "learning_rate_origin": "pinned",
-        "epochs": 2,
-        "diverged": False,
-        "num_classes": 10,
-        "train_examples": 100,
-        "test_examples": 10,
-        **facts,
-    }
+    run = RUN | {"dataset": "digits", "architecture": "vgg", "learning_rate": 0.1, "epochs": 2}
+    run |= {"train_examples": 100, **facts}
     (tmp_path / "run.json").write_text(json.dumps(run))
     key = {"dataset": "digits", "architecture": "vgg", "seed": 0, "split": "train"}
     values = {"epoch": [0, 2], "statistic": "nc0_sum_of_rows", "value": [2.0, 1.0]}

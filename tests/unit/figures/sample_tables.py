@@ -47,6 +47,25 @@ DATASETS_2 = ("digits", "mnist_subset")
 DATASETS_7 = ("mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "stl10", "imagenet")
 ARCHITECTURES = ("vgg", "resnet", "densenet")
 
+RUN = {
+    "dataset": "mnist",
+    "architecture": "resnet",
+    "seed": 0,
+    "dataset_label": "MNIST",
+    "architecture_label": "ResNet",
+    "network": "ResNet18",
+    "learning_rate": 0.05,
+    "learning_rate_origin": "pinned",
+    "epochs": 350,
+    "terminal_phase_accuracy": 0.999,
+    "terminal_phase_epoch": 40,
+    "diverged": False,
+    "num_classes": 10,
+    "train_examples": 50_000,
+    "test_examples": 10_000,
+}
+"""A row of the table `runs`."""
+
 
 def decay(epochs, start, end, last, generator, noise=0.12):
     progress = 1 - np.exp(-5 * np.asarray(epochs) / last)

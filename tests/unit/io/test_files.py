@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -140,23 +139,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path):
     assert (tmp_path / "results").read_text() == "not a folder"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = (
-        shutil.which("mount")
-        and not subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True
-        ).returncode
-    )
-    if not mounted:
-        pytest.skip("a small disk cannot be mounted here (needs root and CAP_SYS_ADMIN)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [1024], indirect=True)
 def test_a_full_disk_leaves_the_old_file_and_takes_the_new_one_when_room_is_made(small_disk):
     path, filler = small_disk / "file", small_disk / "filler"
     write_text_atomically(path, "old")

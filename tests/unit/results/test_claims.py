@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sample_tables import RUN
 
 from neural_collapse.experiment.config import load_config
 from neural_collapse.experiment.paper_recipes import paper_recipes_json
@@ -33,23 +34,7 @@ SPLIT = {p.statistic: p.split for p in PHENOMENA}
 
 
 def runs(*changes):
-    base = {
-        "dataset": "mnist",
-        "architecture": "resnet",
-        "seed": 0,
-        "dataset_label": "MNIST",
-        "architecture_label": "ResNet",
-        "network": "ResNet18",
-        "learning_rate": 0.0679,
-        "learning_rate_origin": "sweep",
-        "epochs": 350,
-        "terminal_phase_accuracy": 0.999,
-        "terminal_phase_epoch": 40,
-        "diverged": False,
-        "num_classes": 10,
-        "train_examples": 50_000,
-        "test_examples": 10_000,
-    }
+    base = RUN | {"learning_rate": 0.0679, "learning_rate_origin": "sweep"}
     return pd.DataFrame([base | change for change in (changes or [{}])])
 
 

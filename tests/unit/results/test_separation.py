@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from sample_tables import RUN
 
 from neural_collapse import figures
 from neural_collapse.figures.specs import separation_caption
@@ -22,23 +23,14 @@ def run(architecture, seed=0, layers=LAYERS, optimizer="sgd", **network):
         "training": {"optimizer": {"name": optimizer}} if optimizer != "sgd" else {},
         "measurement": {"layers": layers} if layers else {},
     }
-    return {
-        "dataset": "mnist",
+    return RUN | {
         "architecture": architecture,
         "seed": seed,
         "origin": "own",
-        "dataset_label": "MNIST",
         "architecture_label": architecture,
         "network": "MLP (3) width 5",
-        "learning_rate": 0.1,
-        "learning_rate_origin": "pinned",
         "epochs": 9,
-        "terminal_phase_accuracy": 0.999,
         "terminal_phase_epoch": 5,
-        "diverged": False,
-        "num_classes": 10,
-        "train_examples": 1000,
-        "test_examples": 1000,
         "recipe": json.dumps(recipe),
     }
 

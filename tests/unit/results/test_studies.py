@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sample_tables import RUN
 
 from neural_collapse.io.versions import CHANGES_NO_RESULT
 from neural_collapse.results.claims import check_claims, render_claims
@@ -29,20 +30,12 @@ def run(architecture, seed=0, data=None, network=None, **training):
     training = {"epochs": 4, "loss": "cross_entropy", "weight_decay": 1e-3} | training
     network = {"name": "resnet18"} | (network or {})
     recipe = {"network": network, "data": data or {}, "training": training}
-    return {
-        "dataset": "mnist",
+    return RUN | {
         "architecture": architecture,
         "seed": seed,
-        "dataset_label": "MNIST",
         "architecture_label": architecture,
-        "network": "ResNet18",
-        "learning_rate": 0.05,
-        "learning_rate_origin": "pinned",
         "epochs": 4,
-        "terminal_phase_accuracy": 0.999,
         "terminal_phase_epoch": 2,
-        "diverged": False,
-        "num_classes": 10,
         "train_examples": 3000,
         "test_examples": 1000,
         "recipe": json.dumps(recipe),

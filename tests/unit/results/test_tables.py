@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sample_tables import RUN
 
 from neural_collapse.io.errors import UserError
 from neural_collapse.results.tables import (
@@ -34,24 +35,7 @@ def measurements(**changes):
 
 
 def run(**changes):
-    values = {
-        "dataset": "digits",
-        "architecture": "vgg",
-        "seed": 0,
-        "dataset_label": "Digits",
-        "architecture_label": "VGG",
-        "network": "VGG11",
-        "learning_rate": 0.05,
-        "learning_rate_origin": "pinned",
-        "epochs": 10,
-        "terminal_phase_accuracy": 0.999,
-        "terminal_phase_epoch": 5,
-        "diverged": False,
-        "num_classes": 10,
-        "train_examples": 100,
-        "test_examples": 50,
-    }
-    return pd.DataFrame([values | changes])
+    return pd.DataFrame([RUN | {"dataset": "digits", "architecture": "vgg", **changes}])
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -83,7 +67,7 @@ def test_an_epoch_that_was_not_reached_is_missing_not_a_number(tmp_path):
     write_table(frame, tmp_path / "runs", "runs")
     back = read_table(tmp_path / "runs", "runs")
     assert str(back.terminal_phase_epoch.dtype) == "Int64"
-    assert back.terminal_phase_epoch.tolist() == [5, pd.NA]
+    assert back.terminal_phase_epoch.tolist() == [40, pd.NA]
     assert back.diverged.dtype == bool
 
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sample_tables import RUN
 
 from neural_collapse.results.claims import check_claims, render_claims
 from neural_collapse.results.layout import Layout
@@ -18,19 +19,9 @@ LAGS, ORTHOGONAL = TRENDS[0].name, TRENDS[4].name
 
 def runs(seeds=2, begun=2, other="fashion_mnist"):
     recipe = {"measurement": {"other_dataset": other} if other else {}}
-    row = {
-        "dataset": "mnist",
-        "architecture": "resnet",
-        "dataset_label": "MNIST",
-        "architecture_label": "ResNet",
-        "network": "ResNet18",
-        "learning_rate": 0.05,
-        "learning_rate_origin": "pinned",
+    row = RUN | {
         "epochs": 9,
-        "terminal_phase_accuracy": 0.999,
         "terminal_phase_epoch": begun,
-        "diverged": False,
-        "num_classes": 10,
         "train_examples": 3000,
         "test_examples": 1000,
         "recipe": json.dumps(recipe),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -473,18 +472,7 @@ def test_a_training_that_cannot_continue_begins_anew(training, tmp_path, damage,
     assert history.records == history_expected.records
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB, about three states of the small network."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here (needs root and CAP_SYS_ADMIN)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [256], indirect=True)  # about three states of the network
 @pytest.mark.parametrize("room_kb", [0, 20, 40, 60, 80, 100, 120, 140, 160])
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_room_is_made(
     training, small_disk, room_kb
