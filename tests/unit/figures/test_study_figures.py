@@ -217,3 +217,15 @@ def test_figures_of_another_dataset_are_blank_where_none_was_measured():
         }
         said = caption(*tables, Layout.of(tables[1]))
         assert said.startswith("No run has measured another dataset yet")
+
+
+def test_band_whose_smallest_value_is_zero_reaches_below_every_mean():
+    first, runs = table({"a": ({"loss": "cross_entropy"}, {(NC1, "train"): (1.0, 0.1, 0.0)})})
+    second = first.assign(seed=1, value=[1.0, 0.3, 0.2])
+    measurements = pd.concat([first, second])
+    ax = losses(measurements, pd.concat([runs, runs.assign(seed=1)])).axes[0]
+    (line,) = [line for line in ax.get_lines() if f"a {NC1}" == line.get_gid()]
+    np.testing.assert_allclose(line.get_ydata(), [1.0, 0.2, 0.1])
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert corners[corners[:, 0] == 2, 1].min() == pytest.approx(0.01)
+    assert corners[corners[:, 0] == 1, 1].min() == pytest.approx(0.1)

@@ -153,6 +153,18 @@ def test_figure_has_a_column_a_depth_a_row_a_kind_and_the_line_after_training():
     assert "He and Su" in caption and "blue: after 9" in caption
 
 
+def test_layer_that_some_seed_lacks_has_no_point():
+    part = ([8.0, 4.0, math.nan, 1.0], math.nan, math.nan)
+    measurements, runs = tables(
+        (run("a", 0), measured("a", {0: BEFORE, 9: AFTER}, 0)),
+        (run("a", 1), measured("a", {0: BEFORE, 9: part}, 1)),
+    )
+    (ax,) = figures.separation(measurements, runs).axes
+    (line,) = [line for line in ax.lines if line.get_gid() == "after"]
+    assert line.get_xdata().tolist() == [0, 1, 3]
+    np.testing.assert_allclose(line.get_ydata()[1], (AFTER[0][1] * 4.0) ** 0.5)
+
+
 def test_figure_of_both_origins_shows_own_runs_where_there_are_some():
     reference = ([8.0, 2.0, 0.5, 0.125], 0.25, -0.99)
     own, shipped = (

@@ -351,6 +351,7 @@ _ENTRIES = (
         source=_ZHU,
         needs=_BOTH,
         compute=lambda f, m: f.bias_collapse(m.weight, m.bias, m.class_means.mean(0)),
+        tends_to="0; with MSE 1 / sqrt(C)",
     ),
     Statistic(
         "nc0_sum_of_rows",
@@ -420,6 +421,7 @@ _ENTRIES = (
         alias="ece",
         needs=("calibration",),
         compute=lambda f, m: f.expected_calibration_error(m.calibration),
+        tends_to="0 with cross-entropy",
     ),
     Statistic(
         "nc1_class_balanced",
@@ -446,6 +448,7 @@ _ENTRIES = (
         _EQUINORM + _WEIGHTED,
         compute=lambda f, m: f.equinorm(m.centred_at_examples),
         unbalanced=True,
+        tends_to="not 0 in general",
     ),
     Statistic(
         "nc2_equiangularity_means_example_weighted",
@@ -453,6 +456,7 @@ _ENTRIES = (
         _COSINES + _WEIGHTED,
         compute=lambda f, m: f.equiangularity(m.centred_at_examples),
         unbalanced=True,
+        tends_to="not 0 in general",
     ),
     Statistic(
         "nc3_self_duality_example_weighted",
@@ -462,6 +466,7 @@ _ENTRIES = (
         needs=_BOTH,
         compute=lambda f, m: f.self_duality(m.weight, m.centred_at_examples),
         unbalanced=True,
+        tends_to="not 0 in general",
     ),
     Statistic(
         "nc0_predicted",
@@ -551,6 +556,7 @@ _ENTRIES = (
         "loss",
         "mean of the recipe's loss, by default cross-entropy, every epoch",
         r"\mathrm{Avg}_i\, -\log \mathrm{softmax}(W h_i + b)_{y_i}",
+        tends_to="0 with cross-entropy",
     ),
     Statistic(
         "error",

@@ -69,7 +69,8 @@ def draw_lines(ax: Axes, measurements: pd.DataFrame, lines: list[tuple]) -> bool
             continue
         drawn = True
         ax.plot(curve.index, curve["mean"], linewidth=0.8, gid=f"{cell[1]} {statistic}", **look)
-        low = curve["low"].where(curve["low"] > 0, curve["mean"])
+        # A smallest value of zero lies below every logarithmic axis.
+        low = curve["low"].where(curve["low"] > 0, curve["mean"].min() / 10)
         ax.fill_between(curve.index, low, curve["high"], color=look["color"], alpha=0.15, lw=0)
     if not drawn:
         blank_panel(ax, "not measured")

@@ -85,9 +85,9 @@ def _draw_panel(ax: Axes, panel: LayerCurves) -> None:
     for (name, look), epoch in zip(_TIMES, panel.epochs, strict=True):
         values = panel.fuzziness[epoch]
         values = np.where(values > 0, values, np.nan)
-        known = np.isfinite(values).any(axis=0)
-        middle = np.exp(np.nanmean(np.log(values[:, known]), axis=0))
-        low, high = np.nanmin(values[:, known], axis=0), np.nanmax(values[:, known], axis=0)
+        known = np.isfinite(values).all(axis=0)  # otherwise means of different seeds
+        middle = np.exp(np.log(values[:, known]).mean(axis=0))
+        low, high = values[:, known].min(axis=0), values[:, known].max(axis=0)
         ax.plot(layers[known], middle, linewidth=0.6, gid=name, zorder=3, **look)
         ax.vlines(layers[known], low, high, color=look["color"], linewidth=0.5, zorder=2)
     ax.set_xlim(-0.05 * layers[-1], 1.05 * layers[-1])
