@@ -339,8 +339,9 @@ def separation_caption(measurements, runs, layout: Layout, *_) -> str:
     _, during, after = panels[0].epochs
     seeds = max(len(panel.fuzziness[after]) for panel in panels)
     several = (
-        f" Points are geometric means of {seeds} seeds, where D is defined for each, bars reach from "
-        "the smallest to the largest; r of the line gives the seeds' smallest and largest, ρ their mean."
+        f" Points are geometric means of {seeds} seeds, where D is defined for each; bars reach "
+        "from the smallest to the largest; r of the line gives the seeds' smallest and largest, ρ "
+        "their mean."
         if seeds > 1
         else ""
     )
