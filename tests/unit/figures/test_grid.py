@@ -8,7 +8,7 @@ from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_ta
 
 from neural_collapse import figures
 from neural_collapse.figures.specs import SPECS, Look, grid_caption
-from neural_collapse.results.layout import Layout, finite_values
+from neural_collapse.results.layout import Layout
 
 
 def panel(figure, layout, dataset, architecture):
@@ -263,19 +263,6 @@ def test_the_caption_says_what_is_shown(tables, layout, seeded):
     )
     assert "mean of 3 seeds" in caption and "smallest to the largest" in caption
     assert "test examples" in caption and "own vertical scale" in caption
-
-
-def test_only_finite_values_of_the_statistic_are_drawn():
-    frame = pd.DataFrame(
-        {
-            "seed": [0, 1, 0, 1],
-            "epoch": [0, 0, 1, 1],
-            "split": ["train", "test", "train", "train"],
-            "statistic": "s",
-            "value": [1.0, 3.0, np.nan, 5.0],
-        }
-    )
-    assert finite_values(frame, "s", "train").values.tolist() == [[0, 0, 1], [1, 1, 5]]
 
 
 def test_a_seed_at_zero_stays_in_the_mean_of_a_logarithmic_axis(seeded):
