@@ -18,10 +18,10 @@ from neural_collapse.io.progress import Progress
 class Watch:
     """A progress whose clock the test turns."""
 
-    def __init__(self, total: int, done: int = 0, interval: float = 5.0):
+    def __init__(self, total: int, done: int = 0):
         self.time, self.lines = 100.0, []
         self.progress = Progress(
-            "digits", "epoch", total, done, interval, self.lines.append, lambda: self.time
+            "digits", "epoch", total, done, self.lines.append, lambda: self.time
         )
 
     def step(self, done: int, after: float, **values: str) -> None:

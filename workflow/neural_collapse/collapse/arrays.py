@@ -110,13 +110,14 @@ def optional_parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor
     return None if values is None else parameter(values, shape, name)
 
 
-def optional_centres(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+def optional_centres(train_means: Any, shape: tuple[int, ...]) -> Tensor | None:
     """Class means as `parameter` has them, where a row of NaN is a class without examples."""
-    if values is None:
+    if train_means is None:
         return None
-    given = torch.as_tensor(_native(real_array(values, f"values of {name}"))).cpu()
+    given = torch.as_tensor(_native(real_array(train_means, "values of train_means"))).cpu()
     absent = given.isnan().all(-1, keepdim=True)
-    return parameter(given.masked_fill(absent, 0), shape, name).masked_fill(absent, torch.nan)
+    means = parameter(given.masked_fill(absent, 0), shape, "train_means")
+    return means.masked_fill(absent, torch.nan)
 
 
 def check_weight(weight: Any, dim: int, split: str) -> None:
@@ -139,13 +140,13 @@ def _native(values: np.ndarray | Tensor) -> np.ndarray | Tensor:
     return np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
 
 
-def float64_tensor(values: Any, name: str = "values") -> Tensor:
+def float64_tensor(values: Any) -> Tensor:
     """A float64 tensor on the device where the values are; the CPU for arrays.
 
     Raises:
         UserError: as `real_array`.
     """
-    tensor = torch.as_tensor(_native(real_array(values, name)))
+    tensor = torch.as_tensor(_native(real_array(values, "values")))
     if tensor.device.type == "mps":  # which has no float64
         tensor = tensor.cpu()
     return tensor.to(torch.float64)

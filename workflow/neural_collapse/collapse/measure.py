@@ -139,7 +139,7 @@ def compute_moments(
     shape = (num_classes, dim)
     weight = optional_parameter(weight, shape, "weight")
     bias = optional_parameter(bias, shape[:1], "bias")
-    train_means = optional_centres(train_means, shape, "train_means")
+    train_means = optional_centres(train_means, shape)
     if not allow_empty:
         _require_all_classes(labels, num_classes, split)
     order_N = np.argsort(labels, kind="stable")

@@ -176,7 +176,7 @@ class CollapseMetric:
             means_CD,
             optional_parameter(weight, (self.num_classes, self.dim), "weight"),
             optional_parameter(bias, (self.num_classes,), "bias"),
-            optional_centres(train_means, (self.num_classes, self.dim), "train_means"),
+            optional_centres(train_means, (self.num_classes, self.dim)),
             # With the full scatter too, for that in which all classes count alike.
             basis=self.scatter == "projected" or (self.scatter == "full" and unequal),
             counts_C=self.counts,

@@ -298,6 +298,6 @@ def mark_between(axis: Axis, multiples: Sequence[float] = range(2, 10)) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def tick_formatter(digits: int = 3) -> FuncFormatter:
+def tick_formatter() -> FuncFormatter:
     """Tick labels as short numbers, without an offset above the axis."""
-    return FuncFormatter(lambda value, _: short_number(float(f"{value:.10g}"), digits))
+    return FuncFormatter(lambda value, _: short_number(float(f"{value:.10g}"), digits=3))

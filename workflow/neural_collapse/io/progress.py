@@ -8,6 +8,9 @@ from collections.abc import Callable
 
 from .text import clock_text
 
+SAY_SECONDS = 5.0
+"""The shortest time between two lines."""
+
 
 def say(line: str) -> None:
     """Print one line at once; whole lines keep parallel jobs apart on one screen."""
@@ -15,7 +18,7 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """Counts steps of one job and says how far it is, at most every `interval_seconds`.
+    """Counts steps of one job and says how far it is, at most every :data:`SAY_SECONDS`.
 
     The first and the last step are always said. Time left comes from the steps of this process,
     so a resumed job does not count what an earlier one did.
@@ -27,12 +30,11 @@ class Progress:
         unit: str,
         total: int,
         done: int = 0,
-        interval_seconds: float = 5.0,
         write: Callable[[str], None] = say,
         now: Callable[[], float] = time.monotonic,
     ):
         self.label, self.unit, self.total = label, unit, total
-        self.interval_seconds, self.write, self.now = interval_seconds, write, now
+        self.write, self.now = write, now
         self.started_with = done
         self.started_at = self.said_at = now()
         self.first = True
@@ -40,7 +42,7 @@ class Progress:
     def step(self, done: int, **values: str) -> None:
         """Say that `done` of `total` are done, with `values` as 'name value' pairs."""
         now = self.now()
-        if not (self.first or done >= self.total or now - self.said_at >= self.interval_seconds):
+        if not (self.first or done >= self.total or now - self.said_at >= SAY_SECONDS):
             return
         self.first, self.said_at = False, now
         made = done - self.started_with
@@ -55,31 +57,22 @@ class Progress:
 
 
 class Amounts:
-    """Says how much of each named thing is done, at most every `interval_seconds`.
+    """Says how much of each named thing is done, at most every :data:`SAY_SECONDS`.
 
     A callback for work that reports (what, done, total or None); amounts are divided by
     `divisor` and shown in `unit`. What is quick is not said at all.
     """
 
-    def __init__(
-        self,
-        label: str,
-        unit: str = "",
-        divisor: float = 1,
-        interval_seconds: float = 5.0,
-        write: Callable[[str], None] = say,
-        now: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, label: str, unit: str = "", divisor: float = 1):
         self.label, self.unit, self.divisor = label, unit, divisor
-        self.interval_seconds, self.write, self.now = interval_seconds, write, now
-        self.said_at = now()
+        self.said_at = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        now = self.now()
-        if now - self.said_at < self.interval_seconds:
+        now = time.monotonic()
+        if now - self.said_at < SAY_SECONDS:
             return
         self.said_at = now
         amount = f"{done / self.divisor:,.0f}"
         if total:
             amount += f"/{total / self.divisor:,.0f}"
-        self.write(f"{self.label}  {what}  {amount} {self.unit}".rstrip())
+        say(f"{self.label}  {what}  {amount} {self.unit}".rstrip())

@@ -162,11 +162,11 @@ def seed_means(
 
 
 def correlation_with_collapse(
-    measurements: pd.DataFrame, cell: tuple[str, str], statistic: str, split: str = "test"
+    measurements: pd.DataFrame, cell: tuple[str, str], statistic: str
 ) -> tuple[float, float]:
-    """Pearson's correlation of -log NC1 of the train set and a statistic over the measured epochs
-    after epoch 0, of a cell's first origin: the smallest and the largest of its seeds; nan where
-    none has three epochs with both."""
+    """Pearson's correlation of -log NC1 of the train set and a statistic of the test set over the
+    measured epochs after epoch 0, of a cell's first origin: the smallest and the largest of its
+    seeds; nan where none has three epochs with both."""
     rows = rows_of(measurements, *cell)
     rows = of_origin(rows, origins_of(rows)[0]) if len(rows) else rows
     rows = rows[rows["epoch"] > 0]
@@ -174,7 +174,7 @@ def correlation_with_collapse(
     for _, run in rows.groupby("seed"):
         nc1, other = (
             run[(run["statistic"] == name) & (run["split"] == of)].set_index("epoch")["value"]
-            for name, of in ((NC1, "train"), (statistic, split))
+            for name, of in ((NC1, "train"), (statistic, "test"))
         )
         both = pd.DataFrame({"collapse": -np.log(nc1.where(nc1 > 0)), "other": other}).dropna()
         if len(both) > 2 and (both.std() > 0).all():
