@@ -29,6 +29,7 @@ from neural_collapse.results.table1 import (
 )
 from neural_collapse.results.tables import read_table
 
+ROOT = Path(__file__).parents[3]
 NC1 = "NC1 within-class variability"
 SPLIT = {p.statistic: p.split for p in PHENOMENA}
 
@@ -322,21 +323,29 @@ def test_every_seeds_deviations_are_named_once():
 
 
 def test_the_papers_recipes_are_those_of_the_shipped_config():
-    shipped = paper_recipes_json(load_config(Path(__file__).parents[3] / "config.yaml"))
+    shipped = paper_recipes_json(load_config(ROOT / "config.yaml"))
     assert paper.RECIPES_FILE.read_text() == shipped, "run make schema"
 
 
+def verdict_counts(name):
+    """How many of the paper's claims hold, do not, and cannot say, of a shipped set."""
+    folder = ROOT / "results" / "reference" / name / "tables"
+    frames = [read_table(folder / f"{table}.parquet", table) for table in ("measurements", "runs")]
+    claims = check_claims(*frames)
+    claims = claims[claims["phenomenon"].isin([p.name for p in PHENOMENA])]
+    return summary(claims).set_index("phenomenon")
+
+
 def test_the_readme_counts_the_verdicts_of_the_shipped_runs():
-    root = Path(__file__).parents[3]
-    folder = root / "results" / "reference" / "mnist-small" / "tables"
-    frames = [read_table(folder / f"{name}.parquet", name) for name in ("measurements", "runs")]
-    counts = summary(check_claims(*frames)).set_index("phenomenon")
+    text = " ".join((ROOT / "README.md").read_text().split())
+    counts = verdict_counts("mnist-small")
     holds, does_not, cannot = counts.sum()
-    text = " ".join((root / "README.md").read_text().split())
     assert f"{counts.to_numpy().sum()} verdicts on the paper's claims, {holds} are" in text
     assert f'{does_not} are "does not" and {cannot} are "cannot say"' in text
     whole = counts["holds"][counts.index.str.contains("equiangularity|maximal")]
     assert (whole == 6).all() and len(whole) == 4
+    assert "Nine of the eleven claims hold, two are" in text
+    assert verdict_counts("paper-narrow").sum().tolist() == [9, 0, 2]
 
 
 def test_a_diverged_run_has_no_accuracy():

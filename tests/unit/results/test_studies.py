@@ -236,7 +236,7 @@ def test_a_value_that_is_not_defined_decides_nothing():
 def test_closed_form_of_nc0_is_claimed_of_sgd_alone():
     sgdw = {"optimizer": {"name": "sgdw"}}
     runs = [run("sgd"), run("smoothed", loss="label_smoothing"), run("sgdw", **sgdw)]
-    errors = {"sgd": 2e-6, "smoothed": 2e-4, "sgdw": 5e-4}
+    errors = {"sgd": 2e-6, "smoothed": 2e-3, "sgdw": 5e-3}
     values = measured({(name, 0): {NC0_ERROR: (0, error)} for name, error in errors.items()})
     found = claims_of(values, runs, "closed form")
     verdicts = dict(zip(found["architecture"], found["holds"], strict=True))
