@@ -17,7 +17,8 @@ CORES ?= 2
 CONFIG ?= config/quickstart.yaml
 RECIPES := workflow/neural_collapse/results/paper_recipes.json
 BIN := $(VENV)/bin
-COMPUTING := tests/unit/training tests/unit/networks tests/unit/collapse tests/integration/test_pipeline.py
+COMPUTING := tests/unit/training tests/unit/networks tests/unit/collapse \
+  tests/integration/test_pipeline.py::test_the_same_recipe_gives_the_same_bits
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
