@@ -507,8 +507,8 @@ def test_a_state_of_other_kernels_is_pointed_out(tmp_path, monkeypatch, capsys, 
         assert folder.read()[0] == 1
         said = capsys.readouterr().err
         left_by = {"torch": "torch 1.2.3,", "processor": "OTHER", "card": "Card 2, cuDNN 91002"}
-        assert left_by[other] in said.split(", and this is ")[0]
-        assert torch.__version__ in said.split(", and this is ")[1]
+        assert left_by[other] in said.split(", not ")[0]
+        assert torch.__version__ in said.split(", not ")[1]
         write(folder, 2)
         assert folder.read()[0] == 2 and not capsys.readouterr().err
 
