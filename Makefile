@@ -64,7 +64,7 @@ plan: $(STAMP)
 
 # Kernels differ between processors: numerical tests also run with AVX2 kernels.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not slow" --durations 20
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 20
 	@$(AVX2) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(COMPUTING)
 
 test-all: $(STAMP)
