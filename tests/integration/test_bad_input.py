@@ -41,7 +41,7 @@ from neural_collapse.training import checkpoints
 
 FOLDER = 'spaces, ünï-çødé 数据, it\'s "q" $HOME'
 CELL = {"dataset": "digits", "architecture": "densenet"}
-MODULE = "networks_of_a_careless_person"
+MODULE = "networks_with_mistakes"
 SOURCE = """
 def raises(): raise RuntimeError("the weights are\\nnot there")
 """

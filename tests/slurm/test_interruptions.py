@@ -78,7 +78,7 @@ def test_a_preempted_training_is_requeued_and_resumes(cluster, experiment, unint
     run = experiment()
     snakemake = run.submit("models")
     run.hold()
-    # Another person's, on a partition that comes first: it takes the whole node.
+    # Another user's, on a partition of higher priority: it takes the whole node.
     cluster.run("sbatch", "-p", "urgent", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
     said = run.finish(snakemake)
     # The same job twice: Snakemake neither saw a failure nor submitted again.

@@ -21,7 +21,7 @@ def test_every_rule_runs_with_its_own_resources_on_its_own_gpu(cluster, finished
     for job in jobs:
         assert job["JobState"] == "COMPLETED", job
         assert job["Restarts"] == "0"
-        # A person reads in squeue which job this is, and whose.
+        # squeue shows the job and its rule.
         assert job["JobName"].startswith("neural-collapse_")
         assert job["JOB_GRES"] == ("gpu:a100:1" if job["rule"] in GPU_RULES else "(null)"), job
         if job["rule"] in GPU_RULES:

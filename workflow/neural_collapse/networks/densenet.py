@@ -63,7 +63,7 @@ class DenseLayer(nn.Module):
 
 
 def _recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *inputs: Tensor) -> Tensor:
-    """``function(*inputs)``, whose inner results the backward pass computes anew."""
+    """``function(*inputs)``, whose inner results are recomputed in the backward pass."""
     return checkpoint(
         function,
         *inputs,

@@ -66,7 +66,7 @@ class Ranks:
             # torch 2.15 would have forward_sync_buffers in its place, which 2.11 does not know.
             warnings.simplefilter("ignore", FutureWarning)
             parallel = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
-        # DDP packs gradients anew before its second step, by the order in which they came, and
+        # DDP packs gradients again before its second step, by the order in which they came, and
         # with more than two ranks the packing decides the order of summation. Let this be the
         # first step, or a resumed run would sum its own first step in another order.
         training = module.training
