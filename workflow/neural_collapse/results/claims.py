@@ -7,7 +7,6 @@ difference is within the noise of one training, the verdict is "cannot say".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,16 @@ from .layout import Layout, of_origin, rows_of
 from .separation import LINEARITY
 from .studies import MSE_PARTS, NC0_ERROR, NC1, NC4, last_values, optimiser_of
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
-from .tables import CANNOT_SAY, DOES_NOT, HOLDS, VERDICTS, check_frame, verdict_of, write_table
+from .tables import (
+    CANNOT_SAY,
+    DOES_NOT,
+    HOLDS,
+    VERDICTS,
+    check_frame,
+    run_recipe,
+    verdict_of,
+    write_table,
+)
 from .trends import TRENDS, Trend, trends_of
 
 NC1_FACTOR = 10
@@ -373,7 +381,7 @@ def _judge(phenomenon: Phenomenon | Trend, cell: pd.DataFrame, runs: pd.DataFram
 
 def _recipe(runs: pd.DataFrame) -> dict[str, Any]:
     """The recipe of a cell's runs; empty where the table says nothing of it."""
-    return {} if runs.empty else json.loads(runs.iloc[0].get("recipe", "{}"))
+    return {} if runs.empty else run_recipe(runs.iloc[0])
 
 
 def _attacked(runs: pd.DataFrame) -> int:

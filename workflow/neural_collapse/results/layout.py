@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from . import paper
-from .tables import ORIGINS, OWN, REFERENCE
+from .tables import ORIGINS, OWN, REFERENCE, run_recipe
 
 NOT_RUN = "not run"
 NOT_MEASURED = "not measured"
@@ -175,7 +174,7 @@ def _sized_images(runs: list[pd.Series], layout: Layout) -> list[str]:
         texts = []
         if run["train_examples"] != protocol.train_examples:
             texts.append(f"{run['train_examples'] / run['num_classes']:,.0f} images a class")
-        data = json.loads(run.get("recipe", "{}")).get("data", {})
+        data = run_recipe(run).get("data", {})
         side = protocol.side_px(data)
         if side != protocol.image_size_px:
             texts.append(f"{side} px")

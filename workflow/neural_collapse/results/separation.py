@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import pandas as pd
 from ..collapse.separation import LEAST_LAYERS
 from .layout import Layout, origins_of, rows_of
 from .studies import OPTIMISERS, optimiser_of
+from .tables import run_recipe
 
 FUZZINESS, RATE, LINEARITY = "separation_fuzziness", "separation_rate", "separation_linearity"
 SPLIT = "train"
@@ -53,7 +53,7 @@ def layer_curves(
     for dataset, architecture in layout.cells():
         for origin in origins_of(runs):
             own = rows_of(runs, dataset, architecture, origin)
-            layers = () if own.empty else measured_layers(_recipe(own.iloc[0]))
+            layers = () if own.empty else measured_layers(run_recipe(own.iloc[0]))
             rows = rows_of(measurements, dataset, architecture, origin)
             rows = rows[(rows["split"] == SPLIT) & (rows["statistic"].str.startswith("separation"))]
             if len(layers) >= LEAST_LAYERS and len(rows):
@@ -69,12 +69,8 @@ def measured_layers(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(recipe.get("measurement", {}).get("layers", ()))
 
 
-def _recipe(run: pd.Series) -> dict[str, Any]:
-    return json.loads(run.get("recipe", "{}"))
-
-
 def _title(run: pd.Series, dataset: str, layout: Layout) -> str:
-    recipe = _recipe(run)
+    recipe = run_recipe(run)
     network, parts = recipe.get("network", {}), [OPTIMISERS[optimiser_of(recipe)]]
     if network.get("family") != "mlp":
         parts.append(run["network"])

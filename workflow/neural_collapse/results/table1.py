@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ..io.files import write_text_atomically
 from . import paper
 from .layout import Layout, origins_of, rows_of
 from .studies import OPTIMISERS
-from .tables import REFERENCE, check_frame, recipe_values, write_table
+from .tables import REFERENCE, check_frame, recipe_values, run_recipe, write_table
 
 DASH = "–"
 NONE_FOUND = "none found"
@@ -104,7 +103,7 @@ def deviations(run: pd.Series) -> list[str]:
         found.append(
             f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for {100 * accuracy:.4g} %"
         )
-    recipe = json.loads(run.get("recipe", "{}"))
+    recipe = run_recipe(run)
     side = protocol.side_px(recipe.get("data", {}))
     if side != protocol.image_size_px:
         found.append(f"{side} for {protocol.image_size_px} px")

@@ -7,6 +7,7 @@ raises :class:`~neural_collapse.io.errors.UserError` with the file and the colum
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -391,6 +392,11 @@ def verdict_of(margin: float, noise: float) -> str:
     if margin < -noise:
         return DOES_NOT
     return HOLDS if margin > noise else CANNOT_SAY
+
+
+def run_recipe(run: Mapping[str, Any] | pd.Series) -> dict[str, Any]:
+    """The recipe of a run of the table `runs`; empty if the table has none."""
+    return json.loads(run.get("recipe", "{}"))
 
 
 def recipe_values(recipe: Mapping[str, Any]) -> dict[str, Any]:
