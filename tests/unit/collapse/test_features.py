@@ -381,6 +381,8 @@ def test_extract_wrong_input_is_one_sentence(network, data):
     mistake("classes", num_classes=4)
     mistake("Sequential is not a network of this project", network=nn.Sequential(nn.Linear(4, 3)))
     mistake("batch_size", batch_size=0)
+    mistake("Rows run from", keep_rows=[37])
+    mistake("Rows are chosen", keep_rows=[0.5])
     mistake("no example of class 2", (images, np.minimum(labels, 1)))
     with torch.no_grad():
         network.squeeze.weight[0, 0] = torch.nan

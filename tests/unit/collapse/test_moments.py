@@ -424,6 +424,12 @@ def test_file_keeps_extra_tensors(tmp_path):
     assert load_moments(tmp_path / "m").extra == {}
 
 
+def test_file_without_test_split(tmp_path):
+    train, _ = stored()
+    save_moments(tmp_path / "m", train, None, {})
+    assert load_moments(tmp_path / "m").test is None
+
+
 def test_foreign_and_incomplete_safetensors_are_named(tmp_path):
     from safetensors.torch import save_file
 

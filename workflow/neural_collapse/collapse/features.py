@@ -254,7 +254,7 @@ def extract(
             moments.append(found)
         kept = None
         if keep_rows is not None:
-            kept = np.array(buffers[0][places_N[np.asarray(keep_rows, np.int64)]])
+            kept = np.array(buffers[0][places_N[_row_index(keep_rows, images)]])
     return moments, kept
 
 
@@ -497,3 +497,14 @@ def check_images(images: np.ndarray, mean, std, split: str) -> None:
         )
     if not all(s > 0 for s in std):
         raise UserError(f"std is {list(std)}; every channel's must be greater than zero.")
+
+
+def _row_index(rows: Sequence[int] | np.ndarray, images: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+        raise UserError(f"Rows are chosen by whole numbers, not {rows.dtype} {rows.shape}.")
+    if rows.size and not (rows.min() >= 0 and rows.max() < len(images)):
+        raise UserError(
+            f"Rows run from {rows.min()} to {rows.max()}, but there are {len(images)} examples."
+        )
+    return rows.astype(np.int64)
