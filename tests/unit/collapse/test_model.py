@@ -218,3 +218,13 @@ def test_measuring_leaves_the_random_numbers_alone(own, model, splits):
             nc.measure_model(model, loader)
         draws.append([labels.tolist() for _, labels in loader])
     assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+def test_batches_of_unlike_features_are_one_sentence(limit):
+    """Flattened maps of images of two sizes."""
+    layers = [nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2)]
+    batches = [(torch.ones(2, 1, side, side), torch.tensor([0, 1])) for side in (2, 4)]
+    options = {"layer": "0", "pool": "flatten", "memory_limit_bytes": limit}
+    with pytest.raises(nc.UserError, match="16 columns in one batch and 4 in another"):
+        nc.measure_model(nn.Sequential(*layers), batches, **options)

@@ -314,6 +314,10 @@ class _Kept:
     def add(self, h_BD: Tensor, c_B: Tensor) -> None:
         if not self._labels:
             self._wide, self._dim = h_BD.dtype == torch.float64, h_BD.shape[1]
+        if (dim := h_BD.shape[1]) != self._dim:
+            raise UserError(
+                f"The features have {dim} columns in one batch and {self._dim} in another."
+            )
         rows_BD = h_BD.to("cpu", torch.float64 if self._wide else torch.float32)
         self._rows.write(np.ascontiguousarray(rows_BD.numpy()).data)
         self._labels.append(c_B.cpu().numpy())
