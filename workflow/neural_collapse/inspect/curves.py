@@ -109,7 +109,7 @@ def unfinished_curves(path: Path) -> Iterator[Curves]:
 
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
-    from ..experiment.stages.train import candidate_frame, history_frame
+    from ..experiment.stages.train import history_frame
     from .jobs import experiment_jobs, facts_so_far
 
     experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)
@@ -126,10 +126,7 @@ def unfinished_curves(path: Path) -> Iterator[Curves]:
             records=[SimpleNamespace(**record) for record in records],
             diverged=diverged,
         )
-        if job.seed is None:
-            frame = candidate_frame(job.recipe, history)
-        else:
-            frame = history_frame(job.recipe, job.seed, history)
+        frame = history_frame(job.recipe, history, job.seed)
         start = terminal_phase_epoch(frame, job.recipe.measurement.terminal_phase_accuracy)
         last = job.recipe.training.epochs
         yield Curves(frame, start, f" (not finished: epoch {frame['epoch'].max()} of {last})")

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import pandas as pd
 
 from ...io.errors import UserError
+from ...results.reference_runs import read_tables
 from ...results.run_facts import DECIDES_TRAINING, read_run, recipe_of
+from ...results.tables import (
+    OWN,
+    RUN_KEY,
+    SCHEMAS,
+    concat_files,
+    concat_tables,
+    terminal_phase_epoch,
+    write_table,
+)
+from ...training.closed_form import sum_of_rows_factors
 from ..recipe import Recipe, read_recipe
 
 Cells = dict[tuple[str, str], Recipe]
 """Recipes by (dataset, architecture)."""
-
-
-def _recipe_text(run: dict[str, Any], recipe: Recipe) -> str:
-    """What a run was trained with, as it says itself, and what it was then measured with."""
-    values = recipe.model_dump(mode="json", exclude={"resources"})
-    values |= {part: value for part, value in recipe_of(run).items() if part in DECIDES_TRAINING}
-    return json.dumps(values, sort_keys=True)
 
 
 def collect_tables(
@@ -41,9 +46,6 @@ def collect_tables(
     reference_folder: a set of reference results whose runs of these datasets and architectures
         are put beside them; their origin is `reference`.
     """
-    from ...results.reference_runs import read_tables
-    from ...results.tables import concat_files, concat_tables, write_table
-
     curves = concat_files(histories, "history").drop(columns=["learning_rate", "diverged"])
     measured = concat_files([*statistics, *robustness], "measurements")
     cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
@@ -66,11 +68,6 @@ def collect_tables(
 
 def _predicted(runs: Sequence[Path], cells: Cells, measured):
     """NC0 of every measured epoch as the closed form has it, where there is one, and its error."""
-    import pandas as pd
-
-    from ...results.tables import RUN_KEY
-    from ...training.closed_form import sum_of_rows_factors
-
     found = measured[(measured["statistic"] == "nc0_sum_of_rows") & (measured["split"] == "train")]
     frames = []
     for run in map(read_run, runs):
@@ -92,28 +89,28 @@ def _predicted(runs: Sequence[Path], cells: Cells, measured):
 
 def _runs_frame(runs: Sequence[Path], cells: Cells, curves, labels: dict[str, str]):
     """The table `runs`: what each run said of itself, its titles, and its terminal phase."""
-    import pandas as pd
-
-    from ...results.tables import OWN, RUN_KEY, SCHEMAS, terminal_phase_epoch
-
     rows = []
     for path in runs:
         run = read_run(path)
         dataset, architecture = run["dataset"], run["architecture"]
         if (dataset, architecture) not in cells:
             raise UserError(f"--recipes: none is of {dataset} x {architecture}, as {path} is")
-        accuracy = cells[dataset, architecture].measurement.terminal_phase_accuracy
+        recipe = cells[dataset, architecture]
+        accuracy = recipe.measurement.terminal_phase_accuracy
+        # What it was trained with, as it says itself, and what it was then measured with.
+        parts = recipe.model_dump(mode="json", exclude={"resources"})
+        parts |= {part: of for part, of in recipe_of(run).items() if part in DECIDES_TRAINING}
         own = curves[(curves[RUN_KEY] == [dataset, architecture, run["seed"]]).all(axis=1)]
         rows.append(
             {
+                "origin": OWN,
                 **run,
                 "dataset_label": labels.get(dataset, run["dataset_label"]),
                 "architecture_label": labels.get(architecture, architecture),
                 "terminal_phase_accuracy": accuracy,
                 "terminal_phase_epoch": terminal_phase_epoch(own, accuracy),
-                "recipe": _recipe_text(run, cells[dataset, architecture]),
+                "recipe": json.dumps(parts, sort_keys=True),
             }
         )
-    return pd.DataFrame(
-        [{"origin": OWN, **row} for row in rows], columns=SCHEMAS["runs"].names
-    ).astype({"terminal_phase_epoch": "Int64"})
+    frame = pd.DataFrame(rows, columns=SCHEMAS["runs"].names)
+    return frame.astype({"terminal_phase_epoch": "Int64"})

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...data.prepared import PreparedDataset
 from ...io.errors import UserError
 from ..cost import DataSize
 from ..layers import check_measured, needs_sizes
 from ..recipe import Recipe
 
 
-def open_data(recipe: Recipe, data_folder: Path):
+def open_data(recipe: Recipe, data_folder: Path) -> PreparedDataset:
     """The prepared dataset of a recipe.
 
     Raises UserError where it lacks what measuring will ask of it, which must not be found out
     only after a training.
     """
-    from ...data.prepared import PreparedDataset
-
     data = PreparedDataset.open(data_folder)
     recipe.figure_1_classes(data.num_classes)
     if needs_sizes(recipe):

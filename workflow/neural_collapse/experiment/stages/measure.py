@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import torch
+
+from ...collapse.attacks import robustness
+from ...collapse.features import Watched, extract_splits
+from ...collapse.moments import Moments, StoredMoments, load_moments, save_moments
+from ...collapse.projection import project_three_classes
+from ...collapse.result import compute_statistics as statistics_of_moments
+from ...collapse.separation import LEAST_LAYERS, separation_law
+from ...collapse.statistics import UndefinedStatistic, mean_cosine, mse_decomposition
 from ...io import versions
 from ...io.errors import UserError
 from ...io.files import deliver, reading, require_writable
 from ...io.progress import Progress
 from ...io.tensorboard import Events
+from ...io.tensors import read_tensors, write_tensors
+from ...networks.build import build_network
+from ...results.tables import empty_table, write_table
+from ...training.checkpoints import checkpoint_name, list_checkpoints, load_checkpoint
+from ...training.devices import device_for
+from ...training.state import StateFolder, fingerprint
 from ..recipe import READ_ELSEWHERE, Recipe, read_recipe
 from .data import open_data
 from .other import is_other, open_other, other_statistics, stored_other_statistics
 from .train import tensorboard_folder
 
-if TYPE_CHECKING:
-    from ...collapse.moments import Moments, StoredMoments
+ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
 
 
 def _digest(path: Path) -> str:
@@ -29,34 +46,31 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
-def _measure_checkpoints(
+@contextmanager
+def _measured_checkpoints(
     recipe: Recipe,
     data,
-    *,
     what: str,
     depends_on: dict[str, Any],
-    measure,
-    deliver,
+    measure: Callable[..., None],
+    *,
     checkpoint_folder: Path,
     state_root: Path,
     device: str,
     gpus: int,
     gpu_slots: int | None = None,
-) -> None:
-    """Measure every checkpoint of a run, each once, and hand all results over at the end.
+) -> Iterator[dict[int, Path]]:
+    """The file of each measured epoch that `measure(network, torch_device, epoch, file)` wrote.
 
-    `measure(network, torch_device, epoch, target)` writes the file `target`; an interrupted job
-    keeps those it has. `deliver({epoch: file})` makes the outputs of them. Data, network and
-    device are set up once for all checkpoints.
-
-    state_root: where an interrupted job keeps what it has; gpu_slots: jobs that may share one GPU.
+    An interrupted job keeps those it has in `state_root`; they are deleted after the block. Data,
+    network and device are set up once for all checkpoints. gpu_slots: jobs that may share one GPU.
     """
-    from ...networks.build import build_network
-    from ...training.checkpoints import load_checkpoint
-    from ...training.devices import device_for
-    from ...training.state import StateFolder, fingerprint
-
-    checkpoints = _checkpoints(recipe, checkpoint_folder)
+    checkpoints, epochs = list_checkpoints(checkpoint_folder), recipe.measured_epochs
+    if missing := sorted(set(epochs) - checkpoints.keys()):
+        raise UserError(
+            f"{checkpoint_folder}: the checkpoint of epoch {missing[0]} is missing; "
+            "delete the folder and train again"
+        )
     key = fingerprint(
         version=versions.MEASUREMENT,
         what=what,
@@ -66,7 +80,7 @@ def _measure_checkpoints(
     )
     label, training = f"{recipe.dataset} x {recipe.architecture}  {what}", recipe.training
     with (
-        StateFolder(state_root, key) as folder,
+        StateFolder(state_root, key) as state,
         device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where,
     ):
         results, progress = {}, None
@@ -77,32 +91,16 @@ def _measure_checkpoints(
             image_size_px=data.image_size_px,
             seed=0,
         ).to(where)
-        for count, epoch in enumerate(recipe.measured_epochs, 1):
+        for count, epoch in enumerate(epochs, 1):
             path = checkpoints[epoch]
-            results[epoch] = folder.folder / f"{path.stem}-{_digest(path)}.safetensors"
+            results[epoch] = state.folder / f"{path.stem}-{_digest(path)}.safetensors"
             if not results[epoch].exists():
                 load_checkpoint(path, network)
-                progress = progress or Progress(
-                    label, "checkpoint", len(recipe.measured_epochs), done=count - 1
-                )
+                progress = progress or Progress(label, "checkpoint", len(epochs), done=count - 1)
                 measure(network, where, epoch, results[epoch])
                 progress.step(count, epoch=str(epoch))
-        deliver(results)
-        folder.finish()
-
-
-def _checkpoints(recipe: Recipe, folder: Path) -> dict[int, Path]:
-    """The checkpoint of each measured epoch."""
-    from ...training.checkpoints import list_checkpoints
-
-    found = list_checkpoints(folder)
-    missing = sorted(set(recipe.measured_epochs) - found.keys())
-    if missing:
-        raise UserError(
-            f"{folder}: the checkpoint of epoch {missing[0]} is missing; "
-            "delete the folder and train again"
-        )
-    return found
+        yield results
+        state.finish()
 
 
 def extract_features(
@@ -118,38 +116,23 @@ def extract_features(
 
     other_cards: the card of the dataset that `measurement.other_dataset` names; its images follow
         in the same pass, and what they say of the features is kept.
-    place: checkpoint_folder, state_root, device, gpus and gpu_slots: see `_measure_checkpoints`.
+    place: the keyword arguments of `_measured_checkpoints`.
     """
-    from ...training.checkpoints import checkpoint_name
-
     recipe = read_recipe(recipe_path)
     data = open_data(recipe, data_folder)
     other = open_other(recipe, data, other_cards)
     require_writable(*(output_folder / checkpoint_name(e) for e in recipe.measured_epochs))
     measured = recipe.measurement.model_dump(exclude=READ_ELSEWHERE["measurement"])
     depends_on = {"measurement": measured, "epochs": recipe.training.epochs}
-
-    def hand_over(results: dict[int, Path]) -> None:
+    if other is not None:
+        depends_on["other"] = other.data_hash
+    save = partial(_save_features, recipe, data, other, _figure_1_rows(recipe, data))
+    with _measured_checkpoints(recipe, data, "features", depends_on, save, **place) as results:
         deliver({checkpoint_name(epoch): path for epoch, path in results.items()}, output_folder)
-
-    _measure_checkpoints(
-        recipe,
-        data,
-        what="features",
-        depends_on=depends_on | ({} if other is None else {"other": other.data_hash}),
-        measure=partial(_save_features, recipe, data, other, _figure_1_rows(recipe, data)),
-        deliver=hand_over,
-        **place,
-    )
 
 
 def _save_features(recipe: Recipe, data, other, rows, network, where, epoch: int, target: Path):
     """Write the moments of one checkpoint, and the raw features of the train examples `rows`."""
-    import torch
-
-    from ...collapse.features import Watched, extract_splits
-    from ...collapse.moments import save_moments
-
     measurement = recipe.measurement
     splits = extract_splits(
         network,
@@ -176,13 +159,10 @@ def _save_features(recipe: Recipe, data, other, rows, network, where, epoch: int
 
 def _figure_1_rows(recipe: Recipe, data):
     """The train examples whose raw features are kept; None where Figure 1 leaves them out."""
-    import numpy as np
-
-    classes, count = recipe.figure_1_classes(data.num_classes), recipe.measurement
-    labels = np.asarray(data.train_labels)
-    of_each = [np.flatnonzero(labels == c) for c in classes]
-    kept = [rows[: count.activation_examples_per_class] for rows in of_each]
-    return np.concatenate(kept) if classes else None
+    classes = recipe.figure_1_classes(data.num_classes)
+    count = recipe.measurement.activation_examples_per_class
+    kept = [np.flatnonzero(np.asarray(data.train_labels) == c)[:count] for c in classes]
+    return np.concatenate(kept) if kept else None
 
 
 def measure_robustness(
@@ -190,13 +170,6 @@ def measure_robustness(
 ) -> None:
     """Attack the same test images with DeepFool at every checkpoint; place: as of
     `extract_features`."""
-    import numpy as np
-    import torch
-
-    from ...collapse.attacks import robustness
-    from ...io.tensors import write_tensors
-    from ...results.tables import write_table
-
     recipe = read_recipe(recipe_path)
     data = open_data(recipe, data_folder)
     require_writable(output)
@@ -220,41 +193,28 @@ def measure_robustness(
         tensors = {"ratios": torch.from_numpy(ratios)}
         write_tensors(target, tensors, {"epoch": str(epoch)}, ROBUSTNESS_FORMAT)
 
-    def hand_over(results: dict[int, Path]) -> None:
-        write_table(_robustness_table(recipe, seed, results), output, "measurements")
-
-    _measure_checkpoints(
-        recipe,
-        data,
-        what="robustness",
-        depends_on={"robustness": attack.model_dump()},
-        measure=measure,
-        deliver=hand_over,
-        **place,
-    )
-
-
-ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
-
-
-def _robustness_table(recipe: Recipe, seed: int, results: dict[int, Path]):
-    """The mean over the images whose decision DeepFool could change, an epoch a row."""
-    import numpy as np
-    import pandas as pd
-
-    from ...io.tensors import read_tensors
-
-    run = {"dataset": recipe.dataset, "architecture": recipe.architecture, "seed": seed}
-    rows = []
-    for epoch, path in results.items():
-        tensors, _ = read_tensors(path, "robustness result", ROBUSTNESS_FORMAT)
-        ratios = tensors["ratios"].numpy()
-        found = ratios[np.isfinite(ratios)]
-        value = float(found.mean()) if len(found) else math.nan
-        rows.append(
-            {**run, "epoch": epoch, "split": "test", "statistic": "robustness", "value": value}
+    depends_on = {"robustness": attack.model_dump()}
+    with _measured_checkpoints(recipe, data, "robustness", depends_on, measure, **place) as results:
+        table = pd.DataFrame(
+            {
+                "dataset": recipe.dataset,
+                "architecture": recipe.architecture,
+                "seed": seed,
+                "epoch": results.keys(),
+                "split": "test",
+                "statistic": "robustness",
+                "value": map(_mean_ratio, results.values()),
+            }
         )
-    return pd.DataFrame(rows)
+        write_table(table, output, "measurements")
+
+
+def _mean_ratio(path: Path) -> float:
+    """The mean over the images whose decision DeepFool could change."""
+    tensors, _ = read_tensors(path, "robustness result", ROBUSTNESS_FORMAT)
+    ratios = tensors["ratios"].numpy()
+    found = ratios[np.isfinite(ratios)]
+    return float(found.mean()) if len(found) else math.nan
 
 
 def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
@@ -263,12 +223,15 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
     They add up to it for equal counts, coupled decay and a classifier that is learned alone, and
     are left out otherwise.
     """
-    from ...collapse.statistics import mse_decomposition
-
     training = recipe.training
-    whole = training.loss == "mse" and training.optimizer.name in ("sgd", "adam")
-    whole = whole and recipe.network.classifier == "learned"
-    if not (whole and moments.balanced and training.weight_decay) or moments.scatter is None:
+    if not (
+        training.loss == "mse"
+        and training.optimizer.name in ("sgd", "adam")
+        and training.weight_decay
+        and recipe.network.classifier == "learned"
+        and moments.balanced
+        and moments.scatter is not None
+    ):
         return {}
     parts = mse_decomposition(
         moments.class_means,
@@ -283,8 +246,6 @@ def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
 def _minority(recipe: Recipe, moments: Moments, split: str) -> dict[str, float]:
     """Statistics of the recipe's minority classes: the mean cosine of their classifiers
     with the train split, their accuracy with the test split."""
-    from ...collapse.statistics import UndefinedStatistic, mean_cosine
-
     if recipe.data.imbalance is None:
         return {}
     minority = list(recipe.data.imbalance.minority_classes)
@@ -305,16 +266,13 @@ def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, 
     """Every statistic of a checkpoint by split and name; a further layer's as name@layer, the law
     over those layers, the minority's own, the parts of the train split's MSE, and what another
     dataset gives."""
-    from ...collapse.result import compute_statistics as of
-    from ...collapse.separation import LEAST_LAYERS, separation_law
-
     found = {}
     for number, split in enumerate(("train", "test")):
-        values = dict(of(stored[number]))
-        by_layer = {layer: of(pair[number]) for layer, pair in stored.layers.items()}
-        values |= {f"{n}@{layer}": v for layer, own in by_layer.items() for n, v in own.items()}
-        if len(by_layer) >= LEAST_LAYERS:
-            law = separation_law([own["separation_fuzziness"] for own in by_layer.values()])
+        values = dict(statistics_of_moments(stored[number]))
+        layers = {name: statistics_of_moments(pair[number]) for name, pair in stored.layers.items()}
+        values |= {f"{n}@{layer}": v for layer, own in layers.items() for n, v in own.items()}
+        if len(layers) >= LEAST_LAYERS:
+            law = separation_law([own["separation_fuzziness"] for own in layers.values()])
             values |= {"separation_rate": law.rate, "separation_linearity": law.linearity}
         found[split] = values | _minority(recipe, stored[number], split)
     found["train"] |= _mse_parts(recipe, stored.train)
@@ -322,14 +280,41 @@ def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, 
     return found
 
 
-def _lacking(recipe: Recipe, stored: StoredMoments) -> str:
-    """What a checkpoint's file lacks of what the recipe measures; empty where nothing."""
+def _load_moments(recipe: Recipe, path: Path) -> StoredMoments:
+    """The moments of a checkpoint; raises UserError where they lack what the recipe measures."""
+    stored, name = load_moments(path), recipe.measurement.other_dataset
+    lacking = ""
     if stored.test is None:
-        return "no test set"
-    if tuple(stored.layers) != recipe.measurement.layers:
-        return "other layers than the recipe names"
-    name = recipe.measurement.other_dataset
-    return f"nothing of {name}" if name and not any(map(is_other, stored.extra)) else ""
+        lacking = "no test set"
+    elif tuple(stored.layers) != recipe.measurement.layers:
+        lacking = "other layers than the recipe names"
+    elif name and not any(map(is_other, stored.extra)):
+        lacking = f"nothing of {name}"
+    if lacking:
+        raise UserError(
+            f"{path}: holds {lacking}; delete the folder and extract the features again"
+        )
+    return stored
+
+
+def _figure_1_points(recipe: Recipe, stored: StoredMoments, path: Path) -> pd.DataFrame | None:
+    """Features of Figure 1's classes in the space that their means span."""
+    try:
+        classes = recipe.figure_1_classes(stored.train.num_classes)
+        if not classes:
+            return None
+        raw, labels = stored.extra["features"], stored.extra["labels"]
+        return project_three_classes(
+            [raw[labels == c].numpy() for c in classes],
+            stored.train.class_means.numpy(),
+            stored.train.weight.numpy(),
+            classes,
+        )
+    except (KeyError, ValueError, IndexError, UserError) as error:
+        raise UserError(
+            f"{path}: does not fit the recipe ({error}); delete the folder and extract the "
+            "features again"
+        ) from None
 
 
 def compute_statistics(
@@ -337,44 +322,21 @@ def compute_statistics(
 ) -> None:
     """Every statistic of every measured epoch, on train and on test set, and the features of
     Figure 1's classes in the space that their means span."""
-    import pandas as pd
-
-    from ...collapse.moments import load_moments
-    from ...collapse.projection import project_three_classes
-    from ...results.tables import empty_table, write_table
-    from ...training.checkpoints import checkpoint_name
-
     recipe = read_recipe(recipe_path)
     run = {"dataset": recipe.dataset, "architecture": recipe.architecture, "seed": seed}
     rows, pictures = [], []
     for epoch in recipe.measured_epochs:
         path = features_folder / checkpoint_name(epoch)
-        stored = load_moments(path)
-        again = "; delete the folder and extract the features again"
-        if lacking := _lacking(recipe, stored):
-            raise UserError(f"{path}: holds {lacking}{again}")
+        stored = _load_moments(recipe, path)
         for split, values in statistics_of(recipe, stored).items():
             rows += [
                 {**run, "epoch": epoch, "split": split, "statistic": statistic, "value": value}
                 for statistic, value in values.items()
             ]
         if epoch in recipe.activation_epochs:
-            try:
-                classes = recipe.figure_1_classes(stored.train.num_classes)
-                if not classes:
-                    continue
-                raw, labels = stored.extra["features"], stored.extra["labels"]
-                frame = project_three_classes(
-                    [raw[labels == c].numpy() for c in classes],
-                    stored.train.class_means.numpy(),
-                    stored.train.weight.numpy(),
-                    classes,
-                )
-            except KeyError as error:
-                raise UserError(f"{path}: lacks Figure 1's {error}{again}") from None
-            except (ValueError, IndexError, UserError) as error:
-                raise UserError(f"{path}: does not fit the recipe: {error}{again}") from None
-            pictures.append(frame.assign(**run, epoch=epoch))
+            points = _figure_1_points(recipe, stored, path)
+            if points is not None:
+                pictures.append(points.assign(**run, epoch=epoch))
     require_writable(statistics, activations)
     write_table(pd.DataFrame(rows), statistics, "measurements")
     points = pd.concat(pictures, ignore_index=True) if pictures else empty_table("activations")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from ...collapse.features import Splits, extract_other
+from ...collapse.measure import compute_moments
+from ...collapse.outliers import outlier_statistics
 from ...collapse.registry import OF_OTHER_DATASET
+from ...collapse.transfer import PROBE_EXAMPLES, linear_probe_accuracy
+from ...data.prepared import PreparedDataset
 from ...io.errors import UserError
 from ..cost import DataSize
 from ..layers import check_other
 from ..recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ...collapse.features import Splits
-    from ...data.prepared import PreparedDataset
 
 PREFIX = "other_dataset."
 """Of the names under which the statistics are stored beside a checkpoint's moments."""
@@ -30,8 +31,6 @@ def open_other(
 
     Raises UserError where its card is not given, or its images do not fit the network.
     """
-    from ...data.prepared import PreparedDataset
-
     name = recipe.measurement.other_dataset
     if name is None:
         return None
@@ -52,13 +51,6 @@ def other_statistics(
 
     splits: of the network's own data, with the full scatter and the test split's raw features.
     """
-    import torch
-
-    from ...collapse.features import extract_other
-    from ...collapse.measure import compute_moments
-    from ...collapse.outliers import outlier_statistics
-    from ...collapse.transfer import PROBE_EXAMPLES, linear_probe_accuracy
-
     found = extract_other(
         network,
         other,

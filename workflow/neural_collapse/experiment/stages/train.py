@@ -8,26 +8,32 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+import torch
+
+from ...data.prepared import PreparedDataset
 from ...io import versions
 from ...io.errors import UserError
 from ...io.files import require_writable, write_text_atomically
+from ...networks.registry import label
 from ...results.run_facts import DECIDES_TRAINING
+from ...results.tables import concat_tables, read_table, write_table
+from ...training.checkpoints import checkpoint_name
+from ...training.devices import device_for
+from ...training.distributed import process_count
+from ...training.loop import History, train
 from ...training.schedule import SWEEP_EVALUATIONS, learning_rate_name, spaced_epochs
+from ...training.selection import choose, held_out
+from ...training.trainer import oversampled
+from ..provenance import provenance
 from ..recipe import Recipe, read_recipe
 from .data import open_data
 
-if TYPE_CHECKING:
-    import torch
 
-    from ...data.prepared import PreparedDataset
-
-
-def _read_curve(path: Path, recipe: Recipe):
+def _read_curve(path: Path, recipe: Recipe) -> pd.DataFrame:
     """A learning curve of the recipe's dataset and network."""
-    from ...results.tables import read_table
-
     curve = read_table(path, "history")
     cells = set(zip(curve["dataset"], curve["architecture"], strict=True))
     if cells != {(recipe.dataset, recipe.architecture)}:
@@ -48,9 +54,6 @@ def train_candidate(
     **place: Any,
 ) -> None:
     """Train one learning rate of the sweep and keep its learning curve; place: see `_devices`."""
-    from ...results.tables import write_table
-    from ...training.loop import train
-
     recipe = read_recipe(recipe_path)
     # By name, since the last bit of numpy's spacing depends on the processor.
     named, name = recipe.sweep.named(), learning_rate_name(learning_rate)
@@ -60,7 +63,9 @@ def train_candidate(
             f"known: {', '.join(named)}"
         )
     require_writable(output)
-    data = _sweep_data(recipe, data_folder)
+    data = open_data(recipe, data_folder)
+    if recipe.sweep.selection == "held_out_error":  # what selects is in the test set's place
+        data = held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed)
     with _devices(recipe, **place) as (where, processes):
         history, _ = train(
             recipe,
@@ -73,7 +78,7 @@ def train_candidate(
             keep_state=True,
             processes=processes,
         )
-    write_table(candidate_frame(recipe, history), output, "history")
+    write_table(history_frame(recipe, history), output, "history")
 
 
 @contextmanager
@@ -89,40 +94,21 @@ def _devices(
     gpu_slots: jobs that may share one GPU; by default NC_GPU_SLOTS, or one.
     processes: by default one a GPU, or one on the CPU.
     """
-    from ...training.devices import device_for
-    from ...training.distributed import process_count
-
     training = recipe.training
     with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
         yield where, process_count(where, gpus, processes)
 
 
-def _sweep_data(recipe: Recipe, data_folder: Path):
-    """What the sweep's trainings see: their test set is what selects."""
-    from ...training.selection import held_out
+def history_frame(recipe: Recipe, history: History, seed: int | None = None) -> pd.DataFrame:
+    """The learning curve `history` as a table.
 
-    data = open_data(recipe, data_folder)
-    if recipe.sweep.selection == "held_out_error":
-        return held_out(data, recipe.sweep.held_out_fraction, recipe.sweep.seed)
-    return data
-
-
-def candidate_frame(recipe: Recipe, history):
-    """The learning curve `history` of the sweep, under the name of the split that it selects by."""
-    split = recipe.sweep.selection.removesuffix("_error")
-    frame = history_frame(recipe, recipe.sweep.seed, history)
-    return frame.replace({"split": {"test": split}})
-
-
-def history_frame(recipe: Recipe, seed: int, history):
-    """The learning curve `history` as a table."""
-    import pandas as pd
-
-    rows = [
+    seed: of the run; None for the sweep, whose test set bears the name of the split that selects.
+    """
+    frame = pd.DataFrame(
         {
             "dataset": recipe.dataset,
             "architecture": recipe.architecture,
-            "seed": seed,
+            "seed": recipe.sweep.seed if seed is None else seed,
             "learning_rate": history.learning_rate,
             "epoch": record.epoch,
             "split": split,
@@ -133,8 +119,10 @@ def history_frame(recipe: Recipe, seed: int, history):
         for record in history.records
         for split in ("train", "test")
         for statistic in ("loss", "error")
-    ]
-    return pd.DataFrame(rows)
+    )
+    if seed is None:
+        return frame.replace({"split": {"test": recipe.sweep.selection.removesuffix("_error")}})
+    return frame
 
 
 def select_learning_rate(
@@ -143,9 +131,6 @@ def select_learning_rate(
     """Choose the learning rate with the lowest error at the last epoch, on the test set or, where
     the recipe says so, on held-out train images.
     """
-    from ...results.tables import concat_tables, write_table
-    from ...training.selection import choose
-
     recipe = read_recipe(recipe_path)
     if not curve_paths:
         raise UserError("--curves: none is given; name the learning curves to choose from")
@@ -191,14 +176,13 @@ def train_model(
     winner: the sweep's winning learning curve, or None where the recipe pins the rate.
     place: see `_devices`.
     """
-    from ...results.tables import write_table
-    from ...training.checkpoints import checkpoint_name
-    from ...training.loop import train
-    from ..provenance import provenance
-
     recipe = read_recipe(recipe_path)
     data = open_data(recipe, data_folder)
-    learning_rate = _learning_rate(recipe_path, recipe, winner)
+    learning_rate = recipe.sweep.learning_rate
+    if winner is not None:
+        learning_rate = float(_read_curve(winner, recipe)["learning_rate"].iloc[0])
+    elif learning_rate is None:
+        raise UserError(f"{recipe_path}: pins no learning rate, so --winner must be given")
     kept = [checkpoint_folder / checkpoint_name(epoch) for epoch in recipe.measured_epochs]
     require_writable(*kept, history_path, run_path)
     started = time.monotonic()
@@ -216,7 +200,12 @@ def train_model(
             keep_state=True,
             tensorboard_folder=tensorboard_folder(recipe, run_path),
         )
-        _require_convergence(recipe, history)
+        if history.diverged:
+            raise UserError(
+                f"{recipe.dataset} x {recipe.architecture}: training diverged in epoch "
+                f"{history.records[-1].epoch} at learning rate {learning_rate:g}; "
+                "lower sweep.learning_rate"
+            )
         facts = provenance(where)
     run = {
         "seed": seed,
@@ -229,7 +218,7 @@ def train_model(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
     }
-    write_table(history_frame(recipe, seed, history), history_path, "history")
+    write_table(history_frame(recipe, history, seed), history_path, "history")
     write_text_atomically(run_path, json.dumps(run, indent=2) + "\n")
 
 
@@ -238,20 +227,8 @@ def tensorboard_folder(recipe: Recipe, output: Path) -> Path | None:
     return output.with_name("tensorboard") if recipe.training.tensorboard else None
 
 
-def _require_convergence(recipe: Recipe, history) -> None:
-    if history.diverged:
-        raise UserError(
-            f"{recipe.dataset} x {recipe.architecture}: training diverged in epoch "
-            f"{history.records[-1].epoch} at learning rate {history.learning_rate:g}; "
-            "lower sweep.learning_rate"
-        )
-
-
 def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
     """The facts of a run's recipe, data and network in run.json."""
-    from ...networks.registry import label
-    from ...training.trainer import oversampled
-
     repeats = recipe.training.oversample
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
@@ -273,12 +250,3 @@ def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
         "training_version": versions.TRAINING,
         "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
     }
-
-
-def _learning_rate(recipe_path: Path, recipe: Recipe, winner: Path | None) -> float:
-    """The winner's learning rate, or the pinned one."""
-    if winner is not None:
-        return float(_read_curve(winner, recipe)["learning_rate"].iloc[0])
-    if recipe.sweep.learning_rate is None:
-        raise UserError(f"{recipe_path}: pins no learning rate, so --winner must be given")
-    return recipe.sweep.learning_rate
