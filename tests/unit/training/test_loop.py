@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from neural_collapse.data.images import Normalisation, ResidentImages
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.io.errors import UserError
 from neural_collapse.networks.build import build_network
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
 from neural_collapse.training.loop import train
-from neural_collapse.training.losses import cross_entropy
-from neural_collapse.training.trainer import Trainer, evaluate
+from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -146,22 +144,18 @@ def test_evaluating_changes_nothing_in_training(make_data, make_recipe):
         assert torch.equal(value, other[name]), name
 
 
-def whole_evaluation(network, images, labels, normalise, batch_size):
-    rows = range(len(labels))
-    return evaluate(network, images, labels, normalise, batch_size, rows, "float32", cross_entropy)
-
-
 def test_how_a_set_is_cut_into_batches_does_not_change_what_is_measured(make_data, make_recipe):
     trainer = Trainer(make_recipe(), make_data(), 0.05, 0, CPU)
     trainer.train_epoch(1)
-    images, labels = trainer.data.images["train"], trainer.data.labels["train"]
-    results = [
-        whole_evaluation(trainer.network, images, labels, trainer.data.normalise, size)[0]
-        for size in (1, 7, 64, 90, 1000)
-    ]
-    for result in results:
-        assert result[1] == results[0][1]
-        assert result[0].item() == pytest.approx(results[0][0].item(), rel=1e-6)
+    records = []
+    for trainer.evaluation_batch_size in (1, 7, 64, 90, 1000):
+        records.append(trainer.evaluate(1))
+    for record in records:
+        assert (record.train_error, record.test_error) == (
+            records[0].train_error,
+            records[0].test_error,
+        )
+        assert vars(record) == pytest.approx(vars(records[0]), rel=1e-6)
 
 
 # --------------------------------------------------------------------------- batches
@@ -306,34 +300,27 @@ OUT = [
 ]
 
 
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("error", OUT)
-def test_evaluation_halves_its_batch_when_memory_runs_out(make_data, monkeypatch, capsys, error):
+def test_evaluation_halves_its_batch_for_good_when_memory_runs_out(
+    make_data, make_recipe, monkeypatch, capsys, error, stream
+):
     monkeypatch.setattr(Hungry, "error", error)
-    data = make_data()
-    images = ResidentImages(torch.tensor(data.train_images))
-    given = images, torch.tensor(data.train_labels), Normalisation((0.5,), (0.25,), CPU), 64
-    network = Hungry(9)
-    found, _ = whole_evaluation(network, *given)
-    assert "continues with 8 examples per step" in capsys.readouterr().err
-    network.limit = 64
-    whole, batch_size = whole_evaluation(network, *given)
-    assert batch_size == 64
-    assert found[1] == whole[1]
-    assert found[0].item() == pytest.approx(whole[0].item(), rel=1e-6)
+    network = Hungry(64)
+    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: network)
+    recipe = make_recipe(evaluation_batch_size=64)
+    trainer = Trainer(recipe, make_data(), 0.05, 0, CPU, stream=stream)
+    whole = trainer.evaluate(0)
+    network.limit = 9
+    halved = trainer.evaluate(0)
+    assert (halved.train_error, halved.test_error) == (whole.train_error, whole.test_error)
+    assert vars(halved) == pytest.approx(vars(whole), rel=1e-6)
+    assert capsys.readouterr().err.count("out of GPU memory") == 3  # 32, 16, 8
+    trainer.evaluate(1)
+    assert trainer.evaluation_batch_size == 8 and not capsys.readouterr().err
     network.limit = 0
     with pytest.raises(UserError, match=r"training\.evaluation_batch_size"):
-        whole_evaluation(network, *given)
-
-
-def test_a_halved_evaluation_batch_is_kept_for_later_epochs(
-    monkeypatch, make_data, make_recipe, capsys
-):
-    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: Hungry(9))
-    trainer = Trainer(make_recipe(evaluation_batch_size=64), make_data(), 0.05, 0, CPU)
-    trainer.evaluate(1)
-    assert capsys.readouterr().err.count("out of GPU memory") == 3  # 32, 16, 8
-    trainer.evaluate(2)
-    assert trainer.evaluation_batch_size == 8 and not capsys.readouterr().err
+        trainer.evaluate(2)
 
 
 @pytest.mark.parametrize(

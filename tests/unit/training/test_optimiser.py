@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from neural_collapse.training.optimisers import OPTIMISERS, SGD, Adam, optimiser_of
+from neural_collapse.training.optimisers import Optimiser
 from neural_collapse.training.recipe import OptimizerRecipe, TrainingRecipe
 from neural_collapse.training.trainer import epoch_order
+
+OPTIMISERS = get_args(OptimizerRecipe.model_fields["name"].annotation)
 
 
 def small_network() -> nn.Module:
@@ -40,8 +42,28 @@ def batches(count: int):
 RATES = [0.1, 0.1, 0.1, 0.01, 0.01, 0.001]
 
 
-def steps_beside(reference, theirs, optimiser, ours):
-    """Take each step with torch's optimiser and with this project's, on the same batches."""
+def optimiser_of(network: nn.Module, name: str, **training) -> Optimiser:
+    betas = {"betas": (0.8, 0.99), "epsilon": 1e-6} if name.startswith("adam") else {}
+    return Optimiser(TrainingRecipe(optimizer={"name": name} | betas, **training), network)
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum", "weight_decay"),
+    [
+        *(("sgd", 0.9, 5e-4), ("sgd", 0.0, 0.0), ("sgd", 0.5, 0.1)),
+        *((name, 0.9, decay) for name in ("adam", "adamw") for decay in (0.0, 0.1)),
+    ],
+)
+def test_the_bits_are_torchs_for_every_parameter(name, momentum, weight_decay):
+    ours, theirs = small_network(), small_network()
+    optimiser = optimiser_of(ours, name, momentum=momentum, weight_decay=weight_decay)
+    options = {"lr": 1.0, "weight_decay": weight_decay, "fused": True}
+    if name == "sgd":
+        reference = torch.optim.SGD(theirs.parameters(), momentum=momentum, **options)
+    else:
+        kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+        reference = kind(theirs.parameters(), betas=(0.8, 0.99), eps=1e-6, **options)
+    kept = {"sgd": ("momentum", "momentum_buffer")}.get(name, ("adam_mean", "exp_avg"))
     for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
         nn.functional.cross_entropy(ours(images), labels).backward()
         optimiser.step(rate)
@@ -49,44 +71,17 @@ def steps_beside(reference, theirs, optimiser, ours):
         nn.functional.cross_entropy(theirs(images), labels).backward()
         reference.param_groups[0]["lr"] = rate
         reference.step()
-        yield rate
-
-
-@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.5, 0.1)])
-def test_the_same_bits_as_torchs_sgd(momentum, weight_decay):
-    ours, theirs = small_network(), small_network()
-    sgd = SGD(ours, momentum, weight_decay)
-    reference = torch.optim.SGD(
-        theirs.parameters(), lr=1.0, momentum=momentum, weight_decay=weight_decay, fused=True
-    )
-    for _ in steps_beside(reference, theirs, sgd, ours):
-        for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            assert torch.equal(own, other), name
+        for (key, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            assert torch.equal(own, other), key
+            assert own.grad is None
             if momentum:
-                buffer = reference.state[other]["momentum_buffer"]
-                assert torch.equal(sgd.momentum_buffers[name], buffer), name
-            assert own.grad is None
-
-
-@pytest.mark.parametrize("decoupled", [False, True])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_has_the_bits_of_torchs(decoupled, weight_decay):
-    ours, theirs = small_network(), small_network()
-    adam = Adam(ours, (0.8, 0.99), 1e-6, weight_decay, decoupled)
-    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
-    reference = kind(
-        theirs.parameters(), betas=(0.8, 0.99), eps=1e-6, weight_decay=weight_decay, fused=True
-    )
-    for _ in steps_beside(reference, theirs, adam, ours):
-        for (name, own), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-            assert torch.equal(own, other), name
-            assert torch.equal(adam.state()[f"adam_mean.{name}"], reference.state[other]["exp_avg"])
-            assert own.grad is None
+                buffer = reference.state[other][kept[1]]
+                assert torch.equal(optimiser.state()[f"{kept[0]}.{key}"], buffer), key
 
 
 def test_sgd_with_decoupled_decay_is_the_definition_in_float64():
     network = small_network()
-    sgd = SGD(network, 0.9, 0.5, decoupled=True)
+    sgdw = optimiser_of(network, "sgdw", momentum=0.9, weight_decay=0.5)
     weights = {n: p.detach().double().numpy().copy() for n, p in network.named_parameters()}
     speeds = {name: np.zeros_like(weight) for name, weight in weights.items()}
     for rate, (images, labels) in zip(RATES, batches(len(RATES)), strict=True):
@@ -94,26 +89,18 @@ def test_sgd_with_decoupled_decay_is_the_definition_in_float64():
         for name, parameter in network.named_parameters():
             speeds[name] = 0.9 * speeds[name] + parameter.grad.double().numpy()
             weights[name] = (1 - rate * 0.5) * weights[name] - rate * speeds[name]
-        sgd.step(rate)
+        sgdw.step(rate)
     for name, parameter in network.named_parameters():
         np.testing.assert_allclose(
             parameter.detach().double().numpy(), weights[name], rtol=1e-5, atol=1e-6
         )
 
 
-def test_every_optimiser_of_the_recipe_exists_and_is_torchs_by_default():
-    assert set(OPTIMISERS) == set(get_args(OptimizerRecipe.model_fields["name"].annotation))
-    torch_default = torch.optim.AdamW([nn.Parameter(torch.zeros(1))]).defaults
-    adam = optimiser_of(TrainingRecipe(optimizer={"name": "adamw"}), small_network())
-    assert (adam.betas, adam.epsilon) == (torch_default["betas"], torch_default["eps"])
-
-
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_rate_as_a_tensor_steps_as_a_number_does(name):
     """As CUDA graphs give it."""
     ours, theirs = small_network(), small_network()
-    training = TrainingRecipe(optimizer={"name": name}, weight_decay=0.1)
-    one, other = optimiser_of(training, ours), optimiser_of(training, theirs)
+    one, other = (optimiser_of(network, name, weight_decay=0.1) for network in (ours, theirs))
     for rate in RATES:
         for own, another in zip(ours.parameters(), theirs.parameters(), strict=True):
             own.grad, another.grad = (torch.cos(7 * own).detach() for _ in range(2))
@@ -123,24 +110,13 @@ def test_a_rate_as_a_tensor_steps_as_a_number_does(name):
         torch.testing.assert_close(own, another, rtol=1e-5, atol=1e-6)
 
 
-def test_every_parameter_decays_biases_and_norms_too():
-    network = small_network()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    sgd = SGD(network, 0.0, 0.5)
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    sgd.step(0.1)
-    for name, parameter in network.named_parameters():
-        torch.testing.assert_close(parameter.detach(), 0.95 * before[name])
-
-
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_a_frozen_or_unused_parameter_stays_as_it_is(name):
     network = small_network()
     network[0].weight.requires_grad_(False)
     network.unused = nn.Parameter(torch.ones(2))
     frozen = network[0].weight.clone()
-    optimiser = optimiser_of(TrainingRecipe(optimizer={"name": name}, weight_decay=0.5), network)
+    optimiser = optimiser_of(network, name, weight_decay=0.5)
     images, labels = next(batches(1))
     nn.functional.cross_entropy(network[:6](images), labels).backward()
     moved = network[5].weight.clone()

@@ -19,7 +19,7 @@ from neural_collapse.io.locks import clear_finished
 from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training import loop
 from neural_collapse.training.loop import train, training_fingerprint
-from neural_collapse.training.state import StateFolder, fingerprint, state_interval_seconds
+from neural_collapse.training.state import StateFolder, state_interval_seconds
 
 CPU = torch.device("cpu")
 KEY = "0123456789abcdef"
@@ -43,10 +43,12 @@ def test_the_newest_state_is_read(tmp_path):
         assert folder.read() is None
         write(folder, 8, 9, 10, 11)
     assert len(files(tmp_path)) == 2  # and no more disk than that
+    (tmp_path / KEY / f".{files(tmp_path)[0].name}.12345.tmp").touch()  # of a killed job
     with StateFolder(tmp_path, KEY) as folder:
         epoch, state, facts = folder.read()
     assert epoch == facts["of"] == 11
     assert all(torch.equal(state[name], value) for name, value in tensors(11).items())
+    assert not list((tmp_path / KEY).glob(".*"))
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "one bit", "other bytes"])
@@ -77,24 +79,7 @@ def test_states_that_are_all_corrupt_are_none(tmp_path):
         assert folder.read() is None
 
 
-def test_another_fingerprints_state_is_not_seen(tmp_path):
-    with StateFolder(tmp_path, KEY) as folder:
-        write(folder, 5)
-    with StateFolder(tmp_path, KEY[::-1]) as other:
-        assert other.read() is None
-        other.clear()
-    with StateFolder(tmp_path, KEY) as folder:
-        assert folder.read()[0] == 5
-
-
-def test_success_leaves_nothing_behind(tmp_path):
-    with StateFolder(tmp_path / "root", KEY) as folder:
-        write(folder, 1)
-        folder.clear()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_everything_that_decides_a_training_is_in_its_fingerprint(make_recipe):
+def test_everything_that_decides_a_training_is_in_its_fingerprint(make_recipe, monkeypatch):
     def of(recipe=None, data="d", rate=0.1, seed=0, epochs=(0, 3)):
         return training_fingerprint(recipe or make_recipe(), data, rate, seed, epochs)
 
@@ -106,16 +91,13 @@ def test_everything_that_decides_a_training_is_in_its_fingerprint(make_recipe):
         of(make_recipe(optimizer={"name": "adam"})),
         of(make_recipe(optimizer={"name": "adam", "betas": [0.9, 0.99]})),
     ]  # fmt: skip
-    assert len({of(), *others}) == 14
-    assert of() == of()
+    others.append(of())
+    assert len(set(others)) == 14
+    assert of() == others[-1]
     assert of(make_recipe(evaluation_batch_size=7)) == of()
     assert of(epochs=(3, 0)) == of()
-
-
-def test_the_code_version_is_in_the_fingerprint(monkeypatch, make_recipe):
-    before = training_fingerprint(make_recipe(), "d", 0.1, 0, ())
     monkeypatch.setattr(versions, "TRAINING", versions.TRAINING + 1)
-    assert training_fingerprint(make_recipe(), "d", 0.1, 0, ()) != before
+    assert of() not in others
 
 
 def test_a_key_that_came_later_leaves_the_fingerprints_of_its_default_alone(make_recipe):
@@ -152,11 +134,6 @@ def test_adams_numbers_change_no_training_with_sgd(make_recipe):
     for name in ("adam", "adamw"):
         adam = make_recipe(optimizer={"name": name} | numbers).training.optimizer
         assert adam.betas == (0.8, 0.99) and adam.epsilon == 1e-3
-
-
-def test_a_fingerprint_is_short_and_does_not_depend_on_order():
-    assert fingerprint(a=1, b=[2.5]) == fingerprint(b=[2.5], a=1)
-    assert len(fingerprint(a=1)) == 16
 
 
 # --------------------------------------------------------------------------------- the lock
@@ -264,65 +241,6 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
             pass
         assert str(root) in str(error.value)
         assert "\n" not in str(error.value)
-
-
-# ------------------------------------------------------------------------- kills within a write
-
-
-def write_and_die(root, step: str, monkeypatch) -> None:
-    """Write states 1 and 2, and be killed within the writing of the third."""
-
-    def die(*_, **__) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def half(path, payload: bytes) -> None:
-        with open(path, "wb") as file:
-            file.write(payload[: len(payload) // 2])
-            file.flush()
-            die()
-
-    replace = os.replace
-    with StateFolder(root, KEY) as folder:
-        for epoch in (1, 2, 3):
-            if epoch == 3 and step == "half written":
-                monkeypatch.setattr(Path, "write_bytes", half)
-            elif epoch == 3 and step == "not flushed":
-                monkeypatch.setattr(os, "fsync", die)
-            elif epoch == 3 and step == "not renamed":
-                monkeypatch.setattr(os, "replace", die)
-            elif epoch == 3 and step == "renamed":
-                monkeypatch.setattr(os, "replace", lambda *names: (replace(*names), die()))
-            elif epoch == 3 and step == "old not deleted":
-                monkeypatch.setattr(Path, "unlink", die)
-            folder.write(epoch, {"weight": torch.full((999,), float(epoch))}, [epoch])
-
-
-@pytest.mark.parametrize(
-    ("step", "epoch"),
-    [
-        ("half written", 2),
-        ("not flushed", 2),
-        ("not renamed", 2),
-        ("renamed", 3),
-        ("old not deleted", 3),
-    ],
-)
-def test_a_kill_at_any_step_of_a_write_leaves_a_whole_state(tmp_path, monkeypatch, step, epoch):
-    child = os.fork()
-    if child == 0:
-        try:
-            write_and_die(tmp_path, step, monkeypatch)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    with StateFolder(tmp_path, KEY) as folder:
-        found, state, facts = folder.read()
-        assert (found, facts) == (epoch, [epoch])
-        assert torch.equal(state["weight"], torch.full((999,), float(epoch)))
-        # What was half written is gone, so that many kills do not fill the disk.
-        assert not list((tmp_path / KEY).glob(".*"))
-        write(folder, epoch + 1)
-        assert len(files(tmp_path)) == 2
 
 
 # ------------------------------------------------------------------------- a training resumes
@@ -450,7 +368,7 @@ def test_a_training_continues_from_the_state_before_a_corrupt_one(training, tmp_
     assert "continues after epoch 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["other network", "other facts", "lost checkpoint"])
+@pytest.mark.parametrize("damage", ["other network", "lost checkpoint"])
 def test_a_training_that_cannot_continue_begins_anew(training, tmp_path, damage, capsys):
     history_expected, expected = training("whole")
     with pytest.raises(Stop):
@@ -461,10 +379,7 @@ def test_a_training_that_cannot_continue_begins_anew(training, tmp_path, damage,
     else:
         with StateFolder(place.parent, place.name) as folder:
             _, state, facts = folder.read()
-            if damage == "other network":
-                state["network.classifier.bias"] = torch.zeros(99)
-            else:
-                facts = {"no": "records"}
+            state["network.classifier.bias"] = torch.zeros(99)
             folder.write(3, state, facts)
     history, found = training("parts")
     assert "starts again" in capsys.readouterr().err

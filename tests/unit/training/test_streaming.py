@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from neural_collapse.data import images as images_module
 from neural_collapse.data.images import (
-    Normalisation,
     ResidentImages,
     StreamedImages,
     place_images,
@@ -22,8 +20,7 @@ from neural_collapse.data.images import (
     to_device,
 )
 from neural_collapse.training.loop import train
-from neural_collapse.training.losses import cross_entropy
-from neural_collapse.training.trainer import Trainer, evaluate
+from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
@@ -165,30 +162,3 @@ def test_a_trainer_streams_what_does_not_fit(on_disk, make_recipe, monkeypatch):
     monkeypatch.setattr(images_module, "room_bytes", lambda device: 100)
     trainer = Trainer(make_recipe(), on_disk, 0.05, 0, CPU)
     assert all(isinstance(images, StreamedImages) for images in trainer.data.images.values())
-
-
-class Cramped(nn.Module):
-    """A network whose device holds no more than 20 images."""
-
-    def forward(self, x):
-        if len(x) > 20:
-            raise torch.OutOfMemoryError("out of memory")
-        return x.flatten(1)[:, :4]
-
-
-def test_evaluation_goes_on_with_half_of_the_batch_where_memory_runs_out(mapped, capsys):
-    labels = torch.arange(200) % 4
-    normalise = Normalisation((0.5,) * 3, (0.25,) * 3, CPU)
-    whole = ResidentImages(torch.from_numpy(np.array(mapped)))
-    streamed = StreamedImages(mapped, CPU)
-
-    def evaluated(images, batch_size, rows=range(200)):
-        arguments = labels, normalise, batch_size, rows, "float32", cross_entropy
-        return evaluate(Cramped(), images, *arguments)
-
-    expected, _ = evaluated(whole, 20)
-    found, batch_size = evaluated(streamed, 64)
-    assert torch.equal(found, expected) and batch_size == 16
-    assert capsys.readouterr().err.count("out of GPU memory") == 2
-    parts = [evaluated(streamed, 7, rows)[0] for rows in (range(60), range(60, 60), range(60, 200))]
-    assert torch.allclose(sum(parts), expected, rtol=1e-12)

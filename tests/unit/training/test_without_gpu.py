@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from neural_collapse.data import images
 from neural_collapse.io.errors import UserError
 from neural_collapse.networks.build import build_network
-from neural_collapse.training import graphs, trainer
+from neural_collapse.training import trainer
 from neural_collapse.training.trainer import Trainer
 
 GPU = torch.device("cuda")
@@ -121,7 +121,7 @@ class Stream(NamedTuple):
 @pytest.mark.parametrize("training", [{}, {"keep_incomplete_batch": True}])
 def test_a_recorded_step_gives_the_bits_of_the_step(monkeypatch, make_data, make_recipe, training):
     cuda = Cuda()
-    monkeypatch.setattr(graphs, "cuda", cuda)
+    monkeypatch.setattr(trainer, "cuda", cuda)
     recipe, data = make_recipe(**training), make_data(40)
     plain, recorded = (Trainer(recipe, data, 0.05, 0, torch.device("cpu")) for _ in range(2))
     recorded.graphed = True
@@ -149,7 +149,7 @@ def test_a_recording_that_fails_leaves_its_stream(monkeypatch, make_data, make_r
         def graph(self, *_, **__):
             raise RuntimeError("the recording was invalidated")
 
-    monkeypatch.setattr(graphs, "cuda", Failing())
+    monkeypatch.setattr(trainer, "cuda", Failing())
     trained = Trainer(make_recipe(), make_data(40), 0.05, 0, torch.device("cpu"))
     trained.graphed = True
     with pytest.raises(UserError, match="cannot be recorded"):

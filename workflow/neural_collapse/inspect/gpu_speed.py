@@ -16,7 +16,7 @@ from ..experiment.recipe import Recipe
 from ..io.errors import UserError
 from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.registry import label
-from ..training.optimisers import optimiser_of
+from ..training.optimisers import Optimiser
 from ..training.trainer import Batch, StepTooLarge, Trainer
 from .gpu_checks import PRECISIONS, made_up_data
 
@@ -137,7 +137,7 @@ def _steps(trainer: Trainer, channels_last: bool, seconds: float) -> tuple[float
     layout = torch.channels_last if channels_last else torch.contiguous_format
     trainer.network.to(memory_format=layout).train()
     # What it keeps must lie as the weights do.
-    trainer.optimiser = optimiser_of(trainer.training, trainer.network)
+    trainer.optimiser = Optimiser(trainer.training, trainer.network)
     device = trainer.device
     with closing(trainer.data.batches(0, 1)) as batches:
         inputs, labels, examples = next(batches)

@@ -30,7 +30,7 @@ from .distributed import launch
 from .ranks import ALONE, Ranks
 from .schedule import learning_rate_name
 from .state import BackgroundWriter, StateFolder, fingerprint, state_interval_seconds
-from .trainer import EpochRecord, Trainer, build
+from .trainer import EpochRecord, Trainer, build, network_weights
 
 if TYPE_CHECKING:
     from ..experiment.recipe import Recipe
@@ -79,45 +79,6 @@ def training_fingerprint(
     )
 
 
-@dataclass(frozen=True)
-class Training:
-    """What one training is, but for where it is computed."""
-
-    recipe: Recipe
-    data: PreparedDataset
-    learning_rate: float
-    """The initial one."""
-    seed: int
-    """Decides initial weights and order."""
-    state_root: str | Path
-    """Where resume states of interrupted trainings lie."""
-    checkpoint_folder: str | Path | None = None
-    """Receives the weights of `checkpoint_epochs` once the training is complete."""
-    checkpoint_epochs: Collection[int] = ()
-    evaluated_epochs: Collection[int] | None = None
-    """When both sets are evaluated, besides the first and the last epoch; by default after each."""
-    stream: bool | None = None
-    """Whether images are streamed from the memory map; by default where they do not fit."""
-    tensorboard_folder: str | Path | None = None
-    """Receives event files for TensorBoard; by default none are written."""
-    keep_state: bool = False
-    """Leave the last state, from which results can be made again at once, to
-    ``locks.clear_finished``."""
-
-    @property
-    def label(self) -> str:
-        """What progress calls it."""
-        return (
-            f"{self.recipe.dataset} x {self.recipe.architecture}  seed {self.seed}  "
-            f"learning rate {learning_rate_name(self.learning_rate)}"
-        )
-
-    def evaluates(self, epoch: int) -> bool:
-        """Whether both sets are evaluated after an epoch."""
-        always = epoch in (0, self.recipe.training.epochs)
-        return always or self.evaluated_epochs is None or epoch in self.evaluated_epochs
-
-
 def train(
     recipe: Recipe,
     data: PreparedDataset,
@@ -129,13 +90,26 @@ def train(
     """Train to the last epoch, continuing where an earlier try of the same training stopped.
 
     Args:
-        recipe: as :class:`Training` has it.
+        recipe: its network and training.
         data: the prepared dataset.
-        **options: the other fields of :class:`Training`; learning_rate, seed and state_root must
-            be given.
         device: where it is computed.
         processes: how many share the training, each a part of every batch; on "cuda" each has a
             GPU.
+        **options: these keywords, of which the first three must be given:
+
+            - learning_rate: the initial one.
+            - seed: decides initial weights and order.
+            - state_root: folder where resume states of interrupted trainings lie.
+            - checkpoint_folder: receives the weights of checkpoint_epochs once the training is
+              complete.
+            - checkpoint_epochs: by default none.
+            - evaluated_epochs: when both sets are evaluated, besides the first and the last epoch;
+              by default after each.
+            - stream: whether images are streamed from the memory map; by default where they do not
+              fit.
+            - tensorboard_folder: receives event files for TensorBoard; by default none are written.
+            - keep_state: leave the last state, from which results can be made again at once, to
+              ``locks.clear_finished``.
 
     Returns:
         The learning curve and the network. A loss that is not finite ends the training with error
@@ -144,170 +118,147 @@ def train(
     Raises:
         UserError: another process works on the same training.
     """
-    training = Training(recipe, data, **options)
     if processes == 1:
-        return _train(ALONE, device, training)
-    history, weights = launch(processes, device, _train_in_rank, training)
-    network = build(recipe, data, training.seed, device)
+        return _train(ALONE, device, recipe, data, **options)
+    history, weights = launch(processes, device, _train_in_rank, recipe, data, **options)
+    network = build(recipe, data, options["seed"], device)
     network.load_state_dict(from_bytes(weights)[0])
     return history, network
 
 
-def _train_in_rank(ranks: Ranks, device: torch.device, training: Training) -> tuple[History, bytes]:
-    history, network = _train(ranks, device, training)
+def _train_in_rank(ranks: Ranks, *args: Any, **options: Any) -> tuple[History, bytes]:
+    history, network = _train(ranks, *args, **options)
     return history, to_bytes(network.state_dict(), {}) if ranks.first else b""
 
 
-def _train(ranks: Ranks, device: torch.device, training: Training) -> tuple[History, nn.Module]:
+def _train(
+    ranks: Ranks,
+    device: torch.device,
+    recipe: Recipe,
+    data: PreparedDataset,
+    *,
+    learning_rate: float,
+    seed: int,
+    state_root: str | Path,
+    checkpoint_folder: str | Path | None = None,
+    checkpoint_epochs: Collection[int] = (),
+    evaluated_epochs: Collection[int] | None = None,
+    stream: bool | None = None,
+    tensorboard_folder: str | Path | None = None,
+    keep_state: bool = False,
+) -> tuple[History, nn.Module]:
     """What :func:`train` does, in one of its processes. Only the first one touches files."""
-    label, last = training.label, training.recipe.training.epochs
-    key = training_fingerprint(
-        training.recipe,
-        training.data.data_hash,
-        training.learning_rate,
-        training.seed,
-        training.checkpoint_epochs,
-        training.evaluated_epochs,
-    )
-    own = StateFolder(training.state_root, key, device) if ranks.first else contextlib.nullcontext()
+    last, rate = recipe.training.epochs, learning_rate_name(learning_rate)
+    label = f"{recipe.dataset} x {recipe.architecture}  seed {seed}  learning rate {rate}"
+    decides = data.data_hash, learning_rate, seed, checkpoint_epochs, evaluated_epochs
+    key = training_fingerprint(recipe, *decides)
+    own = StateFolder(state_root, key, device) if ranks.first else contextlib.nullcontext()
+    events = Events(tensorboard_folder if ranks.first else None)
     interval, written = state_interval_seconds(), monotonic()
-    events = Events(training.tensorboard_folder if ranks.first else None)
     with own as folder, BackgroundWriter() as writer, events:
-        trainer = Trainer(
-            training.recipe,
-            training.data,
-            training.learning_rate,
-            training.seed,
-            device,
-            ranks,
-            training.stream,
-        )
-        history, finished = _resume(trainer, folder, training)
-        progress = Progress(label, "epoch", last, done=finished)
-        for epoch in range(finished + 1, last + 1) if history.records else range(last + 1):
+        trainer = Trainer(recipe, data, learning_rate, seed, device, ranks, stream)
+        history = _resume(trainer, folder, checkpoint_epochs, label)
+        progress = Progress(label, "epoch", last, done=history.resumed_after)
+        for epoch in range(history.resumed_after + 1 if history.records else 0, last + 1):
             if history.diverged:
                 break
             begun = monotonic()
             loss = 0.0 if epoch == 0 else ranks.sum(trainer.train_epoch(epoch)).item()
             if not math.isfinite(loss):
                 history.add(EpochRecord(epoch, loss, 1.0, loss, 1.0))
-            elif training.evaluates(epoch):
+            elif evaluated_epochs is None or epoch in {0, last, *evaluated_epochs}:
                 history.add(trainer.evaluate(epoch))
             if folder is None:
                 continue
-            if history.records[-1].epoch == epoch:
-                events.write(epoch, curve_values(history.records[-1]))
-            keep = epoch in training.checkpoint_epochs and not history.diverged
-            ends = epoch == last or history.diverged
-            now = monotonic()
+            _report(epoch, history.records[-1], events, progress)
+            keep, now = epoch in checkpoint_epochs and not history.diverged, monotonic()
             # The next epoch, as long as this one, would end too long after the last state.
-            if keep or ends or now - written + now - begun >= interval:
-                tensors = writer.snapshot(trainer.state())
+            due = now - written + now - begun >= interval
+            if keep or due or epoch == last or history.diverged:
+                state = writer.snapshot(trainer.state())
                 facts = [[vars(r) for r in history.records], history.diverged]
-                kept = folder.folder / CHECKPOINTS if keep else None
-                writer.submit(_write, folder, epoch, tensors, facts, kept, training.recipe)
+                writer.submit(_write, folder, epoch, state, facts, recipe if keep else None)
                 written = monotonic()
-            progress.step(epoch, **said(history.records[-1], epoch))
         writer.finish()
         if folder is not None:
-            _finish(training, history, folder)
+            if history.diverged:
+                say(f"{label}  diverged in epoch {history.records[-1].epoch}")
+            elif checkpoint_folder is not None:
+                files = _checkpoints(folder, checkpoint_epochs)
+                deliver({file.name: file for file in files}, checkpoint_folder)
+            folder.finish() if keep_state else folder.clear()
     return history, trainer.network
 
 
-def _finish(training: Training, history: History, folder: StateFolder) -> None:
-    """Hand over what a training leaves."""
-    if history.diverged:
-        say(f"{training.label}  diverged in epoch {history.records[-1].epoch}")
-    elif training.checkpoint_folder is not None:
-        names = map(checkpoint_name, training.checkpoint_epochs)
-        files = {name: folder.folder / CHECKPOINTS / name for name in names}
-        deliver(files, training.checkpoint_folder)
-    folder.finish() if training.keep_state else folder.clear()
+def _checkpoints(folder: StateFolder, epochs: Collection[int]) -> list[Path]:
+    return [folder.folder / CHECKPOINTS / checkpoint_name(epoch) for epoch in epochs]
 
 
-def curve_values(record: EpochRecord) -> dict[str, float]:
-    """The values of an epoch, by the names that TensorBoard groups them by: `loss/train`."""
-    return {
-        f"{statistic}/{split}": getattr(record, f"{split}_{statistic}")
-        for statistic in ("loss", "error")
-        for split in ("train", "test")
-    }
-
-
-def said(record: EpochRecord, epoch: int) -> dict[str, str]:
-    """What the progress line says of an epoch, if the record is its own."""
-    if record.epoch != epoch:
-        return {}
-    return {
-        "train_loss": f"{record.train_loss:.2e}",
-        "train_error": f"{100 * record.train_error:.2f} %",
-        "test_error": f"{100 * record.test_error:.2f} %",
-    }
-
-
-def _form(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+def _report(epoch: int, record: EpochRecord, events: Events, progress: Progress) -> None:
+    """Say how far the training is; with losses and errors if the record is of this epoch."""
+    said = {}
+    if record.epoch == epoch:
+        values = {
+            "loss/train": record.train_loss,
+            "loss/test": record.test_loss,
+            "error/train": record.train_error,
+            "error/test": record.test_error,
+        }
+        events.write(epoch, values)
+        said = {
+            "train_loss": f"{record.train_loss:.2e}",
+            "train_error": f"{100 * record.train_error:.2f} %",
+            "test_error": f"{100 * record.test_error:.2f} %",
+        }
+    progress.step(epoch, **said)
 
 
 def _resume(
-    trainer: Trainer, folder: StateFolder | None, training: Training
-) -> tuple[History, int]:
-    history = History(training.learning_rate)
-    found = None if folder is None else _found(trainer, folder, training)
+    trainer: Trainer, folder: StateFolder | None, checkpoint_epochs: Collection[int], label: str
+) -> History:
+    """The learning curve up to the newest complete state, which the trainer takes up."""
+    found = None if folder is None else folder.read()
+    if folder is not None and found is not None:
+        epoch, tensors, (_, diverged) = found
+        due = [kept for kept in checkpoint_epochs if kept <= epoch and not diverged]
+        whole = all(path.exists() for path in _checkpoints(folder, due))
+        # The code of a user-defined network may have changed.
+        if not whole or _shapes(tensors) != _shapes(trainer.state()):
+            say(
+                f"{label}  the state of epoch {epoch} is incomplete or from another network; "
+                "starts again"
+            )
+            found = None
     found = trainer.ranks.from_first(found)
     if found is None:
-        return history, 0
-    epoch, tensors, history.records, history.diverged = found
+        return History(trainer.learning_rate)
+    epoch, tensors, (records, diverged) = found
     trainer.restore(tensors)
-    history.resumed_after = epoch
-    say(f"{training.label}  continues after epoch {epoch}")
-    return history, epoch
+    say(f"{label}  continues after epoch {epoch}")
+    records = [EpochRecord(**record) for record in records]
+    return History(trainer.learning_rate, records, diverged, epoch)
 
 
-def _found(
-    trainer: Trainer, folder: StateFolder, training: Training
-) -> tuple[int, dict[str, torch.Tensor], list[EpochRecord], bool] | None:
-    """A complete state of this training: epoch, tensors, records, whether it diverged."""
-    found = folder.read()
-    if found is None:
-        return None
-    epoch, tensors, facts = found
-    try:
-        records, diverged = facts
-        records = [EpochRecord(**record) for record in records]
-    except (TypeError, ValueError):
-        records, diverged = [], False
-    due = [kept for kept in training.checkpoint_epochs if kept <= epoch and not diverged]
-    complete = all((folder.folder / CHECKPOINTS / checkpoint_name(kept)).exists() for kept in due)
-    if not (records and complete and _form(tensors) == _form(trainer.state())):
-        say(
-            f"{training.label}  the state of epoch {epoch} is incomplete or from another network; "
-            "starts again"
-        )
-        return None
-    return epoch, tensors, records, diverged
+def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _write(
     folder: StateFolder,
     epoch: int,
-    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, torch.Tensor],
     facts: Any,
-    kept: Path | None,
-    recipe: Recipe,
+    recipe: Recipe | None,
 ) -> None:
-    # The checkpoint first: a state of this epoch says that its checkpoint is there.
-    if kept is not None:
-        weights = {
-            name.removeprefix("network."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("network.")
-        }
+    """Write the checkpoint of a recipe, if one is given, and then the state, which says that the
+    checkpoint is there."""
+    if recipe is not None:
         metadata = {
             "epoch": str(epoch),
             "dataset": recipe.dataset,
             "architecture": recipe.architecture,
             "network": recipe.network.model_dump_json(),
         }
-        save_checkpoint(kept / checkpoint_name(epoch), weights, metadata)
-    folder.write(epoch, tensors, facts)
+        (path,) = _checkpoints(folder, [epoch])
+        save_checkpoint(path, network_weights(state), metadata)
+    folder.write(epoch, state, facts)

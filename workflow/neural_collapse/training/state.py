@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from ..io.progress import say
 from ..io.tensors import from_bytes, to_bytes
 
 STATES_KEPT = 2  # the newest, and the one before it in case the newest is corrupt
-INTERVAL_VARIABLE = "NC_STATE_SECONDS"
-DEFAULT_INTERVAL_SECONDS = 60.0
 CPU = torch.device("cpu")
 
 
@@ -35,14 +34,11 @@ def state_interval_seconds() -> float:
 
     A network's state takes seconds to write, in which a fast GPU computes several epochs.
     """
-    text = os.environ.get(INTERVAL_VARIABLE, "").strip()
-    try:
-        seconds = float(text or DEFAULT_INTERVAL_SECONDS)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise UserError(f"{INTERVAL_VARIABLE}: is {text!r}; give seconds, 0 for after every epoch")
-    return seconds
+    text = os.environ.get("NC_STATE_SECONDS", "").strip() or "60"
+    with suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise UserError(f"NC_STATE_SECONDS: is {text!r}; give seconds, 0 for after every epoch")
 
 
 def kernels(device: torch.device) -> str:
@@ -106,11 +102,8 @@ class StateFolder:
 
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
         """Keep the state after `epoch`: tensors, and `facts` that JSON can hold."""
-        metadata = {
-            "epoch": str(epoch),
-            "facts": json.dumps(facts),
-            "kernels": kernels(self.device),
-        }
+        metadata = {"epoch": str(epoch), "facts": json.dumps(facts)}
+        metadata["kernels"] = kernels(self.device)
         with atomic_path(self.folder / f"state-{epoch:06d}.safetensors") as temporary:
             temporary.write_bytes(to_bytes(tensors, metadata))
         for old in self._files()[STATES_KEPT:]:
@@ -154,20 +147,28 @@ class BackgroundWriter:
         self._pending: Future | None = None
         self._buffers: dict[str, torch.Tensor] = {}
 
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True)
+
     def snapshot(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Copies in reused host memory; waits for the write before, whose memory it takes."""
         self.finish()
+        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         for name, tensor in tensors.items():
-            if name not in self._buffers or self._buffers[name].shape != tensor.shape:
+            if name not in self._buffers:
                 self._buffers[name] = torch.empty(
                     tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
                 )
             self._buffers[name].copy_(tensor.detach(), non_blocking=True)
-        if any(tensor.is_cuda for tensor in tensors.values()):
+        if on_gpu:
             torch.cuda.current_stream().synchronize()
-        return {name: self._buffers[name] for name in tensors}
+        return self._buffers
 
-    def submit(self, work, *arguments: Any) -> None:
+    def submit(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Call `work` in the thread."""
         self._pending = self._pool.submit(work, *arguments)
 
     def finish(self) -> None:
@@ -175,9 +176,3 @@ class BackgroundWriter:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-
-    def __enter__(self) -> BackgroundWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True)
