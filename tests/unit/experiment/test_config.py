@@ -22,7 +22,7 @@ from neural_collapse.experiment.config import (
     load_config,
     resolve_recipe,
 )
-from neural_collapse.experiment.recipe import Recipe, parse_recipe, read_recipe, write_recipe
+from neural_collapse.experiment.recipe import Recipe, read_recipe, write_recipe
 from neural_collapse.io.errors import UserError
 from neural_collapse.training.schedule import spaced_epochs
 
@@ -49,9 +49,6 @@ def minimal(**changes) -> dict:
     return values
 
 
-# ------------------------------------------------------------------------- measured epochs
-
-
 def test_measured_epochs_listed_hold_first_and_last():
     recipe = resolve_recipe(check_config(minimal()), "digits", "resnet")
     assert recipe.measured_epochs == (0, *spaced_epochs(350, 50))
@@ -75,9 +72,6 @@ def test_activation_epochs_any_number_are_measured(epochs, measured, kept):
     assert len(chosen) == min(kept, len(recipe.measured_epochs))
     assert chosen[-1] == epochs
     assert kept == 1 or chosen[0] == 0
-
-
-# ------------------------------------------------------------------------- folding overrides
 
 
 def test_overrides_later_ones_win():
@@ -114,11 +108,6 @@ def test_overrides_matching_no_cell_are_known():
     assert load_config(ROOT / "config.yaml").overrides_without_effect == []
 
 
-def test_batch_size_above_the_dataset_with_incomplete_batches_is_taken():
-    large = {"batch_size": 2000, "keep_incomplete_batch": True}
-    check_config(minimal(**{"recipe.training": large}))
-
-
 def test_network_another_name_drops_earlier_numbers():
     def resolved(*networks):
         overrides = [{"recipe": {"network": network}} for network in networks]
@@ -138,10 +127,7 @@ def test_recipe_written_and_read_is_equal(tmp_path):
     write_recipe(recipe, tmp_path / "recipe.json")
     assert read_recipe(tmp_path / "recipe.json") == recipe
     without = recipe.model_dump_json(exclude={"resources"})
-    assert parse_recipe(without, "x").training == recipe.training
-
-
-# ------------------------------------------------------------------------- shipped files
+    assert Recipe.model_validate_json(without).training == recipe.training
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
@@ -150,7 +136,7 @@ def test_shipped_config_resolves(path):
     for dataset in config.datasets:
         for architecture in config.architectures:
             recipe = resolve_recipe(config, dataset, architecture)
-            assert parse_recipe(recipe.model_dump_json(), "x") == recipe
+            assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
 # PAPER.md's tables: network of VGG, ResNet, DenseNet; train examples a class; image size.
@@ -261,13 +247,7 @@ BAD_VALUES = [
     ),
     ({"recipe.data.random_labels": 1}, ["data.random_labels: is 1", "set sweep.learning_rate"]),
     ({"recipe.network.classifier": "fixed"}, ["'classifier' is 'fixed'", "'learned' or 'etf'"]),
-    ({"recipe.network.widht": 2}, ["digits x resnet", "widht", "did you mean 'width'"]),
-    ({"überschrift": 1}, ["unknown key 'überschrift'"]),
     ({"overrides": [{"dataset": ["digits"], "recipe": {}}]}, ["overrides.0.dataset", "datasets"]),
-    (
-        {"overrides": [{"recipe": {"training": {"momentun": 0.5}}}]},
-        ["overrides.0.recipe.training.momentun", "did you mean 'momentum'"],
-    ),
     ({"overrides": [{"datasets": ["digits"]}]}, ["overrides.0.recipe", "missing"]),
     ({"overrides": [{"datasets": ["digitz"], "recipe": {}}]}, ["digitz", "'digits'"]),
     ({"overrides": [3]}, ["overrides.0", "keys and values"]),
@@ -276,7 +256,6 @@ BAD_VALUES = [
     ({"datasets": []}, ["datasets", "empty"]),
     ({"datasets": "digits"}, ["datasets", "list"]),
     ({"datasets": [3]}, ["datasets.0", "text", "3"]),
-    ({"datasets": ["digits", "digits"]}, ["datasets", "'digits' is given twice"]),
     ({"architectures": ["resent"]}, ["architectures", "did you mean 'resnet'"]),
     ({"seeds": [0, 1, 0]}, ["seeds", "0 is given twice"]),
     ({"seeds": [-1]}, ["seeds.0", "-1"]),
@@ -290,13 +269,10 @@ BAD_VALUES = [
     ({"results_folder": "out/{dataset}"}, ["results_folder", "{"]),
     ({"results_folder": "/dev/null"}, ["results_folder", "/dev/null is a file"]),
     ({"results_folder": "a" * 256}, ["results_folder", "too long"]),
-    ({"results_folder": "a/" * 2000}, ["results_folder", "too long"]),
     ({"results_folder": "a\0b"}, ["results_folder", "not text"]),
     ({"mirror": "  "}, ["mirror", "empty"]),
-    ({"recipe": None}, ["recipe", "keys and values"]),
     ({"recipe.measurement.epochs": [0, 6]}, ["measurement.epochs.0: must be greater", "(it is 0)"]),
     ({"recipe.measurement.epochs": [6, "a"]}, ["measurement.epochs.1: must be a whole", "'a'"]),
-    ({"recipe.training.epochs": "many"}, ["recipe.training.epochs", "whole number", "'many'"]),
     ({"recipe.training.epochs": 10**30}, ["recipe.training.epochs", "too large"]),
     (
         {"recipe.training.optimizer": {"name": "adam", "betas": [0.9, 1.0]}},
@@ -323,7 +299,6 @@ BAD_VALUES = [
     ),
     ({"recipe.training.learning_rate_milestones": ["4/3"]}, ["'4/3'", "between 0 and 1"]),
     ({"recipe.training.learning_rate_milestones": ["1/0"]}, ["'1/0' is not a fraction"]),
-    ({"recipe.training.learning_rate_milestones": ["half"]}, ["'half' is not a fraction"]),
     ({"recipe.training.learning_rate_milestones": ["1e999999999"]}, ["is not a fraction"]),
     (
         {"recipe.sweep": {"learning_rate_min": 0.3, "learning_rate_max": 0.1}},
@@ -336,10 +311,6 @@ BAD_VALUES = [
     ({"recipe.sweep.additional_learning_rates": [0.25]}, ["0.25 is given twice"]),
     # More than the dataset has: 1400 and 397 images, at least 140 and 34 a class.
     ({"recipe.training.batch_size": 1401}, ["training.batch_size", "1401", "1400", "lower it"]),
-    (
-        {"recipe.training.batch_size": 801, "recipe.data.examples_per_class": 80},
-        ["training.batch_size", "801", "800"],
-    ),
     ({"recipe.data.examples_per_class": 141}, ["data.examples_per_class", "141", "140"]),
     ({"recipe.data.test_examples_per_class": 35}, ["data.test_examples_per_class", "35", "34"]),
     ({"recipe.robustness.images": 398}, ["robustness.images", "398", "397"]),
@@ -370,7 +341,6 @@ BAD_VALUES = [
     ({"recipe.network": "resnet18"}, ["recipe.network", "keys and values"]),
     ({"recipe.network": {"name": "resnet19"}}, ["'resnet19'", "did you mean 'resnet18'"]),
     ({"recipe.network": {"family": "resnext"}}, ["'resnext'", "did you mean 'resnet'"]),
-    ({"recipe.network": {"name": "resnet18", "width": "64"}}, ["width"]),
     ({"recipe.network": {"width": 3}}, ["name", "family"]),
     ({"recipe": {}}, ["digits x resnet", "names no network"]),
     ({"custom_datasets": {"digits": {"label": "x", "path": "y"}}}, ["digits", "built-in"]),
@@ -381,7 +351,6 @@ BAD_VALUES = [
         ["custom_datasets.own.path: ~nobody-here is no user's home"],
     ),
     ({"custom_datasets": {"own": {"label": "x"}}}, ["custom_datasets.own.path", "missing"]),
-    ({"custom_datasets": {"own": {"label": "x", "pth": "y"}}}, ["did you mean 'path'"]),
     ({"figures": {"formats": ["svg"]}}, ["figures.formats", "png"]),
 ]  # fmt: skip
 
@@ -430,14 +399,17 @@ def test_config_counts_of_classes_that_are_not_known_refuse_nothing():
         check_config(minimal(**keys, **{"recipe.data.examples_per_class": 5842}))
 
 
-def test_config_random_labels_take_a_pinned_rate_or_a_share_that_says_something():
-    pinned = {"recipe.data.random_labels": 1, "recipe.sweep.learning_rate": 0.05}
-    for changes in (pinned, {"recipe.data.random_labels": 0.5}):
-        check_config(minimal(**changes))
-
-
-def test_config_minimal_is_right():
-    check_config(minimal())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"recipe.training": {"batch_size": 2000, "keep_incomplete_batch": True}},
+        {"recipe.data.random_labels": 1, "recipe.sweep.learning_rate": 0.05},
+        {"recipe.data.random_labels": 0.5},
+    ],
+)
+def test_config_value_at_a_limit_is_right(changes):
+    check_config(minimal(**changes))
 
 
 GOOD_TEXT = yaml.safe_dump(MINIMAL)
@@ -491,10 +463,9 @@ def test_config_corrupt_file_is_one_sentence_that_names_it(tmp_path, content, wo
 
 
 def test_config_missing_file_or_folder_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        load_config(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="directory"):
-        load_config(tmp_path)
+    for path, words in [(tmp_path / "none.yaml", "No such file"), (tmp_path, "directory")]:
+        with pytest.raises(UserError, match=words):
+            load_config(path)
 
 
 def test_config_number_written_5e_4_is_a_number(tmp_path):
@@ -521,17 +492,10 @@ def test_plan_command_wrong_config_prints_the_sentence_alone(tmp_path):
     )
 
 
-BAD_RECIPES = [
-    ("", "is not a recipe"),
-    ("{", "is not a recipe"),
-    ("[]", "keys and values"),
-    ("null", "keys and values"),
-    ("{}", "missing"),
-    ('{"dataset": "digits", "colour": 1}', "unknown key 'colour'"),
-]
-
-
-@pytest.mark.parametrize(("text", "words"), BAD_RECIPES)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "not a recipe"), ("{}", "missing"), ('{"colour": 1}', "unknown key 'colour'")],
+)
 def test_recipe_corrupt_file_is_one_sentence(tmp_path, text, words):
     path = tmp_path / "recipe.json"
     path.write_text(text)
@@ -540,9 +504,6 @@ def test_recipe_corrupt_file_is_one_sentence(tmp_path, text, words):
     assert words in sentence_of(error.value)
     with pytest.raises(UserError, match=r"none\.json: does not exist"):
         read_recipe(tmp_path / "none.json")
-
-
-# ------------------------------------------------------------------------- fuzz
 
 
 def _keys() -> st.SearchStrategy[str]:
@@ -601,7 +562,7 @@ def assert_config_or_user_error(values) -> None:
     for cell in config.cells():
         recipe = resolve_recipe(config, *cell)
         assert isinstance(recipe, Recipe)
-        assert parse_recipe(recipe.model_dump_json(), "x") == recipe
+        assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
         assert recipe.measured_epochs[0] == 0
         assert math.isfinite(recipe.training.learning_rate_at(1.0, 5))
 

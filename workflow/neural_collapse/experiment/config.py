@@ -22,27 +22,19 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     create_model,
     field_validator,
 )
 
-from ..data.recipe import DataRecipe
-from ..data.registry import (
-    DATASETS,
-    CustomDataset,
-    DatasetEntry,
-    dataset_entry,
-    folder_suffix,
-)
+from ..data.registry import DATASETS, CustomDataset, DatasetEntry, dataset_entry, folder_suffix
 from ..figures import NAMES, STUDIES
 from ..io.errors import UserError
 from ..io.files import with_home
-from ..io.model import Model, Strict
+from ..io.model import Model, Strict, each_once
 from ..io.text import did_you_mean, shown
 from ..io.yaml import read_yaml
 from ..networks.registry import resolve_network
-from .messages import one_sentence
+from .messages import parse_model
 from .paths import Paths
 from .recipe import Recipe, RecipeParts
 
@@ -149,7 +141,7 @@ class FiguresConfig(Model):
     shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
     """Which panels of Figures 2 to 8 share a vertical scale; `auto` is `figure`, and `none` for
     Figures 7 and 8, because their datasets differ most."""
-    names: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    names: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(each_once)] | None = None
     """Figures to draw, in this order; default: those of the paper. Studies have further figures,
     such as `separation`."""
     formats: tuple[Literal["png", "svg", "pdf", "gif", "html"], ...] = (
@@ -165,8 +157,6 @@ class FiguresConfig(Model):
         for name in value or ():
             if name not in known:
                 raise ValueError(f"unknown figure {name!r}; {did_you_mean(name, known)}")
-            if value.count(name) > 1:
-                raise ValueError(f"{name!r} is given twice")
         return value
 
     @field_validator("formats")
@@ -225,13 +215,7 @@ class Config(Model):
     overrides: tuple[Override, ...] = ()
     """Changes for some datasets or architectures, applied in order."""
 
-    @field_validator("datasets", "architectures", "seeds")
-    @classmethod
-    def _once(cls, value: tuple) -> tuple:
-        doubled = [item for item in value if value.count(item) > 1]
-        if doubled:
-            raise ValueError(f"{doubled[0]!r} is given twice")
-        return value
+    _once = field_validator("datasets", "architectures", "seeds")(each_once)
 
     @property
     def rows(self) -> dict[str, ArchitectureEntry]:
@@ -323,10 +307,7 @@ def check_config(values: Any, source: str = "config") -> Config:
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: must hold keys and values, like the shipped config.yaml")
     _check_plain(values, source)
-    try:
-        config = Config.model_validate(dict(values))
-    except ValidationError as error:
-        raise UserError(one_sentence(error, source, Config)) from None
+    config = parse_model(Config, dict(values), source)
     _check_names(config, source)
     shadowed = set(config.custom_datasets) & set(DATASETS)
     if shadowed:
@@ -402,13 +383,11 @@ def resolve_recipe(
         network = resolve_network(spec)
     except UserError as error:
         raise UserError(f"{place}: network: {error}") from None
-    try:
-        recipe = Recipe(dataset=dataset, architecture=architecture, network=network, **values)
-    except ValidationError as error:
-        raise UserError(one_sentence(error, place, Recipe)) from None
+    values |= {"dataset": dataset, "architecture": architecture, "network": network}
+    recipe = parse_model(Recipe, values, place)
     entry = dataset_entry(config.custom_datasets, dataset)
     try:
-        _require_pixels(recipe, entry.image_size_px)
+        _require_published(recipe, entry)
         if entry.num_classes is not None:
             recipe.figure_1_classes(entry.num_classes)
         if dataset in DATASETS:
@@ -416,65 +395,51 @@ def resolve_recipe(
         _require_other(config, recipe)
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
-    _ = recipe.activation_epochs  # raises where one is not measured
     return recipe
 
 
-def _require_pixels(recipe: Recipe, published_px: int | None) -> None:
-    """Raise UserError where images are to be made larger than they are, if that is known."""
-    asked = recipe.data.image_size_px
-    if asked is not None and published_px is not None and asked > published_px:
-        raise UserError(
-            f"data.image_size_px: is {asked}, but the images of {recipe.dataset} have "
-            f"{published_px} pixels a side; lower it"
-        )
+def _require_published(recipe: Recipe, entry: DatasetEntry) -> None:
+    """Raise UserError where a recipe asks for more than its dataset has, if that is known."""
+    data, most, of = recipe.data, entry.train_per_class, "{} train images of its smallest class"
+    if data.imbalance is not None and most is not None:  # the smallest may be of the minority
+        most, of = entry.largest_class, "at most {} train images of any class"
+    for key, limit, what in [
+        ("image_size_px", entry.image_size_px, "{} pixels a side"),
+        ("examples_per_class", most, of),
+        ("test_examples_per_class", entry.test_per_class, "{} test images of its smallest class"),
+    ]:
+        asked = getattr(data, key)
+        if asked is not None and limit is not None and asked > limit:
+            has = what.format(limit)
+            raise UserError(f"data.{key}: is {asked}, but {entry.name} has {has}; lower it")
 
 
 def _require_images(recipe: Recipe, entry: DatasetEntry) -> None:
-    """Raise UserError where a recipe asks for more images than its built-in dataset has."""
-    data, classes = recipe.data, entry.num_classes
-    _require_examples(data, entry)
+    """Raise UserError where batches or the attack ask for more images than a built-in dataset's."""
+    data, training, classes = recipe.data, recipe.training, entry.num_classes
     # Raises where a class has no image, whichever is the largest; preparing knows them all.
     data.train_counts([entry.largest_class] * classes)
     train = data.train_examples(entry.train_examples, classes)
-    if recipe.training.oversample:
+    if training.oversample:
         train = data.oversampled_examples(entry.train_examples, classes)
     of_each = data.test_examples_per_class
     test = entry.test_examples if of_each is None else classes * of_each
-    attacked = recipe.robustness.images
-    if attacked > test:
+    if recipe.robustness.images > test:
         raise UserError(
-            f"robustness.images: is {attacked}, but {entry.name} has {test} test images; lower it"
+            f"robustness.images: is {recipe.robustness.images}, but {entry.name} has {test} test "
+            "images; lower it"
         )
-    if recipe.training.batch_size > train and not recipe.training.keep_incomplete_batch:
+    used = f"{train} train images are used of {entry.name}"
+    if training.keep_incomplete_batch and train % training.batch_size == 1:
         raise UserError(
-            f"training.batch_size: is {recipe.training.batch_size}, but {train} train images are "
-            f"used of {recipe.dataset}, so no batch is full; lower it"
+            f"training.batch_size: {training.batch_size} leaves a last batch of one example and so "
+            f"of one class, since {used}; choose another"
         )
-    if recipe.training.keep_incomplete_batch and train % recipe.training.batch_size == 1:
+    if training.batch_size > train and not training.keep_incomplete_batch:
         raise UserError(
-            f"training.batch_size: {recipe.training.batch_size} leaves a last batch of one example "
-            f"and so of one class, since {train} train images are used of {recipe.dataset}; "
-            "choose another"
+            f"training.batch_size: is {training.batch_size}, but {used}, so no batch is full; "
+            "lower it"
         )
-
-
-def _require_examples(data: DataRecipe, entry: DatasetEntry) -> None:
-    """Raise UserError where more images a class are asked for than a built-in dataset has."""
-    train, whose = entry.train_per_class, "its smallest class"
-    if data.imbalance is not None and train is not None:  # the smallest may be of the minority
-        train, whose = entry.largest_class, "any class"
-    for key, most, split, of in [
-        ("examples_per_class", train, "train", whose),
-        ("test_examples_per_class", entry.test_per_class, "test", "its smallest class"),
-    ]:
-        asked = getattr(data, key)
-        if asked is not None and most is not None and asked > most:
-            at_most = "at most " * (of == "any class")
-            raise UserError(
-                f"data.{key}: is {asked}, but {entry.name} has {at_most}{most} {split} images of "
-                f"{of}; lower it"
-            )
 
 
 def _require_other(config: Config, recipe: Recipe) -> None:
@@ -490,9 +455,7 @@ def _require_other(config: Config, recipe: Recipe) -> None:
         raise UserError(f"{key}: {name} is the cell's own dataset; name another")
     if config.missing(name):
         raise UserError(f"{key}: {name} cannot be downloaded freely; give imagenet_folder")
-    entry = dataset_entry(config.custom_datasets, name)
-    _require_pixels(other, entry.image_size_px)
-    _require_examples(other.data, entry)
+    _require_published(other, dataset_entry(config.custom_datasets, name))
 
 
 def json_schema() -> str:

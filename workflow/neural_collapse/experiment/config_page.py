@@ -70,46 +70,38 @@ def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def config_page() -> str:
     """The page as Markdown."""
-    lines = [HEAD, "## The file", ""]
     top = [line for line in _table(Config) if "`recipe`" not in line and "`overrides`" not in line]
-    lines += top
-    lines += [
+    top += [
         "| `recipe` | The recipe of every cell, below. | keys | the paper's |",
         "| `overrides` | Changes for some cells, below. | list | `[]` |",
-        "",
     ]
+    sections = {"## The file": top}
     for name, field in RecipeParts.model_fields.items():
-        lines += [f"## `recipe.{name}`", "", f"{field.description}", ""]
-        lines += [*_table(field.annotation), ""]
+        sections[f"## `recipe.{name}`"] = [f"{field.description}", "", *_table(field.annotation)]
         for key, inner in field.annotation.model_fields.items():
             for kind in (inner.annotation, *get_args(inner.annotation)):
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
-                    lines += [f"### `recipe.{name}.{key}`", "", *_table(kind), ""]
-    lines += [
-        "## `recipe.network`",
-        "",
+                    sections[f"### `recipe.{name}.{key}`"] = _table(kind)
+    sections["## `recipe.network`"] = [
         "A published network by `name`, or a `family` with all its parameters; other keys change "
         "the parameters of a published network: `{name: resnet18, width: 8}`.",
         "",
         f"Names: {', '.join(f'`{name}`' for name in NAMED)}.",
-        "",
     ]
     for family, model in FAMILIES.items():
-        lines += [f"### `family: {family}`", "", *_table(model), ""]
-    lines += ["## `overrides`", "", *_table(Override), ""]
-    lines += ["## `figures`", "", *_table(FiguresConfig), ""]
-    lines += ["## `custom_datasets`", "", "By name, each with:", "", *_table(CustomDataset), ""]
-    lines += ["## `custom_architectures`", "", "By name, each with:", ""]
-    lines += [*_table(ArchitectureEntry), ""]
-    lines += [
-        "## Datasets",
-        "",
+        sections[f"### `family: {family}`"] = _table(model)
+    sections["## `overrides`"] = _table(Override)
+    sections["## `figures`"] = _table(FiguresConfig)
+    sections["## `custom_datasets`"] = ["By name, each with:", "", *_table(CustomDataset)]
+    sections["## `custom_architectures`"] = ["By name, each with:", "", *_table(ArchitectureEntry)]
+    sections["## Datasets"] = [
         "| name | title | classes | pixels | train | test |",
         "|---|---|---|---|---|---|",
+        *(
+            f"| `{entry.name}` | {entry.label} | {entry.num_classes} | {entry.image_size_px} "
+            f"| {entry.train_examples:,} | {entry.test_examples:,} |"
+            for entry in DATASETS.values()
+        ),
     ]
-    lines += [
-        f"| `{entry.name}` | {entry.label} | {entry.num_classes} | {entry.image_size_px} "
-        f"| {entry.train_examples:,} | {entry.test_examples:,} |"
-        for entry in DATASETS.values()
-    ]
-    return "\n".join(lines) + "\n"
+    parts = ["\n".join([title, "", *lines]) for title, lines in sections.items()]
+    return "\n\n".join([HEAD.rstrip("\n"), *parts]) + "\n"

@@ -12,14 +12,13 @@ def check_layers(config: Config, source: str = "config") -> None:
     """Raise UserError where a cell measures layers, or by batches, that it does not have, images of
     another dataset that do not fit, or fixes a classifier for which it has too few features.
 
-    torch is loaded only where a recipe says so. A user-defined dataset that is not prepared yet is
-    left to the jobs that read it; see :func:`check_measured`, before a training.
+    A user-defined dataset that is not prepared yet is left to the jobs that read it.
     """
     for cell in config.cells():
         recipe = resolve_recipe(config, *cell)
         sizes = [of and data_size(config, of) for of in (recipe, recipe.of_other_dataset)]
         try:
-            if sizes[0] and needs_sizes(recipe):
+            if sizes[0]:
                 check_measured(recipe, sizes[0])
             if all(sizes):
                 check_other(recipe, *sizes)
@@ -28,23 +27,19 @@ def check_layers(config: Config, source: str = "config") -> None:
             raise UserError(f"{place}: {error}") from None
 
 
-def needs_sizes(recipe: Recipe) -> bool:
-    """Whether :func:`check_measured` has something to look at."""
-    measurement = recipe.measurement
-    by_batches = measurement.batch_norm_examples is not None
-    return bool(measurement.layers) or by_batches or recipe.network.classifier == "etf"
-
-
 def check_measured(recipe: Recipe, size: DataSize) -> None:
     """The same of one recipe and the sizes of its prepared data."""
+    measurement, batch = recipe.measurement, recipe.measurement.batch_norm_examples
+    needs_network = measurement.layers or recipe.network.classifier == "etf"
+    if batch is None and not needs_network:
+        return  # without importing torch
     from ..collapse.features import check_batches
     from ..networks.build import construct_without_weights
     from ..networks.layers import layer_dimensions
 
-    measurement = recipe.measurement
     for split, examples in (("train", size.train), ("test", size.test)):
-        check_batches(examples, measurement.batch_norm_examples, split)
-    if measurement.layers or recipe.network.classifier == "etf":
+        check_batches(examples, batch, split)
+    if needs_network:
         network = construct_without_weights(
             recipe.network,
             channels=size.channels,
@@ -59,7 +54,7 @@ def check_other(recipe: Recipe, own: DataSize, other: DataSize) -> None:
     """Raise UserError where the prepared images of `measurement.other_dataset` do not fit."""
     from ..collapse.features import check_batches
 
-    name, measurement = recipe.measurement.other_dataset, recipe.measurement
+    name, batch = recipe.measurement.other_dataset, recipe.measurement.batch_norm_examples
     for what, size, expected in (
         ("channels", other.channels, own.channels),
         ("pixels a side", other.side_px, own.side_px),
@@ -70,4 +65,4 @@ def check_other(recipe: Recipe, own: DataSize, other: DataSize) -> None:
                 f"of {recipe.dataset} {expected}; name a dataset that is prepared alike"
             )
     for split, examples in (("train", other.train), ("test", other.test)):
-        check_batches(examples, measurement.batch_norm_examples, f"{name} {split}")
+        check_batches(examples, batch, f"{name} {split}")

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..data.recipe import DataRecipe
 from ..io import versions
 from ..io.errors import UserError
-from ..io.files import reading, write_text_atomically
-from ..io.model import Model
+from ..io.files import read_json, write_text_atomically
+from ..io.model import Model, each_once
 from ..networks.recipes import NetworkRecipe
 from ..training.recipe import SweepRecipe, TrainingRecipe
 from ..training.schedule import spaced_epochs
-from .messages import one_sentence
+from .messages import parse_model
 
 READ_ELSEWHERE = {
     "training": set(versions.CHANGES_NO_RESULT),
@@ -75,10 +75,8 @@ class MeasurementRecipe(Model):
 
     @field_validator("layers")
     @classmethod
-    def _layers_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if value.count(name) > 1:
-                raise ValueError(f"{name!r} is given twice")
+    def _layers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in each_once(value):
             if "@" in name:
                 raise ValueError(f"{name!r} cannot be a layer's name, since it holds an @")
         return value
@@ -149,14 +147,18 @@ class Recipe(RecipeParts):
 
     @model_validator(mode="after")
     def _epochs_exist(self) -> Recipe:
-        last = self.training.epochs
-        for key in ("epochs", "activation_epochs"):
-            value = getattr(self.measurement, key)
-            if isinstance(value, tuple) and value[-1] > last:
-                raise ValueError(
-                    f"measurement.{key} asks for epoch {value[-1]}, past the last one, "
-                    f"{last} (training.epochs)"
-                )
+        last, measurement = self.training.epochs, self.measurement
+        epochs, shown = measurement.epochs, measurement.activation_epochs
+        if isinstance(epochs, tuple) and epochs[-1] > last:
+            raise ValueError(
+                f"measurement.epochs asks for epoch {epochs[-1]}, past the last one, {last} "
+                "(training.epochs)"
+            )
+        if isinstance(shown, tuple) and (missing := set(shown) - set(self.measured_epochs)):
+            raise ValueError(
+                f"measurement.activation_epochs: epoch {min(missing)} is not a measured epoch (the "
+                f"last one is {last}); add it to measurement.epochs"
+            )
         return self
 
     @model_validator(mode="after")
@@ -188,18 +190,12 @@ class Recipe(RecipeParts):
     def activation_epochs(self) -> tuple[int, ...]:
         """The measured epochs whose raw features are kept: evenly spread over the measured ones."""
         value, measured = self.measurement.activation_epochs, self.measured_epochs
-        if isinstance(value, int):
-            if value == 1:
-                return measured[-1:]
-            steps = [round(i * (len(measured) - 1) / (value - 1)) for i in range(value)]
-            return tuple(sorted({measured[i] for i in steps}))
-        missing = sorted(set(value) - set(measured))
-        if missing:
-            raise UserError(
-                f"measurement.activation_epochs: epoch {missing[0]} is not a measured epoch of "
-                f"{self.dataset} x {self.architecture}; add it to measurement.epochs"
-            )
-        return value
+        if isinstance(value, tuple):
+            return value
+        if value == 1:
+            return measured[-1:]
+        steps = [round(i * (len(measured) - 1) / (value - 1)) for i in range(value)]
+        return tuple(sorted({measured[i] for i in steps}))
 
     def figure_1_classes(self, num_classes: int) -> tuple[int, ...]:
         """The classes of Figure 1 in a dataset of `num_classes`; none where those are fewer than 3.
@@ -222,17 +218,6 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
     write_text_atomically(path, recipe.model_dump_json(indent=2) + "\n")
 
 
-def parse_recipe(text: str, source: str) -> Recipe:
-    """The recipe that JSON text holds; raises UserError naming `source`, its file."""
-    try:
-        return Recipe.model_validate_json(text)
-    except ValidationError as error:
-        if error.errors()[0]["type"] == "json_invalid":
-            raise UserError(f"{source}: is not a recipe written by this project") from None
-        raise UserError(one_sentence(error, source, Recipe)) from None
-
-
 def read_recipe(path: str | Path) -> Recipe:
     """Read a recipe written by :func:`write_recipe`; raises UserError."""
-    with reading(path, "a recipe written by this project"):
-        return parse_recipe(Path(path).read_text(encoding="utf-8"), str(path))
+    return parse_model(Recipe, read_json(path, "a recipe written by this project"), str(path))

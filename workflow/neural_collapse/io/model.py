@@ -16,6 +16,14 @@ from pydantic import (
 )
 
 
+def each_once(values: tuple) -> tuple:
+    """A validator of a list none of whose items may come twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} is given twice")
+    return values
+
+
 class Strict(BaseModel):
     """Frozen, and a key it does not know is an error, as are nan, inf and true for a number."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ...data.prepared import PreparedDataset
 from ...io.errors import UserError
 from ..cost import DataSize
-from ..layers import check_measured, needs_sizes
+from ..layers import check_measured
 from ..recipe import Recipe
 
 
@@ -19,8 +19,7 @@ def open_data(recipe: Recipe, data_folder: Path) -> PreparedDataset:
     """
     data = PreparedDataset.open(data_folder)
     recipe.figure_1_classes(data.num_classes)
-    if needs_sizes(recipe):
-        check_measured(recipe, DataSize.of(data))
+    check_measured(recipe, DataSize.of(data))
     asked, examples = recipe.robustness.images, len(data.test_labels)
     if asked > examples:
         raise UserError(
