@@ -1,33 +1,26 @@
 """`neural-collapse show`: curves as text."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sample_tables import make_tables
+from traces import jobs_in, log, make_config
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import check_config, resolve_recipe
-from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect.curves import text_plot
-from neural_collapse.inspect.jobs import experiment_jobs, jobs_of
 from neural_collapse.results.tables import read_table, write_table
 from neural_collapse.training.loop import EpochRecord
 from neural_collapse.training.state import StateFolder
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
-from sample_tables import make_tables
 
-
-def body(lines, height):
-    return [line.split("|", 1)[1] for line in lines[1 : 1 + height]]
+def body(lines):
+    return [line.split("|", 1)[1] for line in lines if "|" in line]
 
 
 def test_text_plot_rising_points_stand_at_their_values():
-    x = np.arange(11)
-    lines = text_plot("rising", [("", x, x.astype(float))], width=31, height=6)
-    rows = body(lines, 6)
+    lines = text_plot("rising", {"": pd.Series(np.arange(11.0))}, width=31, height=6)
+    rows = body(lines)
     assert rows[0].rstrip().endswith("o") and rows[0].count("o") == 1
     columns = [row.rstrip().rfind("o") for row in rows]
     assert columns == sorted(columns, reverse=True), "it rises to the right"
@@ -37,30 +30,27 @@ def test_text_plot_rising_points_stand_at_their_values():
 
 
 def test_text_plot_logarithmic_axis_is_even_in_decades():
-    x = np.arange(5)
-    y = np.array([1000.0, 100, 10, 1, 0])
-    rows = body(text_plot("falling", [("", x, y)], width=49, height=4, log_y=True), 4)
+    y = pd.Series([1000.0, 100, 10, 1, 0])
+    rows = body(text_plot("falling", {"": y}, width=49, height=4, log_y=True))
     assert [row.strip() for row in rows] == ["o"] * 4
 
 
 def test_text_plot_two_lines_have_two_signs():
-    x = np.array([0, 1, 2])
-    lines = text_plot(
-        "two", [("train", x, np.array([2.0, 1, 0])), ("test", x, np.array([2.0, 2, 0]))], width=30
-    )
+    series = {"train": pd.Series([2.0, 1, 0]), "test": pd.Series([2.0, 2, 0])}
+    lines = text_plot("two", series, width=30)
     assert lines[0] == "two   o train  x test"
-    text = "\n".join(body(lines, 8))
+    text = "\n".join(body(lines))
     assert text.count("*") == 2 and text.count("o") == 1 and text.count("x") == 1
 
 
 def test_text_plot_nan_or_constant_is_shown():
-    assert text_plot("none", [("", np.array([0]), np.array([np.nan]))]) == ["none: not measured"]
-    assert "o" in "".join(text_plot("flat", [("", np.arange(3), np.zeros(3))]))
+    assert text_plot("none", {"": pd.Series([np.nan])}) == ["none: not measured"]
+    assert "o" in "".join(text_plot("flat", {"": pd.Series([0.0, 0, 0])}))
 
 
 def test_text_plot_mark_is_a_column_of_dots():
-    lines = text_plot("m", [("", np.arange(11), np.arange(11.0))], width=29, height=5, mark=5)
-    assert all(row[round(5 / 10 * 19)] in ":o" for row in body(lines, 5))
+    lines = text_plot("m", {"": pd.Series(np.arange(11.0))}, width=29, height=5, mark=5)
+    assert all(row[round(5 / 10 * 19)] in ":o" for row in body(lines))
 
 
 @pytest.fixture
@@ -107,22 +97,10 @@ def test_show_table_without_rows_is_one_sentence(folder, capsys):
 @pytest.fixture
 def begun(tmp_path):
     """An experiment whose training and sweep have ended a few epochs; nothing is finished."""
-    overrides = [{"architectures": ["vgg"], "recipe": {"sweep": {"learning_rate": 0.1}}}]
-    recipe = {"network": {"name": "resnet18"}, "training": {"epochs": 9}, "sweep": {"count": 2}}
-    config = check_config(
-        {"experiment": "e", "datasets": ["digits"], "architectures": ["vgg", "resnet"]}
-        | {"seeds": [3], "recipe": recipe | {"measurement": {"epochs": 3}}, "overrides": overrides}
-        | {"results_folder": str(tmp_path)}
-    )
-    folder = tmp_path / "e"
-    for cell in config.cells():
-        recipe = resolve_recipe(config, *cell)
-        write_recipe(recipe, folder / cell[0] / cell[1] / "recipe.json")
-        for job in jobs_of(folder, recipe, config.seeds):
-            if job.rule == "train_model":
-                job.log.parent.mkdir(parents=True, exist_ok=True)
-                job.log.touch()
-    return folder, {(j.cell[1], j.rule, j.name): j for j in experiment_jobs(folder, None)}
+    config = make_config(tmp_path, seeds=[3])
+    jobs = {(a, *name): job for a in ("vgg", "resnet") for name, job in jobs_in(config, a).items()}
+    log(jobs["vgg", "train_model", "seed-3"], "")
+    return tmp_path / "e", jobs
 
 
 def end_epochs(job, last, key="0123456789abcdef"):

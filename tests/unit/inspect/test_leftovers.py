@@ -3,10 +3,10 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 
 import pytest
+from traces import DEAD, jobs_in, lock
 
 from neural_collapse.cli.main import main
 from neural_collapse.data.download import download_dataset
@@ -14,7 +14,6 @@ from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect import leftovers
-from neural_collapse.inspect.jobs import jobs_of
 from neural_collapse.inspect.leftovers import find_leftovers
 from neural_collapse.inspect.status import status_text
 from neural_collapse.io import versions
@@ -60,18 +59,12 @@ def folder(make_config, tmp_path):
     return tmp_path / "results/e"
 
 
-def job_named(folder, config, name, rule):
-    recipe = resolve_recipe(config, "digits", "resnet")
-    (job,) = [job for job in jobs_of(folder, recipe, [0]) if (job.name, job.rule) == (name, rule)]
-    return job
-
-
 def state(job, name="0123456789abcdef"):
     """A resume state under a job's name, as a killed process leaves it."""
     path = job.state / name
     path.mkdir(parents=True)
     (path / "state-000001-0.safetensors").write_bytes(bytes(1000))
-    (job.state / f"{name}.lock").write_text(f"process {2**22 + 1} on {socket.gethostname()}")
+    lock(job, DEAD, name=name)
     return path
 
 
@@ -88,7 +81,7 @@ def test_leftovers_state_of_a_training_is_listed_only_if_changed(
 ):
     config = make_config(sweep=sweep)
     rule = "train_model" if command == "train-model" else "train_candidate"
-    job = job_named(folder, config, name, rule)
+    job = jobs_in(config, "resnet", begun=False)[rule, name]
     write_recipe(job.recipe, tmp_path / "recipe.json")
     more = {
         "train-candidate": ["--learning-rate", name, "--output", tmp_path / "curve.parquet"],
@@ -100,7 +93,7 @@ def test_leftovers_state_of_a_training_is_listed_only_if_changed(
     monkeypatch.setattr(StateFolder, "finish", lambda self: None)
     assert main([command, *map(str, more), "--state-root", str(job.state)]) == 0
     (kept,) = [path for path in job.state.iterdir() if path.is_dir()]
-    (job.state / f"{kept.name}.lock").write_text(f"process {2**22 + 1} on {socket.gethostname()}")
+    lock(job, DEAD, name=kept.name)
 
     assert find_leftovers(folder, config) == []
     (found,) = find_leftovers(folder, make_config(epochs=3, sweep=sweep))
@@ -111,7 +104,7 @@ def test_leftovers_state_of_a_training_is_listed_only_if_changed(
 
 def test_leftovers_state_of_a_done_job_is_listed_without_a_config(folder, make_config):
     config = make_config()
-    job = job_named(folder, config, "0.01", "train_candidate")
+    job = jobs_in(config, "resnet", begun=False)["train_candidate", "0.01"]
     kept = state(job)
     write_recipe(job.recipe, folder / "digits/resnet/recipe.json")
     assert find_leftovers(folder) == [], "an unfinished job may resume from it"
@@ -123,7 +116,7 @@ def test_leftovers_state_of_a_done_job_is_listed_without_a_config(folder, make_c
 
 def test_leftovers_state_that_the_next_job_deletes_is_not_listed(folder, make_config):
     config = make_config()
-    job = job_named(folder, config, "0.01", "train_candidate")
+    job = jobs_in(config, "resnet", begun=False)["train_candidate", "0.01"]
     (state(job) / FINISHED).touch()
     job.output.parent.mkdir(parents=True)
     for _ in range(2):
@@ -136,11 +129,10 @@ def test_leftovers_state_that_the_next_job_deletes_is_not_listed(folder, make_co
 
 def test_leftovers_config_of_a_part_leaves_the_rest(folder, make_config):
     whole = make_config(architectures=["resnet", "vgg"])
-    recipe = resolve_recipe(whole, "digits", "vgg")
-    (job, *_) = jobs_of(folder, recipe, [0])
+    job = jobs_in(whole, begun=False)["train_candidate", "0.01"]
     kept = state(job)
     assert [found.folder for found in find_leftovers(folder, make_config())] == [kept]
-    write_recipe(recipe, folder / "digits/vgg/recipe.json")
+    write_recipe(job.recipe, folder / "digits/vgg/recipe.json")
     # The folder knows that cell's recipe, which resumes from its own states alone.
     assert [found.folder for found in find_leftovers(folder, make_config())] == [kept]
     fingerprints = leftovers._fingerprints(job, _hash(job, whole))
@@ -156,14 +148,13 @@ def _hash(job, config):
 
 def test_leftovers_state_in_use_or_of_unknown_data_is_not_listed(folder, make_config, tmp_path):
     config = make_config()
-    job = job_named(folder, config, "0.01", "train_candidate")
-    features = job_named(folder, config, "seed-0", "extract_features")
+    job = jobs_in(config, "resnet", begun=False)["train_candidate", "0.01"]
+    features = jobs_in(config, "resnet", begun=False)["extract_features", "seed-0"]
     kept = state(job)
     state(features)
     assert [found.folder for found in find_leftovers(folder, config)] == [kept]
-    lock = job.state / f"{kept.name}.lock"
-    for host, process in [(socket.gethostname(), os.getpid()), ("node7", 1)]:
-        lock.write_text(f"process {process} on {host}")
+    for process, host in [(os.getpid(), None), (1, "node7")]:
+        lock(job, process, host, kept.name)
         assert find_leftovers(folder, config) == []
     os.utime(kept / "state-000001-0.safetensors", (1, 1))
     assert len(find_leftovers(folder, config)) == 1, "forgotten on the other machine"
@@ -173,7 +164,7 @@ def test_leftovers_state_in_use_or_of_unknown_data_is_not_listed(folder, make_co
 
 def test_status_leftover_gives_the_command_that_deletes_it(folder, make_config):
     config = make_config()
-    job = job_named(folder, config, "0.01", "train_candidate")
+    job = jobs_in(config, "resnet", begun=False)["train_candidate", "0.01"]
     kept = state(job)
     job.log.parent.mkdir(parents=True)
     job.log.write_text("digits x resnet  epoch 1/9  loss 0.1  1:30 left\n")

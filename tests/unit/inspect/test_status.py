@@ -2,92 +2,55 @@
 
 import json
 import os
-import socket
 import time
+from pathlib import Path
 
 import pytest
 import yaml
+from traces import CONFIG, DEAD, done, jobs_in, lock, log, make_config
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import check_config, resolve_recipe
-from neural_collapse.experiment.recipe import Recipe, write_recipe
-from neural_collapse.inspect.jobs import jobs_of
+from neural_collapse.experiment.config import resolve_recipe
+from neural_collapse.experiment.recipe import Recipe
 from neural_collapse.inspect.status import SILENT_SECONDS, seconds_left, status_of, status_text
 from neural_collapse.io import versions
 from neural_collapse.results.run_facts import DECIDES_TRAINING
 
-CONFIG = {
-    "experiment": "e",
-    "datasets": ["digits"],
-    "architectures": ["vgg", "resnet"],
-    "seeds": [0, 1],
-    "recipe": {
-        "network": {"name": "resnet18"},
-        "training": {"epochs": 9},
-        "sweep": {"count": 2},
-        "measurement": {"epochs": 3},
-    },
-    "overrides": [
-        {"architectures": ["vgg"], "recipe": {"sweep": {"learning_rate": 0.1}}},
-    ],
-}
-
 
 @pytest.fixture
 def config(tmp_path):
-    return check_config(CONFIG | {"results_folder": str(tmp_path)})
+    return make_config(tmp_path)
 
 
 @pytest.fixture
-def folder(config, tmp_path):
-    return tmp_path / "e"
+def jobs(config):
+    return jobs_in(config)
 
 
 @pytest.fixture
-def jobs(config, folder):
-    recipe = resolve_recipe(config, "digits", "vgg")
-    return {(job.rule, job.name): job for job in jobs_of(folder, recipe, [0, 1])}
-
-
-def log(job, text):
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.log.write_text(text)
-
-
-def done(job, seconds=None):
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    job.output.write_text("{}")
-    if seconds is not None:
-        job.benchmark.parent.mkdir(parents=True, exist_ok=True)
-        job.benchmark.write_text(f"s\th:m:s\n{seconds}\t0\n")
-
-
-def lock(job, process, host):
-    job.state.mkdir(parents=True)
-    (job.state / "abc.lock").write_text(f"process {process} on {host}")
+def job(jobs):
+    return jobs["train_model", "seed-0"]
 
 
 PROGRESS = "digits x vgg  epoch 4/9  loss 0.1  1:30 left\n"
 
 
-def test_status_job_not_begun_is_waiting(jobs):
-    status = status_of(jobs["train_model", "seed-0"])
+def test_status_job_not_begun_is_waiting(job):
+    status = status_of(job)
     assert (status.state, status.note) == ("waiting", "")
 
 
-def test_status_living_process_is_running_with_its_pace(jobs):
-    job = jobs["train_model", "seed-0"]
+def test_status_living_process_is_running_with_its_pace(job):
     log(job, PROGRESS)
-    lock(job, os.getpid(), socket.gethostname())
+    lock(job)
     status = status_of(job)
     assert status.state == "running" and status.seconds_left == 90
     assert status.note == "epoch 4/9  loss 0.1  1:30 left"
 
 
-def test_status_killed_process_is_stopped_after_its_state(jobs):
-    job = jobs["train_model", "seed-0"]
+def test_status_killed_process_is_stopped_after_its_state(job):
     log(job, PROGRESS)
-    lock(job, 2**22 + 1, socket.gethostname())
+    lock(job, DEAD)
     assert status_of(job).state == "stopped"
     (job.state / "abc").mkdir()
     for epoch in (2, 3):
@@ -96,16 +59,14 @@ def test_status_killed_process_is_stopped_after_its_state(jobs):
     assert (status.state, status.note) == ("stopped", "resumes after epoch 3")
 
 
-def test_status_lock_of_another_recipe_hides_no_process(jobs):
-    job = jobs["train_model", "seed-0"]
+def test_status_lock_of_another_recipe_hides_no_process(job):
     log(job, PROGRESS)
-    lock(job, 2**22 + 1, socket.gethostname())
-    (job.state / "zzz.lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    lock(job, DEAD)
+    lock(job, name="zzz")
     assert status_of(job).state == "running"
 
 
-def test_status_job_elsewhere_is_running_while_its_log_grows(jobs):
-    job = jobs["train_model", "seed-0"]
+def test_status_job_elsewhere_is_running_while_its_log_grows(job):
     log(job, PROGRESS)
     lock(job, 1, "node7")
     assert status_of(job).state == "running" and status_of(job).note.endswith("on node7")
@@ -120,13 +81,12 @@ def test_status_job_elsewhere_is_running_while_its_log_grows(jobs):
         ("torch.OutOfMemoryError: CUDA out of memory\n", "torch.OutOfMemoryError: CUDA out of"),
     ],
 )
-def test_status_failed_job_gives_its_reason(jobs, text, note):
-    job = jobs["train_model", "seed-0"]
+def test_status_failed_job_gives_its_reason(job, text, note):
     log(job, text)
     status = status_of(job)
     assert status.state == "failed" and status.note.startswith(note)
     log(job, text + PROGRESS * 4)
-    lock(job, os.getpid(), socket.gethostname())
+    lock(job)
     assert status_of(job).state == "running", "tried again"
     done(job)
     assert status_of(job).state == "done"
@@ -140,14 +100,14 @@ def test_seconds_left_come_from_jobs_of_the_same_kind(jobs):
     # One training, extraction and statistics of seed 1; of the attacks nothing is known.
     assert seconds_left(statuses) == (111, 2)
     log(jobs["train_model", "seed-1"], PROGRESS)
-    lock(jobs["train_model", "seed-1"], os.getpid(), socket.gethostname())
+    lock(jobs["train_model", "seed-1"])
     assert seconds_left([status_of(job) for job in jobs.values()])[0] == 101
 
 
 def test_seconds_left_pace_of_a_stopped_job_counts(jobs):
     stopped, waiting = jobs["train_model", "seed-0"], jobs["train_model", "seed-1"]
     log(stopped, PROGRESS)
-    lock(stopped, 2**22 + 1, socket.gethostname())
+    lock(stopped, DEAD)
     statuses = [status_of(job) for job in (stopped, waiting)]
     assert [status.state for status in statuses] == ["stopped", "waiting"]
     # 90 s for the five epochs that are left, so nine take 162 s.
@@ -156,10 +116,10 @@ def test_seconds_left_pace_of_a_stopped_job_counts(jobs):
     assert seconds_left([status_of(job) for job in (stopped, waiting)]) == (0, 1)
 
 
-def test_status_text_counts_with_a_config_and_without(config, folder, jobs, tmp_path, capsys):
+def test_status_text_counts_with_a_config_and_without(config, jobs, tmp_path, capsys):
     done(jobs["train_model", "seed-0"], 100)
     log(jobs["train_model", "seed-1"], "error: it went wrong\n")
-    text = status_text(folder, config)
+    text = status_text(Path(config.folder), config)
     # resnet: two candidates and four jobs a seed; vgg, which is pinned: four jobs a seed.
     assert "18 jobs, 1 done, 1 failed, 16 waiting" in text
     assert "digits x vgg, training seed-1: it went wrong" in text
@@ -170,8 +130,7 @@ def test_status_text_counts_with_a_config_and_without(config, folder, jobs, tmp_
     path.write_text(yaml.safe_dump(CONFIG | {"results_folder": str(tmp_path)}))
     assert main(["status", "--config", str(path)]) == 0
     assert capsys.readouterr().out == text + "\n"
-    write_recipe(resolve_recipe(config, "digits", "vgg"), folder / "digits/vgg/recipe.json")
-    assert main(["status", str(folder)]) == 0
+    assert main(["status", config.folder]) == 0
     assert "8 jobs, 1 done, 1 failed, 6 waiting" in capsys.readouterr().out
 
 
@@ -221,8 +180,7 @@ def changed(config, **recipe):
         ({"sweep": {"count": 9, "seed": 3}}, ""),
     ],
 )
-def test_status_other_recipe_is_outdated(was, note, jobs, config):
-    job = jobs["train_model", "seed-0"]
+def test_status_other_recipe_is_outdated(was, note, job, jobs, config):
     trained(job, changed(config, **was))
     done(jobs["extract_features", "seed-0"])
     for status in (status_of(job), status_of(jobs["extract_features", "seed-0"])):
@@ -230,22 +188,21 @@ def test_status_other_recipe_is_outdated(was, note, jobs, config):
     assert status_of(jobs["train_model", "seed-1"]).state == "waiting"
 
 
-def test_status_other_training_version_is_outdated(jobs, config):
-    job = jobs["train_model", "seed-0"]
+def test_status_other_training_version_is_outdated(job, config):
     trained(job, changed(config), 1)
     assert status_of(job).state == "outdated" and "version 1 of the training" in status_of(job).note
 
 
 @pytest.mark.parametrize("recipe", [{}, {"training": {}}, {"training": None}, [], None])
-def test_status_run_without_a_recipe_is_done(recipe, jobs):
-    job = jobs["train_model", "seed-0"]
+def test_status_run_without_a_recipe_is_done(recipe, job):
     trained(job, recipe)
     assert status_of(job).state == "done"
 
 
-def test_status_sweep_is_outdated_with_its_training(config, folder):
-    recipe = resolve_recipe(config, "digits", "resnet")
-    candidate, *_, training, _, _, _ = jobs_of(folder, recipe, [0])
+def test_status_sweep_is_outdated_with_its_training(config):
+    jobs = jobs_in(config, "resnet")
+    candidate = next(job for (rule, _), job in jobs.items() if rule == "train_candidate")
+    training, recipe = jobs["train_model", "seed-0"], candidate.recipe
     done(candidate)
     old = recipe.model_copy(update={"training": recipe.training.model_copy(update={"epochs": 6})})
     trained(training, old)
@@ -256,12 +213,11 @@ def test_status_sweep_is_outdated_with_its_training(config, folder):
     assert status_of(candidate).state == "done", "made since"
 
 
-def test_status_text_says_what_was_changed(config, folder, jobs):
-    job = jobs["train_model", "seed-0"]
+def test_status_text_says_what_was_changed(config, job, jobs):
     trained(job, changed(config, training={"epochs": 6}))
     for rule in ("extract_features", "compute_statistics", "measure_robustness"):
         done(jobs[rule, "seed-0"])
-    text = status_text(folder, config)
+    text = status_text(Path(config.folder), config)
     assert "18 jobs, 4 outdated, 14 waiting" in text
     assert "digits x vgg, 4 jobs: training.epochs was 6, is 9" in text
     assert "0/2, 1 outdated" in text and "left:" in text
@@ -274,10 +230,9 @@ def test_status_wrong_folder_is_one_sentence(tmp_path, capsys):
     assert "contains no recipe, so no job has started" in capsys.readouterr().err
 
 
-def test_status_changes_no_file(jobs, folder, config):
-    job = jobs["train_model", "seed-0"]
+def test_status_changes_no_file(job, config):
     log(job, PROGRESS)
-    lock(job, os.getpid(), socket.gethostname())
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    status_text(folder, config)
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    lock(job)
+    before = {path: path.stat().st_mtime_ns for path in Path(config.folder).rglob("*")}
+    status_text(Path(config.folder), config)
+    assert {path: path.stat().st_mtime_ns for path in Path(config.folder).rglob("*")} == before

@@ -1,41 +1,27 @@
 """`neural-collapse watch`: what it draws of the files, and that it ends when the jobs do."""
 
 import io
-import os
-import socket
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
+from traces import done, jobs_in, lock, log, make_config
 
 from neural_collapse.cli.main import main
-from neural_collapse.experiment.config import check_config, resolve_recipe
-from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.inspect import watch
-from neural_collapse.inspect.jobs import jobs_of
 
 LINE = "digits x vgg  seed 0  epoch  4/9  train loss 1.50e-03  train error 0.25 %  1:30 left\n"
 
 
 @pytest.fixture
 def config(tmp_path):
-    return check_config(
-        {
-            "experiment": "e",
-            "results_folder": str(tmp_path),
-            "datasets": ["digits"],
-            "architectures": ["vgg"],
-            "recipe": {"network": {"name": "vgg11"}, "sweep": {"learning_rate": 0.1}},
-        }
-    )
+    return make_config(tmp_path, architectures=["vgg"], seeds=[0])
 
 
 @pytest.fixture
 def jobs(config):
-    recipe = resolve_recipe(config, "digits", "vgg")
-    write_recipe(recipe, Path(config.folder) / "digits" / "vgg" / "recipe.json")
-    return {job.rule: job for job in jobs_of(Path(config.folder), recipe, [0])}
+    return {rule: job for (rule, _), job in jobs_in(config).items()}
 
 
 def text_of(picture):
@@ -44,20 +30,20 @@ def text_of(picture):
     return console.file.getvalue()
 
 
-def start(job, text):
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.log.write_text(text)
-    job.state.mkdir(parents=True)
-    (job.state / "abc.lock").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+def drawn(config):
+    return text_of(watch.draw(Path(config.folder), config)[0])
+
+
+def start(job, text=LINE):
+    log(job, text)
+    lock(job)
 
 
 def finish(job):
-    job.output.parent.mkdir(parents=True, exist_ok=True)
+    done(job)
     if job.output.suffix == ".parquet":
         rows = {"epoch": [0, 9], "split": "train", "statistic": watch.NC1, "value": [3.0, 0.0125]}
         pd.DataFrame(rows).to_parquet(job.output)
-    else:
-        job.output.write_text("{}")
 
 
 def test_draw_running_training_shows_its_line_of_progress(config, jobs):
@@ -71,21 +57,14 @@ def test_draw_running_training_shows_its_line_of_progress(config, jobs):
 
 
 def test_draw_failed_job_says_why(config, jobs):
-    job = jobs["train_model"]
-    job.log.parent.mkdir(parents=True)
-    job.log.write_text("error: the disk is full\n")
-    assert "failed: digits x vgg, training seed-0: the disk is full" in text_of(
-        watch.draw(Path(config.folder), config)[0]
-    )
+    log(jobs["train_model"], "error: the disk is full\n")
+    assert "failed: digits x vgg, training seed-0: the disk is full" in drawn(config)
 
 
 def test_draw_resume_state_that_no_job_can_use_is_listed(config, jobs):
-    job = jobs["train_model"]
-    finish(job)
-    state = job.state.parent / "no_such_job" / "abc"
+    state = jobs["train_model"].state.parent / "no_such_job" / "abc"
     state.mkdir(parents=True)
-    (state / "state-000003-0.safetensors").touch()
-    text = text_of(watch.draw(Path(config.folder), config)[0])
+    text = drawn(config)
     assert "resume states that no job can use any more" in text
     assert f"rm -r {state}*" in text.replace("\n", "")
 
@@ -98,7 +77,7 @@ def test_draw_measured_run_shows_nc1_of_its_last_epoch(config, jobs):
 
 
 def test_watch_in_a_terminal_ends_with_the_last_job(config, jobs, monkeypatch):
-    start(jobs["train_model"], LINE)
+    start(jobs["train_model"])
     waited = []
 
     def wait(seconds):
@@ -114,7 +93,7 @@ def test_watch_in_a_terminal_ends_with_the_last_job(config, jobs, monkeypatch):
 
 
 def test_watch_without_a_terminal_draws_once(config, jobs, capsys):
-    start(jobs["train_model"], LINE)
+    start(jobs["train_model"])
     assert main(["watch", str(config.folder)]) == 0
     assert "running" in capsys.readouterr().out
 

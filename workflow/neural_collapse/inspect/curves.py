@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,20 +17,21 @@ from ..collapse.registry import PAPER_FIGURES, of_figure
 from ..experiment.recipe import read_recipe
 from ..io.errors import UserError
 from ..results.tables import OWN, REFERENCE, RUN_KEY, read_table, terminal_phase_epoch
+from .jobs import Job, experiment_jobs
 
 MARKS = "ox"
 BOTH = "*"
 
 
-def _panel(figure: int, split: str = "train") -> tuple[str, tuple[tuple[str, str, str], ...], bool]:
-    lines = tuple((entry.name, split, entry.of) for entry in of_figure(figure))
+def _panel(figure: int, split: str = "train"):
+    lines = [((entry.name, split), entry.of) for entry in of_figure(figure)]
     return PAPER_FIGURES[figure].label, lines, figure == 6
 
 
-# title, (statistic, split, name) of up to two lines, logarithmic
-PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], bool], ...] = (
-    ("loss", (("loss", "train", "train"), ("loss", "test", "test")), True),
-    ("error", (("error", "train", "train"), ("error", "test", "test")), False),
+# title, ((statistic, split), name) of up to two lines, logarithmic
+PANELS = (
+    ("loss", [(("loss", split), split) for split in ("train", "test")], True),
+    ("error", [(("error", split), split) for split in ("train", "test")], False),
     *map(_panel, (6, 2, 3, 4, 5)),
     _panel(7, "test"),
     _panel(8, "test"),
@@ -37,54 +40,47 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...], bool], ...] = (
 
 def text_plot(
     title: str,
-    series: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    series: dict[str, pd.Series],
     *,
     width: int = 60,
     height: int = 8,
     log_y: bool = False,
     mark: float | None = None,
 ) -> list[str]:
-    """Lines of text that show up to two series (name, x, y) on one pair of axes.
+    """Lines of text that show up to two series of values by epoch on one pair of axes.
 
-    mark: an x that is marked with a column of dots, such as the start of the terminal phase.
+    mark: an epoch that is marked with a column of dots, such as the start of the terminal phase.
     """
-    left = 9
-    columns = max(width - left, 10)
-    kept = []
-    for name, x, y in series:
-        fine = np.isfinite(y) & ((y > 0) if log_y else True)
-        kept.append((name, np.asarray(x, float)[fine], np.asarray(y, float)[fine]))
-    values = np.concatenate([y for _, _, y in kept])
-    if not len(values):
+    left, columns = 9, max(width - 9, 10)
+    kept = [y[np.isfinite(y) & ((y > 0) if log_y else True)] for y in series.values()]
+    values = pd.concat(kept)
+    if values.empty:
         return [f"{title}: not measured"]
-    axis = np.log10 if log_y else np.asarray
-    low, high = float(values.min()), float(values.max())
+    low, high, last = values.min(), values.max(), values.index.max()
     if not log_y:
-        low = min(low, 0.0)
-    bottom, top = axis(low), axis(high)
-    last = max(float(x.max()) for _, x, _ in kept if len(x))
-    grid = [[" "] * columns for _ in range(height)]
+        low = min(low, 0)
+    axis = np.log10 if log_y else np.asarray
+    span = axis(high) - axis(low)
+    grid = np.full((height, columns), " ")
 
-    def place(x: float) -> int:
-        return round(x / max(last, 1.0) * (columns - 1))
+    def column(epochs):
+        return np.rint(epochs / max(last, 1) * (columns - 1)).astype(int)
 
     if mark is not None and mark <= last:
-        for row in grid:
-            row[place(mark)] = ":"
-    for (_, x, y), sign in zip(kept, MARKS, strict=False):
-        other = set(MARKS) - {sign}
-        for at, value in zip(x, axis(y), strict=True):
-            share = (value - bottom) / (top - bottom) if top > bottom else 0.5
-            row, column = height - 1 - round(share * (height - 1)), place(at)
-            grid[row][column] = BOTH if grid[row][column] in other else sign
-    names = [f"{sign} {name}" for (name, *_), sign in zip(kept, MARKS, strict=False) if name]
-    heading = f"{title}{' (log)' if log_y else ''}{'   ' if names else ''}{'  '.join(names)}"
-    labels = {0: f"{high:.3g}", height - 1: f"{low:.3g}"}
-    lines = [heading]
-    lines += [f"{labels.get(i, ''):>{left - 2}} |{''.join(row)}" for i, row in enumerate(grid)]
-    rule = f"{'':>{left - 1}}+{'-' * columns}"
-    ends = f"{'0':>{left + 1}}{f'epoch {last:g}':>{columns - 1}}"
-    return [line.rstrip() for line in (*lines, rule, ends)]
+        grid[:, column(np.asarray(mark))] = ":"
+    for y, sign in zip(kept, MARKS, strict=False):
+        share = (axis(y) - axis(low)) / span if span > 0 else np.full(len(y), 0.5)
+        places = height - 1 - np.rint(share * (height - 1)).astype(int), column(y.index)
+        grid[places] = np.where(np.isin(grid[places], list(MARKS)), BOTH, sign)
+    names = [f"{sign} {name}" for name, sign in zip(series, MARKS, strict=False) if name]
+    labels = [f"{high:.3g}", *[""] * (height - 2), f"{low:.3g}"]
+    lines = [
+        f"{title}{' (log)' if log_y else ''}   {'  '.join(names)}",
+        *(f"{label:>{left - 2}} |{''.join(row)}" for label, row in zip(labels, grid, strict=True)),
+        f"{'':>{left - 1}}+{'-' * columns}",
+        f"{'0':>{left + 1}}{f'epoch {last:g}':>{columns - 1}}",
+    ]
+    return [line.rstrip() for line in lines]
 
 
 @dataclass(frozen=True)
@@ -103,30 +99,42 @@ class Curves:
         """(dataset, architecture, seed)."""
         return tuple(self.frame.iloc[0][RUN_KEY])
 
+    def __str__(self) -> str:
+        return "{} x {}, seed {}".format(*self.key)
+
+
+def _records_so_far(job: Job) -> tuple[list[dict[str, Any]], bool] | None:
+    """(learning curve, whether it diverged) in a job's newest state that can be read, if any."""
+    from safetensors import SafetensorError, safe_open
+
+    states = list(job.state.glob("*/state-*.safetensors")) if job.state else []
+    for path in sorted(states, key=lambda path: path.exists() and -path.stat().st_mtime):
+        try:
+            with safe_open(path, "numpy") as file:
+                return json.loads(file.metadata()["facts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+    return None
+
 
 def unfinished_curves(path: Path) -> Iterator[Curves]:
     """Learning curves so far, from the resume states of trainings that are not finished.
 
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
     """
-    from ..experiment.stages.train import history_frame
-    from .jobs import experiment_jobs, facts_so_far
-
     experiment = next((p for p in (path, *path.parents[:4]) if (p / ".state").is_dir()), None)
     for job in experiment_jobs(experiment, None) if experiment else ():
         shown = {"train_model": (experiment, job.output.parent), "train_candidate": (job.output,)}
-        if job.output.exists() or path not in shown.get(job.rule, ()):
-            continue
-        facts = facts_so_far(job)
+        wanted = path in shown.get(job.rule, ()) and not job.output.exists()
+        facts = _records_so_far(job) if wanted else None
         if facts is None:
             continue
-        records, diverged = facts
-        history = SimpleNamespace(
-            learning_rate=np.nan if job.learning_rate is None else job.learning_rate,
-            records=[SimpleNamespace(**record) for record in records],
-            diverged=diverged,
-        )
-        frame = history_frame(job.recipe, history, job.seed)
+        from ..experiment.stages.train import history_frame
+        from ..training.loop import EpochRecord, History
+
+        records = [EpochRecord(**record) for record in facts[0]]
+        rate = np.nan if job.learning_rate is None else job.learning_rate
+        frame = history_frame(job.recipe, History(rate, records, facts[1]), job.seed)
         start = terminal_phase_epoch(frame, job.recipe.measurement.terminal_phase_accuracy)
         last = job.recipe.training.epochs
         yield Curves(frame, start, f" (not finished: epoch {frame['epoch'].max()} of {last})")
@@ -174,7 +182,7 @@ def choose_curves(
     path: Path, dataset: str | None, architecture: str | None, seed: int | None
 ) -> Curves:
     """The one training that is asked for; raises UserError naming those there are."""
-    found = find_curves(path)
+    found = list(find_curves(path).values())
     if not found:
         raise UserError(
             f"{path}: holds no training that is finished or has ended an epoch; give a run's "
@@ -184,12 +192,11 @@ def choose_curves(
     wanted = (dataset, architecture, seed)
     chosen = [
         curves
-        for curves in found.values()
+        for curves in found
         if all(want in (None, has) for want, has in zip(wanted, curves.key, strict=True))
     ]
     if len(chosen) != 1:
-        runs = ["{} x {}, seed {}".format(*curves.key) for curves in found.values()]
-        listed = "; ".join(runs[:12]) + ("; ..." if len(runs) > 12 else "")
+        listed = "; ".join(map(str, found[:12])) + ("; ..." if len(found) > 12 else "")
         raise UserError(
             f"{path}: choose one training with --dataset, --architecture and --seed; "
             f"there: {listed}"
@@ -206,26 +213,19 @@ def show(
 ) -> str:
     """Every curve of one training as text, in two columns if `width` allows."""
     curves = choose_curves(path, dataset, architecture, seed)
-    frame = curves.frame
     width = width or shutil.get_terminal_size((80, 24)).columns
     columns = 2 if width >= 100 else 1
     each = min((width - 3 * (columns - 1)) // columns, 78)
+    measured = curves.frame.pivot(index="epoch", columns=["statistic", "split"], values="value")
     plots = []
     for title, lines, log_y in PANELS:
-        series = []
-        for statistic, split, name in lines:
-            rows = frame[(frame["statistic"] == statistic) & (frame["split"] == split)]
-            rows = rows.sort_values("epoch")
-            series.append((name, rows["epoch"].to_numpy(), rows["value"].to_numpy()))
-        if any(len(x) for _, x, _ in series):
+        series = {name: measured[key] for key, name in lines if key in measured}
+        if series:
             plots.append(text_plot(title, series, width=each, log_y=log_y, mark=curves.start))
-    text = ["{} x {}, seed {}".format(*curves.key) + curves.note]
+    text = [f"{curves}{curves.note}"]
     if curves.start is not None:
         text[0] += f"; the dots mark the start of the terminal phase, epoch {curves.start:g}"
     for i in range(0, len(plots), columns):
-        beside = plots[i : i + columns]
-        text.append("")
-        for row in range(max(map(len, beside))):
-            parts = [plot[row] if row < len(plot) else "" for plot in beside]
-            text.append("   ".join(part.ljust(each) for part in parts).rstrip())
+        rows = zip_longest(*plots[i : i + columns], fillvalue="")
+        text += ["", *("   ".join(part.ljust(each) for part in row).rstrip() for row in rows)]
     return "\n".join(text)

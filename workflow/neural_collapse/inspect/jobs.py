@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,10 @@ class Job:
     output: Path
     log: Path
     benchmark: Path
+    state: Path | None
+    """Where its resume states lie; None for short jobs."""
     runs: tuple[Path, ...]
     """The run.json of every training that this job is, follows, or chose the learning rate of."""
-    state: Path | None = None
-    """Where its resume states lie; None for short jobs."""
     seed: int | None = None
     """Of the run; None for a training of the sweep."""
     learning_rate: float | None = None
@@ -62,28 +63,27 @@ def jobs_of(folder: Path, recipe: Recipe, seeds: Iterable[int]) -> list[Job]:
     paths, cell = Paths(str(folder)), (recipe.dataset, recipe.architecture)
     facts = {seed: Path(paths.run("run.json", *cell, seed)) for seed in seeds}
 
-    def job(rule: str, name: str, output: str, runs: Iterable[Path], **fields) -> Job:
+    def job(rule: str, name: str, output: str, state: str | None, **fields: Any) -> Job:
         label = f"{cell_job(*cell)}-{name}"
         log, benchmark = Path(paths.log(rule, label)), Path(paths.benchmark(rule, label))
-        return Job(rule, recipe, name, Path(output), log, benchmark, tuple(runs), **fields)
+        state_root = None if state is None else Path(state)
+        return Job(rule, recipe, name, Path(output), log, benchmark, state_root, **fields)
 
     jobs = []
     for name, rate in recipe.sweep.named().items() if recipe.sweep.learning_rate is None else ():
-        curve = paths.candidate(name, *cell)
-        state = Path(paths.state(candidate_job(name, *cell)))
-        jobs.append(
-            job("train_candidate", name, curve, facts.values(), state=state, learning_rate=rate)
-        )
+        curve, state = paths.candidate(name, *cell), paths.state(candidate_job(name, *cell))
+        runs = tuple(facts.values())
+        jobs.append(job("train_candidate", name, curve, state, runs=runs, learning_rate=rate))
     for seed, path in facts.items():
-        for rule, output, stage in [
-            ("train_model", "run.json", ""),
-            ("extract_features", "features", "features"),
+        run = run_job(*cell, seed)
+        for rule, output, state in [
+            ("train_model", "run.json", paths.state(run)),
+            ("extract_features", "features", paths.state(run, "features")),
             ("compute_statistics", "statistics.parquet", None),
-            ("measure_robustness", "robustness.parquet", "robustness"),
+            ("measure_robustness", "robustness.parquet", paths.state(run, "robustness")),
         ]:
-            states = None if stage is None else Path(paths.state(run_job(*cell, seed), stage))
             output = paths.run(output, *cell, seed)
-            jobs.append(job(rule, f"seed-{seed}", output, [path], state=states, seed=seed))
+            jobs.append(job(rule, f"seed-{seed}", output, state, runs=(path,), seed=seed))
     return jobs
 
 
@@ -167,16 +167,27 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
     return ""
 
 
-def lock_holder(lock: Path) -> tuple[int, str] | None:
-    """(process, host) that wrote itself into a lock; None where none did."""
+def lock_user(lock: Path, idle_seconds: float, patience_seconds: float) -> str | None:
+    """The host of the process that uses what a lock guards; None where none does.
+
+    A process on another machine cannot be asked: it is taken for alive while what it writes is idle
+    for less than `patience_seconds`.
+    """
     try:
         found = re.match(r"process (\d+) on (.+)", lock.read_text(encoding="utf-8").strip())
     except OSError:
         return None
-    return (int(found[1]), found[2]) if found else None
+    if found is None:
+        return None
+    host = found[2]
+    if host == socket.gethostname():
+        alive = _lives(int(found[1]))
+    else:
+        alive = idle_seconds < patience_seconds
+    return host if alive else None
 
 
-def process_lives(process: int) -> bool:
+def _lives(process: int) -> bool:
     """Whether a process of this machine is still there."""
     try:
         os.kill(process, 0)
@@ -185,22 +196,3 @@ def process_lives(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def facts_so_far(job: Job) -> Any | None:
-    """What the job's newest resume state says besides its tensors; None where there is none."""
-    from safetensors import SafetensorError, safe_open
-
-    def age(path: Path) -> float:
-        try:
-            return -path.stat().st_mtime
-        except OSError:
-            return 0.0  # a newer one has replaced it meanwhile
-
-    for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
-        try:
-            with safe_open(path, "numpy") as file:
-                return json.loads(file.metadata()["facts"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            continue
-    return None

@@ -7,7 +7,6 @@ deletes them, because a recipe may be changed back.
 from __future__ import annotations
 
 import shlex
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from ..experiment.config import Config
 from ..io.locks import FINISHED
 from ..training.schedule import SWEEP_EVALUATIONS, spaced_epochs
-from .jobs import Job, changed_since, experiment_jobs, lock_holder, process_lives
+from .jobs import Job, changed_since, experiment_jobs, lock_user
 
 FORGOTTEN_SECONDS = 86_400
 """A state that a process on another machine has locked is taken for in use for so long after it
@@ -53,7 +52,7 @@ def find_leftovers(folder: Path, config: Config | None = None) -> list[Leftover]
             continue
         files = [file.stat() for file in path.rglob("*") if file.is_file()]
         age = time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime)
-        if not _in_use(path, age):
+        if lock_user(Path(f"{path}.lock"), age, FORGOTTEN_SECONDS) is None:
             found.append(Leftover(path, sum(file.st_size for file in files), age))
     return found
 
@@ -68,16 +67,6 @@ def _jobs(folder: Path, config: Config | None) -> dict[str, Job]:
     if config is not None and any(folder.glob("*/*/recipe.json")):
         jobs = [*experiment_jobs(folder, None), *jobs]
     return {job.state.name: job for job in jobs if job.state is not None}
-
-
-def _in_use(folder: Path, age_seconds: float) -> bool:
-    holder = lock_holder(Path(f"{folder}.lock"))
-    if holder is None:
-        return False
-    process, host = holder
-    if host == socket.gethostname():
-        return process_lives(process)
-    return age_seconds < FORGOTTEN_SECONDS
 
 
 def _usable(name: str, job: Job, config: Config | None) -> bool:

@@ -6,12 +6,13 @@ Nothing is locked or changed, so it can run during jobs, also on a cluster.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -19,7 +20,7 @@ from typing import Literal
 
 from ..experiment.config import Config
 from ..io.text import aligned, counted, duration_text, size_text
-from .jobs import STAGES, Job, changed_since, experiment_jobs, lock_holder, process_lives
+from .jobs import STAGES, Job, changed_since, experiment_jobs, lock_user
 from .leftovers import find_leftovers
 
 State = Literal["done", "outdated", "running", "failed", "stopped", "waiting"]
@@ -57,18 +58,19 @@ def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset
     lines = _tail(job.log)
     progress = next((found for line in reversed(lines) if (found := _PROGRESS.search(line))), None)
     note = progress[0] if progress else ""
-    holder = next((holder for holder in _holders(job) if _alive(*holder, job, now)), None)
-    if holder:
-        host = "" if holder[1] == socket.gethostname() else f" on {holder[1]}"
+    if host := _host(job, now):
+        elsewhere = "" if host == socket.gethostname() else f" on {host}"
         device = next((found[1] for line in reversed(lines) if (found := _GPU.search(line))), "")
-        return JobStatus(job, "running", f"{note or 'starting'}{host}", *_pace(progress), device)
-    error = _error(lines)
-    if error:
+        note = f"{note or 'starting'}{elsewhere}"
+        return JobStatus(job, "running", note, *_pace(progress), device)
+    if error := _error(lines):
         return JobStatus(job, "failed", error)
-    epoch = _resumes_after(job, useless)
-    if epoch is not None:
+    states = {path for path in job.state.glob("*") if path.is_dir()} if job.state else set()
+    kept = [path for state in states - useless for path in state.glob("state-*.safetensors")]
+    if kept:
+        epoch = max(int(path.stem.split("-")[1]) for path in kept)
         return JobStatus(job, "stopped", f"resumes after epoch {epoch}", *_pace(progress))
-    if lines and job.state is not None and job.state.exists() and useless.isdisjoint(_states(job)):
+    if lines and job.state and job.state.exists() and not states & useless:
         return JobStatus(job, "stopped", note, *_pace(progress))
     return JobStatus(job, "waiting")
 
@@ -94,35 +96,14 @@ def _error(lines: list[str]) -> str:
     return ""
 
 
-def _holders(job: Job) -> Iterator[tuple[int, str]]:
-    """(process, host) that wrote themselves into the locks of the job's resume states; a state of
-    another recipe has a lock of its own."""
-    for lock in sorted(job.state.glob("*.lock")) if job.state else ():
-        if holder := lock_holder(lock):
-            yield holder
-
-
-def _alive(process: int, host: str, job: Job, now: float) -> bool:
-    if host == socket.gethostname():
-        return process_lives(process)
+def _host(job: Job, now: float) -> str | None:
+    """Where the job runs, if it does; a state of another recipe has a lock of its own."""
     try:
-        return now - job.log.stat().st_mtime < SILENT_SECONDS
+        idle = now - job.log.stat().st_mtime
     except OSError:
-        return False
-
-
-def _states(job: Job) -> list[Path]:
-    return [path for path in job.state.glob("*") if path.is_dir()] if job.state else []
-
-
-def _resumes_after(job: Job, useless: Set[Path]) -> int | None:
-    files = (
-        path.stem
-        for folder in _states(job)
-        if folder not in useless
-        for path in folder.glob("state-*.safetensors")
-    )
-    return max((int(name.split("-")[1]) for name in files), default=None)
+        idle = math.inf
+    locks = sorted(job.state.glob("*.lock")) if job.state else ()
+    return next(filter(None, (lock_user(lock, idle, SILENT_SECONDS) for lock in locks)), None)
 
 
 def _pace(progress: re.Match | None) -> tuple[float | None, float | None]:
