@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import pandas as pd
 import torch
 
 from ..experiment.config import Config
@@ -46,15 +46,24 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
     say(f"{facts.get('gpu', facts['processor'])}, torch {torch.__version__}: checks")
     checks, seconds = run_checks(where), 0.15 if quick else 0.5
     timed: list[Speed] = []
-    _write(output, facts, checks, {}, timed)
-    found = _ceilings(where, seconds)
-    _write(output, facts, checks, found, timed)
+    found: dict[str, Any] = {
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": facts,
+        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
+        "ceilings": {},
+        "networks": [],
+    }
+    _write(output, found)
+    found["ceilings"] = _ceilings(where, seconds)
+    _write(output, found)
     for recipe, size in networks_of(config, quick):
         say(f"{recipe.dataset} x {recipe.architecture}, {size.side_px} px")
         timed += speeds(recipe, size, where, seconds)
-        _write(output, facts, checks, found, timed)
+        found["networks"] = [asdict(speed) for speed in timed]
+        _write(output, found)
     failed = [check for check in checks if not check.passed]
-    text = "\n".join([*_table(timed, found), "", *_checked(checks), "", *_advice(timed, facts)])
+    tables = [*_table(timed, found["ceilings"]), "", *_checked(checks), "", *_advice(timed, facts)]
+    text = "\n".join(tables)
     text += f"\n\nwritten: {output}, which `neural-collapse plan` reads"
     if failed:
         print(text)
@@ -79,18 +88,8 @@ def _ceilings(device: torch.device, seconds: float) -> dict[str, float]:
     return {}
 
 
-def _write(
-    output: Path, facts: dict[str, Any], checks: list[Check], found: dict, timed: list[Speed]
-) -> None:
-    values = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": facts,
-        "checks": [asdict(check) | {"passed": check.passed} for check in checks],
-        "ceilings": found,
-        "networks": [asdict(speed) for speed in timed],
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(output, json.dumps(values, indent=1) + "\n")
+def _write(output: Path, found: dict[str, Any]) -> None:
+    write_text_atomically(output, json.dumps(found, indent=1) + "\n")
 
 
 def _table(timed: list[Speed], found: dict[str, float]) -> list[str]:
@@ -135,40 +134,33 @@ def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
         return [
             "no network was timed: the size of the config's images is not known; prepare its data"
         ]
-    by_way = {
-        (s.network, s.side_px, s.batch_size, s.precision, s.cuda_graphs): s
-        for s in timed
-        if s.channels_last and not s.failure
-    }
+    frame = pd.DataFrame(map(asdict, timed))
+    frame = frame[frame["channels_last"] & (frame["failure"] == "")]
+    rates = frame.pivot_table(
+        "images_per_second", ["network", "side_px", "cuda_graphs"], "precision", sort=False
+    ).reindex(columns=PRECISIONS)
     lines = []
     for precision in PRECISIONS[1:]:
-        shares = [
-            by_way[(*key[:3], "float32", key[4])].images_per_second / speed.images_per_second
-            for key, speed in by_way.items()
-            if key[3] == precision and (*key[:3], "float32", key[4]) in by_way
-        ]
-        if shares:
+        shares = (rates["float32"] / rates[precision]).dropna()
+        if len(shares):
             lines.append(
-                f"precision    {precision} takes {median(shares):.2f} of float32's time "
-                f"({min(shares):.2f} to {max(shares):.2f})"
+                f"precision    {precision} takes {shares.median():.2f} of float32's time "
+                f"({shares.min():.2f} to {shares.max():.2f})"
             )
     lines.append(
         "             float32 is the default until NC1 to NC4 of the others have been compared "
         "with it on a GPU"
     )
-    gains = {
-        key[:2]: speed.images_per_second / by_way[(*key[:4], False)].images_per_second
-        for key, speed in by_way.items()
-        if key[3] == "float32" and key[4] and (*key[:4], False) in by_way
-    }
+    graphs = rates["float32"].unstack().reindex(columns=[False, True])
+    gains = (graphs[True] / graphs[False]).dropna()
     paying = [f"{name} {side} px ({x:.2f}x)" for (name, side), x in gains.items() if x > 1.05]
-    if gains:
+    if len(gains):
         lines.append(
             f"cuda_graphs  true for {', '.join(paying)}" if paying else "cuda_graphs  false"
         )
-    plain = [s for key, s in by_way.items() if key[3] == "float32" and not key[4]]
     if memory := facts.get("memory_bytes"):
-        largest = max((s.peak_bytes for s in plain), default=0)
+        plain = frame[(frame["precision"] == "float32") & ~frame["cuda_graphs"]]
+        largest = max(plain["peak_bytes"], default=0)
         slots = max(1, min(4, int(0.8 * memory) // max(1, largest)))
         lines.append(
             f"gpu_slots    {slots} by memory, {size_text(largest)} a step at most; jobs that share "
