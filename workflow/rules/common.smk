@@ -96,16 +96,12 @@ def recipe_of(wildcards):
     return EXPERIMENT.recipes[wildcards.dataset, wildcards.architecture]
 
 
-def recipe_file(wildcards):
-    """The cell's whole recipe, written before the first job starts; `recipe_slice` decides reruns.
-
-    It is no input: Snakemake would not look at the params of any job after one that makes it.
-    """
-    return PATHS.recipe(wildcards.dataset, wildcards.architecture)
-
-
 def recipe_slice(*parts):
-    """A params function: only the parts of the recipe that the job reads decide its rerun."""
+    """A params function: only the parts of the recipe that the job reads decide its rerun.
+
+    The recipe's file, written before the first job starts, is no input: Snakemake would not look at
+    the params of any job after one that makes it.
+    """
 
     def of(wildcards):
         recipe = recipe_of(wildcards)
@@ -147,10 +143,6 @@ def threads_of(wildcards):
     return recipe_of(wildcards).training.threads
 
 
-def epochs_of(wildcards):
-    return recipe_of(wildcards).measured_epochs
-
-
 def card(wildcards):
     """An input function: the card of the prepared dataset that this cell trains on."""
     return EXPERIMENT.card(wildcards.dataset, wildcards.architecture)
@@ -168,18 +160,14 @@ def raw_source(wildcards):
 
 def candidates(wildcards):
     """An input function: the learning curve of every candidate of a sweep."""
-    return [
-        PATHS.candidate(name, wildcards.dataset, wildcards.architecture)
-        for name in recipe_of(wildcards).sweep.named()
-    ]
+    cell, names = (wildcards.dataset, wildcards.architecture), recipe_of(wildcards).sweep.named()
+    return [PATHS.candidate(name, *cell) for name in names]
 
 
 def sweep_states(wildcards):
     """A params function: where the candidates of a sweep keep what they have."""
-    return [
-        PATHS.state(candidate_job(name, wildcards.dataset, wildcards.architecture))
-        for name in recipe_of(wildcards).sweep.named()
-    ]
+    cell, names = (wildcards.dataset, wildcards.architecture), recipe_of(wildcards).sweep.named()
+    return [PATHS.state(candidate_job(name, *cell)) for name in names]
 
 
 def winner(wildcards):
@@ -194,10 +182,6 @@ def winner(wildcards):
     chosen = checkpoints.select_learning_rate.get(dataset=cell[0], architecture=cell[1])
     with open(chosen.output.selection, encoding="utf-8") as file:
         return PATHS.candidate(learning_rate_name(json.load(file)["learning_rate"]), *cell)
-
-
-def custom_of(wildcards):
-    return EXPERIMENT.custom_options(wildcards.dataset)
 
 
 def custom_files(wildcards):

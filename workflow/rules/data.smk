@@ -17,7 +17,7 @@ rule download_dataset:
         runtime=720,
     params:
         folder=subpath(output.source, parent=True),
-        custom=custom_of,
+        custom=lambda wildcards: EXPERIMENT.custom_options(wildcards.dataset),
     message:
         "Download {wildcards.dataset}"
     shell:
@@ -48,7 +48,7 @@ rule prepare_dataset:
         recipe=lambda wildcards: EXPERIMENT.preparations[
             wildcards.dataset, wildcards.preparation
         ].data.model_dump_json(),
-        custom=custom_of,
+        custom=lambda wildcards: EXPERIMENT.custom_options(wildcards.dataset),
         contents=custom_contents,
         version=versions.PREPARATION,
     message:

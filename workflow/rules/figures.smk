@@ -68,17 +68,14 @@ rule plot_figures:
         figures=EXPERIMENT.figures,
         formats=[*CONFIG.figures.formats, "rst"],
         look=EXPERIMENT.look.options(),
-        datasets=CONFIG.datasets,
-        architectures=CONFIG.architectures,
-        labels=lambda wildcards: EXPERIMENT.titles(),
+        layout=lambda wildcards: EXPERIMENT.layout(),
         code=code_hash("figures", "results", "collapse/registry.py"),
     message:
         "Draw the figures"
     shell:
         "python -m neural_collapse plot --figure {params.figures} --tables {params.tables:q}"
         " --output-folder {params.folder:q} --formats {params.formats}"
-        " {params.look} --processes {threads} --datasets {params.datasets}"
-        " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
+        " {params.look} --processes {threads} {params.layout:q} --log {log:q}"
 
 
 rule compare_with_paper:
@@ -116,16 +113,13 @@ rule compare_with_paper:
         runtime=30,
     params:
         folder=subpath(input.measurements, parent=True),
-        datasets=CONFIG.datasets,
-        architectures=CONFIG.architectures,
-        labels=lambda wildcards: EXPERIMENT.titles(),
+        layout=lambda wildcards: EXPERIMENT.layout(),
         code=code_hash("results", "collapse/registry.py"),
     message:
         "Compare with the paper: Table 1 and claims"
     shell:
         "python -m neural_collapse compare-with-paper --tables-folder {params.folder:q}"
-        " --output-folder {params.folder:q} --datasets {params.datasets}"
-        " --architectures {params.architectures} --labels {params.labels:q} --log {log:q}"
+        " --output-folder {params.folder:q} {params.layout:q} --log {log:q}"
 
 
 rule build_report:
@@ -151,18 +145,15 @@ rule build_report:
         tables=lambda wildcards, input: os.path.dirname(input.tables[0]),
         figures=lambda wildcards, input: os.path.dirname(input.figures[0]),
         config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),
-        datasets=CONFIG.datasets,
-        architectures=CONFIG.architectures,
-        labels=lambda wildcards: EXPERIMENT.titles(),
+        layout=lambda wildcards: EXPERIMENT.layout(),
         reference=reference_options(),
         code=code_hash("report", "figures", "results", "collapse/registry.py"),
     message:
         "Build the report"
     shell:
         "python -m neural_collapse report --tables-folder {params.tables:q}"
-        " --figures-folder {params.figures:q} --config-json {params.config:q}"
-        " --datasets {params.datasets} --architectures {params.architectures}"
-        " --labels {params.labels:q} --runs {input.runs:q} --cards {input.cards:q} {params.reference:q}"
+        " --figures-folder {params.figures:q} --config-json {params.config:q} {params.layout:q}"
+        " --runs {input.runs:q} --cards {input.cards:q} {params.reference:q}"
         " --output {output.page:q} --log {log:q}"
 
 

@@ -19,7 +19,7 @@ rule extract_features:
     resources:
         **MEASURING,
     params:
-        recipe=recipe_file,
+        recipe=PATHS.recipe(),
         depends_on=recipe_slice("network", "measurement"),
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
@@ -54,7 +54,7 @@ rule compute_statistics:
         mem_mb=4000,
         runtime=60,
     params:
-        recipe=recipe_file,
+        recipe=PATHS.recipe(),
         depends_on=recipe_slice("measurement", "training"),
         code=code_hash(
             "collapse/statistics.py",
@@ -91,7 +91,7 @@ rule measure_robustness:
     resources:
         **MEASURING,
     params:
-        recipe=recipe_file,
+        recipe=PATHS.recipe(),
         depends_on=recipe_slice("network", "robustness"),
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),

@@ -20,7 +20,7 @@ rule train_candidate:
     resources:
         **TRAINING,
     params:
-        recipe=recipe_file,
+        recipe=PATHS.recipe(),
         depends_on=recipe_slice("network", "training"),
         learning_rate=lambda wildcards: recipe_of(wildcards).sweep.named()[wildcards.learning_rate],
         sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_BY_CANDIDATES),
@@ -55,7 +55,7 @@ checkpoint select_learning_rate:
         mem_mb=2000,
         runtime=30,
     params:
-        recipe=recipe_file,
+        recipe=PATHS.recipe(),
         depends_on=recipe_slice("sweep"),
         done=sweep_states,
     message:
@@ -84,9 +84,9 @@ rule train_model:
     resources:
         **TRAINING,
     params:
-        recipe=recipe_file,
+        recipe=PATHS.recipe(),
         depends_on=recipe_slice("network", "training"),
-        epochs=epochs_of,
+        epochs=lambda wildcards: recipe_of(wildcards).measured_epochs,
         version=versions.TRAINING,
         pinned=lambda wildcards: recipe_of(wildcards).sweep.learning_rate,
         winner=lambda wildcards, input: ["--winner", input.winner] if input.winner else [],

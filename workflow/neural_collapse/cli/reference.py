@@ -10,6 +10,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from ..experiment.config import Config, load_config
+from ..experiment.stages.collect import collect_tables, compare
+from ..experiment.targets import Experiment
+from ..figures.registry import plot
 from ..io.errors import UserError
 from ..io.progress import say
 
@@ -21,8 +25,6 @@ def draw_reference(sets_folder: Path, processes: int) -> None:
 
     A set's config.yaml says what is drawn, and into which folder.
     """
-    from ..experiment.config import load_config
-
     configs = sorted(sets_folder.rglob("config.yaml"))
     if not configs:
         raise UserError(f"{sets_folder}: holds no set of reference runs with a config.yaml")
@@ -30,12 +32,7 @@ def draw_reference(sets_folder: Path, processes: int) -> None:
         _draw(config.parent, load_config(config), processes)
 
 
-def _draw(folder: Path, config, processes: int) -> None:
-    from ..experiment.stages.collect import collect_tables
-    from ..experiment.targets import Experiment
-    from ..figures.registry import plot
-    from .stages import compare
-
+def _draw(folder: Path, config: Config, processes: int) -> None:
     experiment = Experiment(config)
     drawings = experiment.drawings(*config.figures.formats, "rst").values()
     reason = _out_of_date([*experiment.table_files(), *drawings], folder)
@@ -56,15 +53,14 @@ def _draw(folder: Path, config, processes: int) -> None:
 
 def _out_of_date(outputs: Iterable[str], folder: Path) -> str | None:
     """Why the outputs of the set in `folder` have to be made; None where they need not."""
-    oldest = None
+    times = {}
     for path in map(Path, outputs):
         if not path.is_file():
             return f"{path.name} is missing"
-        if oldest is None or path.stat().st_mtime_ns < oldest:
-            oldest = path.stat().st_mtime_ns
+        times[path] = path.stat().st_mtime_ns
     code = [path for room in ("figures", "results") for path in (LIBRARY / room).glob("*.py")]
     code.append(LIBRARY / "collapse/registry.py")  # which names what is drawn
     for path in [*folder.rglob("*"), *code]:
-        if path.is_file() and path.stat().st_mtime_ns > oldest:
+        if path.is_file() and path.stat().st_mtime_ns > min(times.values()):
             return f"{path.name} is newer"
     return None

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ..io.errors import UserError
 from .parser import Commands, Option, at_least, json_text, option, path, paths, titles
 
 RECIPE = path("recipe", "the cell's recipe.json", dest="recipe_path")
@@ -57,132 +54,6 @@ def device_options() -> tuple[Option, ...]:
     )
 
 
-def _custom_dataset(values: Any):
-    from ..data.registry import CustomDataset
-    from ..experiment.messages import parse_model
-
-    return None if values is None else parse_model(CustomDataset, values, "--custom")
-
-
-def download(dataset: str, output_folder: Path, custom: Any, **sources: Any) -> None:
-    """Fetch a dataset's files and check them."""
-    from ..data.download import download_dataset
-    from ..io.progress import Amounts
-
-    progress = Amounts(dataset, unit="MB", divisor=1e6)
-    custom = _custom_dataset(custom)
-    download_dataset(dataset, output_folder, custom=custom, progress=progress, **sources)
-
-
-def prepare(
-    dataset: str, raw_folder: Path, output_folder: Path, data_recipe: Any, custom: Any, workers: int
-) -> None:
-    """Decode, balance and pad a dataset once."""
-    from ..data.prepare import prepare_dataset
-    from ..data.recipe import DataRecipe
-    from ..experiment.messages import parse_model
-    from ..io.progress import Amounts
-
-    prepare_dataset(
-        dataset,
-        raw_folder,
-        output_folder,
-        parse_model(DataRecipe, data_recipe, "--data-recipe"),
-        custom=_custom_dataset(custom),
-        workers=workers,
-        progress=Amounts(dataset),
-    )
-
-
-def compare(tables_folder: Path, output_folder: Path, **layout: Any) -> None:
-    """Write Table 1, and judge the paper's claims."""
-    from ..results.claims import check_claims, write_claims
-    from ..results.layout import Layout
-    from ..results.table1 import build_table_1, write_table_1
-    from ..results.tables import read_table
-
-    measurements, runs = (
-        read_table(tables_folder / f"{name}.parquet", name) for name in ("measurements", "runs")
-    )
-    table_1 = build_table_1(measurements, runs, Layout.of(runs, **layout))
-    claims = check_claims(measurements, runs)
-    write_table_1(table_1, output_folder / "table_1")
-    write_claims(claims, output_folder / "claims")
-
-
-def plot(
-    tables: Path,
-    figure: Sequence[str] | None,
-    output: Sequence[Path] | None,
-    output_folder: Path | None,
-    formats: Sequence[str],
-    epoch_axis: str,
-    width: str,
-    shared_y_axis: str,
-    **more: Any,
-) -> None:
-    """Draw one figure into the given files, or several into a folder."""
-    from ..figures import MOVING, NAMES
-    from ..figures.registry import figure_entry, plot
-    from ..figures.specs import Look
-
-    names = [figure_entry(name).name for name in figure or NAMES]
-    if output and (len(names) > 1 or output_folder):
-        raise UserError("--output: needs exactly one --figure; use --output-folder for several")
-    if not output and not output_folder:
-        raise UserError("--output or --output-folder: give one of them")
-    files = {names[0]: output}
-    if output_folder:
-        files = {
-            name: [
-                output_folder / f"{name}.{format}"
-                for format in formats
-                if format not in MOVING or name == "figure_1"
-            ]
-            for name in names
-        }
-    plot(tables, files, Look(epoch_axis, width, shared_y_axis), **more)
-
-
-def report(
-    tables_folder: Path,
-    figures_folder: Path,
-    output: Path,
-    runs: Sequence[Path],
-    cards: Sequence[Path],
-    reference_folder: Path | None,
-    config_json: Any,
-    **layout: Any,
-) -> None:
-    """Build the report page."""
-    import yaml
-
-    from ..figures.specs import Look
-    from ..io.files import read_json
-    from ..report.build import build_report, report_figures
-    from ..results.run_facts import read_run
-
-    if not isinstance(config_json, dict) or not isinstance(config_json.get("experiment"), str):
-        raise UserError("--config-json: is not a config with an experiment name")
-    given = config_json.get("figures") or {}
-    look = Look(**{key: given[key] for key in Look.__annotations__ if key in given})
-    figures = report_figures(tables_folder, figures_folder, look=look, **layout)
-    shipped_runs = shipped_cards = []
-    if reference_folder is not None:
-        from ..results.reference_runs import read_cards, read_runs
-
-        shipped_runs, shipped_cards = read_runs(reference_folder), read_cards(reference_folder)
-    build_report(
-        tables_folder,
-        figures,
-        output,
-        [*map(read_run, runs), *shipped_runs],
-        [*(read_json(card, "a data card") for card in cards), *shipped_cards],
-        yaml.safe_dump(config_json, sort_keys=False, allow_unicode=True),
-        title=f"Neural collapse: {config_json['experiment']}",
-    )
-
-
 def add_to(cli: Commands) -> None:
     """Add these subcommands."""
     cli.group("the pipeline's stages, in order")
@@ -217,7 +88,8 @@ def add_to(cli: Commands) -> None:
 
 def _add_data(cli: Commands) -> None:
     cli.add(
-        "download-dataset", "fetch a dataset's files and check them", download,
+        "download-dataset", "fetch a dataset's files and check them",
+        "experiment.stages.prepare:download",
         DATASET, OUTPUT_FOLDER, CUSTOM,
         option("--mirror", default=os.environ.get("NC_DATA_MIRROR"),
                help="folder or URL with the datasets' files (or the variable NC_DATA_MIRROR)"),
@@ -225,7 +97,8 @@ def _add_data(cli: Commands) -> None:
              required=False, default=os.environ.get("NC_IMAGENET_FOLDER")),
     )  # fmt: skip
     cli.add(
-        "prepare-dataset", "decode, balance and pad a dataset once", prepare,
+        "prepare-dataset", "decode, balance and pad a dataset once",
+        "experiment.stages.prepare:prepare",
         DATASET, path("raw-folder", "output folder of download-dataset"), OUTPUT_FOLDER, CUSTOM,
         option("--data-recipe", type=json_text, required=True, help="the data recipe, as JSON"),
         option("--workers", type=at_least(1), default=1, metavar="N",
@@ -294,11 +167,12 @@ def _add_results(cli: Commands) -> None:
         paths("recipes", "the recipe.json of every cell"),
     )  # fmt: skip
     cli.add(
-        "compare-with-paper", "write Table 1 and judge the claims", compare,
+        "compare-with-paper", "write Table 1 and judge the claims",
+        "experiment.stages.collect:compare",
         TABLES, OUTPUT_FOLDER, *LAYOUT,
     )  # fmt: skip
     cli.add(
-        "plot", "draw figures from the tables", plot,
+        "plot", "draw figures from the tables", "experiment.stages.figures:plot",
         path("tables", "output folder of collect-tables"),
         option("--figure", nargs="+", metavar="NAME",
                help="1 to 8, sweep, overview or a study's (default: the paper's)"),
@@ -318,7 +192,7 @@ def _add_results(cli: Commands) -> None:
         *LAYOUT,
     )  # fmt: skip
     cli.add(
-        "report", "build the report page", report,
+        "report", "build the report page", "experiment.stages.figures:report",
         TABLES, OUTPUT, RUNS, REFERENCE, *LAYOUT,
         path("figures-folder", "folder of the figures"),
         paths("cards", "the data cards"),

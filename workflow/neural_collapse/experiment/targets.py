@@ -117,6 +117,12 @@ class Experiment:
         labels = {n: dataset_entry(config.custom_datasets, n).label for n in config.datasets}
         return json.dumps(labels | {n: config.rows[n].label for n in config.architectures})
 
+    def layout(self) -> list[str]:
+        """Columns and rows of the figures, and their titles, as options of the command line."""
+        datasets, architectures = self.config.datasets, self.config.architectures
+        names = ["--datasets", *datasets, "--architectures", *architectures]
+        return [*names, "--labels", self.titles()]
+
     def reference_folder(self, root: Path) -> Path:
         """The set of reference runs that is shown: where the config says, or below `root`."""
         given = Path(self.config.reference_folder)

@@ -1,22 +1,27 @@
-"""Concatenation of the tables of all runs."""
+"""The tables of all runs put together, and compared with the paper."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from ...io.errors import UserError
+from ...results.claims import check_claims, write_claims
+from ...results.layout import Layout
 from ...results.reference_runs import read_tables
 from ...results.run_facts import DECIDES_TRAINING, read_run, recipe_of
+from ...results.table1 import build_table_1, write_table_1
 from ...results.tables import (
     OWN,
     RUN_KEY,
     SCHEMAS,
     concat_files,
     concat_tables,
+    read_table,
     terminal_phase_epoch,
     write_table,
 )
@@ -114,3 +119,14 @@ def _runs_frame(runs: Sequence[Path], cells: Cells, curves, labels: dict[str, st
         )
     frame = pd.DataFrame(rows, columns=SCHEMAS["runs"].names)
     return frame.astype({"terminal_phase_epoch": "Int64"})
+
+
+def compare(tables_folder: Path, output_folder: Path, **layout: Any) -> None:
+    """Write Table 1, and judge the paper's claims."""
+    measurements, runs = (
+        read_table(tables_folder / f"{name}.parquet", name) for name in ("measurements", "runs")
+    )
+    table_1 = build_table_1(measurements, runs, Layout.of(runs, **layout))
+    claims = check_claims(measurements, runs)
+    write_table_1(table_1, output_folder / "table_1")
+    write_claims(claims, output_folder / "claims")
