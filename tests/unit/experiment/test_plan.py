@@ -46,28 +46,40 @@ class Curious(nn.Module):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A config of a user-defined network, by the name of its function."""
+    """A config of a user-defined network, by the name of its function, with changes."""
     (tmp_path / "planned_networks.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def config(function):
-        return check_config(
-            {
-                "experiment": "own",
-                "datasets": ["digits"],
-                "architectures": ["mine"],
-                "results_folder": str(tmp_path / "results"),
-                "custom_architectures": {"mine": {"label": "Mine"}},
-                "recipe": {
-                    "network": {"family": "custom", "function": f"planned_networks:{function}"},
-                    "training": {"epochs": 9},
-                    "sweep": {"learning_rate": 0.1},
-                    "measurement": {"epochs": 3},
-                },
-            }
-        )
+    def config(function="small", recipe=None, **changes):
+        usual = {
+            "network": {"family": "custom", "function": f"planned_networks:{function}"},
+            "training": {"epochs": 9},
+            "sweep": {"learning_rate": 0.1},
+            "measurement": {"epochs": 3},
+        }
+        values = {
+            "experiment": "own",
+            "datasets": ["digits"],
+            "architectures": ["mine"],
+            "results_folder": str(tmp_path / "results"),
+            "resources_folder": str(tmp_path / "resources"),
+            "custom_architectures": {"mine": {"label": "Mine"}},
+            "custom_datasets": {"mine": {"label": "Mine", "path": "mine.npz"}},
+            "recipe": usual | (recipe or {}),
+        }
+        return check_config(values | changes)
 
     return config
+
+
+def write_card(config, dataset, train, test=(397,)):
+    """The card of the prepared data of a cell, with so many images of each class."""
+    card = {"num_classes": 10, "channels": 1, "image_size_px": 8}
+    card["counts"] = {"train": {"kept": list(train)}, "test": {"kept": list(test)}}
+    name = config.preparation(resolve_recipe(config, dataset, "mine"))
+    path = Path(config.resources_folder) / dataset / "prepared" / name / "card.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(card))
 
 
 def finish(config, seconds=100.0, **changes):
@@ -92,9 +104,9 @@ def finish(config, seconds=100.0, **changes):
 
 
 def test_plan_user_defined_network_is_counted(own):
-    (cell,) = plan_cells(own("small"))
+    (cell,) = plan_cells(own())
     assert cell.network.parameters == 650 and cell.flops > 0
-    assert "unknown" not in plan(own("small"), "cpu")
+    assert "unknown" not in plan(own(), "cpu")
 
 
 def test_plan_network_that_needs_numbers_has_an_unknown_time(own):
@@ -104,83 +116,54 @@ def test_plan_network_that_needs_numbers_has_an_unknown_time(own):
 
 
 def test_plan_counts_the_download_and_preparation_of_another_dataset(own):
-    values = own("small").model_dump(exclude_unset=True)
-    recipe = values["recipe"] | {"data": {"image_size_px": 8}}
-    measurement = recipe["measurement"] | {"other_dataset": "mnist_subset"}
-    alone, both = (
-        plan(check_config(values | {"recipe": of}), "cpu")
-        for of in (recipe, recipe | {"measurement": measurement})
-    )
-    assert "jobs         6 before figures" in alone and "jobs         8 before figures" in both
+    recipe = {"data": {"image_size_px": 8}}
+    both = recipe | {"measurement": {"epochs": 3, "other_dataset": "mnist_subset"}}
+    assert "jobs         6 before figures" in plan(own(recipe=recipe), "cpu")
+    assert "jobs         8 before figures" in plan(own(recipe=both), "cpu")
 
 
-def test_plan_user_defined_dataset_is_counted(own, tmp_path):
-    values = own("small").model_dump(exclude_unset=True) | {
-        "datasets": ["mine", "digits"],
-        "seeds": [0, 1],
-        "resources_folder": str(tmp_path / "resources"),
-        "custom_datasets": {"mine": {"label": "Mine", "path": "mine.npz"}},
-    }
-    text = plan(check_config(values), "cpu")
+def test_plan_user_defined_dataset_is_counted(own):
+    config = own(datasets=["mine", "digits"], seeds=[0, 1])
+    text = plan(config, "cpu")
     # Of each of two cells: two trainings with features, statistics and attack; and two datasets.
     assert "jobs         20 before figures, 4 of them trainings" in text
     assert "epochs       36" in text and "checkpoints  16" in text
     assert "not counted  mine: disk and time" in text
-    card = {"num_classes": 10, "channels": 1, "image_size_px": 8}
-    card["counts"] = {"train": {"kept": [140] * 10}, "test": {"kept": [397]}}
-    config = check_config(values)
-    preparation = config.preparation(resolve_recipe(config, "mine", "mine"))
-    path = tmp_path / "resources/mine/prepared" / preparation / "card.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(card))
+    write_card(config, "mine", [140] * 10)
     mine, digits = plan_cells(config)
     assert mine.size == digits.size and mine.flops == digits.flops > 0
     assert "not counted  " not in plan(config, "cpu")
 
 
-def test_plan_counts_an_oversampled_epoch_by_its_repeated_images(own, tmp_path):
-    values = own("small").model_dump(exclude_unset=True)
-    values |= {
-        "resources_folder": str(tmp_path / "resources"),
-        "custom_datasets": {"mine": {"label": "Mine", "path": "mine.npz"}},
-    }
+def test_plan_counts_an_oversampled_epoch_by_its_repeated_images(own):
     data = {"imbalance": {"ratio": 10, "minority_classes": [8, 9]}, "examples_per_class": 100}
     kept, forward = [100] * 8 + [10] * 2, 2 * 640
-    card = {"num_classes": 10, "channels": 1, "image_size_px": 8}
-    card["counts"] = {"train": {"kept": kept}, "test": {"kept": [397]}}
     for dataset in ("digits", "mine"):
-        flops, configs = [], []
+        flops = []
         for oversample in (False, True):
-            training = values["recipe"]["training"] | {"oversample": oversample}
-            recipe = values["recipe"] | {"data": data, "training": training}
-            changed = values | {"datasets": [dataset], "recipe": recipe, "seeds": [0]}
-            configs.append(check_config(changed))
-            name = configs[-1].preparation(resolve_recipe(configs[-1], dataset, "mine"))
-            prepared = tmp_path / "resources" / dataset / "prepared" / name
-            prepared.mkdir(parents=True, exist_ok=True)
-            (prepared / "card.json").write_text(json.dumps(card))
-            flops.append(plan_cells(configs[-1])[0].flops)
+            recipe = {"data": data, "training": {"epochs": 9, "oversample": oversample}}
+            config = own(recipe=recipe, datasets=[dataset])
+            write_card(config, dataset, kept)
+            flops.append(plan_cells(config)[0].flops)
         assert flops[1] - flops[0] == 9 * 3 * (1000 - sum(kept)) * forward
     runs = [
-        finished_runs([finish(configs[1], train_examples=820, **more)], "cpu")
+        finished_runs([finish(config, train_examples=820, **more)], "cpu")
         for more in ({}, {"examples_per_epoch": 1000})
     ]
     assert runs[1][0].flops - runs[0][0].flops == 9 * 3 * (1000 - 820) * forward
 
 
 def test_plan_network_whose_size_overflows_is_one_sentence(own):
-    values = own("small").model_dump(exclude_unset=True) | {"architectures": ["resnet"]}
-    values["recipe"] = {"network": {"name": "resnet18", "width": 100_000, "blocks": [1] * 20}}
+    network = {"name": "resnet18", "width": 100_000, "blocks": [1] * 20}
+    config = own(recipe={"network": network}, architectures=["resnet"])
     with pytest.raises(UserError, match=r"digits x resnet: network: cannot be built .*smaller"):
-        plan(check_config(values), "cpu")
+        plan(config, "cpu")
 
 
 def test_plan_override_without_effect_is_said(own):
-    values = own("small").model_dump(exclude_unset=True)
-    values["overrides"] = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]
-    assert "no effect    overrides 0 (counted from 0): match no" in plan(
-        check_config(values), "cpu"
-    )
+    overrides = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]
+    text = plan(own(overrides=overrides), "cpu")
+    assert "no effect    overrides 0 (counted from 0): match no" in text
 
 
 def test_plan_missing_function_is_one_sentence(own):
@@ -189,13 +172,13 @@ def test_plan_missing_function_is_one_sentence(own):
 
 
 def test_finished_runs_user_defined_network_is_used_if_countable(own):
-    used = finish(own("small"), 100)
+    used = finish(own(), 100)
     (run,) = finished_runs([used], "cpu")
     assert (run.kind, run.seconds) == ("planned_networks:small", 100)
-    assert "as 1 finished run of this machine reached" in plan(own("small"), "cpu")
+    assert "as 1 finished run of this machine reached" in plan(own(), "cpu")
     for function in ("Curious", "lost"):
         assert finished_runs([finish(own(function), 100)], "cpu") == []
-        assert "this machine has no run yet" in plan(own("small"), "cpu")
+        assert "this machine has no run yet" in plan(own(), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -209,7 +192,7 @@ def test_finished_runs_user_defined_network_is_used_if_countable(own):
     ],
 )
 def test_finished_runs_run_without_facts_is_left_out(own, changes):
-    assert finished_runs([finish(own("small"), **changes)], "cpu") == []
+    assert finished_runs([finish(own(), **changes)], "cpu") == []
 
 
 def test_telling_runs_long_ones_count_before_short_ones():
@@ -253,20 +236,10 @@ MLP = {"family": "mlp", "depth": 2, "width": 20}
     ],
 )
 @pytest.mark.parametrize("imbalance", [None, IMBALANCE], ids=["balanced", "unequal"])
-def test_features_bytes_are_those_of_the_files(recipe, layers, imbalance, tmp_path):
-    values = {
-        "experiment": "e",
-        "datasets": ["digits"],
-        "architectures": ["mlp"],
-        "custom_architectures": {"mlp": {"label": "MLP"}},
-        "recipe": {
-            "network": MLP,
-            "data": {"imbalance": imbalance} if imbalance else {},
-            "training": {"epochs": 9},
-            "measurement": {"epochs": 3, **recipe},
-        },
-    }
-    (cell,) = plan_cells(check_config(values))
+def test_features_bytes_are_those_of_the_files(recipe, layers, imbalance, own, tmp_path):
+    data = {"imbalance": imbalance} if imbalance else {}
+    parts = {"network": MLP, "data": data, "measurement": {"epochs": 3, **recipe}}
+    (cell,) = plan_cells(own(recipe=parts))
     assert cell.network.layer_dimensions == tuple(layers)
     rng, few = np.random.default_rng(0), 1 if imbalance is None else 4
     counts = [40] * 8 + [40 // few] * 2
@@ -301,34 +274,25 @@ def test_features_bytes_are_those_of_the_files(recipe, layers, imbalance, tmp_pa
     assert cell.features_bytes == written
 
 
-def test_plan_counts_the_time_of_layers_and_of_another_dataset():
-    def flops(**measurement):
-        values = {
-            "experiment": "e",
-            "datasets": ["mnist"],
-            "architectures": ["mlp"],
-            "custom_architectures": {"mlp": {"label": "MLP"}},
-            "recipe": {"network": MLP, "measurement": {"epochs": [350], **measurement}},
-        }
-        (cell,) = plan_cells(check_config(values))
-        return cell.flops, cell
+def test_plan_counts_the_time_of_layers_and_of_another_dataset(own):
+    def planned(**measurement):
+        recipe = {"network": MLP, "training": {}, "measurement": {"epochs": [350], **measurement}}
+        return plan_cells(own(recipe=recipe, datasets=["mnist"]))[0]
 
-    alone, cell = flops()
-    images = cell.size.train + cell.size.test
+    alone = planned()
+    images = alone.size.train + alone.size.test
     # Two checkpoints; of 784 pixels and ten classes: the product with the span of the means and
     # that with the class centres, and an outer product; two operations each, doubled for float64.
     layer = 2 * (2 * 2 * 10 * 784 + 2 * 10 * 10)
-    assert flops(layers=["input"])[0] - alone == pytest.approx(2 * images * layer)
-    other, _ = flops(other_dataset="fashion_mnist")
-    assert other - alone > 2 * 60_000 * cell.network.forward_flops
+    layers = planned(layers=["input"])
+    assert layers.flops - alone.flops == pytest.approx(2 * images * layer)
+    other = planned(other_dataset="fashion_mnist")
+    assert other.flops - alone.flops > 2 * 60_000 * alone.network.forward_flops
 
 
 def test_plan_says_what_its_hours_rest_on(own):
-    assert "this machine has no run yet" in plan(own("small"), "cpu")
-    finish(own("small"), 30)
-    assert "1 finished run of this machine reached, each under 60 s" in plan(own("small"), "cpu")
-    resnet = own("small").model_dump() | {
-        "architectures": ["resnet"],
-        "recipe": {"network": {"name": "resnet18"}},
-    }
-    assert "(none of them like ResNet18)" in plan(check_config(resnet), "cpu")
+    assert "this machine has no run yet" in plan(own(), "cpu")
+    finish(own(), 30)
+    assert "1 finished run of this machine reached, each under 60 s" in plan(own(), "cpu")
+    resnet = own(recipe={"network": {"name": "resnet18"}}, architectures=["resnet"])
+    assert "(none of them like ResNet18)" in plan(resnet, "cpu")

@@ -22,6 +22,7 @@ from ..results.tables import (
     REFERENCE,
     SCHEMAS,
     concat_tables,
+    empty_table,
     read_table,
     recipe_values,
     write_table,
@@ -57,21 +58,18 @@ def export_reference(
         raise UserError(f"{results}: its tables hold no run of its own, so there is none to add")
     facts = [_facts(results, row) for row in new["runs"].itertuples()]
     cards = _cards(Path(resources_folder), facts)
-    old: dict[str, pd.DataFrame] = {}
-    old_facts, old_cards = [], []
-    if (output / "runs.json").exists():
-        old = read_tables(output)
-        old_facts = read_json(output / "runs.json", "a list of runs", list)
-        old_cards = read_cards(output)
+    exists = (output / "runs.json").exists()
+    old = read_tables(output) if exists else {name: empty_table(name) for name in TABLES}
+    old_facts = read_json(output / "runs.json", "a list of runs", list) if exists else []
+    old_cards = read_cards(output) if exists else []
     _check_new(output, facts, old_facts)
-    if old:
-        # Another seed of a cell brings the sweep that the set has of it.
-        key = list(SCHEMAS["sweep"].key[1:])
-        present_rows = pd.MultiIndex.from_frame(old["sweep"][key])
-        again = pd.MultiIndex.from_frame(new["sweep"][key]).isin(present_rows)
-        new["sweep"] = new["sweep"][~again]
+    # Another seed of a cell brings the sweep that the set has of it.
+    key = list(SCHEMAS["sweep"].key[1:])
+    present = pd.MultiIndex.from_frame(old["sweep"][key])
+    again = pd.MultiIndex.from_frame(new["sweep"][key]).isin(present)
+    new["sweep"] = new["sweep"][~again]
     grown = {
-        name: concat_tables([table.assign(origin=REFERENCE), *([old[name]] if old else [])], name)
+        name: concat_tables([table.assign(origin=REFERENCE), old[name]], name)
         for name, table in new.items()
     }
     for name, table in grown.items():

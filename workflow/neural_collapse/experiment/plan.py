@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -34,6 +34,8 @@ ASSUMED_CPU_FLOPS_PER_SECOND = 2e10
 ASSUMED_GPU_FLOPS_PER_SECOND = {"float32": 2e13, "tf32": 6e13, "bfloat16": 2e14}
 TELLING_SECONDS = 60
 """A training shorter than this says more of how jobs start than of how fast they are."""
+STEP_GIB = {"VGG19": (35, 20), "ResNet152": (43, 22), "DenseNet201": (12.7, 6.8)}
+"""Memory of a step of 256 images of 224 px in float32 and bfloat16: computed, not measured."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,14 @@ class FinishedRun:
     """Whether check-gpu timed some steps of it instead."""
 
 
+class Estimate(NamedTuple):
+    """How long a cell takes, None where that is unknown, and the runs that this rests on."""
+
+    cell: CellPlan
+    seconds: float | None
+    runs: Sequence[FinishedRun] = ()
+
+
 def read_speeds(path: Path) -> list[dict[str, Any]]:
     """The networks that check-gpu timed; none where it has not run or left no such file."""
     try:
@@ -62,8 +72,8 @@ def timed_steps(cell: CellPlan, speeds: Iterable[dict[str, Any]]) -> list[Finish
     """Steps that check-gpu timed with the cell's precision: of its network at its image size, else
     at any, else of networks of its kind."""
     training, side = cell.recipe.training, cell.size and cell.size.side_px
-    ways = ("precision", training.precision), ("cuda_graphs", training.cuda_graphs)
-    alike = [speed for speed in speeds if all(speed[key] == value for key, value in ways)]
+    way = (training.precision, training.cuda_graphs)
+    alike = [speed for speed in speeds if (speed["precision"], speed["cuda_graphs"]) == way]
     own = [speed for speed in alike if speed["network"] == label(cell.recipe.network)]
     chosen = [speed for speed in own if speed["side_px"] == side] or own
     chosen = chosen or [speed for speed in alike if speed["kind"] == cell.kind]
@@ -82,7 +92,7 @@ def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             facts = run["machine"]
-            if facts["device"] != device or facts["processor"] != here:
+            if (facts["device"], facts["processor"]) != (device, here):
                 continue
             size = DataSize(*(run[key] for key in SIZE_KEYS), run.get("examples_per_epoch"))
             epochs = run["epochs"] - run["resumed_after"]
@@ -113,61 +123,55 @@ def throughput(runs: Sequence[FinishedRun]) -> float:
 
 
 def _estimate(
-    cell: CellPlan, runs: Sequence[FinishedRun], device: str, speeds: Sequence[dict[str, Any]] = ()
-) -> tuple[float | None, list[FinishedRun]]:
-    """(seconds, the runs that they rest on) of a cell; None where they are unknown."""
+    cell: CellPlan, runs: Sequence[FinishedRun], device: str, speeds: Sequence[dict[str, Any]]
+) -> Estimate:
     if cell.flops is None:
-        return None, []
+        return Estimate(cell, None)
     telling = telling_runs(runs, cell.kind) if runs else timed_steps(cell, speeds)
     if telling:
-        return cell.flops / throughput(telling), telling
-    on_gpu = ASSUMED_GPU_FLOPS_PER_SECOND[cell.recipe.training.precision]
-    return cell.flops / (ASSUMED_CPU_FLOPS_PER_SECOND if device == "cpu" else on_gpu), []
+        speed = throughput(telling)
+    elif device == "cpu":
+        speed = ASSUMED_CPU_FLOPS_PER_SECOND
+    else:
+        speed = ASSUMED_GPU_FLOPS_PER_SECOND[cell.recipe.training.precision]
+    return Estimate(cell, cell.flops / speed, telling)
 
 
-STEP_GIB = {"VGG19": (35, 20), "ResNet152": (43, 22), "DenseNet201": (12.7, 6.8)}
-"""Memory of a step of 256 images of 224 px in float32 and bfloat16: computed, not measured."""
-Estimates = list[tuple[CellPlan, float | None, list[FinishedRun]]]
-
-
-def _time(estimates: Estimates, device: str) -> str:
+def _time(estimates: Sequence[Estimate], device: str) -> str:
     """The sum of the hours, and what they rest on."""
-    counted_cells = [(cell, seconds) for cell, seconds, _ in estimates if seconds is not None]
-    seconds = sum(seconds for _, seconds in counted_cells)
+    known = [estimate for estimate in estimates if estimate.seconds is not None]
+    seconds = sum(estimate.seconds for estimate in known)
     if not seconds:
         return "unknown"
-    rate = sum(cell.flops for cell, _ in counted_cells) / seconds
+    rate = sum(estimate.cell.flops for estimate in known) / seconds
     return (
         f"about {duration_text(seconds)} of one {'GPU' if device == 'cuda' else 'CPU core'} at "
-        f"{rate / 1e12:.3g} TFLOP/s, {_origin(estimates, device)}; the start of jobs not counted"
+        f"{rate / 1e12:.3g} TFLOP/s, {_origin(known, device)}; the start of jobs not counted"
     )
 
 
-def _origin(estimates: Estimates, device: str) -> str:
-    runs = {id(run): run for _, _, telling in estimates for run in telling}.values()
+def _origin(known: Sequence[Estimate], device: str) -> str:
+    """Which runs the hours rest on, and the networks that none of them is like."""
+    runs = {id(run): run for estimate in known for run in estimate.runs}.values()
     if not runs:
-        return "an assumption, since this machine has no run yet" + (
-            "; `neural-collapse check-gpu` measures it" if device == "cuda" else ""
-        )
-    if any(run.timed for run in runs):
-        assumed = dict.fromkeys(
+        hint = "; `neural-collapse check-gpu` measures it" if device == "cuda" else ""
+        return f"an assumption, since this machine has no run yet{hint}"
+    unlike = ", ".join(
+        dict.fromkeys(
             label(cell.recipe.network)
-            for cell, seconds, telling in estimates
-            if seconds is not None and not telling
+            for cell, _, telling in known
+            if all(run.kind != cell.kind for run in telling)
         )
-        return "as check-gpu measured" + (f" ({', '.join(assumed)}: assumed)" if assumed else "")
+    )
+    if any(run.timed for run in runs):
+        return "as check-gpu measured" + (f" ({unlike}: assumed)" if unlike else "")
     text = f"as {counted(len(runs), 'finished run')} of this machine reached"
     if max(run.seconds for run in runs) < TELLING_SECONDS:
         text += f", each under {TELLING_SECONDS} s and mostly starting up, so expect less"
-    unlike = dict.fromkeys(
-        label(cell.recipe.network)
-        for cell, seconds, telling in estimates
-        if seconds is not None and all(run.kind != cell.kind for run in telling)
-    )
-    return text + (f" (none of them like {', '.join(unlike)})" if unlike else "")
+    return text + (f" (none of them like {unlike})" if unlike else "")
 
 
-def _table(estimates: Estimates) -> list[str]:
+def _table(estimates: Sequence[Estimate]) -> list[str]:
     rows = [
         ("dataset", "architecture", "network", "parameters", "trainings", "epochs", "checkpoints",
          "disk", "hours")
@@ -191,20 +195,15 @@ def _table(estimates: Estimates) -> list[str]:
 
 
 def _disk(config: Config, cells: Sequence[CellPlan]) -> str:
-    prepared = {
-        (cell.recipe.dataset, cell.recipe.data.name): cell.size.prepared_bytes
-        for cell in cells
-        if cell.size is not None
-    }
-    downloads = (
-        dataset_entry(config.custom_datasets, dataset).download_bytes
-        for dataset in {cell.recipe.dataset for cell in cells}
-    )
+    prepared = {(c.recipe.dataset, c.recipe.data.name): c.size for c in cells if c.size}
+    datasets = {cell.recipe.dataset for cell in cells}
     parts = {
         "checkpoints": sum(cell.checkpoint_bytes or 0 for cell in cells),
         "features and their moments": sum(cell.features_bytes or 0 for cell in cells),
-        "prepared images": sum(prepared.values()),
-        "downloads": sum(downloads),
+        "prepared images": sum(size.prepared_bytes for size in prepared.values()),
+        "downloads": sum(
+            dataset_entry(config.custom_datasets, dataset).download_bytes for dataset in datasets
+        ),
     }
     listed = ", ".join(f"{size_text(size)} {what}" for what, size in parts.items())
     return f"{size_text(sum(parts.values()))} at its peak ({listed})"
@@ -257,7 +256,7 @@ def plan(config: Config, device: str | None = None) -> str:
     files = sorted(Path(config.results_folder).glob("*/*/*/seed-*/run.json"))
     runs, cells = finished_runs(files, device), plan_cells(config)
     speeds = read_speeds(Path(config.results_folder) / SPEEDS_FILE) if device == "cuda" else []
-    estimates = [(cell, *_estimate(cell, runs, device, speeds)) for cell in cells]
+    estimates = [_estimate(cell, runs, device, speeds) for cell in cells]
     prepared = [recipe for c in cells for recipe in (c.recipe, c.recipe.of_other_dataset) if recipe]
     preparations = {(recipe.dataset, recipe.data.name) for recipe in prepared}
     jobs = len({dataset for dataset, _ in preparations}) + len(preparations)
