@@ -7,12 +7,11 @@ map while the device computes on earlier ones.
 from __future__ import annotations
 
 import os
-import queue
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +72,7 @@ class ResidentImages:
 
 
 class StreamedImages:
-    """Images that stay in a memory map; a thread reads the next batch while one is in use.
+    """Images that stay in a memory map; threads read the next batch while one is in use.
 
     On a GPU batches go through two pinned buffers and are copied on a stream of their own. The
     interface is that of :class:`ResidentImages`, and so are the bytes; but a batch is good only
@@ -100,63 +99,32 @@ class StreamedImages:
         return self._stream(torch.arange(rows.start, rows.stop).split(batch_size) if rows else ())
 
     def _stream(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        free: queue.SimpleQueue = queue.SimpleQueue()
-        ready: queue.SimpleQueue = queue.SimpleQueue()
-
-        def read() -> None:
-            try:
-                if self._copies is not None:
-                    # A new thread has the first GPU, whichever this process computes on.
-                    torch.cuda.set_device(self._copies.device)
-                with ExitStack() as stack:
-                    pool = None
-                    if self.readers > 1:
-                        pool = stack.enter_context(ThreadPoolExecutor(self.readers))
-                    shape = (max(map(len, batches)), *self.images.shape[1:])
-                    for _ in range(2):
-                        copies = self._copies
-                        free.put(_Slot(shape) if copies is None else _PinnedSlot(shape, copies))
-                    for rows in batches:
-                        slot = free.get()
-                        if slot is None:
-                            return
-                        slot.wait()
-                        self._gather(rows, slot.host[: len(rows)], pool)
-                        slot.send(len(rows))
-                        ready.put((slot, len(rows)))
-            except BaseException as error:
-                ready.put(error)
-
         if not batches:
             return
-        reader = threading.Thread(target=read, name="images", daemon=True)
-        reader.start()
-        try:
-            for _ in batches:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                slot, count = item
-                yield slot.take(count)
+        shape = (max(map(len, batches)), *self.images.shape[1:])
+        slot_of = _Slot if self._copies is None else partial(_PinnedSlot, stream=self._copies)
+        with torch.inference_mode(False):  # other threads could not write to inference tensors
+            slots = [slot_of(shape) for _ in range(2)]
+        with ThreadPoolExecutor(1 + self.readers) as pool:  # one waits for those that read
+            following = pool.submit(self._read, batches[0], slots[0], pool)
+            for number, rows in enumerate(batches):
+                following.result()
+                slot, other = slots[number % 2], slots[1 - number % 2]
+                if number + 1 < len(batches):
+                    following = pool.submit(self._read, batches[number + 1], other, pool)
+                yield slot.take(len(rows))
                 slot.release()
-                free.put(slot)
-        finally:
-            free.put(None)
-            reader.join()
 
-    def _gather(
-        self, rows: torch.Tensor, out: torch.Tensor, pool: ThreadPoolExecutor | None
-    ) -> None:
-        if pool is None:
-            torch.index_select(self.images, 0, rows, out=out)
-            return
-        parts = zip(rows.chunk(self.readers), out.chunk(self.readers), strict=True)
+    def _read(self, rows: torch.Tensor, slot: _Slot, pool: ThreadPoolExecutor) -> None:
+        slot.wait()
+        places = slot.host[: len(rows)].chunk(self.readers)
         reads = [
             pool.submit(torch.index_select, self.images, 0, part, out=place)
-            for part, place in parts
+            for part, place in zip(rows.chunk(self.readers), places, strict=True)
         ]
         for read in reads:
             read.result()
+        slot.send(len(rows))
 
 
 class _Slot:
@@ -190,6 +158,8 @@ class _PinnedSlot(_Slot):
         self.copied, self.used = torch.cuda.Event(), torch.cuda.Event()
 
     def wait(self) -> None:
+        # A new thread has the first GPU, whichever this process computes on.
+        torch.cuda.set_device(self.stream.device)
         self.copied.synchronize()
 
     def send(self, count: int) -> None:
