@@ -15,7 +15,7 @@ import pytest
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.files import (
     atomic_path,
-    link_or_copy,
+    deliver,
     remove_temporaries,
     write_text_atomically,
 )
@@ -131,8 +131,8 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path):
         lambda: write_text_atomically(tmp_path / "results" / "deeper" / "x", ""),
         lambda: write_text_atomically(tmp_path / "folder", ""),
         lambda: write_text_atomically(tmp_path / ("n" * 256), ""),
-        lambda: link_or_copy(source, tmp_path / "results" / "x"),
-        lambda: link_or_copy(source, tmp_path / "folder"),
+        lambda: deliver({"x": source}, tmp_path / "results"),
+        lambda: deliver({"folder": source}, tmp_path),
     ):
         with pytest.raises(UserError, match="cannot be written"):
             attempt()
@@ -165,9 +165,9 @@ def test_a_full_disk_leaves_the_old_file_and_takes_the_new_one_when_room_is_made
 def test_delivering_links_or_copies_and_replaces(tmp_path, monkeypatch):
     source, target = tmp_path / "source", tmp_path / "out" / "target"
     source.write_text("new")
-    link_or_copy(source, target)
-    assert target.stat().st_ino == source.stat().st_ino
-    link_or_copy(source, target)
+    for _ in range(2):
+        deliver({"target": source}, target.parent)
+        assert target.stat().st_ino == source.stat().st_ino
     assert target.read_text() == "new"
 
     def no_links(*_, **__):
@@ -176,6 +176,6 @@ def test_delivering_links_or_copies_and_replaces(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", no_links)
     target.unlink()
     target.write_text("old")
-    link_or_copy(source, target)
+    deliver({"target": source}, target.parent)
     assert target.read_text() == "new"
     assert target.stat().st_ino != source.stat().st_ino

@@ -38,19 +38,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with open(temporary, "rb+") as handle:
                 os.fsync(handle.fileno())
             os.replace(temporary, path)
-        _flush_folder(path.parent)
+        with contextlib.suppress(OSError):  # not every file system can flush a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def with_home(path: str) -> str:
@@ -144,28 +140,23 @@ def sha256_of(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def link_or_copy(source: str | Path, destination: str | Path) -> None:
-    """Make `destination` the same file as `source`, which stays where it is.
-
-    A hard link where the file system has them, otherwise a copy. Results are delivered so: should
-    the job die half-way, Snakemake deletes what was delivered, and nothing is lost.
-    """
-    source, destination = Path(source), Path(destination)
-    with written(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        destination.unlink(missing_ok=True)
-    try:
-        os.link(source, destination)
-    except OSError:
-        with atomic_path(destination) as temporary:
-            shutil.copyfile(source, temporary)
-
-
 def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
-    """Make `folder` hold `sources` by their names, and nothing that a killed job left there."""
+    """Make `folder` hold `sources` by their names, and nothing that a killed job left there.
+
+    The sources stay where they are, so that nothing is lost when Snakemake deletes the outputs of a
+    job that dies half-way. A hard link where the file system has them, otherwise a copy.
+    """
     remove_temporaries(folder)
     for name, source in sources.items():
-        link_or_copy(source, Path(folder) / name)
+        target = Path(folder) / name
+        with written(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            with atomic_path(target) as temporary:
+                shutil.copyfile(source, temporary)
 
 
 def tree_digest(folder: str | Path) -> str:

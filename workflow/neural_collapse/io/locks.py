@@ -21,18 +21,12 @@ FINISHED = "finished"  # a file that says: the job of these states has succeeded
 
 
 def acquire(path: str | Path, *, wait: bool = False, everyone: bool = False) -> int:
-    """A descriptor that holds the lock of the file `path`, made where it is missing.
+    """A descriptor that holds the lock of the file `path`, which is made where it is missing.
 
     A child process that inherits the descriptor holds the lock as well. The holder may delete the
-    file, with its folder: the next one then locks a new file.
-
-    Args:
-        wait: until it is free.
-        everyone: every user of this machine may lock the file.
-
-    Raises:
-        BlockingIOError: another process holds it, and `wait` is not set.
-        OSError: the file cannot be made, or its file system has no locks.
+    file, with its folder: the next one then locks a new file. wait: until it is free. everyone:
+    every user of this machine may lock the file. Raises BlockingIOError where another process holds
+    it, OSError where the file cannot be made or its file system has no locks.
     """
     while True:
         descriptor = _open(Path(path), everyone)

@@ -56,14 +56,12 @@ def read_yaml(path: str | Path) -> Any:
         raise UserError(
             f"{path}: is not UTF-8 text in line {line}; save it with that encoding"
         ) from None
-    except RecursionError:
-        raise UserError(f"{path}: is not valid YAML: nested too deep") from None
     except yaml.MarkedYAMLError as error:
         reason = error.problem or error.context
         mark = error.problem_mark or error.context_mark
         line = f" in line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}: is not valid YAML: {reason}{line}") from None
     except Exception as error:
-        # Values that look like a date or a number and are none end in PyYAML's own exceptions.
+        # Also values that look like a date or a number and are none, and too deep a nesting.
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is not valid YAML: {reason[:200]}") from None
