@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from neural_collapse.data.download import DownloadSettings
+from neural_collapse.data import fetch
 from neural_collapse.data.registry import DATASETS
 
 # The tests are no package; this lets them import dataset_files, which lies beside them.
@@ -69,54 +70,36 @@ def server():
         def log_message(self, *_: object) -> None:
             pass
 
-        def do_GET(self) -> None:
-            asked = self.headers.get("Range")
-            state.requests.append((self.path, asked, self.headers.get("If-Range")))
-            script = state.script.get(self.path, [])
-            behaviour = script.pop(0) if script else Behaviour()
-            data = behaviour.body if behaviour.body is not None else state.files.get(self.path)
-            status = behaviour.status if data is not None else 404
-            if status >= 400:
-                self.send_response(status)
-                for key, value in behaviour.headers.items():
-                    self.send_header(key, value)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            start, whole = 0, len(data)
-            same = self.headers.get("If-Range") in (None, state.etag)
-            if asked and state.ranges and same:
-                start = int(asked.removeprefix("bytes=").rstrip("-"))
-                if start >= whole:
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{whole}")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                status = 206
-            data = data[start:]
+        def answer(self, status: int, length: int | None, headers: dict[str, str]) -> None:
             self.send_response(status)
-            if status == 206:
-                self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
-            if state.etag:
-                self.send_header("ETag", state.etag)
-            if behaviour.declare_length:
-                self.send_header("Content-Length", str(len(data)))
-            for key, value in behaviour.headers.items():
+            if length is not None:
+                self.send_header("Content-Length", str(length))
+            for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()
-            limit = behaviour.cut_after if behaviour.cut_after is not None else len(data)
-            if behaviour.stall_after is not None:
-                limit = behaviour.stall_after
-            try:
-                self.wfile.write(data[:limit])
+
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            state.requests.append((self.path, asked))
+            script = state.script.get(self.path, [])
+            behaviour = script.pop(0) if script else Behaviour()
+            data = state.files.get(self.path)
+            if data is None or behaviour.status != 200:
+                status = 404 if data is None else behaviour.status
+                return self.answer(status, 0, behaviour.headers)
+            resumes = asked is not None and state.ranges
+            if resumes:
+                data = data[int(asked.removeprefix("bytes=").rstrip("-")) :]
+                if not data:
+                    return self.answer(416, 0, {})
+            length = len(data) if behaviour.declare_length else None
+            self.answer(206 if resumes else 200, length, behaviour.headers)
+            with contextlib.suppress(OSError):
+                self.wfile.write(data[: behaviour.ends_after])
                 self.wfile.flush()
-                if behaviour.stall_after is not None:
+                if behaviour.stalls:
                     state.closing.wait()
-            except OSError:
-                pass
-            if limit < len(data) or not behaviour.declare_length:
-                self.close_connection = True
+            self.close_connection = behaviour.ends_after is not None or length is None
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True
@@ -130,12 +113,10 @@ def server():
     httpd.server_close()
 
 
-@pytest.fixture
-def slept() -> list[float]:
-    return []
-
-
-@pytest.fixture
-def settings(slept: list[float]) -> DownloadSettings:
-    """Never sleeps; `slept` notes how long it would have."""
-    return DownloadSettings(attempts=3, sleep=slept.append)
+@pytest.fixture(autouse=True)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long downloads would have slept between their three attempts."""
+    slept: list[float] = []
+    monkeypatch.setattr(fetch, "ATTEMPTS", 3)
+    monkeypatch.setattr(fetch, "sleep", slept.append)
+    return slept

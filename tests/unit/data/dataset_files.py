@@ -252,12 +252,10 @@ class Behaviour:
     """How one request is answered."""
 
     status: int = 200
-    body: bytes | None = None
-    """Instead of the file."""
-    cut_after: int | None = None
-    """Closes the connection after so many bytes of the body."""
-    stall_after: int | None = None
-    """Sends nothing more after so many bytes of the body, until the test ends."""
+    ends_after: int | None = None
+    """Sends only so many bytes of the body, then closes the connection."""
+    stalls: bool = False
+    """Keeps the connection open instead, until the test ends."""
     declare_length: bool = True
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -270,14 +268,12 @@ class Server:
     files: dict[str, bytes] = field(default_factory=dict)
     script: dict[str, list[Behaviour]] = field(default_factory=dict)
     ranges: bool = True
-    etag: str | None = '"one"'
-    requests: list[tuple[str, str | None, str | None]] = field(default_factory=list)
-    """(path, Range, If-Range) of every request."""
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    """(path, Range) of every request."""
     closing: threading.Event = field(default_factory=threading.Event)
 
     def put(self, folder: str, files: dict[str, bytes]) -> None:
-        for name, data in files.items():
-            self.files[f"{folder}/{name}"] = data
+        self.files |= {f"{folder}/{name}": data for name, data in files.items()}
 
     def ranges_asked(self, path: str) -> list[str | None]:
-        return [asked for requested, asked, _ in self.requests if requested == path]
+        return [asked for requested, asked in self.requests if requested == path]

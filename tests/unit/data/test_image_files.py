@@ -159,7 +159,7 @@ def test_folder_dangling_link_is_named(folder, name):
 
 def test_folder_link_to_a_folder_above_is_refused(folder):
     (folder / "train" / "cat" / "loop").symlink_to(folder / "train" / "cat")
-    with pytest.raises(UserError, match="loop: is a link to a folder that it lies in"):
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
         index_image_folder(folder)
 
 
@@ -210,7 +210,7 @@ def test_ilsvrc_archives_are_indexed(tmp_path):
 
     labels = "".join(f"{WNIDS[label]}\n" for label in made.test[1])
     (folder / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: is missing"):
+    with pytest.raises(UserError, match=r"ILSVRC2012_devkit_t12\.tar\.gz: does not exist"):
         index_ilsvrc(folder)
     (folder / "imagenet_2012_validation_synset_labels.txt").write_text(labels)
     assert index_ilsvrc(folder).test_labels.tolist() == made.test[1].tolist()

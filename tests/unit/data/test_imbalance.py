@@ -115,21 +115,6 @@ def test_recipes_without_the_keys_are_written_as_before():
     assert not {"imbalance", "random_labels"} & DataRecipe().model_dump().keys()
 
 
-@pytest.mark.parametrize("kind", ["step", "exponential"])
-@pytest.mark.parametrize("ratio", [1, 1.7, 3, 10, 50])
-def test_the_most_of_each_class_is_the_largest_number_for_which_there_are_enough(kind, ratio):
-    available = [90, 40, 9, 61]
-    recipe = DataRecipe(imbalance={"kind": kind, "ratio": ratio, "minority_classes": [1, 2]})
-
-    def enough(of_each):
-        shares = [1, 1, 1 / ratio, 1 / ratio] if kind == "step" else ratio ** -(np.arange(4) / 3)
-        shares = dict(zip([0, 3, 1, 2], shares, strict=True))
-        return all(round(of_each * shares[c]) <= n for c, n in enumerate(available))
-
-    most = max(n for n in range(1000) if enough(n))
-    assert recipe.imbalance.most_of_each(available) == most
-
-
 def test_a_class_without_images_is_named(prepare):
     with pytest.raises(UserError) as error:
         prepare(imbalance={"ratio": 100, "minority_classes": [4]})

@@ -102,7 +102,7 @@ def _add_data(cli: Commands) -> None:
         DATASET, path("raw-folder", "output folder of download-dataset"), OUTPUT_FOLDER, CUSTOM,
         option("--data-recipe", type=json_text, required=True, help="the data recipe, as JSON"),
         option("--workers", type=at_least(1), default=1, metavar="N",
-               help="processes that decode images"),
+               help="threads that decode images"),
     )  # fmt: skip
 
 

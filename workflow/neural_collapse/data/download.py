@@ -10,17 +10,16 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..io.errors import UserError
-from ..io.files import atomic_path, sha256_of, write_text_atomically
+from ..io.files import atomic_path, write_text_atomically, written
 from ..io.locks import one_at_a_time
 from .archives import pack, verify_file
 from .embedded import write_embedded
-from .fetch import DownloadSettings, Refused, fetch
+from .fetch import Refused, Unresolved, fetch
 from .image_files import index_image_folder
 from .registry import CustomDataset, DatasetEntry, dataset_entry
 from .sources import SourceFile
@@ -34,58 +33,59 @@ Progress = Callable[[str, int, "int | None"], None]
 """Called with a file's name, the bytes of it that are here, and how many there will be."""
 
 
-# --------------------------------------------------------------------------- one file
+# --------------------------------------------------------------------------- downloaded datasets
 
 
 def _is_url(mirror: str) -> bool:
     return mirror.startswith(("http://", "https://"))
 
 
-def check_mirror(mirror: str) -> None:
-    """Raise UserError unless `mirror` is an http(s) address or a folder that exists."""
-    if _is_url(mirror):
-        return
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", mirror):
-        raise UserError(f"mirror: {mirror} is neither a folder nor an http or https address")
-    if not Path(mirror).is_dir():
-        raise UserError(
-            f"mirror: the folder {mirror} does not exist; correct the key mirror or "
-            f"{MIRROR_VARIABLE}"
-        )
+def _candidates(
+    entry: DatasetEntry, file: SourceFile, mirror: str | None
+) -> Iterator[tuple[SourceFile, str | Path]]:
+    """Every source of a file, or of one with the same data, in the order in which it is tried."""
+    forms = (file, *file.alternatives)
+    if mirror and _is_url(mirror):
+        for form in forms:
+            yield form, f"{mirror.rstrip('/')}/{entry.name}/{form.name}"
+            yield form, f"{mirror.rstrip('/')}/{form.name}"
+    elif mirror:
+        for form in forms:
+            for place in _places(Path(mirror), entry, form):
+                # idx files are no folders, and archives unpack to one.
+                if place.is_file() or ("" not in form.content and place.is_dir()):
+                    yield form, place
+    for form in forms:
+        for url in form.urls:
+            yield form, url
 
 
-def _in_folder(mirror: Path, entry: DatasetEntry, file: SourceFile) -> Iterator[Path]:
-    """Where a mirror folder has a file: packed or not, in the layouts that are common."""
+def _places(mirror: Path, entry: DatasetEntry, file: SourceFile) -> Iterator[Path]:
+    """Where a mirror folder may have a file: packed or not, in the layouts that are common."""
     if mirror.name in file.also_named:  # the folder of an archive that was unpacked
         yield mirror
     for folder in (mirror / entry.name, mirror):
         for name in (file.name, *file.also_named):
-            # idx files are no folders, and archives unpack to one.
-            if (folder / name).is_file() or ("" not in file.content and (folder / name).is_dir()):
-                yield folder / name
+            yield folder / name
 
 
-def _copied(source: Path, file: SourceFile, target: Path, progress: Progress) -> dict[str, Any]:
+def _copied(source: Path, file: SourceFile, target: Path) -> dict[str, Any]:
     """Copy a mirror's file, packing what is not; returns its record, raises Refused."""
     with atomic_path(target) as temporary:
         try:
             pack(source, file, temporary)
-            record = verify_file(temporary, file)
+            return verify_file(temporary, file)
         except (FileNotFoundError, PermissionError) as error:
             raise Refused(f"{error.filename}: {error.strerror}") from None
         except UserError as error:
             raise Refused(str(error).replace(f"{temporary}: ", "")) from None
-    progress(file.name, record["size_bytes"], record["size_bytes"])
-    return record | {"source": str(source)}
 
 
-def _fetched(
-    url: str, file: SourceFile, target: Path, settings: DownloadSettings, progress: Progress
-) -> dict[str, Any]:
-    """Download a file, from where an earlier attempt stopped; returns its record, raises Refused.
+def _fetched(url: str, file: SourceFile, target: Path, progress: Progress) -> dict[str, Any]:
+    """Download a file, resuming an earlier attempt; returns its record, raises Refused.
 
-    What is there may be of another source or of another day: then the checksum is wrong, and the
-    file is downloaded once more from its start.
+    That attempt may have been of another source or on another day: if the checksum is then wrong,
+    the file is downloaded once more from its start.
     """
     part = target.with_name(f"{target.name}.part")
     # Packed again, a file can be larger than the published one, but not by much.
@@ -93,7 +93,7 @@ def _fetched(
     limit = size * 3 // 2 + (16 << 20) if size is not None and file.content else size
     while True:
         resumed = part.exists()
-        fetch(url, part, limit, settings, lambda have, of: progress(file.name, have, of or size))
+        fetch(url, part, limit, lambda have, of: progress(file.name, have, of or size))
         try:
             record = verify_file(part, file)
             break
@@ -104,106 +104,70 @@ def _fetched(
     with open(part, "rb+") as handle:
         os.fsync(handle.fileno())
     os.replace(part, target)
-    return record | {"source": url}
-
-
-# --------------------------------------------------------------------------- sources in order
-
-
-def _candidates(
-    entry: DatasetEntry, file: SourceFile, mirror: str | None
-) -> Iterator[tuple[SourceFile, str | Path]]:
-    """Every source of a file, or of one with the same data, in the order in which it is tried."""
-    forms = (file, *file.alternatives)
-    if mirror and _is_url(mirror):
-        for form in forms:
-            for folder in (f"{mirror.rstrip('/')}/{entry.name}", mirror.rstrip("/")):
-                yield form, f"{folder}/{form.name}"
-    elif mirror:
-        for form in forms:
-            for place in _in_folder(Path(mirror), entry, form):
-                yield form, place
-    for form in forms:
-        for url in form.urls:
-            yield form, url
+    return record
 
 
 def _obtain(
-    entry: DatasetEntry,
-    file: SourceFile,
-    folder: Path,
-    mirror: str | None,
-    settings: DownloadSettings,
-    progress: Progress,
+    entry: DatasetEntry, file: SourceFile, folder: Path, mirror: str | None, progress: Progress
 ) -> dict[str, Any]:
-    """Put one raw file into `folder`; returns its record. raises UserError."""
+    """Put one raw file into `folder`; returns its record. Raises UserError."""
     tried = []
     for form in (file, *file.alternatives):
         if (folder / form.name).is_file():
             try:
-                record = verify_file(folder / form.name, form)
-                progress(form.name, record["size_bytes"], record["size_bytes"])
-                return record | {"source": "already in place"}
+                return verify_file(folder / form.name, form) | {"source": "already in place"}
             except UserError as error:
                 log.warning("%s; fetching it again", error)
                 tried.append(str(error))
-    unresolved = []
+    failures = []
     for form, source in _candidates(entry, file, mirror):
         try:
             if isinstance(source, Path):
-                return _copied(source, form, folder / form.name, progress)
-            return _fetched(source, form, folder / form.name, settings, progress)
+                record = _copied(source, form, folder / form.name)
+            else:
+                record = _fetched(source, form, folder / form.name, progress)
+            return record | {"source": str(source)}
         except Refused as error:
-            if not error.unresolved:
+            if not isinstance(error, Unresolved):
                 log.warning("%s: %s; trying the next source", source, error)
+            failures.append(error)
             tried.append(f"{source} ({error})")
-            unresolved.append(error.unresolved)
-    remedy = (
-        f"put the file into {folder}, or name a folder or address that holds "
-        f"{entry.name}/{file.name} with the key mirror or {MIRROR_VARIABLE}"
-    )
-    if mirror and not _is_url(mirror) and not any(source.startswith(mirror) for source in tried):
+    if mirror and not any(source.startswith(mirror) for source in tried):
         tried.append(f"{mirror} (holds no {file.name}, packed or unpacked)")
-    if unresolved and all(unresolved):
-        raise UserError(
-            f"{entry.name}: {file.name} cannot be downloaded, since no host name has an address "
-            f"(is this machine offline?); {remedy}; tried {'; '.join(tried)}"
-        )
+    why = "is not available"
+    if failures and all(isinstance(error, Unresolved) for error in failures):
+        why = "cannot be downloaded, since no host name has an address (is this machine offline?)"
     raise UserError(
-        f"{entry.name}: {file.name} is not available; tried {'; '.join(tried)}; {remedy}"
+        f"{entry.name}: {file.name} {why}; put the file into {folder}, or name a folder or address "
+        f"that holds {entry.name}/{file.name} with the key mirror or {MIRROR_VARIABLE}; tried "
+        f"{'; '.join(tried)}"
     )
 
 
-# --------------------------------------------------------------------------- what is not fetched
+# --------------------------------------------------------------------------- other datasets
 
 
-def _folder_record(folder: Path) -> dict[str, Any]:
+def _record(path: Path, verified_by: str, source: str | None = None) -> dict[str, Any]:
+    """The record of a file for which no checksum is published."""
+    record = verify_file(path, SourceFile(path.name))
+    return record | {"verified_by": verified_by, "source": source or str(path.resolve())}
+
+
+def _folder(folder: Path) -> dict[str, Any]:
     """What is known of an image folder: how many files, and a hash of names and sizes."""
     index = index_image_folder(folder)
-    digest, size = hashlib.sha256(), 0
+    digest, total = hashlib.sha256(), 0
     for ref in [*index.train, *index.test]:
-        bytes_ = ref.size_bytes()
-        size += bytes_
-        digest.update(os.fsencode(f"{os.path.relpath(ref.path, folder)}\0{bytes_}\n"))
+        size = ref.size_bytes()
+        total += size
+        digest.update(os.fsencode(f"{os.path.relpath(ref.path, folder)}\0{size}\n"))
     return {
         "kind": "image_folder",
         "folder": str(folder.resolve()),
         "files": [],
         "images": len(index.train) + len(index.test),
-        "size_bytes": size,
+        "size_bytes": total,
         "listing_sha256": digest.hexdigest(),
-    }
-
-
-def _unverified(path: Path, why: str) -> dict[str, Any]:
-    """The record of a file for which no checksum is published."""
-    return {
-        "name": path.name,
-        "size_bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        "content": {},
-        "verified_by": why,
-        "source": str(path.resolve()),
     }
 
 
@@ -214,33 +178,25 @@ def _imagenet(entry: DatasetEntry, given: str | None, progress: Progress) -> dic
             "its folder with the key imagenet_folder"
         )
     folder = Path(os.path.expanduser(given))
+    train, val, devkit = entry.files
     if not folder.is_dir():
         raise UserError(f"imagenet_folder: the folder {folder} does not exist")
-    train, val, devkit = entry.files
     if not (folder / train.name).is_file():
         if (folder / "train").is_dir():
-            return _folder_record(folder)
+            return _folder(folder)
         raise UserError(
             f"imagenet_folder: {folder} holds neither {train.name} nor the folders train/ and val/"
         )
-    mapping = folder / "imagenet_2012_validation_synset_labels.txt"
+    labels = folder / "imagenet_2012_validation_synset_labels.txt"
     records = []
-    for file in (train, val) if mapping.is_file() else (train, val, devkit):
+    for file in (train, val) if labels.is_file() else (train, val, devkit):
         path = folder / file.name
         if not path.is_file():
             raise UserError(f"imagenet_folder: {path} is missing")
-        size = path.stat().st_size
-        if file.size_bytes not in (None, size):
-            # Saves reading 148 GB of a copy that was cut off.
-            raise UserError(
-                f"{path}: is not the published file: it should have {file.size_bytes} bytes, "
-                f"found {size}"
-            )
-        progress(file.name, 0, size)
+        progress(file.name, 0, file.size_bytes)
         records.append(verify_file(path, file) | {"source": str(path.resolve())})
-        progress(file.name, size, size)
-    if mapping.is_file():
-        records.append(_unverified(mapping, "nothing: no checksum is published"))
+    if labels.is_file():
+        records.append(_record(labels, "nothing: no checksum is published"))
     return {"kind": "ilsvrc", "folder": str(folder.resolve()), "files": records}
 
 
@@ -250,10 +206,10 @@ def _custom(entry: DatasetEntry) -> dict[str, Any]:
     if entry.format == "image_folder":
         if not path.is_dir():
             raise UserError(f"{where}: the folder {path} does not exist")
-        return _folder_record(path)
+        return _folder(path)
     if not path.is_file():
         raise UserError(f"{where}: the file {path} does not exist")
-    record = _unverified(path, "nothing: a user-defined dataset")
+    record = _record(path, "nothing: a user-defined dataset")
     return {"kind": "npz", "folder": str(path.resolve().parent), "files": [record]}
 
 
@@ -261,8 +217,7 @@ def _embedded(entry: DatasetEntry, folder: Path) -> dict[str, Any]:
     assert entry.package is not None
     path = folder / f"{entry.name}.npz"
     version = write_embedded(entry.name, entry.package, path)
-    record = _unverified(path, "the package's installer")
-    record["source"] = f"{entry.package} {version}"
+    record = _record(path, "the package's installer", f"{entry.package} {version}")
     package = {"name": entry.package, "version": version}
     return {"kind": "npz", "package": package, "files": [record]}
 
@@ -277,8 +232,7 @@ def download_dataset(
     mirror: str | None = None,
     imagenet_folder: str | None = None,
     custom: CustomDataset | None = None,
-    progress: Progress | None = None,
-    settings: DownloadSettings | None = None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Put a dataset's raw files into `folder`, verified, and write `folder`/source.json last.
 
@@ -297,32 +251,26 @@ def download_dataset(
     entry = dataset_entry({name: custom} if custom else {}, name)
     folder = Path(folder)
     mirror = os.path.expanduser(mirror or os.environ.get(MIRROR_VARIABLE) or "") or None
-    report: Progress = progress or (lambda *_: None)
     source: dict[str, Any] | None = None
     # Files that are not copied are checked before anything is written.
     if entry.format in ("npz", "image_folder"):
         source = _custom(entry)
     elif entry.format == "ilsvrc":
-        source = _imagenet(entry, imagenet_folder, report)
-    elif entry.format != "embedded" and mirror:
-        check_mirror(mirror)
-    try:
+        source = _imagenet(entry, imagenet_folder, progress)
+    elif entry.files and mirror and not _is_url(mirror) and not Path(mirror).is_dir():
+        raise UserError(
+            f"mirror: {mirror} is neither a folder that exists nor an http or https address; "
+            f"correct the key mirror or {MIRROR_VARIABLE}"
+        )
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SOURCE_FILE).unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
         with one_at_a_time(folder / ".lock"):
             if entry.format == "embedded":
                 source = _embedded(entry, folder)
             elif source is None:
-                files = [
-                    _obtain(entry, file, folder, mirror, settings or DownloadSettings(), report)
-                    for file in entry.files
-                ]
+                files = [_obtain(entry, file, folder, mirror, progress) for file in entry.files]
                 source = {"kind": entry.format, "files": files}
-    except OSError as error:
-        raise UserError(f"{folder}: {name} cannot be stored: {error.strerror or error}") from None
     source = {"dataset": name, "kind": None, "folder": None, "package": None} | source
     write_text_atomically(folder / SOURCE_FILE, json.dumps(source, indent=2) + "\n")
     return source

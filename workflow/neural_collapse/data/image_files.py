@@ -115,13 +115,10 @@ def decode_image(ref: ImageRef, resize_px: int | None, crop_px: int | None) -> n
             raise UserError(f"{ref}: is not an image ({formats}); {REMEDY}") from None
         with opened:
             image = _rgb(opened, ref)
-        if resize_px is not None:
-            width, height = image.size
-            short, long = sorted((width, height))
-            longer = int(resize_px * long / short)
-            if short != resize_px:
-                size = (resize_px, longer) if width <= height else (longer, resize_px)
-                image = image.resize(size, Image.Resampling.BILINEAR)
+        if resize_px is not None and resize_px != min(image.size):
+            short = min(image.size)
+            size = [int(resize_px * side / short) for side in image.size]
+            image = image.resize(size, Image.Resampling.BILINEAR)
         if crop_px is not None:
             width, height = image.size
             left, top = round((width - crop_px) / 2), round((height - crop_px) / 2)
@@ -134,18 +131,6 @@ def decode_image(ref: ImageRef, resize_px: int | None, crop_px: int | None) -> n
 
 LeftOut = list[tuple[str, Path]]
 """Files that are not read, each with the reason."""
-
-
-def _counted(left_out: LeftOut) -> dict[str, str]:
-    """By reason, how many files, and the first of them."""
-    first = dict(reversed(left_out))
-    counts = Counter(reason for reason, _ in left_out)
-    return {reason: f"{count} ({first[reason]})" for reason, count in counts.items()}
-
-
-def _is_hidden(name: str) -> bool:
-    """Names that systems and editors put beside images: dot files, thumbnails, resource forks."""
-    return name.startswith(".") or name in ("@eaDir", "__MACOSX")
 
 
 def _is_image(path: Path) -> bool:
@@ -162,28 +147,25 @@ def _is_image(path: Path) -> bool:
         return True
 
 
-def _visible(folder: Path, left_out: LeftOut) -> Iterator[os.DirEntry]:
-    """The entries of a folder that are not hidden, by name."""
+def _visible(folder: str | Path, left_out: LeftOut) -> Iterator[os.DirEntry]:
+    """The entries of a folder by name, without what systems and editors put beside images: dot
+    files, thumbnails, resource forks."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if _is_hidden(entry.name):
+        if entry.name.startswith(".") or entry.name in ("@eaDir", "__MACOSX"):
             left_out.append(("hidden", Path(entry.path)))
         else:
             yield entry
 
 
-def _images_below(folder: Path, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterator[str]:
+def _images_below(folder: str, left_out: LeftOut) -> Iterator[str]:
     """The image files of a class folder and of its sub-folders."""
-    here = os.path.realpath(folder)
-    if here in above:
-        raise UserError(f"{folder}: is a link to a folder that it lies in; {REMEDY}")
     for entry in _visible(folder, left_out):
-        path = Path(entry.path)
         if entry.is_dir():
-            yield from _images_below(path, left_out, (*above, here))
-        elif _is_image(path):
+            yield from _images_below(entry.path, left_out)
+        elif _is_image(Path(entry.path)):
             yield entry.path
         else:
-            left_out.append(("not an image", path))
+            left_out.append(("not an image", Path(entry.path)))
 
 
 def _split(folder: Path, left_out: LeftOut) -> dict[str, list[ImageRef]]:
@@ -193,8 +175,8 @@ def _split(folder: Path, left_out: LeftOut) -> dict[str, list[ImageRef]]:
     with reading(folder, "a folder of class folders", REMEDY):
         for entry in _visible(folder, left_out):
             if entry.is_dir():
-                found = _images_below(Path(entry.path), left_out)
-                classes[entry.name] = [ImageRef(path) for path in sorted(found)]
+                found = sorted(_images_below(entry.path, left_out))
+                classes[entry.name] = [ImageRef(path) for path in found]
             else:
                 flat = flat or _is_image(Path(entry.path))
                 left_out.append(("outside the class folders", Path(entry.path)))
@@ -216,18 +198,18 @@ def index_image_folder(folder: str | Path) -> ImageIndex:
     folder = Path(folder)
     left_out: LeftOut = []
     test_name = "test" if (folder / "test").is_dir() else "val"
-    for name in ("train", test_name):
-        if not (folder / name).is_dir():
-            raise UserError(f"{folder}: holds no folder train/, or neither test/ nor val/")
+    if not (folder / "train").is_dir() or not (folder / test_name).is_dir():
+        raise UserError(f"{folder}: holds no folder train/, or neither test/ nor val/")
     train, test = _split(folder / "train", left_out), _split(folder / test_name, left_out)
-    unknown = sorted(test.keys() - train.keys())
-    if unknown:
+    if unknown := sorted(test.keys() - train.keys()):
         raise UserError(f"{folder}: the class {unknown[0]!r} is in {test_name}/ but not in train/")
     for name, refs in train.items():
         if not refs:
             raise UserError(f"{folder / 'train' / name}: holds no image files")
     test = {name: test.get(name, []) for name in train}
-    return ImageIndex(*_flat(train), *_flat(test), tuple(train), _counted(left_out))
+    first, counts = dict(reversed(left_out)), Counter(reason for reason, _ in left_out)
+    said = {reason: f"{count} ({first[reason]})" for reason, count in counts.items()}
+    return ImageIndex(*_flat(train), *_flat(test), tuple(train), said)
 
 
 def _flat(classes: dict[str, list[ImageRef]]) -> tuple[list[ImageRef], np.ndarray]:
@@ -261,8 +243,6 @@ def _validation_wnids(folder: Path) -> list[str]:
         with reading(mapping, "a text file", AGAIN):
             return mapping.read_text(encoding="ascii").split()
     path = folder / "ILSVRC2012_devkit_t12.tar.gz"
-    if not path.is_file():
-        raise UserError(f"{path}: is missing; it says which class a validation image belongs to")
     members = read_members(path, ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
     import scipy.io
 
@@ -287,15 +267,12 @@ def index_ilsvrc(folder: str | Path) -> ImageIndex:
         for outer in _index_tar(train_path):
             wnid = posixpath.basename(outer.name).removesuffix(".tar")
             train[wnid] = _index_tar(train_path, outer.offset)
-            if not train[wnid]:
-                raise UserError(f"{train_path}: its class {wnid} holds no images")
     with reading(val_path, "ILSVRC-2012's validation archive", AGAIN):
         images = _index_tar(val_path)
     wnids = _validation_wnids(folder)
     if len(wnids) != len(images):
         raise UserError(f"{val_path}: holds {len(images)} images for {len(wnids)} labels")
-    unknown = sorted(set(wnids) - train.keys())
-    if unknown:
+    if unknown := sorted(set(wnids) - train.keys()):
         raise UserError(f"{val_path}: its class {unknown[0]} is not in {train_path.name}")
     number = {wnid: label for label, wnid in enumerate(train)}
     test_labels = np.array([number[wnid] for wnid in wnids], np.int64)

@@ -1,8 +1,6 @@
 """One reader per file format: bytes in, uint8 images and int64 labels out.
 
-Published files are verified before, so their readers check only what they need; any failure raises
-a :class:`~neural_collapse.io.errors.UserError` that names the file.  Images are (N,
-channels, height, width), labels start at 0.
+Published files are verified before they are read; a failure raises a UserError that names the file.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 
 from ..io.errors import UserError
 from ..io.files import reading
-from .archives import AGAIN, check_content, read_members
+from .archives import AGAIN, read_members
 from .sources import IDX_FILES, SourceFile
 
 
@@ -34,9 +32,6 @@ class Arrays:
     test_images: np.ndarray
     test_labels: np.ndarray
     class_names: tuple[str, ...] | None = None
-
-
-# --------------------------------------------------------------------------- idx
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -66,43 +61,33 @@ def read_mnist(folder: str | Path) -> Arrays:
     )
 
 
-# --------------------------------------------------------------------------- CIFAR
-
-
-def _records(data: bytes, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) and labels (N,) of a binary CIFAR file.
-
-    An image is a record of `label_bytes` labels, of which the last counts (CIFAR100: coarse, then
-    fine), and three planes of 32 x 32 bytes.
-    """
-    records = np.frombuffer(data, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32)
-    images = np.ascontiguousarray(records[:, label_bytes:]).reshape(-1, 3, 32, 32)
-    return images, records[:, label_bytes - 1].astype(np.int64)
-
-
-def read_cifar(path: str | Path, file: SourceFile, num_classes: int) -> Arrays:
+def read_cifar(path: Path, file: SourceFile, num_classes: int) -> Arrays:
     """CIFAR10 (10 classes) or CIFAR100 (100, the fine labels) out of its .tar.gz `file`.
 
-    The Python version is a pickle, which can run any code: a member is unpickled only where it has
-    its published checksum, in `file.content`. Raises UserError.
+    Binary version: an image is a record of its label (CIFAR100: coarse, then fine) and three planes
+    of 32 x 32 bytes. The Python version is a pickle, which can run any code, so `path` must have
+    been verified. Raises UserError.
     """
-    path, fine = Path(path), num_classes == 100
+    fine = num_classes == 100
     python = "python" in file.name
-    members = read_members(path, file.content, file.optional)
+    train = ["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]
+    members = read_members(path, [*file.content, *file.optional])
 
     def unpickled(name: str) -> dict[bytes, Any]:
-        check_content(members[name], file.content[name], f"{path} ({name})")
         return pickle.loads(members[name], encoding="bytes")
 
     def batch(name: str) -> tuple[np.ndarray, np.ndarray]:
-        if not python:
-            return _records(members[f"{name}.bin"], 1 + fine)
-        found = unpickled(name)
-        labels = np.array(found[b"fine_labels" if fine else b"labels"], np.int64)
-        return found[b"data"].reshape(-1, 3, 32, 32), labels
+        if python:
+            found = unpickled(name)
+            images, labels = found[b"data"], np.array(found[b"fine_labels" if fine else b"labels"])
+        else:
+            label_bytes = 1 + fine
+            records = np.frombuffer(members[f"{name}.bin"], np.uint8)
+            records = records.reshape(-1, label_bytes + 3 * 32 * 32)
+            images, labels = records[:, label_bytes:], records[:, label_bytes - 1]
+        return images.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 
     with reading(path, "CIFAR's archive", AGAIN):
-        train = ["train"] if fine else [f"data_batch_{i}" for i in range(1, 6)]
         parts = [batch(name) for name in train]
         images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
         if python:
@@ -114,15 +99,12 @@ def read_cifar(path: str | Path, file: SourceFile, num_classes: int) -> Arrays:
         return Arrays(images, labels, *test, tuple(names) if len(names) == num_classes else None)
 
 
-# --------------------------------------------------------------------------- STL10
-
-
-def read_stl10(path: str | Path, file: SourceFile) -> Arrays:
+def read_stl10(path: Path, file: SourceFile) -> Arrays:
     """STL10's labelled images out of its binary .tar.gz; raises UserError.
 
     Each image is three planes, each stored column by column; labels run from 1 to 10.
     """
-    members = read_members(path, file.content, file.optional)
+    members = read_members(path, [*file.content, *file.optional])
     with reading(path, "STL10's archive", AGAIN):
         splits = []
         for split in ("train", "test"):
@@ -131,9 +113,6 @@ def read_stl10(path: str | Path, file: SourceFile) -> Arrays:
             splits += [np.ascontiguousarray(stored.transpose(0, 1, 3, 2)), labels]
         names = tuple(members.get("class_names.txt", b"").decode().split())
         return Arrays(*splits, names if len(names) == 10 else None)
-
-
-# --------------------------------------------------------------------------- SVHN
 
 
 def read_svhn(folder: str | Path) -> Arrays:
@@ -153,23 +132,19 @@ def read_svhn(folder: str | Path) -> Arrays:
     return Arrays(*splits)
 
 
-# --------------------------------------------------------------------------- npz
-
-
-def _channels_first(images: np.ndarray, name: str, path: str | Path) -> np.ndarray:
+def _channels_first(images: np.ndarray, what: str) -> np.ndarray:
     if images.dtype != np.uint8:
-        raise UserError(f"{path}: its {name} is {images.dtype}, not uint8 (0 to 255)")
-    if 0 in images.shape[1:]:
-        raise UserError(f"{path}: its {name} is {images.shape}: images without pixels")
-    if images.ndim == 3:
-        return images[:, None]
-    if images.ndim == 4:
-        first, last = images.shape[1] in (1, 3), images.shape[3] in (1, 3)
-        if first != last:
-            return images if first else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        raise UserError(f"{what} is {images.dtype}, not uint8 (0 to 255)")
+    if 0 not in images.shape[1:]:
+        if images.ndim == 3:
+            return images[:, None]
+        if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+            return images
+        if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+            return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     raise UserError(
-        f"{path}: its {name} is {images.shape}; give N x height x width, or with 1 or 3 channels "
-        "as second or last axis"
+        f"{what} is {images.shape}; give N x height x width, or with 1 or 3 channels as second or "
+        "last axis"
     )
 
 
@@ -179,28 +154,23 @@ def read_npz(path: str | Path) -> Arrays:
     Images are uint8, N x H x W, N x H x W x channels or N x channels x H x W with 1 or 3
     channels; labels are integers from 0.  Nothing pickled is read.  Raises UserError.
     """
+    arrays = []
     with (
         reading(path, "a .npz file", "save it again with numpy.savez"),
         np.lib.npyio.NpzFile(open(path, "rb"), own_fid=True, allow_pickle=False) as archive,
     ):
-
-        def array(name: str) -> np.ndarray:
-            if name not in archive:
-                raise UserError(f"{path}: holds no array {name!r}")
-            return archive[name]
-
-        def split(name: str) -> tuple[np.ndarray, np.ndarray]:
-            images = _channels_first(array(f"{name}_images"), f"{name}_images", path)
-            labels = array(f"{name}_labels")
-            if labels.ndim != 1 or labels.dtype.kind not in "ui":
-                raise UserError(f"{path}: its {name}_labels is not one integer an image")
-            if len(labels) != len(images):
+        for split in ("train", "test"):
+            for name in (f"{split}_images", f"{split}_labels"):
+                if name not in archive:
+                    raise UserError(f"{path}: holds no array {name!r}")
+            images = _channels_first(archive[f"{split}_images"], f"{path}: its {split}_images")
+            labels = archive[f"{split}_labels"]
+            if labels.dtype.kind not in "ui" or labels.shape != (len(images),):
                 raise UserError(
-                    f"{path}: its {name}_labels holds {len(labels)} labels for {len(images)} images"
+                    f"{path}: its {split}_labels are {labels.dtype} of shape {labels.shape}, not "
+                    f"one integer for each of the {len(images)} images"
                 )
-            return images, labels.astype(np.int64)
-
-        arrays = Arrays(*split("train"), *split("test"))
-    if arrays.train_images.shape[1:] != arrays.test_images.shape[1:]:
+            arrays += [images, labels.astype(np.int64)]
+    if arrays[0].shape[1:] != arrays[2].shape[1:]:
         raise UserError(f"{path}: its train and test images differ in shape")
-    return arrays
+    return Arrays(*arrays)

@@ -54,25 +54,20 @@ def padded(images: np.ndarray, pixels: int) -> np.ndarray:
     return np.pad(images, [(0, 0)] * (images.ndim - 2) + [(pixels, pixels)] * 2)
 
 
-def channel_sums(images: np.ndarray) -> np.ndarray:
-    """Exact sums and sums of squares a channel of uint8 images (N, C, H, W); int64 (2, C)."""
-    total = np.zeros((2, images.shape[1]), np.int64)
+def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel mean and population standard deviation in [0, 1] of uint8 images (N, C, H, W).
+
+    The arithmetic up to the last division is exact. A channel of one value only has the standard
+    deviation 1, so that normalising it gives zeros.
+    """
+    sums = np.zeros((2, images.shape[1]), np.int64)  # of the values and of their squares
     for start in range(0, len(images), 256):  # bounded memory
         block = images[start : start + 256]
-        total[0] += block.sum(axis=(0, 2, 3), dtype=np.int64)
         squares = np.multiply(block, block, dtype=np.uint16)  # 255 squared still fits
-        total[1] += squares.sum(axis=(0, 2, 3), dtype=np.int64)
-    return total
-
-
-def mean_and_std(sums: np.ndarray, pixels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Channel mean and population standard deviation in [0, 1] of `pixels` pixels a channel.
-
-    `sums` is what :func:`channel_sums` gives; the arithmetic up to the last division is exact.
-    A channel of one value only has the standard deviation 1, so that normalising it gives zeros.
-    """
+        sums += [values.sum(axis=(0, 2, 3), dtype=np.int64) for values in (block, squares)]
+    pixels = images[:, 0].size
     means, stds = [], []
-    for first, second in zip(*(row.tolist() for row in sums), strict=True):
+    for first, second in zip(*sums.tolist(), strict=True):
         means.append(first / pixels / 255)
         variance = pixels * second - first * first  # times pixels^2; whole numbers, no rounding
         stds.append(math.sqrt(variance) / pixels / 255 if variance > 0 else 1.0)

@@ -17,13 +17,11 @@ width), `train_labels.npy`, `test_labels.npy` (int64, N) and `card.json`, which 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +31,12 @@ from ..io.errors import UserError
 from ..io.files import atomic_path, reading, sha256_of, write_text_atomically, written
 from ..io.locks import one_at_a_time
 from ..io.progress import say
-from .archives import AGAIN
+from ..io.text import shown
+from .archives import AGAIN, verify_file
 from .decoding import Decoding, decode_images
 from .image_files import ImageIndex, index_ilsvrc, index_image_folder
 from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
-from .pixels import (
-    average_pooled,
-    channel_sums,
-    check_square,
-    mean_and_std,
-    padded,
-    resized,
-)
+from .pixels import average_pooled, check_square, mean_and_std, padded, resized
 from .recipe import DataRecipe
 from .registry import CustomDataset, DatasetEntry, dataset_entry
 
@@ -58,37 +50,29 @@ Progress = Callable[[str, int, int], None]
 
 
 def balanced_subset(
-    labels: np.ndarray,
-    num_classes: int,
-    count: int | Sequence[int] | None,
-    seed: int,
-    key: str,
-    most: int | None = None,
+    labels: np.ndarray, num_classes: int, count: int | Sequence[int] | None, seed: int, key: str
 ) -> np.ndarray:
     """The indices, ascending, of `count` examples a class, or of so many of each class; all where
     `count` is None.
 
     Class c keeps the examples that the first numbers of the generator seeded with (seed, c) rank
     lowest, so that neither other classes nor `count` change who comes first.  Raises UserError
-    naming the class and the config key where there are too few; most: the value of that key for
-    which there are enough, where it is not the number of the smallest class.
+    naming the class and the config key where there are too few.
     """
     if count is None:
         return np.arange(len(labels))
     kept = []
     counts = [count] * num_classes if isinstance(count, int) else count
+    available = np.bincount(labels, minlength=num_classes)
     for label, count in enumerate(counts):
-        of_class = np.flatnonzero(labels == label)
-        if len(of_class) < count:
-            most = most or int(np.bincount(labels, minlength=num_classes).min())
+        if available[label] < count:
             raise UserError(
-                f"{key}: asks for {count} images of class {label}, which has {len(of_class)}; "
-                f"lower {key} to at most {most}"
+                f"{key}: asks for {count} images of class {label}, which has {available[label]} "
+                f"(the smallest class has {available.min()}); lower it"
             )
-        ranks = np.argsort(
-            np.random.default_rng([seed, label]).random(len(of_class)), kind="stable"
-        )
-        kept.append(of_class[ranks[:count]])
+        ranks = np.random.default_rng([seed, label]).random(available[label])
+        first = np.argsort(ranks, kind="stable")[:count]
+        kept.append(np.flatnonzero(labels == label)[first])
     return np.sort(np.concatenate(kept))
 
 
@@ -97,18 +81,16 @@ def _kept(
 ) -> dict[str, np.ndarray]:
     """The rows of each split that a recipe keeps; `published`: labels."""
     train: int | list[int] | None = recipe.examples_per_class
-    most = None
     if recipe.imbalance is not None:
         available = np.bincount(published["train"], minlength=num_classes).tolist()
-        train, most = recipe.train_counts(available), recipe.imbalance.most_of_each(available)
+        train = recipe.train_counts(available)
     counts = {
-        "train": ("examples_per_class", train, most),
-        "test": ("test_examples_per_class", recipe.test_examples_per_class, None),
+        "train": ("data.examples_per_class", train),
+        "test": ("data.test_examples_per_class", recipe.test_examples_per_class),
     }
-    seed = recipe.subset_seed
     return {
-        split: balanced_subset(published[split], num_classes, count, seed, f"data.{key}", most)
-        for split, (key, count, most) in counts.items()
+        split: balanced_subset(published[split], num_classes, count, recipe.subset_seed, key)
+        for split, (key, count) in counts.items()
     }
 
 
@@ -137,88 +119,64 @@ def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[
 # --------------------------------------------------------------------------- reading
 
 
-def _source(raw_folder: Path, name: str) -> tuple[dict[str, Any], Path]:
-    """What source.json says, and where the raw files are; raises UserError."""
+def _source(raw_folder: Path, name: str) -> dict[str, Any]:
+    """What source.json says; raises UserError."""
     path = raw_folder / "source.json"
     with reading(path, f"{name}'s source.json", f"download {name} first"):
         source = json.loads(path.read_text(encoding="utf-8"))
-        complete = [file["name"] for file in source["files"]] or source["kind"] == "image_folder"
-        if not complete or source["dataset"] != name or not isinstance(source["kind"], str):
-            raise ValueError("it is incomplete, or another dataset's")
-        return source, Path(source["folder"] or raw_folder)
-
-
-def _check_unchanged(folder: Path, source: dict[str, Any]) -> None:
-    """Raise UserError for a raw file that is not the one that was verified."""
-    for record in source["files"]:
-        path = folder / record["name"]
-        with reading(path, "the file that was downloaded", AGAIN):
-            if sha256_of(path) != record.get("sha256"):
-                raise ValueError("its checksum has changed since")
+        if source["dataset"] != name:
+            raise ValueError("it is of another dataset")
+    return source
 
 
 def _read(entry: DatasetEntry, source: dict[str, Any], folder: Path) -> Arrays | ImageIndex:
+    """The arrays of raw files, or where the images lie; published files are verified once more."""
+    names = [file["name"] for file in source["files"]]
     if source["kind"] == "npz":
-        return read_npz(folder / source["files"][0]["name"])
+        return read_npz(folder / names[0])
     if source["kind"] == "ilsvrc":
         return index_ilsvrc(folder)
     if source["kind"] == "image_folder":
         return index_image_folder(folder)
-    _check_unchanged(folder, source)
+    published = {f.name: f for one in entry.files for f in (one, *one.alternatives)}
+    for name in names:
+        try:
+            verify_file(folder / name, published[name])
+        except UserError as error:
+            raise UserError(f"{error}; {AGAIN}") from None
     if source["kind"] == "idx":
         return read_mnist(folder)
     if source["kind"] == "svhn":
         return read_svhn(folder)
-    # One archive: the published one, or another with the same data.
-    forms = {f.name: f for one in entry.files for f in (one, *one.alternatives)}
-    name = source["files"][0]["name"]
-    if name not in forms:
-        raise UserError(f"{folder / name}: is not a file of {entry.name}; download it again")
+    archive, file = folder / names[0], published[names[0]]
     if source["kind"] == "stl10":
-        return read_stl10(folder / name, forms[name])
-    return read_cifar(folder / name, forms[name], entry.num_classes or 10)
+        return read_stl10(archive, file)
+    return read_cifar(archive, file, entry.num_classes or 10)
 
 
-def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
-    """The number of classes; raises UserError for one without train images or an unknown label."""
-    lowest = min((int(labels.min()) for labels in (train, test) if len(labels)), default=0)
-    highest = max(int(train.max(initial=-1)), int(test.max(initial=-1)))
-    num_classes = entry.num_classes or highest + 1
-    if lowest < 0 or highest >= num_classes:
-        wrong = lowest if lowest < 0 else highest
-        raise UserError(f"{where}: a label is {wrong}, outside 0 to {num_classes - 1}")
-    if lowest > 0 and entry.num_classes is None:
-        raise UserError(f"{where}: its labels begin at {lowest}; they must begin at 0")
-    if num_classes < 2 or num_classes > len(train):
-        raise UserError(f"{where}: holds {len(train)} train images of {num_classes} classes")
+def _num_classes(train: np.ndarray, test: np.ndarray, where: Path) -> int:
+    """The number of classes; raises UserError for labels with gaps or without train images."""
+    present = np.unique(train)
+    if len(present) < 2 or (present != np.arange(len(present))).any():
+        raise UserError(
+            f"{where}: its train labels are {shown(present.tolist())}; they must be two or more "
+            "classes 0, 1, 2, ... without a gap"
+        )
     if len(test) == 0:
         raise UserError(f"{where}: holds no test images")
-    missing = [
-        np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
-        for labels in (train, test)
-    ]
-    if missing[0]:
-        raise UserError(f"{where}: class {missing[0][0]} has no train images")
-    if missing[1]:
-        shown = ", ".join(map(str, missing[1][:5])) + (", ..." if len(missing[1]) > 5 else "")
+    unknown = np.setdiff1d(test, present).tolist()
+    if unknown:
+        raise UserError(f"{where}: class {unknown[0]} of its test images has no train images")
+    absent = np.setdiff1d(present, test).tolist()
+    if absent:
         say(
-            f"warning: {where}: there are no test images of class {shown}, so of the test set "
-            "only errors and NC4 are measured"
+            f"warning: {where}: there are no test images of class {shown(absent)[1:-1]}, so of the "
+            "test set only errors and NC4 are measured"
         )
-    return num_classes
+    return len(present)
 
 
-# --------------------------------------------------------------------------- arrays
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Where train_images.npy and test_images.npy are, and what to normalise them with."""
-
-    folder: Path
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    statistics_over: str
+# --------------------------------------------------------------------------- writing
 
 
 def _store(path: Path, array: np.ndarray) -> None:
@@ -226,71 +184,89 @@ def _store(path: Path, array: np.ndarray) -> None:
         np.save(handle, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _remove_card(output: Path) -> None:
-    """Delete the card before the first array that it describes is replaced."""
-    with written(output / CARD_FILE):
-        (output / CARD_FILE).unlink(missing_ok=True)
+def _store_arrays(
+    arrays: Arrays, kept: dict[str, np.ndarray], recipe: DataRecipe, folder: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Write the images of arrays to `folder`; returns mean and standard deviation."""
 
-
-def _mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return mean_and_std(channel_sums(images), images[:, 0].size)
-
-
-def _prepare_arrays(
-    arrays: Arrays, kept: dict[str, np.ndarray], output: Path, recipe: DataRecipe
-) -> _Prepared:
     def smaller(images: np.ndarray) -> np.ndarray:
         return average_pooled(resized(images, recipe.image_size_px), recipe.average_pooling)
 
-    pooled = smaller(arrays.train_images)
-    mean, std = _mean_and_std(pooled)
-    _remove_card(output)
-    _store(output / "train_images.npy", padded(pooled[kept["train"]], recipe.padding_pixels))
-    test = smaller(arrays.test_images[kept["test"]])
-    _store(output / "test_images.npy", padded(test, recipe.padding_pixels))
-    return _Prepared(output, mean, std, "published train images")
+    train, test = smaller(arrays.train_images), smaller(arrays.test_images[kept["test"]])
+    _store(folder / "train_images.npy", padded(train[kept["train"]], recipe.padding_pixels))
+    _store(folder / "test_images.npy", padded(test, recipe.padding_pixels))
+    return mean_and_std(train)
 
 
-def _prepare_files(
+def _store_files(
+    entry: DatasetEntry,
     index: ImageIndex,
     kept: dict[str, np.ndarray],
-    output: Path,
-    decoding: Decoding,
+    recipe: DataRecipe,
+    folder: Path,
     workers: int,
     progress: Progress,
-) -> _Prepared:
-    splits = {
-        "train": [index.train[i] for i in kept["train"]],
-        "test": [index.test[i] for i in kept["test"]],
-    }
-    try:
-        folder = decode_images(splits, decoding, _partial(output), workers, progress)
-    except OSError as error:
-        raise UserError(
-            f"{output}: the images cannot be prepared: {error.strerror or error}"
-        ) from None
-    _remove_card(output)
-    prepared = np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False)
-    pad = decoding.padding_pixels
-    inner = prepared[:, :, pad : prepared.shape[2] - pad, pad : prepared.shape[3] - pad]
-    return _Prepared(folder, *_mean_and_std(inner), "kept train images")
-
-
-def _say_left_out(name: str, index: ImageIndex) -> None:
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Decode image files to `folder`; returns mean and standard deviation."""
     if index.left_out:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in index.left_out.items())
         say(
-            f"{name}: {len(index.train)} train and {len(index.test)} test images found; files "
-            f"left out, with the first of each kind: {reasons}"
+            f"{entry.name}: {len(index.train)} train and {len(index.test)} test images found; "
+            f"files left out, with the first of each kind: {reasons}"
         )
+    splits = {
+        "train": [index.train[row] for row in kept["train"]],
+        "test": [index.test[row] for row in kept["test"]],
+    }
+    resize_px = IMAGENET_RESIZE_PX if entry.name == "imagenet" else entry.image_size_px
+    sizes = recipe.average_pooling, recipe.padding_pixels, recipe.image_size_px
+    decoding = Decoding(resize_px, entry.image_size_px, *sizes)
+    decode_images(splits, decoding, folder, workers, progress)
+    images = np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False)
+    inner = slice(recipe.padding_pixels, images.shape[2] - recipe.padding_pixels)
+    return mean_and_std(images[:, :, inner, inner])
 
 
-def _partial(output: Path) -> Path:
-    """Where image files are decoded to until all are."""
-    return output.with_name(output.name + ".partial")
+def _deliver(folder: Path, output: Path, progress: Progress) -> dict[str, str]:
+    """Move the finished arrays of `folder` to `output`; returns their checksums."""
+    hashes = {}
+    for number, file in enumerate(ARRAY_FILES):
+        hashes[file] = sha256_of(folder / file)
+        progress("checksums", number + 1, len(ARRAY_FILES))
+    (output / CARD_FILE).unlink(missing_ok=True)  # it describes the arrays that are replaced now
+    for file in ARRAY_FILES:  # only now, so that a job killed before resumes from there
+        os.replace(folder / file, output / file)
+    shutil.rmtree(folder, ignore_errors=True)
+    return hashes
 
 
-# --------------------------------------------------------------------------- entry point
+def _card(
+    entry: DatasetEntry, read: Arrays | ImageIndex, kept: dict[str, np.ndarray], recipe: DataRecipe
+) -> dict[str, Any]:
+    """What the card says of the classes and of the examples kept."""
+    published = {"train": read.train_labels, "test": read.test_labels}
+    classes = int(read.train_labels.max()) + 1
+
+    def counts(labels: np.ndarray) -> list[int]:
+        return np.bincount(labels, minlength=classes).tolist()
+
+    return {
+        "version": CARD_VERSION,
+        "name": entry.name,
+        "label": entry.label,
+        "num_classes": classes,
+        "class_names": list(read.class_names or entry.class_names or map(str, range(classes))),
+        "recipe": recipe.model_dump(mode="json"),
+        "counts": {
+            split: {"published": counts(published[split]), "kept": counts(published[split][rows])}
+            for split, rows in kept.items()
+        },
+        "subset_seed": recipe.subset_seed,
+        "subset_sha256": {
+            split: hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+            for split, rows in kept.items()
+        },
+    }
 
 
 def prepare_dataset(
@@ -301,11 +277,11 @@ def prepare_dataset(
     *,
     custom: CustomDataset | None = None,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Make the arrays of one dataset from what :func:`.download.download_dataset` left.
 
-    `raw_folder` holds source.json.  `workers` processes decode image files; the bytes written do
+    `raw_folder` holds source.json.  `workers` threads decode image files; the bytes written do
     not depend on how many.  Killed while decoding, it resumes where it stopped: the work so far
     is in `<output_folder>.partial`.  Memory stays bounded for image files whatever their number.
 
@@ -313,96 +289,41 @@ def prepare_dataset(
     class has too few images for `recipe.examples_per_class`, or images differ in size.
     """
     entry = dataset_entry({name: custom} if custom else {}, name)
-    raw_folder, output = Path(raw_folder), Path(output_folder)
-    source, where = _source(raw_folder, name)
-    report: Progress = progress or (lambda *_: None)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error.strerror}") from None
-    with contextlib.ExitStack() as held:
-        if source["kind"] in ("ilsvrc", "image_folder"):
-            held.enter_context(one_at_a_time(_partial(output) / ".lock"))
+    output = Path(output_folder)
+    partial = output.with_name(output.name + ".partial")
+    source = _source(Path(raw_folder), name)
+    where = Path(source["folder"] or raw_folder)
+    with written(output), one_at_a_time(output / ".lock"):
         read = _read(entry, source, where)
         if source["kind"] == "npz":
             where /= source["files"][0]["name"]
         published = {"train": read.train_labels, "test": read.test_labels}
-        classes = _num_classes(entry, *published.values(), where)
+        classes = _num_classes(*published.values(), where)
         kept = _kept(recipe, published, classes)
         if isinstance(read, Arrays):
             check_square(read.train_images.shape, where)
-            size: int | None = read.train_images.shape[2]
-            prepared = _prepare_arrays(read, kept, output, recipe)
+            size, over = read.train_images.shape[2], "published train images"
+            mean, std = _store_arrays(read, kept, recipe, partial)
         else:
-            _say_left_out(name, read)
-            size = entry.image_size_px
-            resize = IMAGENET_RESIZE_PX if name == "imagenet" else size
-            sizes = recipe.average_pooling, recipe.padding_pixels, recipe.image_size_px
-            decoding = Decoding(resize, size, *sizes)
-            prepared = _prepare_files(read, kept, output, decoding, workers, report)
-        labels = {split: published[split][rows] for split, rows in kept.items()}
-        if share := recipe.random_labels:
-            labels["train"] = shuffled_labels(labels["train"], classes, share, recipe.subset_seed)
-        for split, values in labels.items():
-            _store(output / f"{split}_labels.npy", values)
-        hashes = _deliver(prepared, output, report)
-        card = _card(entry, read, kept, recipe, prepared, hashes, output)
-        card |= {"published_image_size_px": size, "source": source}
+            size, over = entry.image_size_px, "kept train images"
+            mean, std = _store_files(entry, read, kept, recipe, partial, workers, progress)
+        for split, rows in kept.items():
+            labels = published[split][rows]
+            if split == "train" and (share := recipe.random_labels):
+                labels = shuffled_labels(labels, classes, share, recipe.subset_seed)
+            _store(partial / f"{split}_labels.npy", labels)
+        hashes = _deliver(partial, output, progress)
+        _, channels, side, _ = np.load(output / "train_images.npy", mmap_mode="r").shape
+        card = _card(entry, read, kept, recipe) | {
+            "channels": channels,
+            "image_size_px": side,
+            "published_image_size_px": size,
+            "mean": list(mean),
+            "std": list(std),
+            "mean_and_std_over": over,
+            "arrays_sha256": hashes,
+            "data_hash": data_hash(hashes, mean, std),
+            "source": source,
+        }
         write_text_atomically(output / CARD_FILE, json.dumps(card, indent=2) + "\n")
     return card
-
-
-def _deliver(prepared: _Prepared, output: Path, progress: Progress) -> dict[str, str]:
-    """Move decoded arrays to the output folder; returns the arrays' checksums."""
-    hashes = {}
-    for number, file in enumerate(ARRAY_FILES):
-        hashes[file] = sha256_of((prepared.folder if "images" in file else output) / file)
-        progress("checksums", number + 1, len(ARRAY_FILES))
-    if prepared.folder != output:  # only now, so that a job killed before resumes from there
-        for file in ("train_images.npy", "test_images.npy"):
-            os.replace(prepared.folder / file, output / file)
-        shutil.rmtree(_partial(output), ignore_errors=True)
-    return hashes
-
-
-def _card(
-    entry: DatasetEntry,
-    read: Arrays | ImageIndex,
-    kept: dict[str, np.ndarray],
-    recipe: DataRecipe,
-    prepared: _Prepared,
-    hashes: dict[str, str],
-    output: Path,
-) -> dict[str, Any]:
-    """What is known of the prepared arrays."""
-    labels = {"train": read.train_labels, "test": read.test_labels}
-    classes = int(read.train_labels.max()) + 1  # every class has train images
-    images = np.load(output / "train_images.npy", mmap_mode="r", allow_pickle=False)
-
-    def counts(labels: np.ndarray) -> list[int]:
-        return np.bincount(labels, minlength=classes).tolist()
-
-    def digest(rows: np.ndarray) -> str:
-        return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-
-    return {
-        "version": CARD_VERSION,
-        "name": entry.name,
-        "label": entry.label,
-        "num_classes": classes,
-        "class_names": list(read.class_names or entry.class_names or map(str, range(classes))),
-        "channels": images.shape[1],
-        "image_size_px": images.shape[2],
-        "recipe": recipe.model_dump(mode="json"),
-        "counts": {
-            split: {"published": counts(labels[split]), "kept": counts(labels[split][rows])}
-            for split, rows in kept.items()
-        },
-        "mean": list(prepared.mean),
-        "std": list(prepared.std),
-        "mean_and_std_over": prepared.statistics_over,
-        "subset_seed": recipe.subset_seed,
-        "subset_sha256": {split: digest(rows) for split, rows in kept.items()},
-        "arrays_sha256": hashes,
-        "data_hash": data_hash(hashes, prepared.mean, prepared.std),
-    }

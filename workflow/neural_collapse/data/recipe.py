@@ -78,14 +78,6 @@ class ImbalanceRecipe(Model):
         divisors = self._divisors(len(available))
         return [round(n / by) for n, by in zip(available, divisors, strict=True)]
 
-    def most_of_each(self, available: Sequence[int]) -> int:
-        """The most images per class, before the imbalance, for which `available` suffices."""
-        most = []
-        for n, by in zip(available, self._divisors(len(available)), strict=True):
-            whole = int((n + 0.5) * by)
-            most.append(whole if round(whole / by) <= n else whole - 1)
-        return min(most)
-
     def _divisors(self, classes: int) -> list[float]:
         """By what each class's images are divided."""
         minority = self.minority_classes
