@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import os
@@ -445,11 +444,3 @@ def test_custom_dataset_that_does_not_exist_is_named(tmp_path):
         custom = CustomDataset(label="Mine", path=str(tmp_path / path))
         with pytest.raises(UserError, match=r"custom_datasets\.mine\.path"):
             download_dataset("mine", tmp_path / "raw", custom=custom)
-
-
-def test_real_files_of_the_other_dataset_are_refused(real_data, monkeypatch, tmp_path):
-    entry = DATASETS["mnist"]
-    files = tuple(dataclasses.replace(file, urls=()) for file in entry.files)
-    monkeypatch.setitem(DATASETS, "mnist", dataclasses.replace(entry, files=files))
-    with pytest.raises(UserError, match="decoded content should have sha256 ba891046"):
-        download_dataset("mnist", tmp_path, mirror=str(real_data / "fashion_mnist"))

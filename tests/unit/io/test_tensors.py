@@ -73,16 +73,6 @@ def test_tensors_that_share_memory_are_kept_whole():
     assert tensors["part"].tolist() == [2.0, 3.0]
 
 
-@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 40, -1])
-def test_a_truncated_file_is_one_sentence(tmp_path, keep):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(to_bytes(TENSORS, {"format": FORMAT})[:keep])
-    with pytest.raises(UserError, match="is corrupt or not a test file") as error:
-        read_tensors(path, "test file", FORMAT)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def _with_header(header: bytes, data: bytes = b"") -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
@@ -90,6 +80,7 @@ def _with_header(header: bytes, data: bytes = b"") -> bytes:
 @pytest.mark.parametrize(
     "payload",
     [
+        *(to_bytes(TENSORS, {"format": FORMAT})[:keep] for keep in (0, 7, 8, 40, -1)),
         b"PK\x03\x04 a pickle of torch.save",
         _with_header(b"[]"),
         _with_header(b"{}", b"more"),
@@ -103,8 +94,9 @@ def _with_header(header: bytes, data: bytes = b"") -> bytes:
 def test_what_is_no_safetensors_file_is_one_sentence(tmp_path, payload):
     path = tmp_path / "x.safetensors"
     path.write_bytes(payload)
-    with pytest.raises(UserError, match="is corrupt or not a test file"):
+    with pytest.raises(UserError, match=f"{path}: is corrupt or not a test file") as error:
         read_tensors(path, "test file", FORMAT)
+    assert "\n" not in str(error.value)
 
 
 def test_another_format_a_missing_file_and_a_folder_are_one_sentence(tmp_path):

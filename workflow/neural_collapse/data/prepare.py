@@ -143,7 +143,8 @@ def _read(entry: DatasetEntry, source: dict[str, Any], folder: Path) -> Arrays |
         try:
             verify_file(folder / name, published[name])
         except UserError as error:
-            raise UserError(f"{error}; {AGAIN}") from None
+            reason = str(error).removesuffix(f"; {AGAIN}")
+            raise UserError(f"{reason}; {AGAIN}") from None
     if source["kind"] == "idx":
         return read_mnist(folder)
     if source["kind"] == "svhn":
