@@ -462,7 +462,7 @@ def test_mean_and_std_any_images_are_exact(seed, channels):
 def test_mean_and_std_constant_channel_has_std_one(value):
     images = np.full((300, 1, 4, 4), value, np.uint8)
     mean, std = mean_and_std(images)
-    assert mean == (pytest.approx(value / 255),) and std == (1.0,)
+    assert mean == [pytest.approx(value / 255)] and std == [1.0]
 
 
 # --------------------------------------------------------------------------- the registry

@@ -54,7 +54,7 @@ def padded(images: np.ndarray, pixels: int) -> np.ndarray:
     return np.pad(images, [(0, 0)] * (images.ndim - 2) + [(pixels, pixels)] * 2)
 
 
-def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(images: np.ndarray) -> tuple[list[float], list[float]]:
     """Channel mean and population standard deviation in [0, 1] of uint8 images (N, C, H, W).
 
     The arithmetic up to the last division is exact. A channel of one value only has the standard
@@ -71,7 +71,7 @@ def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ..
         means.append(first / pixels / 255)
         variance = pixels * second - first * first  # times pixels^2; whole numbers, no rounding
         stds.append(math.sqrt(variance) / pixels / 255 if variance > 0 else 1.0)
-    return tuple(means), tuple(stds)
+    return means, stds
 
 
 def check_square(shape: tuple[int, ...], where: object) -> None:

@@ -107,7 +107,7 @@ def shuffled_labels(labels: np.ndarray, num_classes: int, share: float, seed: in
     return shuffled
 
 
-def data_hash(array_hashes: dict[str, str], mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+def data_hash(array_hashes: dict[str, str], mean: list[float], std: list[float]) -> str:
     """One hash over all that training sees: the four arrays, mean and standard deviation."""
     lines = [f"{name} {array_hashes[name]}" for name in sorted(array_hashes)]
     lines += [
@@ -187,8 +187,8 @@ def _store(path: Path, array: np.ndarray) -> None:
 
 def _store_arrays(
     arrays: Arrays, kept: dict[str, np.ndarray], recipe: DataRecipe, folder: Path
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Write the images of arrays to `folder`; returns mean and standard deviation."""
+) -> dict[str, Any]:
+    """Write the images of arrays to `folder`; returns what the card says of mean and std."""
 
     def smaller(images: np.ndarray) -> np.ndarray:
         return average_pooled(resized(images, recipe.image_size_px), recipe.average_pooling)
@@ -196,7 +196,8 @@ def _store_arrays(
     train, test = smaller(arrays.train_images), smaller(arrays.test_images[kept["test"]])
     _store(folder / "train_images.npy", padded(train[kept["train"]], recipe.padding_pixels))
     _store(folder / "test_images.npy", padded(test, recipe.padding_pixels))
-    return mean_and_std(train)
+    mean, std = mean_and_std(train)
+    return {"mean": mean, "std": std, "mean_and_std_over": "published train images"}
 
 
 def _store_files(
@@ -207,8 +208,8 @@ def _store_files(
     folder: Path,
     workers: int,
     progress: Progress,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Decode image files to `folder`; returns mean and standard deviation."""
+) -> dict[str, Any]:
+    """Decode image files to `folder`; returns what the card says of mean and std."""
     if index.left_out:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in index.left_out.items())
         say(
@@ -225,7 +226,8 @@ def _store_files(
     decode_images(splits, decoding, folder, workers, progress)
     images = np.load(folder / "train_images.npy", mmap_mode="r", allow_pickle=False)
     inner = slice(recipe.padding_pixels, images.shape[2] - recipe.padding_pixels)
-    return mean_and_std(images[:, :, inner, inner])
+    mean, std = mean_and_std(images[:, :, inner, inner])
+    return {"mean": mean, "std": std, "mean_and_std_over": "kept train images"}
 
 
 def _deliver(folder: Path, output: Path, progress: Progress) -> dict[str, str]:
@@ -241,33 +243,36 @@ def _deliver(folder: Path, output: Path, progress: Progress) -> dict[str, str]:
     return hashes
 
 
-def _card(
-    entry: DatasetEntry, read: Arrays | ImageIndex, kept: dict[str, np.ndarray], recipe: DataRecipe
-) -> dict[str, Any]:
-    """What the card says of the classes and of the examples kept."""
-    published = {"train": read.train_labels, "test": read.test_labels}
-    classes = int(read.train_labels.max()) + 1
+def _store_labels(
+    published: dict[str, np.ndarray],
+    kept: dict[str, np.ndarray],
+    classes: int,
+    recipe: DataRecipe,
+    folder: Path,
+) -> None:
+    for split, rows in kept.items():
+        labels = published[split][rows]
+        if split == "train" and (share := recipe.random_labels):
+            labels = shuffled_labels(labels, classes, share, recipe.subset_seed)
+        _store(folder / f"{split}_labels.npy", labels)
+
+
+def _counts(
+    published: dict[str, np.ndarray], kept: dict[str, np.ndarray], classes: int
+) -> dict[str, dict[str, list[int]]]:
+    """The examples of each class, published and kept, by split."""
 
     def counts(labels: np.ndarray) -> list[int]:
         return np.bincount(labels, minlength=classes).tolist()
 
     return {
-        "version": CARD_VERSION,
-        "name": entry.name,
-        "label": entry.label,
-        "num_classes": classes,
-        "class_names": list(read.class_names or entry.class_names or map(str, range(classes))),
-        "recipe": recipe.model_dump(mode="json"),
-        "counts": {
-            split: {"published": counts(published[split]), "kept": counts(published[split][rows])}
-            for split, rows in kept.items()
-        },
-        "subset_seed": recipe.subset_seed,
-        "subset_sha256": {
-            split: hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-            for split, rows in kept.items()
-        },
+        split: {"published": counts(published[split]), "kept": counts(published[split][rows])}
+        for split, rows in kept.items()
     }
+
+
+def _rows_sha256(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
 
 def prepare_dataset(
@@ -282,9 +287,8 @@ def prepare_dataset(
 ) -> dict[str, Any]:
     """Make the arrays of one dataset from what :func:`.download.download_dataset` left.
 
-    `raw_folder` holds source.json.  `workers` threads decode image files; the bytes written do
-    not depend on how many.  Killed while decoding, it resumes where it stopped: the work so far
-    is in `<output_folder>.partial`.  Memory stays bounded for image files whatever their number.
+    `workers` threads decode image files; the bytes written do not depend on how many, and memory
+    stays bounded.  Killed while decoding, it resumes from `<output_folder>.partial`.
 
     Returns what card.json holds.  Raises UserError where raw files are missing or corrupt, a
     class has too few images for `recipe.examples_per_class`, or images differ in size.
@@ -303,27 +307,30 @@ def prepare_dataset(
         kept = _kept(recipe, published, classes)
         if isinstance(read, Arrays):
             check_square(read.train_images.shape, where)
-            size, over = read.train_images.shape[2], "published train images"
-            mean, std = _store_arrays(read, kept, recipe, partial)
+            size: int | None = read.train_images.shape[2]
+            statistics = _store_arrays(read, kept, recipe, partial)
         else:
-            size, over = entry.image_size_px, "kept train images"
-            mean, std = _store_files(entry, read, kept, recipe, partial, workers, progress)
-        for split, rows in kept.items():
-            labels = published[split][rows]
-            if split == "train" and (share := recipe.random_labels):
-                labels = shuffled_labels(labels, classes, share, recipe.subset_seed)
-            _store(partial / f"{split}_labels.npy", labels)
+            size = entry.image_size_px
+            statistics = _store_files(entry, read, kept, recipe, partial, workers, progress)
+        _store_labels(published, kept, classes, recipe, partial)
         hashes = _deliver(partial, output, progress)
         _, channels, side, _ = np.load(output / "train_images.npy", mmap_mode="r").shape
-        card = _card(entry, read, kept, recipe) | {
+        card = {
+            "version": CARD_VERSION,
+            "name": entry.name,
+            "label": entry.label,
+            "num_classes": classes,
+            "class_names": list(read.class_names or entry.class_names or map(str, range(classes))),
             "channels": channels,
             "image_size_px": side,
-            "published_image_size_px": size,
-            "mean": list(mean),
-            "std": list(std),
-            "mean_and_std_over": over,
+            "recipe": recipe.model_dump(mode="json"),
+            "counts": _counts(published, kept, classes),
+            **statistics,
+            "subset_seed": recipe.subset_seed,
+            "subset_sha256": {split: _rows_sha256(rows) for split, rows in kept.items()},
             "arrays_sha256": hashes,
-            "data_hash": data_hash(hashes, mean, std),
+            "data_hash": data_hash(hashes, statistics["mean"], statistics["std"]),
+            "published_image_size_px": size,
             "source": source,
         }
         write_text_atomically(output / CARD_FILE, json.dumps(card, indent=2) + "\n")
