@@ -15,7 +15,6 @@ from torch import nn
 from neural_collapse.collapse.features import (
     Watched,
     extract,
-    extract_other,
     extract_splits,
     in_batches,
     measurement_mode,
@@ -169,25 +168,19 @@ def test_another_datasets_features_are_of_both_splits_whatever_its_classes(netwo
     other = SimpleNamespace(name="other", num_classes=5)
     other.train_images, other.test_images = images[:20], images[20:]
     other.train_labels, other.test_labels = labels[:20], labels[20:]
-    found = extract_other(network, other, MEAN, STD, batch_size=6, device="cpu", most=20)
+    options = dict(trained_on=SimpleNamespace(mean=MEAN, std=STD), batch_size=6, device="cpu")
+    found = extract_splits(network, other, keep_rows=range(20), keep_test=True, **options)
     rows = plain_features(network, images)
-    assert_allclose(found.train_rows, rows[:20], rtol=1e-4, atol=1e-6)
+    assert_allclose(found.kept, rows[:20], rtol=1e-4, atol=1e-6)
     assert_allclose(found.test_rows, rows[20:], rtol=1e-4, atol=1e-6)
-    centres = np.stack([found.train_rows[labels[:20] == c].mean(0) for c in range(5)])
+    centres = np.stack([found.kept[labels[:20] == c].mean(0) for c in range(5)])
     distances = np.linalg.norm(found.test_rows[:, None] - centres, axis=2)
     right = distances.argmin(1) == labels[20:]
     assert found.test.share(lambda d: d.ncc_correct) == right.mean()
     assert found.test.weight is None and found.test.class_means.shape == (5, 6)
-
-    few = extract_other(network, other, MEAN, STD, batch_size=6, device="cpu", most=3)
-    assert_array_equal(few.train_rows, found.train_rows[[0, 10, 19]])
-    assert few.train_labels.tolist() == [0, 0, 4]
-    assert few.test.share(lambda d: d.ncc_correct) == right.mean()  # centres of all images
-
-
-def test_extract_classifier_without_bias_has_a_bias_of_zeros(data):
-    moments, _ = run(SmallNet(bias=False), data)
-    assert moments.bias.tolist() == [0, 0, 0]
+    other.train_labels = labels[:20] % 4
+    with pytest.raises(UserError, match="other train split has no example of class 4"):
+        extract_splits(network, other, **options)
 
 
 def test_file_buffer_gives_the_same_bits_and_goes_away(network, data, tmp_path, monkeypatch):

@@ -35,18 +35,6 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
 
 
-class Splits(NamedTuple):
-    """Moments of the train and the test split, and the raw features of chosen train rows."""
-
-    train: Moments
-    test: Moments
-    kept: np.ndarray | None
-    layers: dict[str, tuple[Moments, Moments]]
-    """Train and test moments of further layers, by name; they have no classifier."""
-    test_rows: np.ndarray | None = None
-    """Raw features (N, d) of the test split, where they were asked for."""
-
-
 @dataclass(frozen=True)
 class Watched:
     """What else is measured in the same pass, and how."""
@@ -63,118 +51,64 @@ class Watched:
 NOTHING_ELSE = Watched()
 
 
+class Splits(NamedTuple):
+    """Moments of the train and the test split, and raw features."""
+
+    train: Moments
+    test: Moments
+    kept: np.ndarray | None
+    """(n, d) float32, of the chosen train examples."""
+    layers: dict[str, tuple[Moments, Moments]]
+    """Train and test moments of further layers, by name; they have no classifier."""
+    test_rows: np.ndarray | None
+    """(N, d) float32, of the test split."""
+
+
 def extract_splits(
     network: nn.Module,
     data: PreparedDataset,
     *,
-    batch_size: int,
-    device: str | torch.device,
+    trained_on: PreparedDataset | None = None,
     keep_rows: Sequence[int] | np.ndarray | None = None,
     keep_test: bool = False,
-    scatter: str = "projected",
     watched: Watched = NOTHING_ELSE,
+    **options: Any,
 ) -> Splits:
     """Moments of both splits, of the features and of further layers, each image passed once.
 
-    The test split's nearest-class-centre decisions are by the train means. Arguments, errors and
-    what the raw features are: see `extract`; keep_test: whether to return the test split's as well.
-    """
-    test_rows = np.arange(len(data.test_labels)) if keep_test else None
-    (train, kept), (test, test_rows) = _extract_both(
-        network,
-        data,
-        data.mean,
-        data.std,
-        (keep_rows, test_rows),
-        batch_size=batch_size,
-        device=device,
-        scatter=scatter,
-        watched=watched,
-    )
-    layers = dict(zip(watched.layers, zip(train[1:], test[1:], strict=True), strict=True))
-    return Splits(train[0], test[0], kept, layers, test_rows)
-
-
-class OtherFeatures(NamedTuple):
-    """A network's features of a dataset that it was not trained on."""
-
-    train_rows: np.ndarray
-    """(N, d) float32, in the order of the images; of `most` images, spread evenly, where there are
-    more."""
-    train_labels: np.ndarray
-    """(N,), theirs."""
-    test_rows: np.ndarray
-    test: Moments
-    """Of the test split, without a classifier; its nearest class centres are the train split's."""
-
-
-def extract_other(
-    network: nn.Module,
-    other: PreparedDataset,
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    batch_size: int,
-    device: str | torch.device,
-    most: int,
-    batch_norm_examples: int | None = None,
-) -> OtherFeatures:
-    """Features of another dataset's two splits, whose classes need not be the network's.
+    The test split's nearest-class-centre decisions are by the train means.
 
     Args:
-        network: see the module docstring.
-        other: of the size and channels of the images that the network was trained on.
-        mean: of the network's own images, by which these are normalised too; `std` likewise.
-        most: raw features of the train split, in memory.
-        batch_norm_examples: see `Watched`.
+        trained_on: the dataset of which the network has learned, where that is not `data`. Its
+            mean and std normalise the images, and moments have no classifier, since the network
+            decides between other classes.
+        keep_rows: indices of the train examples whose raw features to return.
+        keep_test: whether to return those of the test split.
+        options: of `extract`: batch_size, device, scatter.
     """
-    count = len(other.train_labels)
-    spread = np.linspace(0, count - 1, min(count, most)).round().astype(int)
-    (_, train_rows), (test, test_rows) = _extract_both(
-        network,
-        other,
-        mean,
-        std,
-        (spread, np.arange(len(other.test_labels))),
-        name=f"{other.name} ",
-        batch_size=batch_size,
-        device=device,
-        watched=Watched(batch_norm_examples=batch_norm_examples),
-        own_classes=False,
-    )
-    return OtherFeatures(train_rows, other.train_labels[spread], test_rows, test[0])
-
-
-def _extract_both(
-    network: nn.Module,
-    data: PreparedDataset,
-    mean: Sequence[float],
-    std: Sequence[float],
-    keep_rows: tuple,
-    name: str = "",
-    **options: Any,
-) -> list[tuple[list[Moments], np.ndarray | None]]:
-    """`extract` of the train and then of the test split, this one by the train split's means.
-
-    keep_rows: of each split; name: goes before the split's in error messages.
-    """
-    means, found = None, []
-    for split, rows in zip(("train", "test"), keep_rows, strict=True):
+    normalised_as = data if trained_on is None else trained_on
+    test_rows = np.arange(len(data.test_labels)) if keep_test else None
+    found, means = [], None
+    for split, rows in (("train", keep_rows), ("test", test_rows)):
         moments, raw = extract(
             network,
             getattr(data, f"{split}_images"),
             getattr(data, f"{split}_labels"),
-            mean,
-            std,
+            normalised_as.mean,
+            normalised_as.std,
             num_classes=data.num_classes,
             train_means=means,
             keep_rows=rows,
-            split=f"{name}{split}",
+            split=split if trained_on is None else f"{data.name} {split}",
+            watched=watched,
+            own_classes=trained_on is None,
             **options,
         )
         means = [one.class_means for one in moments]
         found.append((moments, raw))
-    return found
+    ((train, *train_layers), kept), ((test, *test_layers), test_rows) = found
+    pairs = zip(train_layers, test_layers, strict=True)
+    return Splits(train, test, kept, dict(zip(watched.layers, pairs, strict=True)), test_rows)
 
 
 def extract(
@@ -218,10 +152,13 @@ def extract(
     Raises:
         UserError: input that does not fit, NaN or infinite features, a full disk.
     """
-    labels = _checked(network, images, labels, mean, std, num_classes, split, own_classes)
+    check_images(images, mean, std, split)
+    _check_network(network, num_classes if own_classes else None)
+    labels = label_array(labels, len(images), num_classes, split)
     check_batches(len(labels), watched.batch_norm_examples, split)
-    classifier, device = network.classifier, torch.device(device)
+    device = torch.device(device)
     network.to(device)
+    classifier = network.classifier
     # Each class's features lie together, as the moments read them.
     places_N = np.empty(len(labels), dtype=np.int64)
     places_N[np.argsort(labels, kind="stable")] = np.arange(len(labels))
@@ -254,7 +191,7 @@ def extract(
             moments.append(found)
         kept = None
         if keep_rows is not None:
-            kept = np.array(buffers[0][places_N[_row_index(keep_rows, images)]])
+            kept = np.array(buffers[0][places_N[_row_index(keep_rows, len(images))]])
     return moments, kept
 
 
@@ -327,10 +264,13 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
-def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> None:
+def in_batches(
+    count: int, batch_size: int, run: Callable[[int, int], None], *, fixed: bool = False
+) -> None:
     """Call `run(start, stop)` over range(count); where memory runs out, halve the batch and go on.
 
-    `run` must leave nothing behind when it fails. Raises UserError where one alone does not fit.
+    `run` must leave nothing behind when it fails. Raises UserError where one alone does not fit,
+    or a whole batch where it is `fixed`, since it decides the result.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -342,6 +282,12 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            if fixed:
+                raise UserError(
+                    f"measurement.batch_norm_examples: {batch_size} images a batch are more than "
+                    "the GPU's memory holds; lower it (the results change with it), or stop other "
+                    "programs on it"
+                ) from None
             if stop - start == 1:
                 raise UserError(
                     "not even one image fits into the GPU's memory; stop other programs on it or "
@@ -354,20 +300,6 @@ def in_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> 
         # Outside the except clause, whose traceback still holds the failed batch's tensors.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _in_fixed_batches(count: int, batch_size: int, run: Callable[[int, int], None]) -> None:
-    """The same with batches that decide the result, so that none may be smaller."""
-    try:
-        for start in range(0, count, batch_size):
-            run(start, min(start + batch_size, count))
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"measurement.batch_norm_examples: {batch_size} images a batch are more than the GPU's "
-            "memory holds; lower it (the results change with it), or stop other programs on it"
-        ) from None
 
 
 def _stream(
@@ -385,20 +317,16 @@ def _stream(
     """
     device = normalise.scale.device
     on_cuda = device.type == "cuda"
-    if device.type == "cpu":
-        batch_size = min(batch_size, CPU_BATCH)
     # On a GPU a batch's features are awaited only when the next batch is already under way.
-    pending: list[tuple[np.ndarray, list[Tensor], torch.cuda.Event]] = []
-
-    def store(where: np.ndarray, outputs_BD: list[Tensor]) -> None:
-        for buffer, output_BD in zip(buffers, outputs_BD, strict=True):
-            buffer[where] = output_BD.numpy()
+    pending: list[tuple[np.ndarray, list[Tensor], torch.cuda.Event | None]] = []
 
     def collect() -> None:
         while pending:
             where, on_host, arrived = pending.pop()
-            arrived.synchronize()
-            store(where, on_host)
+            if arrived is not None:
+                arrived.synchronize()
+            for buffer, output_BD in zip(buffers, on_host, strict=True):
+                buffer[where] = output_BD.numpy()
 
     def run(start: int, stop: int) -> None:
         batch_BX = torch.from_numpy(np.array(images[start:stop]))
@@ -410,23 +338,24 @@ def _stream(
                 f"network.features gave shape {tuple(outputs_BD[0].shape)} for {stop - start} "
                 f"images; its classifier takes (B, {buffers[0].shape[1]})."
             )
+        arrived = None
         if on_cuda:
-            on_host = []
-            for output_BD in outputs_BD:
+            for number, output_BD in enumerate(outputs_BD):
                 host_BD = torch.empty(output_BD.shape, dtype=torch.float32, pin_memory=True)
-                on_host.append(host_BD.copy_(output_BD, non_blocking=True))
+                outputs_BD[number] = host_BD.copy_(output_BD, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
             collect()
-            pending.append((places_N[start:stop], on_host, arrived))
-        else:
-            store(places_N[start:stop], [output_BD.cpu() for output_BD in outputs_BD])
+        pending.append((places_N[start:stop], [one.cpu() for one in outputs_BD], arrived))
+        if not on_cuda:
+            collect()
 
+    if fixed_batch is not None:
+        batch_size = fixed_batch
+    elif device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     with torch.inference_mode():
-        if fixed_batch is None:
-            in_batches(len(images), batch_size, run)
-        else:
-            _in_fixed_batches(len(images), fixed_batch, run)
+        in_batches(len(images), batch_size, run, fixed=fixed_batch is not None)
         collect()
 
 
@@ -456,18 +385,7 @@ def _host_buffer(shape: tuple[int, int], memory_limit_bytes: int) -> Iterator[np
             mapped._mmap.close()
 
 
-def _checked(
-    network: nn.Module,
-    images: np.ndarray,
-    labels,
-    mean,
-    std,
-    num_classes: int,
-    split: str,
-    own_classes: bool,
-) -> np.ndarray:
-    """The labels as (N,) int64, where everything fits together; else a UserError."""
-    check_images(images, mean, std, split)
+def _check_network(network: nn.Module, num_classes: int | None) -> None:
     classifier = getattr(network, "classifier", None)
     if not (callable(getattr(network, "features", None)) and isinstance(classifier, nn.Linear)):
         raise UserError(
@@ -475,12 +393,11 @@ def _checked(
             "features(x), the input of its last layer, and that nn.Linear as its attribute "
             "classifier."
         )
-    if own_classes and classifier.out_features != num_classes:
+    if num_classes not in (None, classifier.out_features):
         raise UserError(
             f"The network decides between {classifier.out_features} classes, the data set has "
             f"{num_classes}."
         )
-    return label_array(labels, len(images), num_classes, split)
 
 
 def check_images(images: np.ndarray, mean, std, split: str) -> None:
@@ -499,12 +416,12 @@ def check_images(images: np.ndarray, mean, std, split: str) -> None:
         raise UserError(f"std is {list(std)}; every channel's must be greater than zero.")
 
 
-def _row_index(rows: Sequence[int] | np.ndarray, images: np.ndarray) -> np.ndarray:
+def _row_index(rows: Sequence[int] | np.ndarray, examples: int) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
         raise UserError(f"Rows are chosen by whole numbers, not {rows.dtype} {rows.shape}.")
-    if rows.size and not (rows.min() >= 0 and rows.max() < len(images)):
+    if rows.size and not (rows.min() >= 0 and rows.max() < examples):
         raise UserError(
-            f"Rows run from {rows.min()} to {rows.max()}, but there are {len(images)} examples."
+            f"Rows run from {rows.min()} to {rows.max()}, but there are {examples} examples."
         )
     return rows.astype(np.int64)

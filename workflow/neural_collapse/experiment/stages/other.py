@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ...collapse.features import Splits, extract_other
+from ...collapse.features import Splits, Watched, extract_splits
 from ...collapse.measure import compute_moments
 from ...collapse.outliers import outlier_statistics
 from ...collapse.registry import OF_OTHER_DATASET
@@ -51,15 +52,17 @@ def other_statistics(
 
     splits: of the network's own data, with the full scatter and the test split's raw features.
     """
-    found = extract_other(
+    count = len(other.train_labels)
+    spread = np.linspace(0, count - 1, min(count, PROBE_EXAMPLES)).round().astype(int)
+    found = extract_splits(
         network,
         other,
-        data.mean,
-        data.std,
+        trained_on=data,
         batch_size=recipe.training.evaluation_batch_size,
         device=device,
-        most=PROBE_EXAMPLES,
-        batch_norm_examples=recipe.measurement.batch_norm_examples,
+        keep_rows=spread,
+        keep_test=True,
+        watched=Watched(batch_norm_examples=recipe.measurement.batch_norm_examples),
     )
     layer = splits.test.weight, splits.test.bias
     by_test_means = compute_moments(
@@ -68,7 +71,7 @@ def other_statistics(
     values = outlier_statistics(splits.train, splits.test_rows, found.test_rows) | {
         "transfer_ncc_accuracy": found.test.share(lambda d: d.ncc_correct),
         "transfer_probe_accuracy": linear_probe_accuracy(
-            found.train_rows, found.train_labels, found.test_rows, other.test_labels
+            found.kept, other.train_labels[spread], found.test_rows, other.test_labels
         ),
         "nc4_ncc_mismatch_test_means": by_test_means.share(lambda d: d.counted - d.agreeing),
     }
