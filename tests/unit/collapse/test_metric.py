@@ -185,8 +185,9 @@ def test_maps_are_pooled_as_asked():
     rng = np.random.default_rng(7)
     maps = torch.from_numpy(rng.standard_normal((20, 3, 2, 2)))
     labels = torch.arange(20) % 2
-    with pytest.raises(UserError, match='pool="mean" or pool="flatten"'):
-        CollapseMetric(2, 3).update(maps, labels)
+    for pool in (None, "max"):
+        with pytest.raises(UserError, match='pool="mean" or pool="flatten"'):
+            measure(maps, labels, pool=pool)
     for pool, rows in (("mean", maps.mean((2, 3))), ("flatten", maps.flatten(1))):
         metric = CollapseMetric(2, rows.shape[1], pool=pool)
         metric.update(maps, labels)

@@ -88,13 +88,15 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
     return labels.astype(np.int64)
 
 
-def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor:
-    """A parameter of the last layer, or means, as a float64 copy on the CPU.
+def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
+    """A parameter of the last layer, or means, as a float64 copy on the CPU; None for None.
 
     Raises:
         UserError: another shape (a transposed one is called so), NaN or infinite values.
     """
-    tensor = torch.as_tensor(_native(real_array(values, f"values of {name}")))
+    if values is None:
+        return None
+    tensor = torch.as_tensor(native(real_array(values, f"values of {name}")))
     tensor = tensor.cpu().to(torch.float64)
     found = tuple(tensor.shape)
     if found != shape:
@@ -105,19 +107,14 @@ def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor:
     return tensor.clone()
 
 
-def optional_parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
-    """`parameter`, or None for None."""
-    return None if values is None else parameter(values, shape, name)
-
-
-def optional_centres(train_means: Any, shape: tuple[int, ...]) -> Tensor | None:
+def centres(train_means: Any, shape: tuple[int, ...]) -> Tensor | None:
     """Class means as `parameter` has them, where a row of NaN is a class without examples."""
     if train_means is None:
         return None
-    given = torch.as_tensor(_native(real_array(train_means, "values of train_means"))).cpu()
+    given = torch.as_tensor(native(real_array(train_means, "values of train_means"))).cpu()
     absent = given.isnan().all(-1, keepdim=True)
-    means = parameter(given.masked_fill(absent, 0), shape, "train_means")
-    return means.masked_fill(absent, torch.nan)
+    parameter(given.masked_fill(absent, 0), shape, "train_means")
+    return given.to(torch.float64)
 
 
 def check_weight(weight: Any, dim: int, split: str) -> None:
@@ -133,8 +130,8 @@ def check_weight(weight: Any, dim: int, split: str) -> None:
         )
 
 
-def _native(values: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """In the machine's byte order, with strides that torch takes."""
+def native(values: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """In the machine's byte order, with strides that torch takes; a copy only where necessary."""
     if isinstance(values, Tensor):
         return values
     return np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
@@ -146,13 +143,10 @@ def float64_tensor(values: Any) -> Tensor:
     Raises:
         UserError: as `real_array`.
     """
-    tensor = torch.as_tensor(_native(real_array(values, "values")))
+    tensor = torch.as_tensor(native(real_array(values, "values")))
     if tensor.device.type == "mps":  # which has no float64
         tensor = tensor.cpu()
     return tensor.to(torch.float64)
-
-
-POOLS = ("mean", "flatten")
 
 
 def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor, Tensor]:
@@ -166,10 +160,10 @@ def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor,
     Raises:
         UserError: shapes that do not fit together, maps without `pool`.
     """
-    h = torch.as_tensor(_native(real_array(features, "features")))
-    c = torch.as_tensor(_native(_label_numbers(labels, "labels"))).to(h.device)
+    h = torch.as_tensor(native(real_array(features, "features")))
+    c = torch.as_tensor(native(_label_numbers(labels, "labels"))).to(h.device)
     if h.dim() == 4:
-        if pool is None:
+        if pool not in ("mean", "flatten"):
             raise UserError(
                 f"The features are maps of shape {tuple(h.shape)}; say how they become vectors: "
                 'pool="mean" or pool="flatten".'
@@ -207,9 +201,7 @@ def feature_rows(
     if features.ndim != 2:
         features, labels = flat_examples(features, labels, pool)
     if ignore_index is not None:
-        kept = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels) != ignore_index
-        kept = kept.reshape(-1)
-        at = torch.from_numpy(kept).to(features.device) if isinstance(features, Tensor) else kept
-        features = features[at]
-        labels = labels[torch.from_numpy(kept) if isinstance(labels, Tensor) else kept]
+        numbers = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        rows = np.flatnonzero(numbers != ignore_index)
+        features, labels = features[rows], labels[rows]
     return features, labels

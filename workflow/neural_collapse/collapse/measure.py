@@ -13,14 +13,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import (
-    check_weight,
-    feature_rows,
-    label_array,
-    optional_centres,
-    optional_parameter,
-    real_array,
-)
+from .arrays import centres, check_weight, feature_rows, label_array, native, parameter, real_array
 from .metric import CollapseMetric
 from .moments import Moments
 from .result import CollapseResult
@@ -131,96 +124,35 @@ def compute_moments(
     >>> compute_moments([[0.0, 1.0], [0.0, 3.0]], [0, 0], 1, None, None).class_variances
     tensor([1.], dtype=torch.float64)
     """
-    features_ND = _feature_matrix(features_ND, split)
-    examples, dim = features_ND.shape
-    labels = label_array(labels_N, examples, num_classes, split)
-    if weight is not None:
-        check_weight(weight, dim, split)
-    shape = (num_classes, dim)
-    weight = optional_parameter(weight, shape, "weight")
-    bias = optional_parameter(bias, shape[:1], "bias")
-    train_means = optional_centres(train_means, shape)
-    if not allow_empty:
-        _require_all_classes(labels, num_classes, split)
-    order_N = np.argsort(labels, kind="stable")
-    rows_of_order_N = order_N if rows_N is None else rows_N[order_N]
-    metric = CollapseMetric(num_classes, dim, scatter, device=device)
-    source = _Source(features_ND, metric.device)
-    source.feed(metric, rows_of_order_N, labels[order_N])
-    _check_means(metric.class_means, source, split)
-    metric.second_pass(weight, bias, train_means=train_means)
-    source.feed(metric, rows_of_order_N, labels[order_N])
-    return metric.moments()
-
-
-def _feature_matrix(features_ND: Any, split: str) -> np.ndarray | Tensor:
     features_ND = real_array(features_ND, f"features of the {split} split")
     if features_ND.ndim != 2 or 0 in features_ND.shape:
         raise UserError(
             f"The features of the {split} split have shape {tuple(features_ND.shape)}, not (N, d)."
         )
-    return features_ND
+    examples, dim = features_ND.shape
+    labels = label_array(labels_N, examples, num_classes, split)
+    if weight is not None:
+        check_weight(weight, dim, split)
+    weight = parameter(weight, (num_classes, dim), "weight")
+    bias = parameter(bias, (num_classes,), "bias")
+    train_means = centres(train_means, (num_classes, dim))
+    if not allow_empty:
+        _require_all_classes(labels, num_classes, split)
+    order_N = np.argsort(labels, kind="stable")
+    rows_N = order_N if rows_N is None else rows_N[order_N]
+    metric = CollapseMetric(num_classes, dim, scatter, device=device)
+    classes_N = torch.from_numpy(labels[order_N])
 
+    def feed() -> None:
+        for block, h_BD in _blocks(features_ND, rows_N, metric.device):
+            metric.add_sorted(h_BD, classes_N[block].to(metric.device))
 
-def _check_means(class_means_CD: Tensor, source: _Source, split: str) -> None:
-    largest = class_means_CD.abs().max()
-    if largest <= LARGEST_FEATURE:
-        return
-    rows_N = np.arange(len(source.features_ND))
-    spoiled = sum(
-        int((~torch.isfinite(source.read(rows_N[block])).all(dim=1)).sum())
-        for block in source.blocks(len(rows_N))
-    )
-    if spoiled:
-        raise UserError(
-            f"{spoiled} of the {len(rows_N)} examples of the {split} split have NaN "
-            "or infinite features; the training has probably diverged: lower its learning rate."
-        )
-    raise UserError(
-        f"The features of the {split} split are larger than {LARGEST_FEATURE:.0e}, so their "
-        "squares overflow float64; divide features and class means by a constant."
-    )
-
-
-class _Source:
-    """Features, read in blocks of rows by the device that computes."""
-
-    def __init__(self, features_ND: np.ndarray | Tensor, device: torch.device):
-        self.features_ND, self.device = features_ND, device
-        self.block_rows = BLOCK_ROWS.get(self.device.type, BLOCK_ROWS["cpu"])
-        rows = min(self.block_rows, len(features_ND))
-        self._buffer_BD = torch.empty(
-            rows, features_ND.shape[1], dtype=torch.float64, device=self.device
-        )
-
-    def blocks(self, examples: int) -> Iterator[slice]:
-        """So many examples, block by block."""
-        for start in range(0, examples, self.block_rows):
-            yield slice(start, start + self.block_rows)
-
-    def feed(self, metric: CollapseMetric, rows_N: np.ndarray, labels_N: np.ndarray) -> None:
-        """One pass over rows in class order."""
-        classes_N = torch.from_numpy(labels_N)
-        for block in self.blocks(len(rows_N)):
-            metric.add_sorted(self.read(rows_N[block]), classes_N[block].to(self.device))
-
-    def read(self, rows: np.ndarray) -> Tensor:
-        """(B, d) float64, the features of a block's rows, in the place of those read before."""
-        together = bool((np.diff(rows) == 1).all())
-        h_BD = self._take(slice(rows[0], rows[-1] + 1) if together else rows)
-        # Widened where it is computed with: float32 is half to copy to a GPU.
-        return self._buffer_BD[: len(rows)].copy_(h_BD.to(self.device))
-
-    def _take(self, rows: np.ndarray | slice) -> Tensor:
-        """Rows as they are, a view where possible."""
-        features_ND = self.features_ND
-        if isinstance(features_ND, Tensor):
-            if isinstance(rows, slice):
-                return features_ND[rows]
-            return features_ND.index_select(0, torch.from_numpy(rows).to(features_ND.device))
-        # torch takes neither foreign byte orders nor strides that go back.
-        h = np.require(features_ND[rows], features_ND.dtype.newbyteorder("="), ["C", "W"])
-        return torch.from_numpy(h)
+    feed()
+    if not metric.class_means.abs().max() <= LARGEST_FEATURE:  # or NaN
+        _refuse(features_ND, metric.device, split)
+    metric.second_pass(weight, bias, train_means=train_means)
+    feed()
+    return metric.moments()
 
 
 def _require_all_classes(labels: np.ndarray, num_classes: int, split: str) -> None:
@@ -231,3 +163,39 @@ def _require_all_classes(labels: np.ndarray, num_classes: int, split: str) -> No
             f"The {split} split has no example of class {named}; "
             "every class needs at least one to have a mean."
         )
+
+
+def _refuse(features_ND: np.ndarray | Tensor, device: torch.device, split: str) -> None:
+    """Say what is wrong with features whose means are not finite or too large."""
+    examples = len(features_ND)
+    blocks = _blocks(features_ND, np.arange(examples), device)
+    spoiled = sum(int((~torch.isfinite(h_BD).all(dim=1)).sum()) for _, h_BD in blocks)
+    if spoiled:
+        raise UserError(
+            f"{spoiled} of the {examples} examples of the {split} split have NaN "
+            "or infinite features; the training has probably diverged: lower its learning rate."
+        )
+    raise UserError(
+        f"The features of the {split} split are larger than {LARGEST_FEATURE:.0e}, so their "
+        "squares overflow float64; divide features and class means by a constant."
+    )
+
+
+def _blocks(
+    features_ND: np.ndarray | Tensor, rows_N: np.ndarray, device: torch.device
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of `rows_N`, and the features of those rows, (B, d) float64 on the device that
+    computes, each in the place of those before."""
+    size = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cpu"])
+    shape = min(size, len(rows_N)), features_ND.shape[1]
+    buffer_BD = torch.empty(shape, dtype=torch.float64, device=device)
+    for start in range(0, len(rows_N), size):
+        rows = rows_N[start : start + size]
+        together = bool((np.diff(rows) == 1).all())
+        chosen = slice(rows[0], rows[-1] + 1) if together else rows
+        if isinstance(features_ND, Tensor) and not together:
+            h_BD = features_ND.index_select(0, torch.from_numpy(rows).to(features_ND.device))
+        else:
+            h_BD = torch.as_tensor(native(features_ND[chosen]))
+        # Widened where it is computed with: float32 is half to copy to a GPU.
+        yield slice(start, start + size), buffer_BD[: len(rows)].copy_(h_BD.to(device))

@@ -12,6 +12,7 @@ together the scatter S + S' + (m - m')(m - m')^T n n' / (n + n'). No step waits 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import POOLS, flat_examples, optional_centres, optional_parameter, parameter
+from .arrays import centres, flat_examples, parameter
 from .moments import Decisions, Moments
 from .result import CollapseResult
 from .runs import Runs
@@ -70,8 +71,6 @@ class CollapseMetric:
         ignore_index: int | None = None,
         pool: str | None = None,
     ) -> None:
-        if pool not in (None, *POOLS):
-            raise UserError(f"pool is {pool!r}, not one of {', '.join(POOLS)}.")
         if scatter not in SCATTERS:
             raise UserError(f"scatter is {scatter!r}, not one of {', '.join(SCATTERS)}.")
         if num_classes < 1 or dim < 1:
@@ -171,15 +170,18 @@ class CollapseMetric:
         _refuse(self._refused, self.num_classes)
         if self._second is not None:
             raise UserError("The second pass has already begun; call reset() to start again.")
-        means_CD, unequal = self.class_means, bool((self.counts != self.counts[0]).any())
+        shape, unequal = (self.num_classes, self.dim), bool((self.counts != self.counts[0]).any())
+        means_CD, centres_CD = self.class_means, centres(train_means, shape)
+        if centres_CD is None:
+            centres_CD = means_CD.masked_fill((self.counts == 0)[:, None], torch.nan)
         self._second = SecondPass(
             means_CD,
-            optional_parameter(weight, (self.num_classes, self.dim), "weight"),
-            optional_parameter(bias, (self.num_classes,), "bias"),
-            optional_centres(train_means, (self.num_classes, self.dim)),
+            self.counts,
+            centres_CD,
+            parameter(weight, shape, "weight"),
+            parameter(bias, shape[:1], "bias"),
             # With the full scatter too, for that in which all classes count alike.
             basis=self.scatter == "projected" or (self.scatter == "full" and unequal),
-            counts_C=self.counts,
         )
 
     # ------------------------------------------------------------------------------------ results
@@ -200,41 +202,35 @@ class CollapseMetric:
         """What has been summed, on the CPU; arguments as in `compute`."""
         _refuse(self._refused, self.num_classes)
         means_CD, counts_C = self.class_means.cpu(), self.counts.cpu()
-        shape = (self.num_classes, self.dim)
-        second = self._second
-        if weight is None and second is not None:
-            weight, bias = second.weight, second.bias
-        weight = optional_parameter(weight, shape, "weight")
-        if weight is not None:
-            bias = torch.zeros(shape[0]) if bias is None else bias
-            bias = parameter(bias, shape[:1], "bias")
-        scatter = projected = None
-        examples = max(int(counts_C.sum()), 1)
-        if self._scatter is not None:
-            scatter = (self._scatter + self._scatter.T).cpu() / (2 * examples)
-            projected = project_scatter(scatter, means_CD)
-        elif second is not None and second.scatter_CC is not None:
-            projected = (second.scatter_CC + second.scatter_CC.T).cpu() / (2 * examples)
-        decisions = None if second is None else second.decisions()
+        sums = {} if self._second is None else self._second.sums
+        decisions = None if self._second is None else self._second.decisions()
         if decisions is not None and not torch.equal(decisions.counted, counts_C):
             raise UserError(
                 f"The second pass has seen {int(decisions.counted.sum())} examples and the first "
                 f"{int(counts_C.sum())}; both must see the same ones."
             )
-        variances_C = self._squares[:-1].cpu() / counts_C.clamp(min=1)
-        calibration = None if second is None else second.calibration_B3
-        balanced = None if second is None else second.balanced_CC
+        if weight is None and self._second is not None:
+            weight, bias = self._second.weight, self._second.bias
+        if weight is not None and bias is None:
+            bias = torch.zeros(self.num_classes)
+        examples = max(int(counts_C.sum()), 1)
+        scatters = {
+            name: _symmetric(sums[name], count)
+            for name, count in (("scatter_projected", examples), ("scatter_balanced", 1))
+            if name in sums
+        }
+        if self._scatter is not None:
+            scatters["scatter"] = _symmetric(self._scatter, examples)
+            scatters["scatter_projected"] = project_scatter(scatters["scatter"], means_CD)
         whole = Moments(
-            counts_C.clone(),
-            means_CD,
-            variances_C,
-            projected,
-            scatter,
-            weight,
-            bias,
-            decisions,
-            None if calibration is None else calibration.cpu().clone(),
-            None if balanced is None else (balanced + balanced.T).cpu() / 2,
+            counts=counts_C.clone(),
+            class_means=means_CD,
+            class_variances=self._squares[:-1].cpu() / counts_C.clamp(min=1),
+            weight=parameter(weight, (self.num_classes, self.dim), "weight"),
+            bias=parameter(bias, (self.num_classes,), "bias"),
+            decisions=decisions,
+            calibration=sums["calibration"].cpu().clone() if "calibration" in sums else None,
+            **scatters,
         )
         return whole if min_count is None else _frequent_classes(whole, min_count)
 
@@ -312,17 +308,11 @@ class CollapseMetric:
         return total
 
     def _copy(self) -> CollapseMetric:
-        copy = CollapseMetric(
-            self.num_classes,
-            self.dim,
-            self.scatter,
-            device=self.device,
-            ignore_index=self.ignore_index,
-            pool=self.pool,
-        )
-        copy._second = None if self._second is None else self._second.copy()
-        copy.load_state_dict({name: t.clone() for name, t in self.state_dict().items()})
-        return copy
+        other = copy.copy(self)
+        other.reset()
+        other._second = None if self._second is None else self._second.copy()
+        other.load_state_dict(self.state_dict())
+        return other
 
     def state_dict(self) -> dict[str, Tensor]:
         """All sums, for `load_state_dict` of a metric made alike."""
@@ -335,7 +325,7 @@ class CollapseMetric:
         }
         if self._scatter is not None:
             state["scatter"] = self._scatter
-        return state | ({} if self._second is None else self._second.state_dict())
+        return state | ({} if self._second is None else self._second.sums)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state_dict` gave; a second pass must have been begun if it had been."""
@@ -354,6 +344,11 @@ def _refuse(refused: Tensor, classes: int) -> None:
         raise UserError(f"{bad} examples have NaN, infinite or too large features.")
 
 
+def _symmetric(sums: Tensor, examples: int) -> Tensor:
+    """A scatter from sums of products, in which rounding may differ across the diagonal."""
+    return (sums + sums.T).cpu() / (2 * examples)
+
+
 def _frequent_classes(moments: Moments, min_count: int) -> Moments:
     kept = (moments.counts >= min_count).nonzero().flatten()
     if len(kept) == moments.num_classes:
@@ -362,16 +357,9 @@ def _frequent_classes(moments: Moments, min_count: int) -> Moments:
         raise UserError('min_count needs scatter="none": scatters are sums over all classes.')
     if not len(kept):
         raise UserError(f"No class has {min_count} examples.")
-
-    def of(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[kept]
-
-    decisions = moments.decisions
-    return Moments(
-        moments.counts[kept],
-        moments.class_means[kept],
-        moments.class_variances[kept],
-        weight=of(moments.weight),
-        bias=of(moments.bias),
-        decisions=None if decisions is None else Decisions(*(t[kept] for t in decisions)),
-    )
+    rows: dict[str, Any] = {}
+    for name in ("counts", "class_means", "class_variances", "weight", "bias"):
+        tensor = getattr(moments, name)
+        rows[name] = None if tensor is None else tensor[kept]
+    decisions = moments.decisions and Decisions(*(counts[kept] for counts in moments.decisions))
+    return Moments(**rows, decisions=decisions)

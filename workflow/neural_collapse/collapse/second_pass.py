@@ -7,6 +7,7 @@ Shape suffixes: B rows of one batch, C classes, d (D) feature dimension; 2: near
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -20,50 +21,48 @@ _SCORES = 2**24  # float64 numbers held at a time
 
 
 class SecondPass:
-    """Sums over examples, given the class means of the first pass.
+    """Sums over examples, given the class means of the first pass; `sums` by name.
 
     Args:
         means_CD: (C, d) of all examples; a row of zeros for a class without any.
+        counts_C: (C,) examples a class.
+        centres_CD: (C, d), what the NCC decision compares with, a row of NaN for a class without.
         weight: (C, d), or None for NCC decisions alone; bias: (C,).
-        centres: (C, d), what the NCC decision compares with, a row of NaN for a class without
-            examples; None: the means.
         basis: whether to sum the scatter on the span of the means.
-        counts_C: (C,) examples a class, none of them 0 by default.
     """
 
     def __init__(
         self,
         means_CD: Tensor,
+        counts_C: Tensor,
+        centres_CD: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        centres: Tensor | None,
         *,
         basis: bool,
-        counts_C: Tensor | None = None,
     ) -> None:
         classes, _ = means_CD.shape
         device = means_CD.device
         self.weight, self.bias = weight, bias
         # Examples that do not count are of one more class.
         self.means_CD = torch.cat([means_CD, means_CD.new_zeros(1, means_CD.shape[1])])
-        self.basis_CD = span_of_means(means_CD).basis_CD.to(device) if basis else None
-        self.scatter_CC = means_CD.new_zeros(classes, classes) if basis else None
-        # The same with all classes of equal weight, where that differs.
-        self.balanced_CC: Tensor | None = None
-        if basis and counts_C is not None and counts_C.min() != counts_C.max():
-            self.balanced_CC = means_CD.new_zeros(classes, classes)
-            shares_C = counts_C.clamp(min=1).double().reciprocal() / classes
-            self.roots_C = torch.cat([shares_C, shares_C.new_zeros(1)]).sqrt()
-        self.decided_4C = torch.zeros(4, classes + 1, dtype=torch.int64, device=device)
-        # Of each bin of confidence: examples, their confidence, those decided rightly.
-        self.calibration_B3 = None if weight is None else means_CD.new_zeros(CALIBRATION_BINS, 3)
+        self.sums = {"decided": torch.zeros(4, classes + 1, dtype=torch.int64, device=device)}
+        if weight is not None:
+            # Of each bin of confidence: examples, their confidence, those decided rightly.
+            self.sums["calibration"] = means_CD.new_zeros(CALIBRATION_BINS, 3)
+        if basis:
+            self.basis_CD = span_of_means(means_CD).basis_CD.to(device)
+            self.sums["scatter_projected"] = means_CD.new_zeros(classes, classes)
+            # The same with all classes of equal weight, where that differs.
+            if counts_C.min() != counts_C.max():
+                self.sums["scatter_balanced"] = means_CD.new_zeros(classes, classes)
+                shares_C = counts_C.clamp(min=1).double().reciprocal() / classes
+                self.roots_C = torch.cat([shares_C, shares_C.new_zeros(1)]).sqrt()
         # Both decisions are by the largest of <row, h - origin> + constant: of the centres c the
         # nearest has the largest <c, h> - |c|^2 / 2, which is -|h - c|^2 / 2 but for |h|^2.
         # A class without examples has no centre to be near to.
-        centres_CD = means_CD if centres is None else centres.to(device)
+        centres_CD = centres_CD.to(device)
         absent_C = centres_CD.isnan().all(1)
-        if centres is None and counts_C is not None:
-            absent_C = counts_C == 0
         centres_CD = centres_CD.masked_fill(absent_C[:, None], 0)
         self.origin_D = centres_CD.mean(0)
         towards_CD = centres_CD - self.origin_D
@@ -89,16 +88,16 @@ class SecondPass:
         return torch.cat([self._update(h, c) for h, c in parts], dim=1)
 
     def _update(self, h_BD: Tensor, c_B: Tensor) -> Tensor:
-        if self.basis_CD is not None and self.scatter_CC is not None:
+        if "scatter_projected" in self.sums:
             runs = Runs(c_B, len(c_B))
             rows_RD = self.means_CD[runs.class_R]
             # A mean's own rounding error, about 1e-16 |mu|, enters only squared.
             runs.subtract_(h_BD, rows_RD)
             y_CB = self.basis_CD @ h_BD.T
-            self.scatter_CC.addmm_(y_CB, y_CB.T)
-            if self.balanced_CC is not None:
+            self.sums["scatter_projected"].addmm_(y_CB, y_CB.T)
+            if "scatter_balanced" in self.sums:
                 y_CB *= self.roots_C[c_B]
-                self.balanced_CC.addmm_(y_CB, y_CB.T)
+                self.sums["scatter_balanced"].addmm_(y_CB, y_CB.T)
             runs.subtract_(h_BD, self.origin_D - rows_RD)
         else:
             h_BD.sub_(self.origin_D)
@@ -109,47 +108,29 @@ class SecondPass:
         tolerance_2CB = self.per_length_2C[..., None] * lengths_B + self.rounding_2C[..., None]
         decisions_2B = _first_best(scores_2CB, tolerance_2CB, self.countdown_C)
         ncc_B, network_B = decisions_2B[0], decisions_2B[-1]
-        found_4B = torch.stack(
-            [
-                torch.ones_like(c_B, dtype=torch.bool),
-                ncc_B == c_B,
-                network_B == c_B,
-                ncc_B == network_B,
-            ]
-        )
-        if self.calibration_B3 is None:
-            found_4B[2:] = False
+        everything_B = torch.ones_like(c_B, dtype=torch.bool)
+        found_4B = torch.stack([everything_B, ncc_B == c_B, network_B == c_B, ncc_B == network_B])
+        if "calibration" in self.sums:
+            counted_B = c_B < len(self.means_CD) - 1
+            _add_confidence(self.sums["calibration"], scores_2CB[1], found_4B[2], counted_B)
         else:
-            counted_B = c_B < self.decided_4C.shape[1] - 1
-            _add_confidence(self.calibration_B3, scores_2CB[1], found_4B[2], counted_B)
-        self.decided_4C.index_add_(1, c_B, found_4B.to(torch.int64))
+            found_4B[2:] = False
+        self.sums["decided"].index_add_(1, c_B, found_4B.to(torch.int64))
         return decisions_2B
 
     def decisions(self) -> Decisions:
         """The counts, on the CPU."""
-        return Decisions(*self.decided_4C[:, :-1].cpu().clone())
+        return Decisions(*self.sums["decided"][:, :-1].cpu().clone())
 
-    def state_dict(self) -> dict[str, Tensor]:
-        state = {"decided": self.decided_4C}
-        if self.calibration_B3 is not None:
-            state["calibration"] = self.calibration_B3
-        if self.balanced_CC is not None:
-            state["scatter_balanced"] = self.balanced_CC
-        return state | ({} if self.scatter_CC is None else {"scatter_projected": self.scatter_CC})
-
-    def add(self, state: dict[str, Tensor]) -> None:
+    def add(self, sums: Mapping[str, Tensor]) -> None:
         """Add the sums of another part."""
-        for name, tensor in self.state_dict().items():
-            tensor += state[name]
+        for name, tensor in self.sums.items():
+            tensor += sums[name]
 
     def copy(self) -> SecondPass:
         """With sums of its own."""
         other = copy.copy(self)
-        other.decided_4C = self.decided_4C.clone()
-        other.scatter_CC = None if self.scatter_CC is None else self.scatter_CC.clone()
-        other.balanced_CC = None if self.balanced_CC is None else self.balanced_CC.clone()
-        if self.calibration_B3 is not None:
-            other.calibration_B3 = self.calibration_B3.clone()
+        other.sums = {name: tensor.clone() for name, tensor in self.sums.items()}
         return other
 
 
