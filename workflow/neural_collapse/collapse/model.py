@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -164,27 +164,34 @@ def measure_model(
     24
     """
     layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
-    run = _Run(model, device, inputs_key, labels_key)
+    loaders = [train_loader] if test_loader is None else [train_loader, test_loader]
+    if device is not None:
+        model.to(device)
     with ExitStack() as stack:
         watched = [stack.enter_context(watch(model, one)) for one in layers]
-        kept = [stack.enter_context(_Kept(memory_limit_bytes)) for _ in (*layers, *layers)]
+        rows = [
+            [stack.enter_context(closing(_Rows(memory_limit_bytes))) for _ in layers]
+            for _ in loaders
+        ]
         stack.enter_context(measurement_mode(model))
-        stack.enter_context(_random_numbers_kept(train_loader, test_loader))
-        run.over(train_loader, watched, kept[: len(layers)], pool)
-        if test_loader is not None:
-            run.over(test_loader, watched, kept[len(layers) :], pool)
-        classes = _num_classes(model, num_classes, kept[0].largest_label)
-        options = {"num_classes": classes, "scatter": scatter, "ignore_index": ignore_index}
-        of_test = kept[len(layers) :] if test_loader is not None else [None] * len(layers)
+        stack.enter_context(_random_numbers_kept(loaders))
+        for loader, kept in zip(loaders, rows, strict=True):
+            for inputs, labels in _batches(loader, inputs_key, labels_key):
+                _call(model, inputs, device)
+                for one, rows_of_one in zip(watched, kept, strict=True):
+                    rows_of_one.add(*flat_examples(one.value, labels, pool))
+        if num_classes is None:
+            num_classes = _num_classes(model, rows[0][0].largest_label)
+        options = {"num_classes": num_classes, "scatter": scatter, "ignore_index": ignore_index}
         results = {
-            one.name: _result(one.layer, train, test, options)
-            for one, train, test in zip(watched, kept, of_test, strict=False)
+            one.name: _result(one.layer, splits, options)
+            for one, *splits in zip(watched, *rows, strict=True)
         }
     return results if isinstance(layer, (list, tuple)) else results[watched[0].name]
 
 
 @contextmanager
-def _random_numbers_kept(*loaders: Any) -> Iterator[None]:
+def _random_numbers_kept(loaders: Sequence[Any]) -> Iterator[None]:
     """torch's random numbers and those of the loaders, which an iterator draws from, as before."""
     owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
     found = [getattr(owner, "generator", None) for owner in owners]
@@ -198,14 +205,12 @@ def _random_numbers_kept(*loaders: Any) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _result(
-    layer: nn.Module, train: _Kept, test: _Kept | None, options: dict[str, Any]
-) -> CollapseResult:
+def _result(layer: nn.Module, splits: list[_Rows], options: dict[str, Any]) -> CollapseResult:
     weight, bias = last_layer_of(layer)
     if weight is not None and len(weight) != options["num_classes"]:  # of a hidden layer
         weight = bias = None
-    result = measure(*train.arrays(), weight, bias, **options)
-    if test is not None:
+    result = measure(*splits[0].arrays(), weight, bias, **options)
+    for test in splits[1:]:
         moments = result.moments
         # A class that the train set lacks has no mean to be near to.
         means = moments.class_means.masked_fill(moments.counts[:, None] == 0, torch.nan)
@@ -213,9 +218,7 @@ def _result(
     return result
 
 
-def _num_classes(model: nn.Module, given: int | None, largest_label: int) -> int:
-    if given is not None:
-        return given
+def _num_classes(model: nn.Module, largest_label: int) -> int:
     if any(isinstance(module, nn.Linear) for module in model.modules()):
         weight, _ = last_layer_of(find_layer(model)[1])
         if weight is not None:
@@ -223,66 +226,45 @@ def _num_classes(model: nn.Module, given: int | None, largest_label: int) -> int
     return largest_label + 1
 
 
-class _Run:
-    """A model on a device, called with the batches of a loader."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        device: str | torch.device | None,
-        inputs_key: str | None,
-        labels_key: str,
-    ) -> None:
-        self.model, self.inputs_key, self.labels_key = model, inputs_key, labels_key
-        if device is not None:
-            model.to(device)
-        first = next(model.parameters(), None)
-        self.device = torch.device(
-            device if device is not None else "cpu" if first is None else first.device
-        )
-
-    def over(
-        self,
-        loader: Iterable[Any],
-        watched: Sequence[LayerInput],
-        kept: Sequence[_Kept],
-        pool: str | None,
-    ) -> None:
-        batches = 0
-        with torch.no_grad():
-            for batch in loader:
-                inputs, labels = self._split(batch)
-                self._call(_to(inputs, self.device))
-                for one, rows in zip(watched, kept, strict=True):
-                    rows.add(*flat_examples(one.value, labels, pool))
-                batches += 1
-        if not batches:
-            raise UserError("The loader gave no batches.")
-
-    def _split(self, batch: Any) -> tuple[Any, Any]:
+def _batches(
+    loader: Iterable[Any], inputs_key: str | None, labels_key: str
+) -> Iterator[tuple[Any, Any]]:
+    """Inputs and labels of a loader's batches."""
+    batch = None
+    for batch in loader:
         if isinstance(batch, Mapping):
             named = dict(batch)
-            for key in filter(None, (self.labels_key, self.inputs_key)):
+            for key in filter(None, (labels_key, inputs_key)):
                 if key not in named:
                     raise UserError(
                         f"The loader's batches have no {key!r} but {', '.join(map(str, named))}; "
                         "name inputs_key and labels_key."
                     )
-            labels = named.pop(self.labels_key)
-            return (named if self.inputs_key is None else named[self.inputs_key]), labels
-        if isinstance(batch, (tuple, list)) and len(batch) == 2:
-            return batch[0], batch[1]
-        raise UserError(
-            f"The loader gave a {type(batch).__name__}; pairs (inputs, labels) or dicts are needed."
-        )
-
-    def _call(self, inputs: Any) -> None:
-        if isinstance(inputs, Mapping):
-            self.model(**inputs)
-        elif isinstance(inputs, (tuple, list)):
-            self.model(*inputs)
+            labels = named.pop(labels_key)
+            yield (named if inputs_key is None else named[inputs_key]), labels
+        elif isinstance(batch, (tuple, list)) and len(batch) == 2:
+            yield batch[0], batch[1]
         else:
-            self.model(inputs)
+            raise UserError(
+                f"The loader gave a {type(batch).__name__}; pairs (inputs, labels) or dicts are "
+                "needed."
+            )
+    if batch is None:
+        raise UserError("The loader gave no batches.")
+
+
+@torch.no_grad()
+def _call(model: nn.Module, inputs: Any, device: str | torch.device | None) -> None:
+    """Run the model on inputs, moved to the device or to where its parameters are."""
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), "cpu")
+    inputs = _to(inputs, torch.device(device))
+    if isinstance(inputs, Mapping):
+        model(**inputs)
+    elif isinstance(inputs, (tuple, list)):
+        model(*inputs)
+    else:
+        model(inputs)
 
 
 def _to(values: Any, device: torch.device) -> Any:
@@ -295,31 +277,27 @@ def _to(values: Any, device: torch.device) -> Any:
     return values
 
 
-class _Kept:
+class _Rows:
     """Rows of features in float32 (float64 stays), in memory or, beyond a limit, in a file."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         # To Python a limit of 0 is none.
-        self._rows = tempfile.SpooledTemporaryFile(max(limit_bytes, 1), prefix="features-")  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(max(limit_bytes, 1), prefix="features-")  # noqa: SIM115
+        self.close = self._file.close
         self._labels: list[np.ndarray] = []
-        self._wide, self._dim = False, 0
-
-    def __enter__(self) -> _Kept:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._rows.close()
+        self._dtype, self._dim = torch.float32, 0
 
     def add(self, h_BD: Tensor, c_B: Tensor) -> None:
+        dim = h_BD.shape[1]
         if not self._labels:
-            self._wide, self._dim = h_BD.dtype == torch.float64, h_BD.shape[1]
-        if (dim := h_BD.shape[1]) != self._dim:
+            self._dtype = torch.float64 if h_BD.dtype == torch.float64 else torch.float32
+            self._dim = dim
+        if dim != self._dim:
             raise UserError(
                 f"The features have {dim} columns in one batch and {self._dim} in another."
             )
-        rows_BD = h_BD.to("cpu", torch.float64 if self._wide else torch.float32)
-        self._rows.write(np.ascontiguousarray(rows_BD.numpy()).data)
+        self._file.write(h_BD.to("cpu", self._dtype).contiguous().numpy().data)
         self._labels.append(c_B.cpu().numpy())
 
     @property
@@ -327,9 +305,11 @@ class _Kept:
         return max(int(labels.max(initial=-1)) for labels in self._labels)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        labels, dtype = np.concatenate(self._labels), np.float64 if self._wide else np.float32
+        """(N, d) and (N,)."""
+        labels = np.concatenate(self._labels)
+        dtype = np.float64 if self._dtype == torch.float64 else np.float32
         shape = (len(labels), self._dim)
-        if self._rows.tell() > self._limit:
-            return np.memmap(self._rows, dtype, mode="r", shape=shape), labels
-        self._rows.seek(0)
-        return np.frombuffer(self._rows.read(), dtype).reshape(shape), labels
+        if self._file.tell() > self._limit:
+            return np.memmap(self._file, dtype, mode="r", shape=shape), labels
+        self._file.seek(0)
+        return np.frombuffer(self._file.read(), dtype).reshape(shape), labels
