@@ -53,67 +53,44 @@ def test_the_table_is_what_the_library_says(model, arrays, tmp_path, capsys):
         assert float(printed[name]) == pytest.approx(value, rel=1e-3)
 
 
-def test_statistics_with_a_bias_differ_where_it_enters(model, tmp_path):
-    whole(model, "--output", tmp_path / "without.csv")
-    whole(model, "--bias", model, "--output", tmp_path / "with.csv")
-    one, other = (
-        pd.read_csv(tmp_path / f"{name}.csv").set_index("statistic").value
-        for name in ("without", "with")
-    )
-    assert one["bias_collapse"] != other["bias_collapse"]
-    assert one["nc1_within_class_variability"] == other["nc1_within_class_variability"]
-
-
-FORMATS = {
-    ".pt": lambda a, p: torch.save({k: torch.as_tensor(v) for k, v in a.items()}, p),
-    ".safetensors": lambda a, p: save_file({k: torch.as_tensor(v) for k, v in a.items()}, p),
-}
-TABLES = {
-    ".csv": lambda t, p: t.to_csv(p),
-    ".parquet": lambda t, p: t.rename(columns=str).to_parquet(p),
+WRITERS = {
+    ".npy": lambda array, path: np.save(path, array),
+    ".npz": lambda array, path: np.savez(path, anything=array),
+    ".pt": lambda array, path: torch.save({"labels": torch.as_tensor(array), "epoch": 3}, path),
+    ".safetensors": lambda array, path: save_file({"weight": torch.as_tensor(array)}, path),
+    ".csv": lambda array, path: pd.DataFrame(array).to_csv(path),
+    ".CSV": lambda array, path: np.savetxt(path, array, delimiter=",", fmt="%.17g"),  # no header
+    ".parquet": lambda array, path: pd.DataFrame(array).rename(columns=str).to_parquet(path),
 }
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_statistics_of_tensor_files_are_those_of_numpys(ending, arrays, model, tmp_path, capsys):
-    whole(model, "--bias", model)
+@pytest.mark.parametrize("ending", WRITERS)
+def test_statistics_of_a_file_an_array_are_those_of_one_file(
+    ending, arrays, model, tmp_path, capsys
+):
+    whole(model)
+    expected = capsys.readouterr().out
+    options = []
+    for name in ("features", "labels", "classifier"):
+        path = tmp_path / f"{name}{ending}"
+        WRITERS[ending](arrays[name], path)
+        options += [f"--{name}", path]
+    assert run(*options) == 0
+    assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("ending", [".pt", ".safetensors", ".csv"])
+def test_arrays_of_one_file_are_found_by_their_names(ending, arrays, model, tmp_path, capsys):
+    whole(model)
     expected = capsys.readouterr().out
     path = tmp_path / f"m{ending}"
-    FORMATS[ending](arrays, path)
-    assert whole(path, "--bias", path) == 0
-    assert capsys.readouterr().out == expected
-
-
-@pytest.mark.parametrize("ending", TABLES)
-def test_statistics_of_tables_are_those_of_numpys(ending, arrays, model, tmp_path, capsys):
-    whole(model)
-    expected = capsys.readouterr().out
-    features = pd.DataFrame(arrays["features"]).assign(labels=arrays["labels"])
-    TABLES[ending](features, tmp_path / f"f{ending}")
-    TABLES[ending](pd.DataFrame(arrays["classifier"]), tmp_path / f"w{ending}")
-    f, w = tmp_path / f"f{ending}", tmp_path / f"w{ending}"
-    assert run("--features", f, "--labels", f, "--classifier", w) == 0
-    assert capsys.readouterr().out == expected
-
-
-def test_a_csv_without_a_header_keeps_its_first_line(arrays, model, tmp_path, capsys):
-    whole(model)
-    expected = capsys.readouterr().out
-    np.savetxt(tmp_path / "f.csv", arrays["features"], delimiter=",", fmt="%.17g")
-    np.savetxt(tmp_path / "l.csv", arrays["labels"], fmt="%d")
-    at = ["--features", tmp_path / "f.csv", "--labels", tmp_path / "l.csv"]
-    assert run(*at, "--classifier", model) == 0
-    assert capsys.readouterr().out == expected
-
-
-def test_npy_files_and_a_file_with_one_array(arrays, model, tmp_path, capsys):
-    whole(model)
-    expected = capsys.readouterr().out
-    np.save(tmp_path / "f.npy", arrays["features"])
-    np.savez(tmp_path / "l.npz", anything=arrays["labels"])
-    np.savez(tmp_path / "w.npz", weight=arrays["classifier"], bias=arrays["bias"])
-    at = {name: tmp_path / file for name, file in [("f", "f.npy"), ("l", "l.npz"), ("w", "w.npz")]}
-    assert run("--features", at["f"], "--labels", at["l"], "--classifier", at["w"]) == 0
+    if ending == ".csv":  # columns beside the features'
+        pd.DataFrame(arrays["features"]).assign(labels=arrays["labels"]).to_csv(path)
+    else:
+        tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        (torch.save if ending == ".pt" else save_file)(tensors, path)
+    classifier = model if ending == ".csv" else path
+    assert run("--features", path, "--labels", path, "--classifier", classifier) == 0
     assert capsys.readouterr().out == expected
 
 
@@ -136,35 +113,20 @@ def test_a_test_set_is_measured_with_the_train_sets_centres(arrays, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"labels": np.zeros(120, int)}, "class"),
-        ({"labels": np.arange(7)}, "7"),
-        ({"classifier": np.zeros(4)}, r"m\.npz: weight has shape \(4,\); \(C, d\) is needed"),
-        ({"features": np.full((120, 16), np.nan)}, "NaN|nan|finite"),
-        ({"features": np.array(["a"] * 120)}, "features"),
-        ({"bias": np.zeros(9)}, "bias"),
-        ({"classifier": np.zeros((16, 4))}, r"m\.npz: weight has shape .* is transposed"),
-        (
-            {"classifier": np.zeros((4, 5))},
-            r"of 5 features, but .* have 16 columns",
-        ),
-        ({"features": np.ones((120, 16)) * 1j}, "complex"),
-        ({"features": np.ones((120, 16), np.longdouble)}, "which torch does not have"),
-        ({"features": np.full((120, 16), 1e200)}, "overflow"),
+        ({"labels": np.zeros(120, int)}, "train split has no example of class 1"),
+        ({"labels": np.arange(7)}, "labels of shape (7,)"),
+        ({"classifier": np.zeros(4)}, "m.npz: weight has shape (4,); (C, d) is needed"),
+        ({"features": np.array(["a"] * 120)}, "m.npz: The features are <U1, not numbers"),
+        ({"bias": np.zeros(9)}, "bias has shape (9,)"),
     ],
-    ids=[
-        *("one class", "too few labels", "flat classifier", "nan", "text", "long bias"),
-        *("transposed", "narrow classifier", "complex", "longdouble", "overflow"),
-    ],
+    ids=["one class", "too few labels", "flat classifier", "text", "long bias"],
 )
 def test_wrong_arrays_are_one_sentence(change, sentence, arrays, tmp_path, capsys):
     np.savez(tmp_path / "m.npz", **arrays | change)
     model = tmp_path / "m.npz"
     assert whole(model, "--bias", model) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ") and len(said.splitlines()) == 1
-    import re
-
-    assert re.search(sentence, said), said
+    assert said.startswith("error: ") and len(said.splitlines()) == 1 and sentence in said
 
 
 def test_wrong_files_are_one_sentence(model, tmp_path, capsys):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors.torch import load_file
 
 from ..io.errors import UserError
 from ..io.files import atomic_path, require_writable
@@ -41,39 +43,39 @@ def read_array(path: Path, what: str) -> np.ndarray:
     """
     array = _chosen(_read(path, _READERS), path, what)
     try:
-        return _numpy(real_array(array, what))
+        array = real_array(array, what)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def read_tensor_file(path: Path) -> Any:
-    """What a .safetensors or a torch file holds; nothing in it is run."""
-    return _read(path, {s: r for s, r in _READERS.items() if r in (_torch, _safetensors)})
-
-
-def _read(path: Path, readers: Mapping[str, Callable[[Path], Any]]) -> Any:
-    read = readers.get(path.suffix.lower())
-    if read is None:
-        raise UserError(f"{path}: its suffix is not one of {', '.join(readers)}")
-    try:
-        return read(path)
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs the package {error.name}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or 'it is corrupt'}") from None
-    except Exception as error:  # each format's library has errors of its own
-        kind = path.suffix.lower()
-        reason = _torch_reason(error) if read is _torch else "is corrupt"
-        raise UserError(f"{path}: {reason}, or is no {kind} file of plain numbers") from None
-
-
-def _numpy(array: Any) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array
     return (array.double() if array.is_floating_point() else array).cpu().numpy()
 
 
-def _numpy_file(path: Path) -> Any:
+def read_tensor_file(path: Path) -> Any:
+    """What a .safetensors or a torch file holds; nothing in it is run."""
+    return _read(path, _TENSOR_READERS)
+
+
+def _read(path: Path, readers: Mapping[str, Callable[[Path], Any]]) -> Any:
+    kind = path.suffix.lower()
+    if kind not in readers:
+        raise UserError(f"{path}: its suffix is not one of {', '.join(readers)}")
+    try:
+        return readers[kind](path)
+    except ImportError as error:
+        raise UserError(f"{path}: reading it needs the package {error.name}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'it is corrupt'}") from None
+    except Exception as error:  # each format's library has errors of its own
+        reason = "is corrupt"
+        if readers[kind] is _torch and "GLOBAL" in str(error):
+            reason = (
+                "holds Python objects besides tensors (save the tensors or the state_dict alone)"
+            )
+        raise UserError(f"{path}: {reason}, or is no {kind} file of plain numbers") from None
+
+
+def _numpy(path: Path) -> Any:
     loaded = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return loaded
@@ -82,21 +84,7 @@ def _numpy_file(path: Path) -> Any:
 
 
 def _torch(path: Path) -> Any:
-    import torch
-
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _torch_reason(error: Exception) -> str:
-    if "GLOBAL" in str(error):
-        return "holds Python objects besides tensors (save the tensors or the state_dict alone)"
-    return "is corrupt"
-
-
-def _safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def _csv(path: Path) -> pd.DataFrame:
@@ -106,10 +94,13 @@ def _csv(path: Path) -> pd.DataFrame:
     return table
 
 
-_READERS: dict[str, Callable[[Path], Any]] = {
-    **dict.fromkeys((".npy", ".npz"), _numpy_file),
+_TENSOR_READERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _torch),
-    ".safetensors": _safetensors,
+    ".safetensors": load_file,
+}
+_READERS: dict[str, Callable[[Path], Any]] = {
+    **dict.fromkeys((".npy", ".npz"), _numpy),
+    **_TENSOR_READERS,
     ".csv": _csv,
     ".parquet": pd.read_parquet,
 }
@@ -134,16 +125,16 @@ def _chosen(found: Any, path: Path, what: str) -> Any:
 def _columns(table: pd.DataFrame, path: Path, what: str) -> np.ndarray:
     """The column of that name, or all others; an index that was written is no feature."""
     table = table.loc[:, [not str(name).startswith("Unnamed:") for name in table.columns]]
-    if "features" not in what and what != "classifier":
-        named = [name for name in NAMES[what] if name in table.columns]
-        if not named and table.shape[1] != 1:
-            raise UserError(f"{path}: has {table.shape[1]} columns; call one {NAMES[what][0]!r}")
-        return table[named[0] if named else table.columns[0]].to_numpy()
-    table = table.drop(columns=[n for n in ("labels", "test_labels") if n in table.columns])
-    text = [str(name) for name in table.columns if table[name].dtype.kind not in "fiu"]
-    if text:
-        raise UserError(f"{path}: the column {text[0]!r} of the {what} holds no numbers")
-    return table.to_numpy()
+    if "features" in what or what == "classifier":
+        table = table.drop(columns=["labels", "test_labels"], errors="ignore")
+        text = [str(name) for name in table.columns if table[name].dtype.kind not in "fiu"]
+        if text:
+            raise UserError(f"{path}: the column {text[0]!r} of the {what} holds no numbers")
+        return table.to_numpy()
+    named = [name for name in NAMES[what] if name in table.columns]
+    if not named and table.shape[1] != 1:
+        raise UserError(f"{path}: has {table.shape[1]} columns; call one {NAMES[what][0]!r}")
+    return table[named[0] if named else table.columns[0]].to_numpy()
 
 
 def measure_files(
@@ -169,18 +160,18 @@ def measure_files(
     weight = read_array(classifier, "classifier")
     offset = None if bias is None else read_array(bias, "bias")
 
-    def measured(split: str, features: Path, labels: Path, what: str, centres=None):
+    def measured(split: str, features: Path, labels: Path, what: str, means: Any) -> CollapseResult:
         h = read_array(features, f"{what}features")
         c = read_array(labels, f"{what}labels")
         try:
             moments = compute_moments(
-                h, c, len(weight), weight, offset, train_means=centres, split=split
+                h, c, len(weight), weight, offset, train_means=means, split=split
             )
         except UserError as error:
             raise UserError(f"{features}, {classifier}: {error}") from None
         return CollapseResult.of(moments)
 
-    result = measured("train", features, labels, "")
+    result = measured("train", features, labels, "", None)
     if test_features is not None and test_labels is not None:
         means = result.moments.class_means
         result.test = measured("test", test_features, test_labels, "test ", means)
@@ -202,8 +193,9 @@ def write_result(result: CollapseResult, path: Path) -> None:
         for split, of_split in splits.items()
         for name, value in of_split.items()
     ]
+    table = pd.DataFrame(rows)
     with atomic_path(path) as temporary:
         if path.suffix == ".csv":
-            pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+            table.to_csv(temporary, index=False, lineterminator="\n")
         else:
-            pd.DataFrame(rows).to_parquet(temporary, index=False)
+            table.to_parquet(temporary, index=False)

@@ -61,7 +61,7 @@ def measure_saved_model(
         UserError: a model, weights or data that cannot be read or do not fit together.
     """
     splits = _splits(data, resize_px, crop_px)
-    classes = int(max(labels.max() for _, labels in splits)) + 1
+    classes = int(max(labels.max() for _, labels in splits.values())) + 1
     network = _model(model, classes)
     if weights is not None:
         _load(network, weights)
@@ -70,86 +70,68 @@ def measure_saved_model(
     if mean is None or std is None:
         raise UserError("Give --mean and --std, one number a channel, of images scaled to 0..1.")
     say(f"pixels are scaled to 0..1, then normalised by mean {list(mean)} and std {list(std)}")
+    for name, (images, _) in splits.items():
+        check_images(images[:1], mean, std, name)
     normalise = Normalisation(mean, std, device)
     loaders = [
-        _Loader(name, images, labels, batch_size, normalise, mean, std)
-        for name, (images, labels) in zip(("train", "test"), splits, strict=True)
+        _batches(name, images, labels, batch_size, normalise)
+        for name, (images, labels) in splits.items()
     ]
     return measure_model(network, *loaders, layer=layer, device=device, pool=pool)
 
 
-Images = np.ndarray | list[ImageRef]
-
-
-def _splits(
-    data: Path, resize_px: int | None, crop_px: int | None
-) -> list[tuple[Images, np.ndarray]]:
-    if data.is_dir():
-        index = index_image_folder(data)
-        for reason, what in index.left_out.items():
-            say(f"{data}: left out {reason}: {what}")
-        return [
-            (_Decoded(index.train, resize_px, crop_px), index.train_labels),
-            (_Decoded(index.test, resize_px, crop_px), index.test_labels),
-        ]
-    if data.suffix != ".npz":
-        raise UserError(f"{data}: is neither a folder of images nor a .npz file")
-    if resize_px is not None or crop_px is not None:
-        raise UserError("--resize-px and --crop-px are for folders of images, not for .npz files.")
-    arrays = read_npz(data)
-    return [
-        (arrays.train_images, arrays.train_labels),
-        (arrays.test_images, arrays.test_labels),
-    ]
-
-
-class _Decoded(list[ImageRef]):
+class _Folder:
     """Images of a folder, decoded where they are sliced."""
 
     def __init__(
         self, refs: Sequence[ImageRef], resize_px: int | None, crop_px: int | None
     ) -> None:
-        super().__init__(refs)
-        self.resize_px, self.crop_px = resize_px, crop_px
+        self.refs, self.resize_px, self.crop_px = refs, resize_px, crop_px
 
-    def decoded(self, rows: slice) -> np.ndarray:
-        images = [decode_image(ref, self.resize_px, self.crop_px) for ref in self[rows]]
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        images = [decode_image(ref, self.resize_px, self.crop_px) for ref in self.refs[rows]]
         if len({image.shape for image in images}) > 1:
             raise UserError(
-                f"{self[rows.start]}: the images differ in size; give --resize-px and --crop-px"
+                f"{self.refs[rows.start]}: the images differ in size; "
+                "give --resize-px and --crop-px"
             )
         return np.stack(images)
 
 
-class _Loader:
+Images = np.ndarray | _Folder
+
+
+def _splits(
+    data: Path, resize_px: int | None, crop_px: int | None
+) -> dict[str, tuple[Images, np.ndarray]]:
+    """Images and labels of the splits train and test."""
+    if data.is_dir():
+        found = index_image_folder(data)
+        for reason, what in found.left_out.items():
+            say(f"{data}: left out {reason}: {what}")
+        train, test = (_Folder(refs, resize_px, crop_px) for refs in (found.train, found.test))
+        return {"train": (train, found.train_labels), "test": (test, found.test_labels)}
+    if data.suffix != ".npz":
+        raise UserError(f"{data}: is neither a folder of images nor a .npz file")
+    if resize_px is not None or crop_px is not None:
+        raise UserError("--resize-px and --crop-px are for folders of images, not for .npz files.")
+    arrays = read_npz(data)
+    return {
+        "train": (arrays.train_images, arrays.train_labels),
+        "test": (arrays.test_images, arrays.test_labels),
+    }
+
+
+def _batches(
+    name: str, images: Images, labels: np.ndarray, batch_size: int, normalise: Normalisation
+) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Normalised batches of one split, with progress."""
-
-    def __init__(
-        self,
-        name: str,
-        images: Images,
-        labels: np.ndarray,
-        batch_size: int,
-        normalise: Normalisation,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
-        self.name, self.images, self.labels = name, images, labels
-        self.batch_size, self.normalise, self.mean, self.std = batch_size, normalise, mean, std
-
-    def __iter__(self) -> Iterator[tuple[Tensor, np.ndarray]]:
-        progress = Progress(self.name, "image", len(self.labels))
-        for start in range(0, len(self.labels), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            batch = (
-                self.images.decoded(rows)
-                if isinstance(self.images, _Decoded)
-                else np.asarray(self.images[rows])
-            )
-            check_images(batch, self.mean, self.std, self.name)
-            labels = self.labels[rows]
-            yield self.normalise(torch.from_numpy(batch).to(self.normalise.scale.device)), labels
-            progress.step(start + len(labels))
+    progress = Progress(name, "image", len(labels))
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = torch.from_numpy(np.asarray(images[rows]))
+        yield normalise(batch.to(normalise.scale.device)), labels[rows]
+        progress.step(start + len(labels[rows]))
 
 
 def _model(name: str, classes: int) -> nn.Module:
