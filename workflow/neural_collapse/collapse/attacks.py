@@ -79,16 +79,12 @@ def deepfool(
         raise UserError("DeepFool's overshoot and max_steps must not be negative.")
     # Gradients are needed, whatever mode the caller is in; a clone made here can have them.
     with torch.inference_mode(False), measurement_mode(network):
-        inputs_NX = _checked_inputs(network, inputs)
-        attack = _Attack(fold_batch_norms(network), inputs_NX, candidates, overshoot)
-        for _ in range(max_steps):
-            if not len(attack.active_A):
-                break
-            attack.step()
-    return attack.result()
+        _check_inputs(network, inputs)
+        folded = fold_batch_norms(network)
+        return _attack(folded, inputs.detach().clone(), candidates, overshoot, max_steps)
 
 
-def _checked_inputs(network: nn.Module, inputs: Tensor) -> Tensor:
+def _check_inputs(network: nn.Module, inputs: Tensor) -> None:
     if not (isinstance(inputs, Tensor) and inputs.is_floating_point()):
         kind = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
         raise UserError(f"DeepFool's inputs are {kind}; a float tensor (N, ...) is needed.")
@@ -105,72 +101,53 @@ def _checked_inputs(network: nn.Module, inputs: Tensor) -> Tensor:
             "The network was made inside torch.inference_mode() and has no gradients; make or "
             "load it outside."
         )
-    return inputs.detach().clone()
 
 
-class _Attack:
-    """The state of one batch of attacks; `step` moves all active inputs by one linearised step."""
-
-    def __init__(self, network: nn.Module, inputs_NX: Tensor, candidates: int, overshoot: float):
-        self.network, self.inputs_NX, self.overshoot = network, inputs_NX, overshoot
-        # Squares get float64, so that none under- or overflow; only mps has none to give.
-        self.wide = torch.float32 if inputs_NX.device.type == "mps" else torch.float64
-        logits_NC = self.logits(inputs_NX)
-        # a stable sort: torch.topk leaves the order of equal logits open
-        ranking_NC = logits_NC.argsort(dim=1, descending=True, stable=True)
-        self.candidates_NK = ranking_NC[:, :candidates]
-        self.original_N = self.candidates_NK[:, 0].clone()
-        self.current_N = self.original_N.clone()
-        self.total_NX = torch.zeros_like(inputs_NX, dtype=self.wide)
-        self.perturbation_NX = torch.zeros_like(inputs_NX)
-        self.steps_N = torch.zeros_like(self.original_N)
-        self.active_A = torch.isfinite(logits_NC).all(dim=1).nonzero().flatten()
-
-    def logits(self, inputs_AX: Tensor) -> Tensor:
-        with torch.no_grad():
-            return _logits(self.network, inputs_AX)
-
-    def step(self) -> None:
-        active_A = self.active_A
-        step_AX, usable_A = _minimal_step(
-            self.network,
-            self.inputs_NX[active_A] + self.perturbation_NX[active_A],
-            self.candidates_NK[active_A],
-            self.wide,
-        )
-        active_A, step_AX = active_A[usable_A], step_AX[usable_A]
+def _attack(
+    network: nn.Module, inputs_NX: Tensor, candidates: int, overshoot: float, max_steps: int
+) -> DeepFoolResult:
+    # Squares get float64, so that none under- or overflow; only mps has none to give.
+    wide = torch.float32 if inputs_NX.device.type == "mps" else torch.float64
+    with torch.no_grad():
+        logits_NC = _logits(network, inputs_NX)
+    # a stable sort: torch.topk leaves the order of equal logits open
+    candidates_NK = logits_NC.argsort(dim=1, descending=True, stable=True)[:, :candidates]
+    original_N = candidates_NK[:, 0].clone()
+    current_N = original_N.clone()
+    total_NX = torch.zeros_like(inputs_NX, dtype=wide)
+    perturbation_NX = torch.zeros_like(inputs_NX)
+    steps_N = torch.zeros_like(original_N)
+    active_A = torch.isfinite(logits_NC).all(dim=1).nonzero().flatten()
+    for _ in range(max_steps):
         if len(active_A):
-            total_AX = self.total_NX[active_A] + step_AX
-            moved_AX = ((1 + self.overshoot) * total_AX).to(self.inputs_NX.dtype)
-            logits_AC = self.logits(self.inputs_NX[active_A] + moved_AX)
-            finite_A = torch.isfinite(logits_AC).all(dim=1)
-            active_A = active_A[finite_A]
-            self.total_NX[active_A] = total_AX[finite_A]
-            self.perturbation_NX[active_A] = moved_AX[finite_A]
-            self.current_N[active_A] = logits_AC[finite_A].argmax(dim=1)
-            self.steps_N[active_A] += 1
-        self.active_A = active_A[self.current_N[active_A] == self.original_N[active_A]]
-
-    def result(self) -> DeepFoolResult:
-        return DeepFoolResult(
-            perturbation=self.perturbation_NX,
-            steps=self.steps_N,
-            converged=self.current_N != self.original_N,
-            original_class=self.original_N,
-            adversarial_class=self.current_N,
-        )
+            points_AX = inputs_NX[active_A] + perturbation_NX[active_A]
+            step_AX, usable_A = _minimal_step(network, points_AX, candidates_NK[active_A], wide)
+            active_A, step_AX = active_A[usable_A], step_AX[usable_A]
+        if not len(active_A):
+            break
+        total_AX = total_NX[active_A] + step_AX
+        moved_AX = ((1 + overshoot) * total_AX).to(inputs_NX.dtype)
+        with torch.no_grad():
+            logits_AC = _logits(network, inputs_NX[active_A] + moved_AX)
+        finite_A = torch.isfinite(logits_AC).all(dim=1)
+        active_A = active_A[finite_A]
+        total_NX[active_A] = total_AX[finite_A]
+        perturbation_NX[active_A] = moved_AX[finite_A]
+        current_N[active_A] = logits_AC[finite_A].argmax(dim=1)
+        steps_N[active_A] += 1
+        active_A = active_A[current_N[active_A] == original_N[active_A]]
+    converged_N = current_N != original_N
+    return DeepFoolResult(perturbation_NX, steps_N, converged_N, original_N, current_N)
 
 
 def _logits(network: nn.Module, inputs_AX: Tensor) -> Tensor:
     """(A, C); of a model that returns more than logits, its attribute `logits`."""
     output = network(inputs_AX)
     logits_AC = getattr(output, "logits", output)
-    if not isinstance(logits_AC, Tensor) or logits_AC.dim() != 2:
-        found = (
-            f"a tensor of shape {tuple(logits_AC.shape)}"
-            if isinstance(logits_AC, Tensor)
-            else f"a {type(output).__name__}"
-        )
+    is_tensor = isinstance(logits_AC, Tensor)
+    if not is_tensor or logits_AC.dim() != 2:
+        shape = f"a tensor of shape {tuple(logits_AC.shape)}" if is_tensor else ""
+        found = shape or f"a {type(output).__name__}"
         raise UserError(
             f"The network returned {found}; DeepFool needs logits (N, C): wrap it in a module "
             "that returns them."
