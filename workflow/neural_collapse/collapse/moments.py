@@ -45,6 +45,12 @@ class Decisions(NamedTuple):
     agreeing: Tensor
 
 
+def _by_name(decisions: Decisions | None) -> dict[str, Tensor]:
+    if decisions is None:
+        return {}
+    return {f"decisions.{name}": tensor for name, tensor in decisions._asdict().items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Summary of the features of one split at one checkpoint, on the CPU. What is None was not
@@ -80,27 +86,23 @@ class Moments:
 
     def __post_init__(self) -> None:
         classes, dim = self.class_means.shape
-        expected = {
-            "counts": (classes,),
+        shapes = {
             "class_means": (classes, dim),
-            "class_variances": (classes,),
+            "weight": (classes, dim),
+            "scatter": (dim, dim),
             "scatter_projected": (classes, classes),
             "scatter_balanced": (classes, classes),
-            "scatter": (dim, dim),
-            "weight": (classes, dim),
-            "bias": (classes,),
             "calibration": (CALIBRATION_BINS, 3),
         }
-        for name, shape in expected.items():
-            tensor = getattr(self, name)
-            dtype = torch.int64 if name == "counts" else torch.float64
-            if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != dtype):
-                raise ValueError(
-                    f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}"
-                )
-        for name, tensor in (self.decisions._asdict() if self.decisions else {}).items():
-            if tuple(tensor.shape) != (classes,) or tensor.dtype != torch.int64:
-                raise ValueError(f"decisions.{name} is {tensor.dtype} {tuple(tensor.shape)}")
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "decisions"}
+        counts = {"counts": tensors.pop("counts"), **_by_name(self.decisions)}
+        for dtype, named in ((torch.int64, counts), (torch.float64, tensors)):
+            for name, tensor in named.items():
+                shape = shapes.get(name, (classes,))
+                if tensor is not None and (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+                    raise ValueError(
+                        f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}"
+                    )
 
     @cached_property
     def empty_classes(self) -> list[int]:
@@ -179,22 +181,15 @@ def save_moments(
     """
     from ..io.tensors import write_tensors  # safetensors, which measuring does not need
 
-    if train.weight is None:
-        raise ValueError("moments without a last layer are not stored")
+    parts = {"train": train} | ({} if test is None else {"test": test})
+    for number, pair in enumerate((layers or {}).values()):
+        parts[f"layers.{number}.train"], parts[f"layers.{number}.test"] = pair
     tensors = {name: getattr(train, name) for name in _SHARED}
-    for split, moments in (("train", train), ("test", test)):
-        if moments is None:
-            continue
-        if not all(torch.equal(getattr(moments, name), tensors[name]) for name in _SHARED):
-            raise ValueError("train and test moments come from different last layers")
-        tensors |= {f"{split}.{name}": tensor for name, tensor in _named(moments).items()}
+    for part, moments in parts.items():
+        tensors |= {f"{part}.{name}": tensor for name, tensor in _own(moments).items()}
     tensors |= {f"extra.{name}": tensor for name, tensor in (extra or {}).items()}
     if layers:
         metadata = {**metadata, _LAYERS: json.dumps(list(layers))}
-        for number, pair in enumerate(layers.values()):
-            for split, moments in zip(("train", "test"), pair, strict=True):
-                prefix = f"layers.{number}.{split}."
-                tensors |= {prefix + name: tensor for name, tensor in _named(moments).items()}
     write_tensors(path, tensors, metadata, FORMAT)
 
 
@@ -209,15 +204,13 @@ def load_moments(path: str | Path) -> StoredMoments:
     tensors, metadata = read_tensors(path, "moments file", FORMAT)
     try:
         train = _assemble(tensors, "train")
-        has_test = any(name.startswith("test.") for name in tensors)
-        test = _assemble(tensors, "test") if has_test else None
-        names = json.loads(metadata.pop(_LAYERS, "[]"))
+        test = _assemble(tensors, "test") if _under("test.", tensors) else None
         layers = {
             name: (
                 _assemble(tensors, f"layers.{number}.train", shared=False),
                 _assemble(tensors, f"layers.{number}.test", shared=False),
             )
-            for number, name in enumerate(names)
+            for number, name in enumerate(json.loads(metadata.pop(_LAYERS, "[]")))
         }
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
@@ -227,31 +220,27 @@ def load_moments(path: str | Path) -> StoredMoments:
             f"{path}: is no complete moments file ({error}); delete it and extract the features "
             "again"
         ) from None
-    extra = {
-        name.removeprefix("extra."): tensor
-        for name, tensor in tensors.items()
-        if name.startswith("extra.")
-    }
-    return StoredMoments(train, test, extra, metadata, layers)
+    return StoredMoments(train, test, _under("extra.", tensors), metadata, layers)
 
 
-def _named(moments: Moments) -> dict[str, Tensor]:
-    """What a split has of its own, by name."""
+def _own(moments: Moments) -> dict[str, Tensor]:
+    """What a split does not share with the other, by name."""
     names = [f.name for f in fields(Moments) if f.name not in (*_SHARED, "decisions")]
-    own = {name: getattr(moments, name) for name in names}
-    if moments.decisions is not None:
-        own |= {f"decisions.{name}": t for name, t in moments.decisions._asdict().items()}
+    own = {name: getattr(moments, name) for name in names} | _by_name(moments.decisions)
     return {name: tensor for name, tensor in own.items() if tensor is not None}
 
 
-def _assemble(tensors: dict[str, Tensor], split: str, shared: bool = True) -> Moments:
-    prefix = f"{split}."
-    own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    names = [name for name in own if name.startswith("decisions.")]
-    counts = {name.removeprefix("decisions."): own.pop(name) for name in names}
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _assemble(tensors: Mapping[str, Tensor], split: str, shared: bool = True) -> Moments:
+    own = _under(f"{split}.", tensors)
+    counts = _under("decisions.", own)
+    own = {name: tensor for name, tensor in own.items() if not name.startswith("decisions.")}
+    layer = {name: tensors[name] for name in _SHARED} if shared else {}
     try:
-        decisions = Decisions(**counts) if counts else None
-        layer = {name: tensors[name] for name in _SHARED} if shared else {}
-        return Moments(**own, **layer, decisions=decisions)
+        return Moments(**own, **layer, decisions=Decisions(**counts) if counts else None)
     except TypeError as error:  # a field too few or too many
         raise ValueError(str(error).partition("() ")[2]) from None
