@@ -165,36 +165,6 @@ def test_outliers_whose_mean_is_the_centre_leave_nc5_alone_undefined():
 # ---------------------------------------------------------------------------------------- transfer
 
 
-def penalised_logistic_regression(features, labels, classes):
-    """Decisions of the weights that minimise the documented loss, found without scikit-learn."""
-    count, dim = features.shape
-
-    def loss(flat):
-        weight, bias = flat[: classes * dim].reshape(classes, dim), flat[classes * dim :]
-        logits = features @ weight.T + bias
-        wrong = scipy.special.logsumexp(logits, 1) - logits[np.arange(count), labels]
-        shares = scipy.special.softmax(logits, 1) - np.eye(classes)[labels]
-        gradient = np.concatenate([(shares.T @ features + weight).ravel(), shares.sum(0)])
-        return wrong.sum() + (weight**2).sum() / 2, gradient
-
-    start = np.zeros(classes * (dim + 1))
-    best = scipy.optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-6}).x
-    weight, bias = best[: classes * dim].reshape(classes, dim), best[classes * dim :]
-    return lambda rows: (rows @ weight.T + bias).argmax(1)
-
-
-def test_the_linear_probe_is_penalised_logistic_regression_on_standardised_features(random):
-    features, labels = cloud(random, (20, 30, 25), 4)
-    test, truth = cloud(random, (40, 40, 40), 4)
-    test += 2
-    mean, deviation = features.mean(0), features.std(0)
-    decide = penalised_logistic_regression((features - mean) / deviation, labels, 3)
-    expected = np.mean(decide((test - mean) / deviation) == truth)
-    assert 0.2 < expected < 0.9
-    # One example beside the boundary may fall on its other side.
-    assert linear_probe_accuracy(features, labels, test, truth) == pytest.approx(expected, abs=0.01)
-
-
 def test_a_linear_probe_that_does_not_converge_has_no_accuracy(random, monkeypatch):
     features, labels = cloud(random, (20, 30, 25), 4)
     monkeypatch.setattr(transfer, "PROBE_ITERATIONS", 1)

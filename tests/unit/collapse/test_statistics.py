@@ -68,46 +68,6 @@ def test_statistics_of_a_collapsed_network_are_their_ideals(classes, d):
     assert s["ncc_accuracy"] == s["network_accuracy"] == 1
 
 
-@pytest.mark.parametrize("within", [1e-1, 1e-4, 1e-7])
-def test_statistics_of_isotropic_spread_around_an_etf_equal_closed_forms(within):
-    """Sigma_W = t^2 I and M a ETF of radius r: every spread statistic has a closed form."""
-    rng = np.random.default_rng(0)
-    classes, d, r = 5, 7, 3.0
-    basis = rotation(rng, d)
-    spread = within * math.sqrt(d) * np.concatenate([basis, -basis])  # covariance within^2 I
-    etf = simplex_etf(rng, classes, d)
-    features = (r * etf[:, None] + 1.0 + spread).reshape(-1, d)
-    labels = np.repeat(np.arange(classes), len(spread))
-    s = measure(features, labels, etf, None)
-    # Sigma_B has C - 1 eigenvalues r^2 / (C - 1); distances of means are r sqrt(2 C / (C - 1))
-    between = r**2 / (classes - 1)
-    # the features' own float64 rounding, 1e-16 of 4 against `within`, enters once
-    tolerance = dict(rtol=1e-7 if within < 1e-6 else 1e-10)
-    assert_allclose(s[NC1], (classes - 1) * within**2 / between / classes, **tolerance)
-    assert_allclose(s["within_between_trace_ratio"], d * within**2 / r**2, **tolerance)
-    squared_distance = r**2 * 2 * classes / (classes - 1)
-    assert_allclose(s["cdnv"], d * within**2 / squared_distance, **tolerance)
-    assert_allclose(s["bias_collapse"], np.linalg.norm(etf @ np.ones(d)), atol=1e-12)
-
-
-@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
-def test_statistics_of_four_means_in_a_plane_equal_those_by_hand():
-    """Four means on the axes of a plane: norms 1, 1, 3, 3 as +-e1, +-3 e2."""
-    means = np.array([[1.0, 0], [-1, 0], [0, 3], [0, -3]])
-    s = measure(means, np.arange(4), means[::-1].copy(), np.zeros(4))
-    assert_allclose(s["nc2_equinorm_means"], 1 / 2)  # std 1, mean 2
-    cosines = np.array([-1] * 4 + [0] * 8)  # of the 12 ordered pairs
-    assert_allclose(s["nc2_equiangularity_means"], cosines.std())
-    assert_allclose(s["nc2_maximal_angle_means"], np.abs(cosines + 1 / 3).mean())
-    # reversed rows: -3e2, 3e2, -e1, e1 are orthogonal to the means they belong to
-    assert_allclose(s["nc3_self_duality"], 2.0)
-    assert_allclose(s["gnc3_cosine_duality"], 1.0)
-    log_distances = [2 * math.log(2), 4 * math.log(math.sqrt(2))]
-    assert_allclose(s["gnc2_hyperspherical_uniformity_means"], -sum(log_distances) / 6)
-    assert s["nc4_ncc_mismatch"] == 1.0 and s["ncc_accuracy"] == 1.0
-    assert s["network_accuracy"] == 0.0
-
-
 # ------------------------------------------------------------------------------ dense oracles
 
 
@@ -172,24 +132,13 @@ def test_nc1_in_fewer_dimensions_than_classes_equals_mpmath(classes, d):
     assert_allclose(got, mp_nc1(features, labels, classes), rtol=1e-12)
 
 
-@pytest.mark.parametrize("tilt", [1e-1, 1e-3])
-def test_nc1_of_noise_nearly_orthogonal_to_the_means_equals_mpmath(tilt):
-    """What products in float32 get wrong in the sixth digit, and those in float64 do not."""
-    rng = np.random.default_rng(16)
-    frame = np.linalg.qr(rng.standard_normal((16, 3)))[0].T
-    means = frame[:2].T @ np.array([[1, -1, 0], [1, 1, -2]]) + 1
-    labels = np.repeat(np.arange(3), 20)
-    noise = np.outer(rng.standard_normal(60), frame[2] + tilt * frame[0])
-    features = (means.T[labels] + 0.05 * noise).astype(np.float32)
-    got = measure(features, labels, rng.standard_normal((3, 16)), None)[NC1]
-    assert_allclose(got, mp_nc1(features, labels, 3), rtol=1e-11)
-
-
 @pytest.mark.parametrize("classes, d", [(2, 5), (5, 5), (10, 30), (6, 4), (100, 64)])
 @pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
 def test_statistics_of_random_clouds_equal_dense_numpy(classes, d):
+    """The last class has fewer examples: Sigma_W weighs classes by them, mu_G does not."""
     rng = np.random.default_rng(9)
     features, labels, W, b = cloud(rng, classes, d)
+    features, labels = features[:-3], labels[:-3]
     s = measure(features, labels, W, b)
 
     means = np.stack([features[labels == c].mean(0) for c in range(classes)])
@@ -232,16 +181,6 @@ def test_statistics_of_random_clouds_equal_dense_numpy(classes, d):
     assert s["network_accuracy"] == np.mean(network == labels)
 
 
-def test_unbalanced_classes_weigh_by_examples_in_sigma_w_only():
-    """mu_G is the unweighted mean of the class means, Sigma_W the average over examples."""
-    features = np.array([[-1.0], [-1.0], [-1.0], [0.5], [1.5]])
-    s = measure(features, np.array([0, 0, 0, 1, 1]), np.array([[-1.0], [1.0]]), None)
-    sigma_w, sigma_b = (2 * 0.25) / 5, 1.0
-    assert_allclose(s[NC1], sigma_w / sigma_b / 2)
-    assert_allclose(s["within_between_trace_ratio"], sigma_w / sigma_b)
-    assert_allclose(s["cdnv"], (0 + 0.25) / (2 * 4))
-
-
 @pytest.mark.parametrize("scatter", ["projected", "full"])
 def test_unbalanced_classes_are_measured_with_classes_alike_and_by_their_examples(scatter):
     """NumPy's covariances, means and pseudo-inverse, of 40, 7 and 2 examples of three classes."""
@@ -281,16 +220,6 @@ def test_mean_cosine_is_that_of_the_pairs():
     assert_allclose(mean_cosine(vectors), np.mean(1 - pdist(vectors, "cosine")))
     assert_allclose(mean_cosine(simplex_etf(np.random.default_rng(8), 5, 9)), -1 / 4)
     assert_allclose(mean_cosine([[2.0, 0.0], [5.0, 0.0], [0.1, 0.0]]), 1)
-
-
-def test_test_split_uses_train_centres():
-    rng = np.random.default_rng(10)
-    features, labels, W, b = cloud(rng, 4, 6)
-    centres = np.roll(np.stack([features[labels == c].mean(0) for c in range(4)]), 1, axis=0)
-    own = measure(features, labels, W, b)
-    moved = measure(features, labels, W, b, train_means=centres)
-    assert own["ncc_accuracy"] == 1 and moved["ncc_accuracy"] == 0
-    assert own[NC1] == moved[NC1]
 
 
 # -------------------------------------------------------------------------------- invariances

@@ -99,18 +99,6 @@ def test_narrow_and_degenerate_networks_give_finite_points(width):
         assert np.isfinite(frame[["x", "y", "z"]]).all(axis=None)
 
 
-def test_wrong_shapes_are_refused():
-    features, means, weight = collapsed()
-    with pytest.raises(ValueError, match="three different"):
-        project_three_classes(features, means, weight, [0, 1, 1])
-    with pytest.raises(ValueError, match="three different"):
-        project_three_classes(features, means, weight, [0, 1, 10])
-    with pytest.raises(ValueError, match="both be"):
-        project_three_classes(features, means, weight[:, :5], [0, 1, 2])
-    with pytest.raises(ValueError, match="three arrays"):
-        project_three_classes(features[:2], means, weight, [0, 1, 2])
-
-
 def test_it_needs_neither_matplotlib_nor_torch():
     code = (
         "import sys, neural_collapse.collapse.projection, neural_collapse.results.claims;"

@@ -196,22 +196,21 @@ def outlier_statistics(
     )
     mean = counts @ means / counts.sum()
     directions = principal_directions(counts, means, scatter, len(means) - 1)
-    scores = []
-    for rows in (test_features_ND, outlier_features_MD):
+
+    def scores(rows: np.ndarray) -> dict[str, np.ndarray]:
         logits = rows @ weight.T + bias
-        scores.append(
-            {
-                "max_softmax": max_softmax(logits),
-                "energy": energy(logits),
-                "neco": neco(rows, mean, directions),
-                "nci": nci(rows, logits, mean, weight),
-            }
-        )
-    own, outliers = scores
+        return {
+            "max_softmax": max_softmax(logits),
+            "energy": energy(logits),
+            "neco": neco(rows, mean, directions),
+            "nci": nci(rows, logits, mean, weight),
+        }
+
+    own, outliers = scores(test_features_ND), scores(outlier_features_MD)
     values: dict[str, float] = {}
     for name in own:
-        found = detection(own[name], outliers[name])._asdict()
-        values |= {f"outlier_{measure}_{name}": value for measure, value in found.items()}
+        found = detection(own[name], outliers[name])
+        values |= {f"outlier_{measure}_{name}": v for measure, v in found._asdict().items()}
     outlier_mean = np.mean(outlier_features_MD, axis=0, dtype=np.float64)
     for ending, centre in (("", means.mean(0)), ("_uncentred", 0)):
         try:

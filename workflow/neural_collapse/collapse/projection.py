@@ -20,8 +20,6 @@ def simplex_etf_vertices(num_classes: int) -> np.ndarray:
     Unit vectors whose pairwise cosine is -1/(C-1).  They stand around the z axis at equal angles,
     the first towards +y; with C = 3 they lie in the plane z = 0.
     """
-    if num_classes < CHOSEN:
-        raise ValueError(f"Figure 1 needs at least 3 classes, not {num_classes}")
     cosine = -1 / (num_classes - 1)
     height = np.sqrt(max((1 + 2 * cosine) / 3, 0.0))
     angles = np.pi / 2 + 2 * np.pi * np.arange(CHOSEN) / CHOSEN
@@ -54,14 +52,10 @@ def project_three_classes(
         class_means: (C, d), uncentred train means of all classes.
         weight: (C, d), the last layer's.
         classes: three different class indices.
-
-    Raises:
-        ValueError: shapes that do not fit together, or fewer than three classes.
     """
-    classes = [int(index) for index in classes]
+    classes = list(classes)
     means_Cd, weight_Cd = (np.asarray(rows, dtype=np.float64) for rows in (class_means, weight))
     features = [np.asarray(part, dtype=np.float64) for part in features_by_class]
-    _check_shapes(features, means_Cd, weight_Cd, classes)
 
     centre_d = means_Cd.mean(axis=0)
     centred_Cd = means_Cd - centre_d
@@ -82,29 +76,11 @@ def project_three_classes(
         ("etf_vertex", etf_K3),
     ]:
         groups += [(kind, k, points_K3[i : i + 1]) for i, k in enumerate(classes)]
-    return pd.DataFrame(
-        {
-            "kind": np.repeat([kind for kind, _, _ in groups], [len(p) for _, _, p in groups]),
-            "class_index": np.repeat(
-                np.array([k for _, k, _ in groups], dtype=np.int64), [len(p) for _, _, p in groups]
-            ),
-            **dict(zip("xyz", np.concatenate([p for _, _, p in groups]).T, strict=True)),
-        }
-    )
-
-
-def _check_shapes(
-    features: Sequence[np.ndarray], means_Cd: np.ndarray, weight_Cd: np.ndarray, classes: list[int]
-) -> None:
-    if means_Cd.ndim != 2 or weight_Cd.shape != means_Cd.shape:
-        raise ValueError(
-            f"class means {means_Cd.shape} and weight {weight_Cd.shape} must both be (C, d)"
-        )
-    num_classes, width = means_Cd.shape
-    if len(set(classes)) != CHOSEN or not 0 <= min(classes) <= max(classes) < num_classes:
-        raise ValueError(f"classes {classes} must be three different ones of {num_classes}")
-    if len(features) != CHOSEN or any(f.ndim != 2 or f.shape[1] != width for f in features):
-        raise ValueError(f"features must be three arrays of (n, {width})")
+    tables = [
+        pd.DataFrame(points, columns=["x", "y", "z"]).assign(kind=kind, class_index=k)
+        for kind, k, points in groups
+    ]
+    return pd.concat(tables, ignore_index=True)[["kind", "class_index", "x", "y", "z"]]
 
 
 def _average_norm(rows: np.ndarray) -> float:

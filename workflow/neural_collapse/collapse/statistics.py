@@ -223,8 +223,8 @@ def equiangularity(vectors_CD: Tensor) -> float:
     >>> round(equiangularity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 12)
     0.471404520791
     """
-    pairs, zero = 0, torch.zeros((), dtype=torch.float64)
-    mean, squares = zero.to(vectors_CD.device), zero.to(vectors_CD.device)
+    pairs = 0
+    mean, squares = vectors_CD.new_zeros(2)
     for cosines_P in _cosines_of_pairs(vectors_CD):
         count, tile_mean = len(cosines_P), cosines_P.mean()
         # Chan's update, since near collapse all cosines are almost alike.
@@ -243,10 +243,9 @@ def maximal_angle(vectors_CD: Tensor) -> float:
     >>> maximal_angle([[1.0, 0.0], [-1.0, 0.0]])
     0.0
     """
-    classes = vectors_CD.shape[0]
+    classes = len(vectors_CD)
     tiles = _cosines_of_pairs(vectors_CD)
-    total = sum(float((cosines_P + 1 / (classes - 1)).abs().sum()) for cosines_P in tiles)
-    return total / (classes * (classes - 1) / 2)
+    return _mean_over_pairs(((cosines_P + 1 / (classes - 1)).abs() for cosines_P in tiles), classes)
 
 
 @_of_arrays
@@ -257,9 +256,7 @@ def mean_cosine(vectors_CD: Tensor) -> float:
     >>> mean_cosine([[1.0, 0.0], [0.0, 2.0]])
     0.0
     """
-    classes = vectors_CD.shape[0]
-    total = sum(float(cosines_P.sum()) for cosines_P in _cosines_of_pairs(vectors_CD))
-    return total / (classes * (classes - 1) / 2)
+    return _mean_over_pairs(_cosines_of_pairs(vectors_CD), len(vectors_CD))
 
 
 @_of_arrays
@@ -347,14 +344,12 @@ def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tens
     >>> class_distance_normalized_variance([[1.0, 0.0], [-1.0, 0.0]], [1.0, 3.0])
     0.5
     """
-    classes = class_means_CD.shape[0]
-    _need_two_classes(classes)
-    smallest, total = _rounding_error(class_means_CD), 0.0
-    for (first, second), squares_P in _squared_distances(class_means_CD):
-        if squares_P.min() <= smallest**2:
-            raise UndefinedStatistic("two class means coincide")
-        total += float(((variances_C[first] + variances_C[second]) / squares_P).sum())
-    return total / (classes * (classes - 1))
+    smallest = _rounding_error(class_means_CD)
+    tiles = _squared_distances(class_means_CD, smallest, "two class means coincide")
+    return _mean_over_pairs(
+        ((variances_C[c] + variances_C[other]) / (2 * squares_P) for c, other, squares_P in tiles),
+        len(class_means_CD),
+    )
 
 
 @_of_arrays
@@ -434,14 +429,11 @@ def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
     >>> round(hyperspherical_uniformity([[1.0, 0.0], [-3.0, 0.0]]), 12)  # -log 2
     -0.69314718056
     """
-    classes = vectors_CD.shape[0]
-    _need_two_classes(classes)
-    total = 0.0
-    for _, squares_P in _squared_distances(_directions(vectors_CD)):
-        if squares_P.min() <= (64 * _EPS) ** 2:
-            raise UndefinedStatistic("two vectors have the same direction")
-        total -= float(squares_P.log().sum()) / 2
-    return total / (classes * (classes - 1) / 2)
+    _need_two_classes(len(vectors_CD))
+    tiles = _squared_distances(
+        _directions(vectors_CD), 64 * _EPS, "two vectors have the same direction"
+    )
+    return _mean_over_pairs((-squares_P.log() / 2 for *_, squares_P in tiles), len(vectors_CD))
 
 
 @_of_arrays
@@ -553,27 +545,33 @@ def _tile_rows(classes: int) -> int:
 def _pairs(classes: int) -> Iterator[tuple[slice, slice, Tensor]]:
     """Tiles of the upper triangle: rows, columns, and which of the tile's elements are pairs."""
     rows = _tile_rows(classes)
-    for start in range(0, classes, rows):
+    for start in range(0, classes - 1, rows):
         stop = min(start + rows, classes)
         mask = torch.ones(stop - start, classes - start, dtype=torch.bool).triu(1)
-        if mask.any():
-            yield slice(start, stop), slice(start, classes), mask
+        yield slice(start, stop), slice(start, classes), mask
+
+
+def _mean_over_pairs(tiles: Iterator[Tensor], classes: int) -> float:
+    return sum(float(values_P.sum()) for values_P in tiles) / math.comb(classes, 2)
 
 
 def _cosines_of_pairs(vectors_CD: Tensor) -> Iterator[Tensor]:
     """The cosines of all pairs c < c', in tiles."""
-    classes = vectors_CD.shape[0]
-    _need_two_classes(classes)
+    _need_two_classes(len(vectors_CD))
     unit_CD = _directions(vectors_CD)
-    for rows, columns, mask in _pairs(classes):
+    for rows, columns, mask in _pairs(len(vectors_CD)):
         yield (unit_CD[rows] @ unit_CD[columns].T)[mask.to(unit_CD.device)]
 
 
-def _squared_distances(vectors_CD: Tensor) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
-    """Indices (P,), (P,) and |v_c - v_c'|^2 (P,) of all pairs c < c', in tiles.
+def _squared_distances(
+    vectors_CD: Tensor, smallest: float, coincide: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Indices c (P,), c' (P,) and |v_c - v_c'|^2 (P,) of all pairs c < c', in tiles.
 
     From |v|^2 + |v'|^2 - 2 <v, v'>, and again from the difference where that has lost digits.
+    A distance of at most `smallest` is undefined, and `coincide` says why.
     """
+    _need_two_classes(len(vectors_CD))
     centred_CD = vectors_CD - vectors_CD.mean(0)
     squares_C = centred_CD.square().sum(1)
     for rows, columns, mask in _pairs(len(vectors_CD)):
@@ -584,7 +582,9 @@ def _squared_distances(vectors_CD: Tensor) -> Iterator[tuple[tuple[Tensor, Tenso
         for close in (found_P < 0.1 * sums).nonzero().flatten().split(_TILE_ELEMENTS // 1024):
             difference = vectors_CD[first[close]] - vectors_CD[second[close]]
             found_P[close] = difference.square().sum(1)
-        yield (first, second), found_P
+        if found_P.min() <= smallest**2:
+            raise UndefinedStatistic(coincide)
+        yield first, second, found_P
 
 
 def _directions(vectors_CD: Tensor) -> Tensor:
