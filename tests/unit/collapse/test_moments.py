@@ -59,7 +59,7 @@ def decide(features, labels, classes, weight, bias, train_means=None):
     metric.update(h, c)
     means = metric.class_means
     W, b, centres = (
-        None if a is None else torch.as_tensor(np.array(a, float))
+        None if a is None else torch.as_tensor(a).double()
         for a in (weight, bias, means if train_means is None else train_means)
     )
     ncc, network = SecondPass(means, metric.counts, centres, W, b, basis=False).update(h, c)
