@@ -181,12 +181,11 @@ def parts_of(make_recipe, make_data, examples=90, **training):
     recipe = recipe.model_copy(
         update={"measurement": recipe.measurement.model_copy(update={"scatter": "full"})}
     )
-    trainer = Trainer(recipe, make_data(examples), 0.05, 0, torch.device("cpu"))
+    data = make_data(examples)
+    trainer = Trainer(recipe, data, 0.05, 0, torch.device("cpu"))
     for epoch in (1, 2, 3):
         trainer.train_epoch(epoch)
-    splits = extract_splits(
-        trainer.network, trainer.data.prepared, batch_size=32, device="cpu", scatter="full"
-    )
+    splits = extract_splits(trainer.network, data, batch_size=32, device="cpu", scatter="full")
     stored = StoredMoments(splits.train, splits.test, {}, {}, {})
     return trainer, trainer.evaluate(3), statistics_of(recipe, stored)
 
