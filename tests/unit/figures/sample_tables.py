@@ -150,18 +150,21 @@ def make_tables(
     return {name: check_frame(table, name) for name, table in tables.items()}
 
 
-def write_experiment(root, experiment, datasets, architectures, last=6):
+def write_experiment(
+    root, experiment, datasets, architectures, last=6, seeds=(0,), commit="0" * 40
+):
     """Its tables, each run's facts and the data cards, where the workflow leaves them."""
-    tables = make_tables(datasets, architectures, last=last)
+    tables = make_tables(datasets, architectures, seeds, last=last)
     results = root / "results" / experiment
     for name, table in tables.items():
         write_table(table, results / "tables" / f"{name}.parquet", name)
     for facts in tables["runs"].to_dict("records"):
-        dataset = facts["dataset"]
-        facts |= {"terminal_phase_epoch": None, "data_hash": dataset, "commit": "c"}
-        run = results / dataset / facts["architecture"] / "seed-0/run.json"
+        dataset, data_hash = facts["dataset"], f"hash-{facts['dataset']}"
+        facts |= {"terminal_phase_epoch": None, "seconds": 60.0}
+        facts |= {"data_hash": data_hash, "commit": commit}
+        run = results / dataset / facts["architecture"] / f"seed-{facts['seed']}/run.json"
         card = root / "resources" / dataset / "prepared/p/card.json"
-        for path, content in (run, facts), (card, {"name": dataset, "data_hash": dataset}):
+        for path, content in (run, facts), (card, {"name": dataset, "data_hash": data_hash}):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(content))
     return results

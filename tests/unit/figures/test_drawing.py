@@ -146,12 +146,6 @@ def test_figure_1_shows_every_kept_epoch(tables, layout):
     assert figure.get_suptitle() == "Digits × VGG"
 
 
-def test_figure_1_can_show_another_cell(tables):
-    other = Layout.of(tables["runs"], ["mnist_subset"], ["resnet"], LABELS)
-    figure = figures.figure_1(tables["activations"], tables["runs"], other)
-    assert figure.get_suptitle() == "MNIST subset × ResNet"
-
-
 # --------------------------------------------------------------------------- Figure 1 in motion
 
 

@@ -6,15 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from neural_collapse.figures import etf, imbalance, losses, optimisers, outliers, transfer
-from neural_collapse.figures.study_captions import (
-    etf_caption,
-    imbalance_caption,
-    losses_caption,
-    optimisers_caption,
-    outliers_caption,
-    transfer_caption,
-)
+from neural_collapse.figures import captions, etf, imbalance, losses, optimisers, outliers, transfer
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.studies import (
     MINORITY_ACCURACY,
@@ -80,7 +72,7 @@ def test_optimisers_are_lines_over_weight_decay_with_the_predicted_values():
     )
     (legend,) = figure.legends[:1]
     assert [text.get_text() for text in legend.get_texts()] == ["SGD", "Adam", "predicted"]
-    assert "SGD, Adam" in optimisers_caption(*tables, Layout.of(tables[1]))
+    assert "SGD, Adam" in captions.optimisers(*tables, Layout.of(tables[1]))
 
 
 def test_losses_are_lines_over_epochs_and_the_mse_shows_its_parts():
@@ -96,7 +88,7 @@ def test_losses_are_lines_over_epochs_and_the_mse_shows_its_parts():
     assert found["ce expected_calibration_error"] == [[0, 0.2], [1, 0.1]]
     for i, part in enumerate(MSE_PARTS):
         assert found[f"mse {part}"] == pytest.approx(np.array([[0, 0.3], [1, 0.1 / (i + 1)]]))
-    assert "Han, Papyan and Donoho" in losses_caption(*tables)
+    assert "Han, Papyan and Donoho" in captions.losses(*tables, Layout.of(tables[1]))
 
 
 def test_losses_without_mse_say_that_its_parts_are_not_measured():
@@ -138,18 +130,18 @@ def test_imbalance_is_lines_over_the_ratio_and_marks_what_is_oversampled():
         {name: [[1, -0.1], [10, 0.6]], f"{name}, oversampled": [[10, 0.2]]},
         {name: [[1, 0.9], [10, 0.3]], f"{name}, oversampled": [[10, 0.5]]},
     ]
-    assert "Fang, He, Long and Su" in imbalance_caption(*tables, Layout.of(tables[1]))
+    assert "Fang, He, Long and Su" in captions.imbalance(*tables, Layout.of(tables[1]))
 
 
-def test_the_caption_of_imbalance_counts_the_seeds_of_one_recipe():
+def test_the_caption_of_imbalance_counts_the_seeds():
     data = {
         n: {"imbalance": {"ratio": r, "minority_classes": [1, 2]}} for n, r in (("a", 1), ("b", 9))
     }
     values = {(MINORITY_COSINE, "train"): [0, 0.5]}
     tables = table({name: ({"weight_decay": 5e-4}, values) for name in data}, data)
-    assert "seeds" not in imbalance_caption(*tables, Layout.of(tables[1]))
+    assert "single training" in captions.imbalance(*tables, Layout.of(tables[1]))
     both = [pd.concat([of, of[of["architecture"] == "b"].assign(seed=1)]) for of in tables]
-    assert "Means over 2 seeds" in imbalance_caption(*both, Layout.of(both[1]))
+    assert "means over 1 to 2 seeds" in captions.imbalance(*both, Layout.of(both[1]))
 
 
 def test_imbalance_without_its_statistics_says_so():
@@ -166,7 +158,7 @@ def test_a_fixed_classifier_is_lines_over_epochs_by_network():
     found = lines(figure)
     assert found[f"fixed {NC1}"] == [[0, 8], [1, 2]] and found[f"own {NC1}"] == [[0, 9], [1, 3]]
     assert found[f"fixed {NC3}"] == [[0, 1], [1, 0.5]]
-    assert "Zhu et al." in etf_caption(*tables)
+    assert "Zhu et al." in captions.etf(*tables, Layout.of(tables[1]))
 
 
 def other_tables():
@@ -203,15 +195,15 @@ def test_captions_of_another_dataset_say_the_correlation_with_collapse():
     tables = other_tables()
     auroc = np.corrcoef(-np.log([3, 1, 0.5]), [0.6, 0.7, 0.9])[0, 1]
     said = f"MNIST × A: NECO {auroc:.2f} to {auroc:.2f}. "
-    assert said in outliers_caption(*tables, Layout.of(tables[1]))
+    assert said in captions.outliers(*tables, Layout.of(tables[1]))
     ncc = np.corrcoef(-np.log([3, 1, 0.5]), [0.6, 0.5, 0.3])[0, 1]
     said = f"MNIST × A: nearest centre {ncc:.2f} to {ncc:.2f}. ".replace("-", "−")
-    assert said in transfer_caption(*tables, Layout.of(tables[1]))
+    assert said in captions.transfer(*tables, Layout.of(tables[1]))
 
 
 def test_figures_of_another_dataset_are_blank_where_none_was_measured():
     tables = table({"ce": ({}, {("nc1_within_class_variability", "train"): [9, 3]})})
-    for draw, caption in [(outliers, outliers_caption), (transfer, transfer_caption)]:
+    for draw, caption in [(outliers, captions.outliers), (transfer, captions.transfer)]:
         assert {text.get_text() for ax in draw(*tables).axes for text in ax.texts} == {
             "not measured"
         }

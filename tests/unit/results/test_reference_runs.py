@@ -17,35 +17,14 @@ from neural_collapse.results.claims import summary
 from neural_collapse.results.tables import read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
-from sample_tables import LABELS, make_tables
+from sample_tables import LABELS, make_tables, write_experiment
 
 NAMES = ("measurements", "runs", "sweep", "activations")
 
 
-def make_results(folder, datasets, architectures, last=8, commit="0" * 40, seeds=(0,)):
-    """A finished experiment of these cells, as far as an export reads it."""
-    tables = make_tables(datasets, architectures, seeds, last=last)
-    for name, table in tables.items():
-        write_table(table, folder / "tables" / f"{name}.parquet", name)
-    for run in tables["runs"].to_dict("records"):
-        facts = run | {"terminal_phase_epoch": None, "seconds": 60.0}
-        facts |= {"data_hash": f"hash-{run['dataset']}", "commit": commit}
-        path = folder / run["dataset"] / run["architecture"] / f"seed-{run['seed']}" / "run.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(facts))
-    return tables
-
-
-@pytest.fixture
-def resources(tmp_path):
-    for dataset in ("digits", "mnist_subset", "shapes"):
-        path = tmp_path / "resources" / dataset / "prepared" / "as-published" / "card.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps({"name": dataset, "data_hash": f"hash-{dataset}"}))
-    return tmp_path / "resources"
-
-
-def export(results, reference, resources):
+def export(results, reference):
+    """Into the set `reference`, with the data cards beside the results."""
+    resources = results.parents[1] / "resources"
     return main(
         ["export-reference", "--results-folder", str(results), "--output-folder", str(reference),
          "--resources-folder", str(resources)]
@@ -53,16 +32,17 @@ def export(results, reference, resources):
 
 
 @pytest.fixture
-def reference(tmp_path, resources):
-    make_results(tmp_path / "one", ("digits",), ("vgg",))
-    assert export(tmp_path / "one", tmp_path / "set", resources) == 0
+def reference(tmp_path):
+    results = write_experiment(tmp_path, "one", ("digits",), ("vgg",), last=8)
+    assert export(results, tmp_path / "set") == 0
     return tmp_path / "set"
 
 
-def test_config_of_a_study_s_set_draws_its_figures(tmp_path, resources):
-    make_results(tmp_path / "one", ("digits",), ("vgg",))
-    export_reference(tmp_path / "one", tmp_path / "set", resources, ["separation", "overview"])
-    assert load_config(tmp_path / "set" / "config.yaml").figures.names == ("separation", "overview")
+def test_config_of_a_study_s_set_draws_its_figures(tmp_path):
+    results = write_experiment(tmp_path, "one", ("digits",), ("vgg",))
+    resources, names = tmp_path / "resources", ["separation", "overview"]
+    export_reference(results, tmp_path / "set", resources, names)
+    assert load_config(tmp_path / "set" / "config.yaml").figures.names == tuple(names)
 
 
 def test_a_set_holds_tables_runs_cards_and_a_config(reference, tmp_path):
@@ -79,10 +59,10 @@ def test_a_set_holds_tables_runs_cards_and_a_config(reference, tmp_path):
     assert (config.datasets, config.architectures) == (("digits",), ("vgg",))
 
 
-def test_a_set_grows_and_what_is_in_it_stays(reference, tmp_path, resources, capsys):
+def test_a_set_grows_and_what_is_in_it_stays(reference, tmp_path, capsys):
     before = read_table(reference / "tables" / "measurements.parquet", "measurements")
-    make_results(tmp_path / "two", ("digits", "shapes"), ("resnet",))
-    assert export(tmp_path / "two", reference, resources) == 0
+    write_experiment(tmp_path, "two", ("digits", "shapes"), ("resnet",))
+    assert export(tmp_path / "results/two", reference) == 0
     after = read_table(reference / "tables" / "measurements.parquet", "measurements")
     kept = after[(after.dataset == "digits") & (after.architecture == "vgg")]
     pd.testing.assert_frame_equal(kept.reset_index(drop=True), before)
@@ -94,33 +74,34 @@ def test_a_set_grows_and_what_is_in_it_stays(reference, tmp_path, resources, cap
     assert config.custom_datasets["shapes"].label == "shapes", "a user-defined dataset is known"
 
 
-def test_a_run_that_is_in_it_is_refused_and_nothing_changes(reference, tmp_path, resources, capsys):
+def test_a_run_that_is_in_it_is_refused_and_nothing_changes(reference, tmp_path, capsys):
     before = {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()}
-    make_results(tmp_path / "again", ("digits",), ("resnet", "vgg"), last=9)
-    assert export(tmp_path / "again", reference, resources) == 2
+    write_experiment(tmp_path, "again", ("digits",), ("resnet", "vgg"), last=9)
+    assert export(tmp_path / "results/again", reference) == 2
     said = capsys.readouterr().err
     assert "holds digits x vgg, seed 0 already; reference results are never overwritten" in said
     assert {path: path.read_bytes() for path in reference.rglob("*") if path.is_file()} == before
 
 
-def test_what_is_missing_is_one_sentence(tmp_path, resources, capsys):
-    make_results(tmp_path / "e", ("svhn",), ("vgg",))
-    assert export(tmp_path / "e", tmp_path / "set", resources) == 2
+def test_what_is_missing_is_one_sentence(tmp_path, capsys):
+    write_experiment(tmp_path, "e", ("svhn",), ("vgg",))
+    (tmp_path / "resources/svhn/prepared/p/card.json").unlink()
+    assert export(tmp_path / "results/e", tmp_path / "set") == 2
     assert "the data card of svhn used in training is missing" in capsys.readouterr().err
-    (tmp_path / "e" / "svhn" / "vgg" / "seed-0" / "run.json").unlink()
-    assert export(tmp_path / "e", tmp_path / "set", resources) == 2
+    (tmp_path / "results/e/svhn/vgg/seed-0/run.json").unlink()
+    assert export(tmp_path / "results/e", tmp_path / "set") == 2
     assert "run.json: does not exist" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("changed", [{"learning_rate": 0.1}, {"epochs": 9}, {"network": "VGG13"}])
-def test_tables_of_an_earlier_training_are_refused(tmp_path, resources, capsys, changed):
-    make_results(tmp_path / "e", ("digits",), ("vgg",))
-    path = tmp_path / "e" / "digits" / "vgg" / "seed-0" / "run.json"
+def test_tables_of_an_earlier_training_are_refused(tmp_path, capsys, changed):
+    write_experiment(tmp_path, "e", ("digits",), ("vgg",))
+    path = tmp_path / "results/e/digits/vgg/seed-0/run.json"
     facts = json.loads(path.read_text())
     del facts["terminal_phase_accuracy"], facts["terminal_phase_epoch"]
     path.write_text(json.dumps(facts | changed))
-    assert export(tmp_path / "e", tmp_path / "set", resources) == 2
+    assert export(tmp_path / "results/e", tmp_path / "set") == 2
     said = capsys.readouterr().err
     assert "run.json" in said and str(*changed) in said
     assert "of an earlier training" in said and "run snakemake tables first" in said
@@ -129,11 +110,11 @@ def test_tables_of_an_earlier_training_are_refused(tmp_path, resources, capsys, 
 
 @pytest.mark.parametrize("written", range(6))
 def test_an_interrupted_export_leaves_the_set_and_can_be_repeated(
-    reference, tmp_path, resources, monkeypatch, written
+    reference, tmp_path, monkeypatch, written
 ):
-    make_results(tmp_path / "two", ("digits",), ("resnet", "densenet"))
+    write_experiment(tmp_path, "two", ("digits",), ("resnet", "densenet"))
     shutil.copytree(reference, tmp_path / "whole")
-    assert export(tmp_path / "two", tmp_path / "whole", resources) == 0
+    assert export(tmp_path / "results/two", tmp_path / "whole") == 0
     assert collect(None, tmp_path / "before", "--reference-folder", reference) == 0
 
     real, calls = os.replace, []
@@ -147,13 +128,13 @@ def test_an_interrupted_export_leaves_the_set_and_can_be_repeated(
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            export_reference(tmp_path / "two", reference, resources)
+            export_reference(tmp_path / "results/two", reference, tmp_path / "resources")
     assert len(calls) == written
     assert collect(None, tmp_path / "after", "--reference-folder", reference) == 0
     for name in NAMES:
         tables = [tmp_path / when / f"{name}.parquet" for when in ("before", "after")]
         assert tables[0].read_bytes() == tables[1].read_bytes()
-    assert export(tmp_path / "two", reference, resources) == 0
+    assert export(tmp_path / "results/two", reference) == 0
     for path in (tmp_path / "whole").rglob("*.*"):
         if path.name != "config.yaml":  # which names its own folder
             assert (
@@ -161,26 +142,26 @@ def test_an_interrupted_export_leaves_the_set_and_can_be_repeated(
             )
 
 
-def test_another_seed_of_a_cell_brings_no_second_sweep(tmp_path, resources):
+def test_another_seed_of_a_cell_brings_no_second_sweep(tmp_path):
     for seed in (0, 1):
-        make_results(tmp_path / f"{seed}", ("digits",), ("resnet",), seeds=(seed,))
-        assert export(tmp_path / f"{seed}", tmp_path / "set", resources) == 0
+        write_experiment(tmp_path, f"{seed}", ("digits",), ("resnet",), seeds=(seed,))
+        assert export(tmp_path / "results" / f"{seed}", tmp_path / "set") == 0
     sweep = read_table(tmp_path / "set" / "tables" / "sweep.parquet", "sweep")
-    assert len(sweep) == len(make_tables(("digits",), ("resnet",), last=8)["sweep"])
+    assert len(sweep) == len(make_tables(("digits",), ("resnet",), last=6)["sweep"])
     assert set(read_table(tmp_path / "set" / "tables" / "runs.parquet", "runs").seed) == {0, 1}
 
 
-def test_a_part_of_the_recipe_may_tell_an_earlier_training(tmp_path, resources, capsys):
-    tables = make_results(tmp_path / "e", ("digits",), ("vgg",))
-    path = tmp_path / "e" / "digits" / "vgg" / "seed-0" / "run.json"
+def test_a_part_of_the_recipe_may_tell_an_earlier_training(tmp_path, capsys):
+    write_experiment(tmp_path, "e", ("digits",), ("vgg",))
+    path = tmp_path / "results/e/digits/vgg/seed-0/run.json"
     facts = json.loads(path.read_text())
     then = json.dumps({"training": {"weight_decay": 0.01, "epochs": 8}, "sweep": {"count": 3}})
-    runs = tables["runs"].assign(recipe=then)
-    write_table(runs, tmp_path / "e" / "tables" / "runs.parquet", "runs")
+    table = tmp_path / "results/e/tables/runs.parquet"
+    write_table(read_table(table, "runs").assign(recipe=then), table, "runs")
     for decay in (0.5, 0.01):
         now = {"training": {"weight_decay": decay}, "sweep": {"count": 25}}
         path.write_text(json.dumps(facts | {"recipe": now}))
-        assert export(tmp_path / "e", tmp_path / "set", resources) == (2 if decay == 0.5 else 0)
+        assert export(tmp_path / "results/e", tmp_path / "set") == (2 if decay == 0.5 else 0)
         if decay == 0.5:
             assert "training.weight_decay is 0.5, not 0.01" in capsys.readouterr().err
     shipped = read_table(tmp_path / "set" / "tables" / "runs.parquet", "runs")
@@ -199,9 +180,9 @@ def test_a_collected_run_holds_what_it_was_trained_and_measured_with(own_run, tm
     assert recipe["measurement"]["epochs"] == 50, "a run does not say what is measured later"
 
 
-def test_code_that_was_not_committed_is_pointed_out(tmp_path, resources, capsys):
-    make_results(tmp_path / "e", ("digits",), ("vgg",), commit="abc+changes")
-    assert export(tmp_path / "e", tmp_path / "set", resources) == 0
+def test_code_that_was_not_committed_is_pointed_out(tmp_path, capsys):
+    write_experiment(tmp_path, "e", ("digits",), ("vgg",), commit="abc+changes")
+    assert export(tmp_path / "results/e", tmp_path / "set") == 0
     assert "was not made by committed code" in capsys.readouterr().err
 
 
@@ -264,9 +245,9 @@ def test_own_alone_and_reference_alone(own_run, reference, tmp_path):
             assert set(table.origin) == {origin}
 
 
-def test_reference_runs_of_other_datasets_are_left_out(tmp_path, resources):
-    make_results(tmp_path / "e", ("digits", "shapes"), ("vgg",))
-    export(tmp_path / "e", tmp_path / "set", resources)
+def test_reference_runs_of_other_datasets_are_left_out(tmp_path):
+    write_experiment(tmp_path, "e", ("digits", "shapes"), ("vgg",))
+    export(tmp_path / "results/e", tmp_path / "set")
     assert collect(None, tmp_path / "out", "--reference-folder", tmp_path / "set") == 0
     assert set(read_table(tmp_path / "out" / "runs.parquet", "runs").dataset) == {"digits"}
 

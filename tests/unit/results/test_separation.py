@@ -9,7 +9,7 @@ import pytest
 from sample_tables import RUN
 
 from neural_collapse import figures
-from neural_collapse.figures.specs import separation_caption
+from neural_collapse.figures import captions
 from neural_collapse.results.claims import check_claims, render_claims
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.separation import layer_curves
@@ -113,7 +113,9 @@ def test_runs_without_layers_have_no_such_claim():
     assert "law of data separation" not in render_claims(check_claims(measurements, runs))
     layout = Layout.of(runs)
     assert layer_curves(measurements, runs, layout) == []
-    assert separation_caption(measurements, runs, layout).startswith("No run measured three layers")
+    assert captions.separation(measurements, runs, layout).startswith(
+        "No run measured three layers"
+    )
 
 
 def test_curves_follow_the_recipes_order_of_layers_not_that_of_their_names():
@@ -149,7 +151,7 @@ def test_figure_has_a_column_a_depth_a_row_a_kind_and_the_line_after_training():
     assert [t.get_text() for t in panels[1].texts] == ["ρ = 0.50\nr = −1.000"]
     assert not any(line.get_gid() == "law" for line in panels[2].lines)
     assert "no line" in panels[2].texts[0].get_text()
-    caption = separation_caption(measurements, runs, Layout.of(runs))
+    caption = captions.separation(measurements, runs, Layout.of(runs))
     assert "He and Su" in caption and "blue: after 9" in caption
 
 

@@ -1,4 +1,4 @@
-"""Tables of optimisers and losses, and claims that compare two cells, from values known by hand."""
+"""Claims and tables of studies, from values known by hand."""
 
 import json
 
@@ -21,12 +21,14 @@ from neural_collapse.results.studies import (
     NC4,
     by_ratio,
     by_weight_decay,
+    correlation_with_collapse,
+    measured_other,
     seed_means,
 )
 from neural_collapse.training.recipe import TrainingRecipe
 
 
-def run(architecture, seed=0, data=None, network=None, **training):
+def run(architecture, seed=0, data=None, network=None, measurement=None, **training):
     training = {"epochs": 4, "loss": "cross_entropy", "weight_decay": 1e-3} | training
     network = {"name": "resnet18"} | (network or {})
     recipe = {"network": network, "data": data or {}, "training": training}
@@ -38,19 +40,20 @@ def run(architecture, seed=0, data=None, network=None, **training):
         "terminal_phase_epoch": 2,
         "train_examples": 3000,
         "test_examples": 1000,
-        "recipe": json.dumps(recipe),
+        "recipe": json.dumps(recipe | {"measurement": measurement or {}}),
     }
 
 
-def measured(values, split="train"):
-    """{(architecture, seed): {statistic: value at epochs 0 and 4}} as a measurements table."""
+def measured(values, split="train", epochs=(0, 4)):
+    """{(architecture, seed): {statistic: values by epoch}} as a measurements table; the key of a
+    statistic of another split is (statistic, split)."""
     rows = [
-        (architecture, seed, epoch, split, statistic, float(value))
-        for (architecture, seed), of in values.items()
-        for statistic, pair in of.items()
-        for epoch, value in zip((0, 4), pair, strict=True)
+        (architecture, seed, epoch, *(of if isinstance(of, tuple) else (of, split)), float(value))
+        for (architecture, seed), statistics in values.items()
+        for of, series in statistics.items()
+        for epoch, value in zip(epochs, series, strict=True)
     ]
-    names = ["architecture", "seed", "epoch", "split", "statistic", "value"]
+    names = ["architecture", "seed", "epoch", "statistic", "split", "value"]
     return pd.DataFrame(rows, columns=names).assign(dataset="mnist")
 
 
@@ -73,11 +76,6 @@ def test_lines_over_weight_decay_are_of_the_last_epoch_by_optimiser():
     np.testing.assert_allclose(sgd[NC3], [0.8, 0.5])
     adamw = found["mnist", "adamw"]
     assert adamw[NC0].tolist() == [3] and adamw[NC0_PREDICTED].isna().all()
-
-
-def test_no_runs_have_no_lines():
-    runs = pd.DataFrame([run("a")]).iloc[:0]
-    assert by_weight_decay(measured({}), runs, Layout.of(runs)) == {}
 
 
 def test_means_over_seeds_leave_out_what_is_not_defined():
@@ -170,25 +168,17 @@ def test_a_larger_weight_decay_is_compared_with_the_next_smaller_one():
     assert verdicts.keys() == {"b", "c"}
     assert verdicts["b"][0] == "holds" and "0.1 with weight decay 0.0001" in verdicts["b"][1]
     assert verdicts["c"][0] == "does not" and "0.9 with weight decay 0.001" in verdicts["c"][1]
-    assert "than with the next smaller one" in found["criterion"].iloc[0]
+    assert "than with the next smaller weight decay" in found["criterion"].iloc[0]
 
 
 def test_a_contrast_says_of_which_runs_the_terminal_phase_was_not_reached():
     values = {("adamw", 0): {NC0: (2, 5)}, ("adam", 0): {NC0: (2, 1)}}
     runs = [run("adamw", **ADAMW) | {"terminal_phase_epoch": np.nan}, run("adam", **ADAM)]
     (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
-    assert row.reason.endswith("; 0 of 1 seeds reached TPT, 1 of 1 there")
+    assert row.reason.endswith("; 0 of 1 seeds reached TPT, 1 of 1 with Adam")
     runs[0]["terminal_phase_epoch"] = 3
     (row,) = claims_of(measured(values), runs, "NC0 stays larger").itertuples()
     assert "TPT" not in row.reason
-
-
-def test_a_contrast_of_losses_reads_the_test_set():
-    runs = [run("ls", loss="label_smoothing", smoothing=0.1), run("ce")]
-    ece = "expected_calibration_error"
-    values = measured({("ls", 0): {ece: (0.1, 0.02)}, ("ce", 0): {ece: (0.1, 0.08)}}, "test")
-    (row,) = claims_of(values, runs, "label smoothing is better calibrated").itertuples()
-    assert (row.holds, row.split, row.at_end) == ("holds", "test", 0.02)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +336,7 @@ def test_a_fixed_classifier_is_alike_within_a_bound_on_either_side(errors, verdi
     values |= {("random", 0): {"error": (0.9, 0.9)}}
     found = claims_of(measured(values, "test"), runs, "a fixed ETF")
     assert [(row.architecture, row.holds) for row in found.itertuples()] == [("etf", verdict)]
-    assert "within 0.02 of each other" in found["criterion"].iloc[0]
+    assert "at most 0.02 larger or smaller" in found["criterion"].iloc[0]
 
 
 @pytest.mark.parametrize(
@@ -365,18 +355,16 @@ def test_collapse_under_random_labels_is_judged_in_the_terminal_phase(
         for name, data in names.items()
         for seed in (0, 1)
     ]
-    values = [
-        {"architecture": name, "seed": seed, "epoch": epoch, "statistic": statistic, "value": value}
+    values = {
+        (name, seed): {NC1: (100, 1, end), NC4: (0.9, 0.3, mismatch)}
         for name in names
         for seed, end in enumerate(ends)
-        for statistic, of in ((NC1, (100, 1, end)), (NC4, (0.9, 0.3, mismatch)))
-        for epoch, value in zip((0, 1, 4), of, strict=True)
-    ]
-    table = pd.DataFrame(values).assign(dataset="mnist", split="train")
+    }
+    table = measured(values, epochs=(0, 1, 4))
     (row,) = claims_of(table, runs, "collapse under random labels").itertuples()
     assert (row.architecture, row.holds) == ("all", verdict)
-    assert "lower than at the start of the TPT" in row.criterion
-    assert row.criterion.endswith("the train split's nc4_ncc_mismatch below 0.01 there")
+    assert "lower at the last epoch than at the start of the TPT" in row.criterion
+    assert "nc4_ncc_mismatch of the train split below 0.01" in row.criterion
 
 
 def test_claims_of_studies_are_written_where_they_are_made():
@@ -385,5 +373,115 @@ def test_claims_of_studies_are_written_where_they_are_made():
         measured(values), pd.DataFrame([run("adamw", **ADAMW), run("adam", **ADAM)])
     )
     text = render_claims(table)
-    assert "larger with AdamW than Adam, of" in text
+    assert "larger at the last epoch with AdamW than with Adam;" in text
     assert "label smoothing" not in text
+
+
+# --------------------------------------------------------------------------- another dataset
+
+NCC, PROBE, NC5 = "transfer_ncc_accuracy", "transfer_probe_accuracy", "nc5_outlier_orthogonality"
+LAGS = "the test set collapses less than the train set"
+ORTHOGONAL = "outliers become orthogonal to the class means (NC5 about their mean)"
+COLLAPSE = {
+    (NC1, "train"): [[8, 1, 0.5, 0.1], [8, 2, 0.5, 0.2]],
+    (NC1, "test"): [[8, 2, 1.5, 1], [8, 4, 2, 1.96]],
+}
+
+
+def other_runs(seeds=2, other="fashion_mnist", **columns):
+    measurement = {"other_dataset": other} if other else {}
+    rows = [run("resnet", seed, measurement=measurement) for seed in range(seeds)]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def of_seeds(values):
+    """{(statistic, split): values by epoch of each seed} as a measurements table."""
+    seeds = range(len(next(iter(values.values()))))
+    by_seed = {("resnet", s): {key: of[s] for key, of in values.items()} for s in seeds}
+    return measured(by_seed, epochs=(0, 2, 5, 9))
+
+
+def verdicts(values, **columns):
+    claims = check_claims(of_seeds(values), other_runs(**columns))
+    return claims.set_index("phenomenon")
+
+
+def test_the_test_sets_collapse_is_judged_by_its_ratio_to_the_train_sets():
+    claim = verdicts(COLLAPSE | {(NCC, "test"): [[0.3, 0.5, 0.6, 0.4]] * 2}).loc[LAGS]
+    # Ratios at the start of the TPT: 2 and 2; at the end: 10 and 9.8; changes 8 and 7.8.
+    assert claim["holds"] == "holds"
+    values = [claim[name] for name in ("at_epoch_0", "at_start", "at_end", "change")]
+    assert values == pytest.approx([1, 2, 9.9, 7.9])
+    # Student's t of two seeds over the square root of two, times their standard deviation.
+    assert claim["noise"] == pytest.approx(12.7062 / 2**0.5 * 0.2 / 2**0.5, rel=1e-5)
+    assert claim["statistic"] == f"{NC1}, test / train"
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [((0.4, 0.401), "holds"), ((0.6, 0.601), "does not"), ((0.4, 0.43), "cannot say")],
+)
+def test_transfer_gets_worse_where_it_falls_by_more_than_the_seeds_noise(ends, expected):
+    values = {(NCC, "test"): [[0.1, 0.5, 0.5, end] for end in ends]}
+    found = verdicts(values)
+    assert found.loc["nearest class centres transfer worse", "holds"] == expected
+    assert "a linear probe transfers worse" not in found.index and LAGS not in found.index
+
+
+def test_detection_and_nc5_are_judged_within_the_terminal_phase():
+    values = {
+        (NCC, "test"): [[0.5] * 4] * 2,
+        (NC5, "test"): [[0.1, 0.5, 0.4, 0.2], [0.1, 0.6, 0.4, 0.31]],
+        ("outlier_auroc_neco", "test"): [[0.9, 0.6, 0.7, 0.8], [0.9, 0.7, 0.7, 0.91]],
+        ("outlier_auroc_energy", "test"): [[0.1, 0.8, 0.7, 0.7], [0.1, 0.8, 0.7, 0.701]],
+    }
+    found = verdicts(values)["holds"]
+    assert found[ORTHOGONAL] == "holds"  # below the start of the TPT, not below epoch 0
+    assert found["outliers are detected better: NECO"] == "holds"
+    assert found["outliers are detected better: energy"] == "does not"
+
+
+def test_one_seed_decides_nothing():
+    found = verdicts({(NCC, "test"): [[0.1, 0.9, 0.5, 0.1]]}, seeds=1)
+    claim = found.loc["nearest class centres transfer worse"]
+    assert claim["holds"] == "cannot say"
+    assert claim["reason"] == "the noise of one seed is unknown: 0.9 to 0.1"
+
+
+def test_claims_are_made_where_another_dataset_was_measured_alone():
+    assert LAGS not in verdicts(COLLAPSE).index
+    values = COLLAPSE | {(NCC, "test"): [[0.3, 0.5, 0.6, 0.4]] * 2}
+    claims = check_claims(of_seeds(values), other_runs(terminal_phase_epoch=None))
+    row = claims.set_index("phenomenon").loc[LAGS]
+    assert (row["holds"], row["reason"]) == ("cannot say", "the terminal phase was not reached")
+    text = render_claims(claims)
+    assert f"- {LAGS} (`{NC1}, test / train`, test): higher at the last epoch than" in text
+
+
+def test_correlation_with_collapse_is_that_of_each_seeds_epochs_after_the_first():
+    values = COLLAPSE | {(PROBE, "test"): [[0.9, 0.7, 0.65, 0.5], [0.9, 0.6, 0.7, 0.8]]}
+    table = of_seeds(values)
+    expected = [
+        np.corrcoef(-np.log(nc1[1:]), probe[1:])[0, 1]
+        for nc1, probe in zip(values[NC1, "train"], values[PROBE, "test"], strict=True)
+    ]
+    found = correlation_with_collapse(table, ("mnist", "resnet"), PROBE)
+    assert found == pytest.approx((min(expected), max(expected)))
+    assert expected[0] < -0.9 < 0.9 < expected[1]
+
+
+def test_correlation_of_what_was_not_measured_or_does_not_change_is_nan():
+    table = of_seeds(COLLAPSE | {(PROBE, "test"): [[0.5] * 4] * 2})
+    for statistic, cell in [(PROBE, "resnet"), (NCC, "resnet"), (PROBE, "vgg")]:
+        assert np.isnan(correlation_with_collapse(table, ("mnist", cell), statistic)).all()
+
+
+def test_cells_that_measure_another_dataset_are_titled_by_both():
+    table = other_runs()
+    layout = Layout.of(table)
+    assert measured_other(table, layout) == {("mnist", "resnet"): ("MNIST", "fashion_mnist")}
+    assert measured_other(other_runs(other=None), layout) == {}
+    both = pd.concat([table, table.assign(dataset="fashion_mnist", dataset_label="Fashion")])
+    assert measured_other(both, Layout.of(both))["mnist", "resnet"] == ("MNIST", "Fashion")
+    two = pd.concat([table, table.assign(architecture="vgg", architecture_label="VGG")])
+    assert measured_other(two, Layout.of(two))["mnist", "vgg"][0] == "MNIST × VGG"

@@ -1,4 +1,4 @@
-"""Figures 2 to 8: a grid of panels, one a cell, each a statistic over the epochs of training."""
+"""Figures 2 to 8: a grid with a panel per cell, each a statistic over the epochs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from ..results.layout import (
     empty_reason,
     finite_values,
+    number_of_seeds,
     origins_of,
     rows_of,
-    several_seeds,
-    size_sentence,
-    terminal_phase,
+    terminal_phase_epochs,
 )
 from . import style
+from .sentences import size_sentence
 from .specs import SPECS, EpochAxis, GridFigure, Series
 
 # --------------------------------------------------------------------------- the epoch axis
@@ -37,21 +37,10 @@ def set_epoch_axis(ax: Axes, last: float, epoch_axis: EpochAxis) -> None:
         ax.xaxis.set_major_locator(FixedLocator([0.0, *decades]))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlim(-0.25, last * 1.25)
-    elif epoch_axis == "linear":
+    else:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, steps=[1, 1.5, 2, 3, 5, 10]))
         ax.set_xlim(-0.035 * last, 1.035 * last)
-    else:
-        raise ValueError(f"epoch_axis must be 'linear' or 'log', not {epoch_axis!r}")
     ax.xaxis.set_major_formatter(style.tick_formatter())
-
-
-def label_epochs(column: np.ndarray, drawn: list[Axes], last: float, epoch_axis: EpochAxis) -> None:
-    """One epoch axis for a column of panels, with its labels under the lowest panel alone."""
-    if not any(ax in drawn for ax in column):
-        return
-    for ax in column:
-        set_epoch_axis(ax, last, epoch_axis)
-        ax.tick_params(labelbottom=ax is column[-1])
 
 
 def mark_terminal_phase(
@@ -66,28 +55,29 @@ def mark_terminal_phase(
 
     Where no training reached it, a note in the right corner at `note` says so.
     """
-    phases = [terminal_phase(runs, dataset, architecture, origin) for origin in origins_of(runs)]
-    if note and not any(phase.reached for phase in phases):
+    cell = dataset, architecture
+    starts = [terminal_phase_epochs(runs, *cell, origin) for origin in origins_of(runs)]
+    if note and not any(len(epochs) for epochs in starts):
         words = {"fontsize": 6, "style": "italic", "color": style.GREY, "ha": "right", "va": note}
         height = 1.0 if note == "top" else 0.06
         ax.text(0.99, height, "no TPT", transform=ax.transAxes, **words)
-    # One's own is drawn last, over the reference runs'.
-    for place, phase in reversed(list(enumerate(phases))):
-        if phase.reached == 0:
+    # Own runs are drawn last, over the reference runs.
+    for place, epochs in reversed(list(enumerate(starts))):
+        if len(epochs) == 0:
             continue
-        ax.axvline(phase.mean, color=style.GREY, linewidth=0.6, linestyle=(0, (1, 1.6)), zorder=1.5)
-        if phase.last > phase.first:
-            ax.axvspan(
-                phase.first, phase.last, color=style.FAINT, alpha=0.35, linewidth=0, zorder=1
-            )
+        mean, first, last = epochs.mean(), epochs.min(), epochs.max()
+        ax.axvline(mean, color=style.GREY, linewidth=0.6, linestyle=(0, (1, 1.6)), zorder=1.5)
+        if last > first:
+            ax.axvspan(first, last, color=style.FAINT, alpha=0.35, linewidth=0, zorder=1)
+        mark = style.REFERENCE_TERMINAL_PHASE if place else style.TERMINAL_PHASE
         ax.plot(
-            [phase.mean],
+            [mean],
             [0],
             transform=ax.get_xaxis_transform(),
             clip_on=False,
             zorder=6,
             gid="terminal-phase",
-            **(style.REFERENCE_TERMINAL_PHASE if place else style.TERMINAL_PHASE) | look,
+            **{**mark, **look},
         )
 
 
@@ -100,7 +90,7 @@ def draw_curves(
     log_y: bool = False,
     **look: Any,
 ) -> float:
-    """Every series of a cell, a line for each origin; their last epoch, nan where there is none.
+    """Every series of a cell, a line for each origin; returns the last epoch, nan if there is none.
 
     The line is the mean over the seeds, the band reaches from the smallest to the largest.
     """
@@ -134,16 +124,13 @@ def blank_panel(ax: Axes, word: str) -> None:
         spine.set_visible(False)
     ax.tick_params(which="both", left=False, bottom=False, labelleft=False, labelbottom=False)
     ax.patch.set_facecolor("#F4F4F4")
-    ax.text(
-        0.5,
-        0.5,
-        word,
-        transform=ax.transAxes,
-        ha="center",
-        va="center",
-        style="italic",
-        color=style.GREY,
-    )
+    words = {"ha": "center", "va": "center", "style": "italic", "color": style.GREY}
+    ax.text(0.5, 0.5, word, transform=ax.transAxes, **words)
+
+
+def curves_of(ax: Axes) -> list[Line2D]:
+    """The lines of statistics."""
+    return [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]
 
 
 # --------------------------------------------------------------------------- the grid
@@ -153,9 +140,21 @@ def draw_grid(spec: GridFigure, measurements, runs, layout, look) -> Figure:
     """Draw one of Figures 2 to 8 from tables `measurements` and `runs`."""
     figure, axes = style.new_grid(layout, look.width)
     drawn: list[Axes] = []
-    for column, (dataset, _) in enumerate(layout.datasets):
-        last = _draw_column(spec, measurements, runs, layout, axes[:, column], dataset, drawn)
-        label_epochs(axes[:, column], drawn, last, look.epoch_axis)
+    for panels, (dataset, _) in zip(axes.T, layout.datasets, strict=True):
+        last = 0.0
+        for ax, (architecture, _) in zip(panels, layout.architectures, strict=True):
+            cell = dataset, architecture
+            end = draw_curves(ax, measurements, cell, spec.series, spec.scale, spec.log_y)
+            if np.isnan(end):
+                blank_panel(ax, empty_reason(runs, *cell))
+                continue
+            mark_terminal_phase(ax, runs, *cell, "bottom" if spec.rises else "top")
+            last = max(last, end)
+            drawn.append(ax)
+        if any(ax in drawn for ax in panels):
+            for ax in panels:
+                set_epoch_axis(ax, last, look.epoch_axis)
+                ax.tick_params(labelbottom=ax is panels[-1])
     style.label_rows(axes, layout)
     _vertical_axes(spec, axes, drawn, spec.shared(look))
     figure.supylabel(spec.paper.axis, fontsize=7)
@@ -164,29 +163,14 @@ def draw_grid(spec: GridFigure, measurements, runs, layout, look) -> Figure:
     return figure
 
 
-def _draw_column(spec, measurements, runs, layout, axes, dataset, drawn) -> float:
-    last = 0.0
-    for ax, (architecture, _) in zip(axes, layout.architectures, strict=True):
-        cell = (dataset, architecture)
-        end = draw_curves(ax, measurements, cell, spec.series, spec.scale, spec.log_y)
-        if np.isnan(end):
-            blank_panel(ax, empty_reason(runs, *cell))
-            continue
-        mark_terminal_phase(ax, runs, *cell, "bottom" if spec.rises else "top")
-        last = max(last, end)
-        drawn.append(ax)
-    return last
-
-
 def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared: str) -> None:
     limits = {ax: _limits(ax, spec.log_y) for ax in drawn}
     for row in axes:
         for column, ax in enumerate(row):
             if ax not in drawn:
                 continue
-            among = {"figure": drawn, "row": [ax for ax in row if ax in drawn], "none": [ax]}[
-                shared
-            ]
+            in_row = [other for other in row if other in drawn]
+            among = {"figure": drawn, "row": in_row, "none": [ax]}[shared]
             low = min(limits[other][0] for other in among)
             high = max(limits[other][1] for other in among)
             if spec.log_y:
@@ -205,11 +189,7 @@ def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared
 
 def _limits(ax: Axes, log_y: bool) -> tuple[float, float]:
     """Smallest and largest value shown, bands included; a linear axis begins at zero."""
-    data = [
-        np.asarray(line.get_ydata(), dtype=float)
-        for line in ax.lines
-        if line.get_gid() not in (None, "terminal-phase")
-    ]
+    data = [np.asarray(line.get_ydata(), dtype=float) for line in curves_of(ax)]
     data += [path.vertices[:, 1] for band in ax.collections for path in band.get_paths()]
     values = np.concatenate(data)
     values = values[np.isfinite(values) & ((values > 0) if log_y else True)]
@@ -224,10 +204,10 @@ def _legend(figure, spec, measurements, runs, layout) -> None:
     handles = []
     for series in spec.series if len(spec.series) > 1 else ():
         handles.append(Line2D([], [], label=series.label, **style.LOOKS[series.look]))
-    if several_seeds(measurements, layout):
+    if max(number_of_seeds(measurements, layout), default=0) > 1:
         colour = style.LOOKS[spec.series[0].look]["color"]
         handles.append(Patch(color=colour, alpha=0.25, linewidth=0, label="range over seeds"))
-    if any(terminal_phase(runs, *cell).reached for cell in layout.cells()):
+    if any(len(terminal_phase_epochs(runs, *cell)) for cell in layout.cells()):
         handles.append(Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE))
     handles += style.origin_handles(origins_of(measurements))
     style.legend_above(figure, handles)

@@ -1,4 +1,4 @@
-"""The minority's classifiers and test accuracy against the ratio; a line a recipe."""
+"""The minority's classifiers and test accuracy against the ratio; a line per recipe."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..results.studies import by_ratio
+from ..results.studies import MINORITY_ACCURACY, MINORITY_COSINE, by_ratio
 from . import style
 from .grid import blank_panel
-from .losses_figure import panel_title
-from .study_captions import IMBALANCE_SHOWN
+from .lines_figure import panel_title
 
+_SHOWN = ((MINORITY_COSINE, "train"), (MINORITY_ACCURACY, "test"))
 _COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.RED)
 
 
 @style.styled
 def imbalance(measurements, runs, layout, look) -> Figure:
-    """The figure from the tables `measurements` and `runs`: a row a dataset."""
+    """The figure from the tables `measurements` and `runs`: a row per dataset."""
     found = by_ratio(measurements, runs, layout)
     names = dict.fromkeys(line for _, line, _ in found)
     looks = {
@@ -26,14 +26,11 @@ def imbalance(measurements, runs, layout, look) -> Figure:
         for oversampled in (False, True)
     }
     datasets = layout.datasets or (("", ""),)
-    width = style.figure_width(2, look.width)
-    height = min(style.panel_height(2, width), 1.9)
-    figure = style.new_figure(width, 0.9 + len(datasets) * height)
-    axes = figure.subplots(len(datasets), 2, squeeze=False)
+    figure, axes = style.new_panels(len(datasets), 2, style.figure_width(2, look.width), 1.9, 0.9)
     for row, (dataset, label) in enumerate(datasets):
         axes[row, 0].set_ylabel(label, fontweight="bold")
         own = {key[1:]: table for key, table in found.items() if key[0] == dataset}
-        for ax, (statistic, split) in zip(axes[row], IMBALANCE_SHOWN, strict=True):
+        for ax, (statistic, split) in zip(axes[row], _SHOWN, strict=True):
             if row == 0:
                 ax.set_title(panel_title(statistic, split))
             _draw(ax, {key: table[statistic] for key, table in own.items()}, looks)

@@ -16,10 +16,10 @@ from PIL.Image import Dither, Image, fromarray
 
 from ..io.files import atomic_path, write_text_atomically
 from ..results.layout import Layout
-from . import picture, scene, specs, style
+from . import captions, picture, scene, specs, style
 
 FRAMES = 48
-"""Of the whole animation, shared among its epochs."""
+"""Frames of the whole animation, divided among its epochs."""
 FRAME_MS = 120
 COLOURS = 192
 SIDE_IN = 3.4
@@ -29,11 +29,14 @@ TURN_DEGREES = 60
 
 
 def write_animation(
-    activations: pd.DataFrame, runs: pd.DataFrame, path: Path, layout: Layout
+    activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, path: Path
 ) -> None:
     """Write Figure 1 as a GIF: each measured epoch in turn, seen by a camera that swings."""
     chosen = specs.choose_picture(activations, runs, layout)
-    pictures = [_nothing()] if chosen is None else _frames(chosen)
+    if chosen is None:
+        pictures = [_rendered(picture.figure_1(activations, runs, layout))]
+    else:
+        pictures = _frames(chosen)
     # One palette for all, so that no colour flickers. Pillow looks colours up roughly and takes
     # any of the lightest for white, so all of those are the paper's white.
     shown = np.concatenate([np.asarray(picture) for picture in pictures[:: FRAMES // 8]])
@@ -76,13 +79,6 @@ def _frames(chosen: specs.Picture) -> list[Image]:
     return frames
 
 
-def _nothing() -> Image:
-    with style.style():
-        figure = style.new_figure(SIDE_IN, SIDE_IN)
-        figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
-        return _rendered(figure)
-
-
 def _rendered(figure: Figure) -> Image:
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)
@@ -99,11 +95,11 @@ POLICY = (
 """Nothing is loaded from anywhere; plotly's own script needs its inline code and functions."""
 
 
-def write_page(activations: pd.DataFrame, runs: pd.DataFrame, path: Path, layout: Layout) -> None:
+def write_page(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, path: Path) -> None:
     """Write Figure 1 as one HTML file that opens offline: turn it, and slide through epochs."""
     chosen = specs.choose_picture(activations, runs, layout)
     body = "<p>No features were kept for this figure.</p>" if chosen is None else _plot(chosen)
-    text = specs.picture_caption(activations, runs, layout)
+    text = captions.figure_1(activations, runs, layout)
     title = "Neural collapse" if chosen is None else chosen.title
     page = f"""<!doctype html>
 <html lang="en">

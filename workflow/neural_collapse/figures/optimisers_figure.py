@@ -1,4 +1,4 @@
-"""NC0 and NC3 at the last epoch against weight decay; a line an optimiser."""
+"""NC0 and NC3 at the last epoch against weight decay; a line per optimiser."""
 
 from __future__ import annotations
 
@@ -41,13 +41,11 @@ def _look(optimiser: str) -> dict:
 
 @style.styled
 def optimisers(measurements, runs, layout, look) -> Figure:
-    """The figure from the tables `measurements` and `runs`: a column a dataset, NC0 above NC3."""
+    """The figure from the tables `measurements` and `runs`: a column per dataset, NC0 above NC3."""
     found = by_weight_decay(measurements, runs, layout)
     columns = max(len(layout.datasets), 1)
     width = style.figure_width(columns, look.width)
-    height = min(style.panel_height(columns, width), 1.7)
-    figure = style.new_figure(width, 0.75 + 2 * height)
-    axes = figure.subplots(2, columns, squeeze=False, sharex="col")
+    figure, axes = style.new_panels(2, columns, width, 1.7, 0.75, sharex="col")
     for column, (dataset, label) in enumerate(layout.datasets):
         axes[0, column].set_title(label)
         own = {name: table for (of, name), table in found.items() if of == dataset}

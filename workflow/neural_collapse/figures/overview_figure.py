@@ -13,20 +13,42 @@ from ..results.layout import (
     of_origin,
     origins_of,
     rows_of,
-    size_sentence,
 )
 from ..results.tables import REFERENCE
 from . import style
 from .grid import (
     blank_panel,
+    curves_of,
     draw_curves,
     mark_terminal_phase,
     set_epoch_axis,
 )
-from .specs import PANELS
+from .sentences import size_sentence
+from .specs import SPECS, Series
 
 NUMBER_HEIGHT = 0.24
-"""Of a number in a panel's corner, as a share of the panel."""
+"""Height of a number in a panel's corner, relative to the panel."""
+
+
+def _overview_panel(number: int) -> tuple[str, tuple[Series, ...], bool, float]:
+    spec = SPECS[number]
+    paired = len(spec.series) > 1
+    title = f"{spec.paper.collapse}\n{spec.paper.name}" if paired else spec.paper.collapse
+    unit = " (%)" if spec.scale == 100 else ""
+    return (title or spec.paper.name) + unit, spec.series, spec.log_y, spec.scale
+
+
+# title, series, logarithmic or not, factor between table and panel
+_PANELS: tuple[tuple[str, tuple[Series, ...], bool, float], ...] = (
+    *map(_overview_panel, (6, 2, 3, 4, 5, 7)),
+    (
+        "error (%)",
+        (Series("error", "train", "train", "train"), Series("error", "test", "test", "test")),
+        False,
+        100.0,
+    ),
+    _overview_panel(8),
+)
 
 
 @style.styled
@@ -42,18 +64,16 @@ def overview(measurements, runs, layout, look) -> Figure:
         for cell in layout.cells()
         if len(rows_of(runs, *cell, origin))
     ]
-    height = min(0.85 + 0.62 * max(len(cells), 1), 9.6)
-    figure = style.new_figure(style.TWO_COLUMNS_IN, height)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0.02, hspace=0.02)
     if not cells:
-        figure.text(0.5, 0.5, "nothing was run yet", ha="center", style="italic")
-        return figure
-    axes = figure.subplots(len(cells), len(PANELS), squeeze=False)
+        return style.empty_figure("nothing was run yet")
+    figure = style.new_figure(style.TWO_COLUMNS_IN, min(0.85 + 0.62 * len(cells), 9.6))
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.015, wspace=0.02, hspace=0.02)
+    axes = figure.subplots(len(cells), len(_PANELS), squeeze=False)
     lasts = [rows_of(measurements, *cell, origin)["epoch"].max() for origin, cell in cells]
     for row, (origin, cell) in enumerate(cells):
         data, facts = of_origin(measurements, origin), of_origin(runs, origin)
         last = lasts[row] if lasts[row] > 0 else 1
-        for column, (_, *panel) in enumerate(PANELS):
+        for column, (_, *panel) in enumerate(_PANELS):
             ax = axes[row, column]
             _draw_panel(ax, data, *panel, facts, cell, last, look.epoch_axis)
             if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
@@ -67,7 +87,7 @@ def overview(measurements, runs, layout, look) -> Figure:
             fontweight="bold",
             fontsize=6.5,
         )
-    for column, (title, *_) in enumerate(PANELS):
+    for column, (title, *_) in enumerate(_PANELS):
         axes[0, column].set_title(title, fontsize=6.5)
     handles = [
         Line2D([], [], label="class means; train error; single curves", **style.MEANS),
@@ -85,7 +105,7 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
         blank_panel(ax, empty_reason(runs, *cell))
         return
     mark_terminal_phase(ax, runs, *cell, note="", markersize=2.8)
-    lines = [np.asarray(line.get_xydata(), float) for line in _curves(ax)]
+    lines = [np.asarray(line.get_xydata(), float) for line in curves_of(ax)]
     points = np.concatenate(lines)
     low, high = points[:, 1].min(), points[:, 1].max()
     # The numbers stand in the upper right corner, except below a single curve that rises.
@@ -123,7 +143,3 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
             bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.4},
             zorder=7,
         )
-
-
-def _curves(ax) -> list[Line2D]:
-    return [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]

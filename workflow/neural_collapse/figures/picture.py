@@ -21,9 +21,7 @@ def figure_1(activations, runs, layout, look) -> Figure:
     """
     chosen = choose_picture(activations, runs, layout)
     if chosen is None:
-        figure = style.new_figure(style.ONE_COLUMN_IN, 1.2)
-        figure.text(0.5, 0.5, "no features were kept", ha="center", style="italic")
-        return figure
+        return style.empty_figure("no features were kept")
     epochs = chosen.epochs
     columns = min(len(epochs), 4)
     if len(epochs) == 4 and look.width != "page":

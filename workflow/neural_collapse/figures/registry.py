@@ -14,40 +14,37 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..io.errors import UserError
 from ..io.files import write_text_atomically
 from ..results.layout import Layout
-from ..results.separation import FUZZINESS, LINEARITY, RATE
 from ..results.tables import read_table
-from . import MOVING, specs, study_captions
+from . import MOVING, captions, specs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STILL = ("png", "svg", "pdf")
 FORMATS = (*STILL, "rst")
-"""Of every figure; rst is its caption as text."""
+"""Formats of every figure; rst is its caption as text."""
 
 
 @dataclass(frozen=True)
 class FigureEntry:
-    """A figure: how it is titled, drawn and captioned, and what it needs."""
+    """A figure: its title, function, caption and table."""
 
     name: str
     """Its name in paths and on the command line."""
-    title: str
     module: str
-    """Its function, of the same name, stands there."""
-    table: str
-    """The table that it draws; it gets `runs` as well."""
-    statistics: tuple[tuple[str, str], ...]
-    """(statistic, split) pairs that it shows."""
+    """The module of its function, which has the same name."""
     caption: Callable[..., str]
     """`caption(table, runs, layout, look)` says what is shown, how many seeds, what the band is."""
+    title: str
+    table: str = "measurements"
+    """The table that it draws; it gets `runs` as well."""
 
     @property
     def function(self) -> Callable[..., Figure]:
@@ -56,77 +53,53 @@ class FigureEntry:
 
     @property
     def label(self) -> str:
-        """How it is called in a text: Figure 6, Sweep."""
+        """Its name in a text: Figure 6, Sweep."""
         return self.name.replace("_", " ").capitalize()
 
 
-def _grid_entry(spec: specs.GridFigure) -> FigureEntry:
-    return FigureEntry(
-        f"figure_{spec.number}",
-        spec.paper.title,
-        "grid",
-        "measurements",
-        tuple((series.statistic, series.split) for series in spec.series),
-        partial(specs.grid_caption, spec),
-    )
-
-
-_SHOWN = tuple((s.statistic, s.split) for _, series, *_ in specs.PANELS for s in series)
 _ENTRIES = (
     FigureEntry(
-        *("figure_1", specs.FIGURE_1_TITLE, "picture", "activations", ()),
-        specs.picture_caption,
+        *("figure_1", "picture", captions.figure_1),
+        "Neural collapse of three classes, in the space that their means span",
+        "activations",
     ),
-    *map(_grid_entry, specs.SPECS.values()),
-    FigureEntry(
-        *("sweep", specs.SWEEP_TITLE, "sweep_figure", "sweep", (("error", "test"),)),
-        specs.sweep_caption,
+    *(
+        FigureEntry(f"figure_{n}", "grid", partial(captions.grid, spec), spec.paper.title)
+        for n, spec in specs.SPECS.items()
     ),
+    FigureEntry("sweep", "sweep_figure", captions.sweep, "Test error over learning rate", "sweep"),
+    FigureEntry("overview", "overview_figure", captions.overview, "Overview of every training"),
     FigureEntry(
-        *("overview", specs.OVERVIEW_TITLE, "overview_figure", "measurements", _SHOWN),
-        specs.overview_caption,
-    ),
-    FigureEntry(
-        *("separation", specs.SEPARATION_TITLE, "separation_figure", "measurements"),
-        tuple((s, "train") for s in (FUZZINESS, RATE, LINEARITY)),
-        specs.separation_caption,
+        *("separation", "separation_figure", captions.separation),
+        "Law of data separation: fuzziness falls geometrically from layer to layer",
     ),
     FigureEntry(
-        *("optimisers", study_captions.OPTIMISERS_TITLE, "optimisers_figure", "measurements"),
-        study_captions.OPTIMISERS_SHOWN,
-        study_captions.optimisers_caption,
+        *("optimisers", "optimisers_figure", captions.optimisers),
+        "Optimisers: NC0 and NC3 against weight decay",
     ),
     FigureEntry(
-        *("losses", study_captions.LOSSES_TITLE, "losses_figure", "measurements"),
-        study_captions.LOSSES_SHOWN,
-        study_captions.losses_caption,
+        *("losses", "lines_figure", captions.losses),
+        "Losses: neural collapse, calibration, and the parts of the MSE",
     ),
     FigureEntry(
-        *("imbalance", study_captions.IMBALANCE_TITLE, "imbalance_figure", "measurements"),
-        study_captions.IMBALANCE_SHOWN,
-        study_captions.imbalance_caption,
+        *("imbalance", "imbalance_figure", captions.imbalance),
+        "Imbalance: the minority's classifiers and accuracy",
+    ),
+    FigureEntry("etf", "lines_figure", captions.etf, "A fixed ETF classifier, and random labels"),
+    FigureEntry(
+        *("outliers", "lines_figure", captions.outliers),
+        "How well another dataset is detected while the network collapses",
     ),
     FigureEntry(
-        *("etf", study_captions.ETF_TITLE, "etf_figure", "measurements"),
-        study_captions.ETF_SHOWN,
-        study_captions.etf_caption,
-    ),
-    FigureEntry(
-        *("outliers", study_captions.OUTLIERS_TITLE, "other_figure", "measurements"),
-        study_captions.OUTLIERS_SHOWN,
-        study_captions.outliers_caption,
-    ),
-    FigureEntry(
-        *("transfer", study_captions.TRANSFER_TITLE, "other_figure", "measurements"),
-        study_captions.TRANSFER_SHOWN,
-        study_captions.transfer_caption,
+        *("transfer", "lines_figure", captions.transfer),
+        "Collapse of train and test set, and what the frozen features transfer",
     ),
 )
 FIGURES: dict[str, FigureEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def figure_entry(name: str) -> FigureEntry:
-    """The figure called `name`, or of that number; raises UserError naming the known ones."""
+    """The figure of this name or number; raises UserError with the known ones."""
     found = FIGURES.get(f"figure_{name}", FIGURES.get(name))
     if found is None:
         raise UserError(f"unknown figure {name!r}; known: {', '.join(FIGURES)}")
@@ -139,23 +112,17 @@ def _read_once(path: Path, name: str, modified_ns: int) -> pd.DataFrame:
 
 
 def _table(folder: str | Path, name: str) -> pd.DataFrame:
-    """A table of the folder, read once as long as its file stays; nobody may change it."""
+    """A table of the folder, cached until its file changes; callers must not change it."""
     path = Path(folder) / f"{name}.parquet"
     return _read_once(path, name, path.stat().st_mtime_ns if path.is_file() else 0)
-
-
-def _formats(name: str) -> tuple[str, ...]:
-    return (*FORMATS, *MOVING) if name == "figure_1" else FORMATS
 
 
 def plot(
     tables_folder: str | Path,
     files: Mapping[str, Sequence[str | Path]],
     look: specs.Look = specs.DEFAULT_LOOK,
-    datasets: Sequence[str] | None = None,
-    architectures: Sequence[str] | None = None,
-    labels: Mapping[str, str] | None = None,
     processes: int = 1,
+    **layout: Any,
 ) -> None:
     """Draw figures, each into its files.
 
@@ -165,29 +132,27 @@ def plot(
             png, svg, pdf; rst, the caption as text; of Figure 1 also gif, an animation, and html,
             a page in which it can be turned.
         look: axes and width.
-        datasets: columns in order; left out, those of the runs in the paper's order.
-        architectures: rows in order; left out, those of the runs in the paper's order.
-        labels: titles of datasets and architectures by name, for cells that were not run.
         processes: that share the figures.
+        layout: datasets, architectures and labels, as for :meth:`Layout.of`.
 
     Raises:
         UserError: an unknown figure or format, or a table that is missing or corrupt.
     """
     paths = {figure_entry(name): list(map(Path, given)) for name, given in files.items()}
     for entry, given in paths.items():
-        unknown = [path for path in given if path.suffix[1:] not in _formats(entry.name)]
-        if unknown:
-            raise UserError(
-                f"{unknown[0]}: figure format {unknown[0].suffix[1:]!r} is unknown; "
-                f"of {entry.label} known: {', '.join(_formats(entry.name))}"
-            )
+        known = (*FORMATS, *MOVING) if entry.name == "figure_1" else FORMATS
+        for path in given:
+            if path.suffix[1:] not in known:
+                raise UserError(
+                    f"{path}: figure format {path.suffix[1:]!r} is unknown; "
+                    f"of {entry.label} known: {', '.join(known)}"
+                )
     for name in ("runs", *(entry.table for entry in paths)):
         _table(tables_folder, name)
-    options = (look, datasets, architectures, labels)
     # A fork has the libraries and tables that were loaded before it; elsewhere it is not safe.
     if processes == 1 or len(paths) == 1 or sys.platform != "linux":
         for entry, given in paths.items():
-            _draw(entry.name, given, tables_folder, *options)
+            _draw(entry.name, given, tables_folder, look, layout)
         return
     for module in ("motion", *(entry.module for entry in paths)):
         import_module(f".{module}", __package__)
@@ -195,29 +160,29 @@ def plot(
     order = sorted(paths, key=lambda entry: entry.name not in ("figure_1", "overview"))
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(processes, len(order)), mp_context=context) as pool:
-        jobs = [pool.submit(_draw, e.name, paths[e], tables_folder, *options) for e in order]
+        jobs = [pool.submit(_draw, e.name, paths[e], tables_folder, look, layout) for e in order]
         for job in jobs:
             job.result()
 
 
-def _draw(name, paths, tables_folder, look, datasets, architectures, labels) -> None:
+def _draw(
+    name: str, paths: Sequence[Path], folder: str | Path, look: specs.Look, layout: Mapping
+) -> None:
     """Draw one figure into files whose endings are known formats."""
-    entry = FIGURES[name]
-    runs = _table(tables_folder, "runs")
-    shown = _table(tables_folder, entry.table), runs
-    layout = Layout.of(runs, datasets, architectures, labels)
+    entry, runs = FIGURES[name], _table(folder, "runs")
+    shown = _table(folder, entry.table), runs, Layout.of(runs, **layout)
     still = [path for path in paths if path.suffix[1:] in STILL]
     if still:
         from . import style
 
-        style.save(entry.function(*shown, layout=layout, look=look), still)
+        style.save(entry.function(*shown, look), still)
     for path in paths:
         if path.suffix == ".rst":
-            write_text_atomically(path, _caption_text(entry, entry.caption(*shown, layout, look)))
+            write_text_atomically(path, _caption_text(entry, entry.caption(*shown, look)))
         elif path not in still:
             from . import motion
 
-            motion.WRITERS[path.suffix[1:]](*shown, path, layout)
+            motion.WRITERS[path.suffix[1:]](*shown, path)
 
 
 def _caption_text(entry: FigureEntry, caption: str) -> str:
@@ -228,14 +193,9 @@ def _caption_text(entry: FigureEntry, caption: str) -> str:
 
 
 def caption(
-    name: str,
-    tables_folder: str | Path,
-    datasets: Sequence[str] | None = None,
-    architectures: Sequence[str] | None = None,
-    labels: Mapping[str, str] | None = None,
-    look: specs.Look = specs.DEFAULT_LOOK,
+    name: str, tables_folder: str | Path, look: specs.Look = specs.DEFAULT_LOOK, **layout: Any
 ) -> str:
-    """The caption of the figure `name` for these tables."""
+    """The caption of the figure `name` for these tables; layout: as for :meth:`Layout.of`."""
     entry, runs = figure_entry(name), _table(tables_folder, "runs")
-    layout = Layout.of(runs, datasets, architectures, labels)
-    return entry.caption(_table(tables_folder, entry.table), runs, layout, look)
+    shown = _table(tables_folder, entry.table), runs, Layout.of(runs, **layout)
+    return entry.caption(*shown, look)

@@ -1,4 +1,4 @@
-"""Separation fuzziness over the layers, before, during and after training; a column a depth."""
+"""Separation fuzziness over the layers, before, during and after training; a column per depth."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def separation(measurements, runs, layout, look) -> Figure:
     through log D after training.
     """
     panels = layer_curves(measurements, runs, layout)
+    if not panels:
+        return style.empty_figure("no layers were measured")
     places = [(panel.title, len(panel.layers)) for panel in panels]
     if len(set(places)) < len(places):  # cells that differ in something else
         places = [(panel.label, len(panel.layers)) for panel in panels]
@@ -38,11 +40,8 @@ def separation(measurements, runs, layout, look) -> Figure:
     # Scales of their own and two numbers a panel: a column of the page has room for one.
     wide = look.width == "auto" and len(depths) > 1
     width = style.figure_width(len(depths), "page" if wide else look.width)
-    height = 0.8 * style.panel_height(max(len(depths), 1), width)
-    figure = style.new_figure(width, 0.62 + max(len(titles), 1) * height)
-    if not panels:
-        figure.text(0.5, 0.5, "no layers were measured", ha="center", style="italic")
-        return figure
+    height = 0.8 * style.panel_height(len(depths), width)
+    figure = style.new_figure(width, 0.62 + len(titles) * height)
     axes = figure.subplots(len(titles), len(depths), squeeze=False, sharey="row")
     for row, title in enumerate(titles):
         for column, depth in enumerate(depths):

@@ -57,7 +57,7 @@ LOOKS = {
     "train": {**MEANS, "marker": ""},
     "test": {**CLASSIFIERS, "marker": "", "linestyle": (0, (2.5, 1))},
 }
-"""Of the lines that specs.py names."""
+"""Looks of lines, by the names in specs.py."""
 TERMINAL_PHASE = {"color": INK, "marker": "^", "markersize": 4.4, "linestyle": "none"}
 # Beside own runs: thinner, paler and dashed, so that they differ without colours too.
 REFERENCE = {"linestyle": (0, (2.5, 1.2)), "linewidth": 0.6, "markersize": 1.3, "alpha": 0.6}
@@ -144,8 +144,15 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
+def empty_figure(text: str) -> Figure:
+    """A figure that only says why it is empty."""
+    figure = new_figure(ONE_COLUMN_IN, 1.2)
+    figure.text(0.5, 0.5, text, ha="center", style="italic")
+    return figure
+
+
 def origin_handles(origins: Sequence[str]) -> list[Line2D]:
-    """The legend's words on whose runs are shown; none where all are own runs."""
+    """Legend entries for own and reference runs; none if all are own runs."""
     if tuple(origins) == (OWN,):
         return []
     if len(origins) == 1:
@@ -201,10 +208,19 @@ def panel_height(columns: int, width_in: float) -> float:
     return min(max(0.82 * (width_in - 0.5) / columns, 0.97), 2.1)
 
 
+def new_panels(
+    rows: int, columns: int, width_in: float, tallest_in: float, room_in: float, **shared: str
+) -> tuple[Figure, np.ndarray]:
+    """A figure of panels that are at most so tall, with room for legends and labels."""
+    height = min(panel_height(columns, width_in), tallest_in)
+    figure = new_figure(width_in, room_in + rows * height)
+    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
+
+
 def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
     """A figure with a titled column for each dataset and a row for each architecture.
 
-    What draws into it ends with :func:`label_rows`.
+    Call :func:`label_rows` after drawing.
     """
     rows, columns = len(layout.architectures), len(layout.datasets)
     inches = figure_width(columns, width)
@@ -218,7 +234,7 @@ def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
 
 
 def label_rows(axes: np.ndarray, layout: Layout) -> None:
-    """Title each row of a grid; seaborn takes titles away that are there before."""
+    """Title each row of a grid, after drawing."""
     for ax, (_, label) in zip(axes[:, 0], layout.architectures, strict=True):
         ax.set_ylabel(label, fontweight="bold", labelpad=3)
 

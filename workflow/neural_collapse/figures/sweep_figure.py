@@ -1,4 +1,4 @@
-"""The learning-rate sweep: test error at the last epoch over learning rate, one panel a cell."""
+"""The learning-rate sweep: test error at the last epoch over learning rate, a panel per cell."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ..results.layout import origins_of, rows_of, size_sentence
+from ..results.layout import origins_of, rows_of
 from . import style
 from .grid import blank_panel
+from .sentences import size_sentence
 from .specs import final_errors
 
 _TRIED = {**style.MEANS, "markersize": 3}

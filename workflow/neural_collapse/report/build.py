@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +17,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from .. import __version__
-from ..figures.registry import FIGURES, caption
+from ..figures import MOVING
+from ..figures.registry import FIGURES, STILL, caption
 from ..figures.specs import DEFAULT_LOOK, Look
 from ..io.files import reading, write_text_atomically
 from ..io.text import counted, duration_text, size_text
@@ -29,92 +29,44 @@ from . import parts
 
 HERE = Path(__file__).parent
 FIRST = ("figure_6", "overview")
-"""Figures that stand at the top."""
-
-
-@dataclass(frozen=True)
-class ReportFigure:
-    """A figure of the report."""
-
-    name: str
-    """Unique; the anchor of its section."""
-    label: str
-    """Figure 6."""
-    title: str
-    caption: str
-    image: Path
-    """A PNG file, inlined."""
-    command: str = ""
-    """What draws it."""
-    files: tuple[Path, ...] = ()
-    """Other formats, linked."""
-
-
-def report_figures(
-    tables_folder: str | Path,
-    figures_folder: str | Path,
-    datasets: Sequence[str] | None = None,
-    architectures: Sequence[str] | None = None,
-    labels: Mapping[str, str] | None = None,
-    look: Look = DEFAULT_LOOK,
-) -> list[ReportFigure]:
-    """Every figure of which `<figures_folder>/<name>.png` exists, with its caption and command."""
-    given = {"--datasets": datasets or [], "--architectures": architectures or []}
-    options = [part for key, names in given.items() if names for part in (key, *names)]
-    options += look.options()
-    found = []
-    for name, entry in FIGURES.items():
-        image = Path(figures_folder) / f"{name}.png"
-        if not image.is_file():
-            continue
-        files = [image.with_suffix(f".{suffix}") for suffix in ("png", "svg", "pdf", "gif", "html")]
-        command = ["neural-collapse", "plot", "--tables", str(tables_folder), "--figure", name]
-        found.append(
-            ReportFigure(
-                name,
-                entry.label,
-                entry.title,
-                caption(name, tables_folder, datasets, architectures, labels, look),
-                image,
-                shlex.join([*command, *options, "--output", str(image)]),
-                tuple(path for path in files if path.is_file()),
-            )
-        )
-    return found
+"""Figures at the top."""
 
 
 def build_report(
     tables_folder: str | Path,
-    figures: Iterable[ReportFigure],
+    figures_folder: str | Path,
     output_html: str | Path,
     provenance: Sequence[Mapping[str, Any]] = (),
     cards: Sequence[Mapping[str, Any]] = (),
     config_text: str = "",
     title: str = "Neural collapse",
+    look: Look = DEFAULT_LOOK,
+    **layout: Any,
 ) -> None:
     """Write the report.
 
     Args:
-        tables_folder: holds runs.parquet; claims.parquet and table_1.parquet are shown where they
+        tables_folder: holds runs.parquet; claims.parquet and table_1.parquet are shown if they
             exist, and every parquet file in it is linked.
-        figures: in the order in which they are shown; see :func:`report_figures`.
+        figures_folder: figures of which it holds a PNG are shown, other formats are linked.
         output_html: the page.
-        provenance: what each run's run.json holds.  What all share is shown once.
+        provenance: content of each run.json.  What all share is shown once.
         cards: the data cards.
         config_text: the config as it was written.
         title: of the page, e.g. the experiment's name.
+        look: as the figures were drawn.
+        layout: datasets, architectures and labels, as for :meth:`Layout.of`.
 
     Raises:
         UserError: a table or picture that is missing or corrupt.
     """
-    folder = Path(tables_folder)
-    output = Path(output_html)
+    folder, output = Path(tables_folder), Path(output_html)
     runs = read_table(folder / "runs.parquet", "runs")
     judged, compared = (
         read_table(path, path.stem) if path.is_file() else None
         for path in (folder / "claims.parquet", folder / "table_1.parquet")
     )
-    shown = [_figure(figure, output) for figure in figures]
+    shown = _figures(folder, Path(figures_folder), output, look, layout)
     shared, differing = parts.split_provenance(provenance)
     page = _render(
         title=title,
@@ -157,7 +109,7 @@ def _render(**values: Any) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing from outside; this style and this script alone, known by their hashes."""
+    """Allows only the page's own style and script, by their hashes."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -169,7 +121,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _sentence(runs: pd.DataFrame) -> str:
-    """What the page is about."""
+    """One sentence on the content of the page."""
     if runs.empty:
         return "No network has been trained yet."
     networks = counted(len(runs.drop_duplicates(["dataset", "architecture"])), "network")
@@ -198,18 +150,39 @@ def _summary(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> lis
     return [(name, text) for name, text in rows.items() if text]
 
 
-def _figure(figure: ReportFigure, output: Path) -> dict[str, Any]:
-    with reading(figure.image, "a PNG picture", "draw the figure again"):
-        data = Path(figure.image).read_bytes()
-        if data[:8] != b"\x89PNG\r\n\x1a\n":
-            raise ValueError("its first bytes are not a PNG file's")
-    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-    return vars(figure) | {
-        "uri": "data:image/png;base64," + base64.b64encode(data).decode(),
-        "width": width,
-        "height": height,
-        "files": [(path.suffix.lstrip("."), _link(path, output)) for path in figure.files],
-    }
+def _figures(
+    tables: Path, folder: Path, output: Path, look: Look, layout: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Every figure of which `<folder>/<name>.png` exists, with its caption and command."""
+    options = look.options()
+    for key in ("datasets", "architectures"):
+        if layout.get(key):
+            options += [f"--{key}", *layout[key]]
+    found = []
+    for name, entry in FIGURES.items():
+        image = folder / f"{name}.png"
+        if not image.is_file():
+            continue
+        with reading(image, "a PNG picture", "draw the figure again"):
+            data = image.read_bytes()
+            if data[:8] != b"\x89PNG\r\n\x1a\n":
+                raise ValueError("its first bytes are not a PNG file's")
+        command = ["neural-collapse", "plot", "--tables", str(tables), "--figure", name]
+        formats = [f for f in (*STILL, *MOVING) if image.with_suffix(f".{f}").is_file()]
+        found.append(
+            {
+                "name": name,
+                "label": entry.label,
+                "title": entry.title,
+                "caption": caption(name, tables, look, **layout),
+                "command": shlex.join([*command, *options, "--output", str(image)]),
+                "uri": "data:image/png;base64," + base64.b64encode(data).decode(),
+                "width": int.from_bytes(data[16:20], "big"),
+                "height": int.from_bytes(data[20:24], "big"),
+                "files": [(f, _link(image.with_suffix(f".{f}"), output)) for f in formats],
+            }
+        )
+    return found
 
 
 def _link(path: Path, output: Path) -> str:

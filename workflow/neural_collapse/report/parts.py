@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,17 +17,15 @@ SIGNS = {"holds": ("✓", "yes"), "does not": ("✗", "no"), "cannot say": ("?",
 """Sign and style of each verdict."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A table's cell: its text, and what it is sorted by where that is a number."""
+class Cell(NamedTuple):
+    """A table's cell: its text, and the number by which it is sorted, if it is one."""
 
     text: str
     sort: str = ""
     css: str = ""
 
 
-@dataclass(frozen=True)
-class PageTable:
+class PageTable(NamedTuple):
     """A sortable table of the page."""
 
     caption: str
@@ -36,8 +33,13 @@ class PageTable:
     rows: Sequence[Sequence[Cell]]
 
 
+def _number(text: str) -> Cell:
+    """A number that was made a text."""
+    return Cell(text, "" if text == DASH else text.replace("−", "-").lstrip("+"), "number")
+
+
 def cell(value: Any, digits: int = 4) -> Cell:
-    """A value as a cell: a dash where there is none."""
+    """A value as a cell; a dash if it is missing."""
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return Cell(DASH)
     if isinstance(value, (bool, np.bool_)):
@@ -55,8 +57,7 @@ def device(run: Mapping[str, Any]) -> str:
     return str(machine.get("gpu") or machine.get("processor") or "")
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One square of the matrix of verdicts."""
 
     sign: str
@@ -66,48 +67,38 @@ class Verdict:
 
 
 def verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
-    """A row a cell, titled, and a verdict for each phenomenon in their order."""
+    """Title and verdicts, in the order of the phenomena, of each cell."""
     rows = []
     for _, part in table.groupby(["origin", "dataset", "architecture"], sort=False):
         by_name = {row.phenomenon: row for row in part.itertuples()}
-        first = next(part.itertuples())
+        found = [by_name[phenomenon.name] for phenomenon in claims.PHENOMENA]
+        first = found[0]
         title = f"{first.dataset_label} × {first.architecture_label}{table1.origin_note(first)}"
-        squares = []
-        for phenomenon in claims.PHENOMENA:
-            row = by_name[phenomenon.name]
-            sign, css = SIGNS[row.holds]
-            detail = (
-                f"{title}, {row.phenomenon}: {row.holds}. {row.reason}. Criterion: {row.criterion}."
-            )
-            squares.append(Verdict(sign, css, detail))
-        rows.append((title, squares))
+        details = [
+            f"{title}, {row.phenomenon}: {row.holds}. {row.reason}. Criterion: {row.criterion}."
+            for row in found
+        ]
+        signs = [SIGNS[row.holds] for row in found]
+        rows.append((title, [Verdict(*s, d) for s, d in zip(signs, details, strict=True)]))
     return rows
 
 
 def claims_table(table: pd.DataFrame) -> PageTable:
     """Every claim with its numbers."""
     rows = []
-    for row, text in zip(table.itertuples(), claims.display_rows(table), strict=True):
-        values = (row.at_epoch_0, row.at_start, row.at_end, row.change, row.noise)
-        sign, css = SIGNS[row.holds]
-        numbers = [
-            Cell(shown, "" if np.isnan(value) else repr(value), "number")
-            for shown, value in zip(text[4:9], values, strict=True)
-        ]
-        cells = [*map(Cell, text[:3]), Cell(f"{sign} {row.holds}", css=css), *numbers]
-        rows.append([*cells, *map(Cell, text[9:])])
+    for text in claims.display_rows(table):
+        sign, css = SIGNS[text[3]]
+        verdict = Cell(f"{sign} {text[3]}", css=css)
+        rows.append([*map(Cell, text[:3]), verdict, *map(_number, text[4:9]), *map(Cell, text[9:])])
     return PageTable("Every claim in every cell", claims.CLAIM_HEADINGS, rows)
 
 
 def table_1(table: pd.DataFrame) -> PageTable:
     """Table 1 with its deviations."""
-    rows = []
-    for text in table1.display_rows(table):
-        numbers = [
-            Cell(shown, "" if shown == DASH else shown.replace("−", "-").lstrip("+"), "number")
-            for shown in text[2:8]
-        ]
-        rows.append([*map(Cell, text[:2]), *numbers, *map(Cell, text[8:])])
+    rows = [
+        [*map(Cell, text[:2]), *map(_number, text[2:8]), *map(Cell, text[8:])]
+        for text in table1.display_rows(table)
+    ]
     return PageTable("Table 1. Test accuracy (%)", table1.HEADINGS, rows)
 
 
@@ -165,16 +156,13 @@ def split_provenance(
     """What all runs share, and a table of what differs between them."""
     flat = [dict(flatten(run)) for run in provenance]
     keys = list(dict.fromkeys(key for run in flat for key in run))
-    shared = [k for k in keys if len({run.get(k) for run in flat}) == 1]
+    shared = [(k, flat[0][k]) for k in keys if len({run.get(k) for run in flat}) == 1]
+    differing = [key for key in keys if key not in dict(shared)]
     # The table stays readable; the rest is in the JSON beneath it.
-    varying = [
-        k for k in keys if k not in shared and max(len(run.get(k, "")) for run in flat) <= 60
-    ][:MAX_COLUMNS]
-    table = None
-    if varying:
-        rows = [[_guess(run.get(key, DASH)) for key in varying] for run in flat]
-        table = PageTable("What differs between the runs", varying, rows)
-    return [(key, flat[0][key]) for key in shared], table
+    short = [key for key in differing if max(len(run.get(key, "")) for run in flat) <= 60]
+    headings = short[:MAX_COLUMNS]
+    rows = [[_guess(run.get(key, DASH)) for key in headings] for run in flat]
+    return shared, PageTable("What differs between the runs", headings, rows) if headings else None
 
 
 def _guess(text: str) -> Cell:

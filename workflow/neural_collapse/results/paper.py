@@ -61,7 +61,7 @@ class Protocol:
     """What the paper did in one cell, as the shipped config.yaml has it."""
 
     network: str
-    """How its network is called, e.g. ResNet18."""
+    """Name of its network, e.g. ResNet18."""
     train_examples: int
     """Images in the balanced train set."""
     image_size_px: int

@@ -37,7 +37,7 @@ def read_tables(folder: Path) -> dict[str, Any]:
 
 
 def read_runs(folder: str | Path) -> list[dict[str, Any]]:
-    """What each run of a set said of itself, with its origin."""
+    """The run.json of each run of a set, with its origin."""
     runs = read_json(Path(folder) / "runs.json", "a list of runs", list)
     return [run | {"origin": REFERENCE} for run in runs]
 

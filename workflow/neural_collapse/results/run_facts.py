@@ -15,14 +15,14 @@ ADDED_TO_RUNS = (
     "terminal_phase_epoch",
     "recipe",
 )
-"""Columns that a run does not know of itself: they come where tables are put together."""
+"""Columns of the table `runs` that are not in run.json: collect-tables adds them."""
 
 DECIDES_TRAINING = {"dataset", "architecture", "network", "data", "training"}
 """The parts of a recipe that run.json keeps; others may change after the training."""
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """What a run said of itself; raises UserError where a key that tables need is not right."""
+    """The content of a run.json; raises UserError if a key that tables need is missing or wrong."""
     from .tables import SCHEMAS
 
     run = read_json(path, "a run.json")
@@ -42,6 +42,6 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 
 def recipe_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that a run said it was trained with; empty where it says none."""
+    """The recipe that a run was trained with; empty if run.json has none."""
     recipe = run.get("recipe")
     return recipe if isinstance(recipe, dict) else {}

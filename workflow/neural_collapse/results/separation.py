@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from ..collapse.separation import LEAST_LAYERS
-from .layout import Layout, origins_of, rows_of
-from .studies import OPTIMISERS, optimiser_of
+from .layout import Layout
+from .studies import OPTIMISERS, optimiser_of, rows_of_first_origin
 from .tables import run_recipe
 
 FUZZINESS, RATE, LINEARITY = "separation_fuzziness", "separation_rate", "separation_linearity"
-SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,9 @@ class LayerCurves:
     """One cell's fuzziness over its layers."""
 
     title: str
-    """What it shares with other depths: optimiser, and what its network lacks."""
+    """Title of a row of panels: optimiser, and what its network lacks."""
     label: str
-    """How its architecture is titled."""
+    """Title of its cell."""
     layers: tuple[str, ...]
     """Their names, in order."""
     fuzziness: Mapping[int, np.ndarray]
@@ -45,32 +44,38 @@ class LayerCurves:
 def layer_curves(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
 ) -> list[LayerCurves]:
-    """Every cell whose recipe names three layers or more, in the layout's order.
-
-    Of a cell that has own runs and reference runs, the own ones.
-    """
+    """Every cell whose recipe names three layers or more, in the layout's order; of its own runs,
+    otherwise of its reference runs."""
     found = []
-    for dataset, architecture in layout.cells():
-        for origin in origins_of(runs):
-            own = rows_of(runs, dataset, architecture, origin)
-            layers = () if own.empty else measured_layers(run_recipe(own.iloc[0]))
-            rows = rows_of(measurements, dataset, architecture, origin)
-            rows = rows[(rows["split"] == SPLIT) & (rows["statistic"].str.startswith("separation"))]
-            if len(layers) >= LEAST_LAYERS and len(rows):
-                title = _title(own.iloc[0], dict(layout.datasets)[dataset], layout)
-                label = layout.title(dataset, architecture)
-                found.append(_curves(title, label, layers, rows))
-                break
+    for cell in layout.cells():
+        own = rows_of_first_origin(runs, *cell)
+        recipe = {} if own.empty else run_recipe(own.iloc[0])
+        layers = tuple(recipe.get("measurement", {}).get("layers", ()))
+        rows = rows_of_first_origin(measurements, *cell)
+        rows = rows[(rows["split"] == "train") & rows["statistic"].str.startswith("separation")]
+        if len(layers) < LEAST_LAYERS or rows.empty:
+            continue
+        names = [f"{FUZZINESS}@{layer}" for layer in layers]
+        table = rows.pivot(index=["epoch", "seed"], columns="statistic", values="value")
+        table = table.reindex(columns=[*names, RATE, LINEARITY])
+        by_epoch = {int(epoch): part for epoch, part in table.groupby(level="epoch")}
+        last = by_epoch[max(by_epoch)]
+        linearity = last[LINEARITY].to_numpy(float)  # nan if any seed's is
+        dataset = dict(layout.datasets)[cell[0]]
+        found.append(
+            LayerCurves(
+                (f"{dataset}, " if len(layout.datasets) > 1 else "") + _title(own.iloc[0], recipe),
+                layout.title(*cell),
+                layers,
+                {epoch: part[names].to_numpy(float) for epoch, part in by_epoch.items()},
+                float(last[RATE].to_numpy(float).mean()),
+                (float(linearity.min()), float(linearity.max())),
+            )
+        )
     return found
 
 
-def measured_layers(recipe: Mapping[str, Any]) -> tuple[str, ...]:
-    """The layers that a run's recipe names."""
-    return tuple(recipe.get("measurement", {}).get("layers", ()))
-
-
-def _title(run: pd.Series, dataset: str, layout: Layout) -> str:
-    recipe = run_recipe(run)
+def _title(run: pd.Series, recipe: Mapping[str, Any]) -> str:
     network, parts = recipe.get("network", {}), [OPTIMISERS[optimiser_of(recipe)]]
     if network.get("family") != "mlp":
         parts.append(run["network"])
@@ -78,18 +83,4 @@ def _title(run: pd.Series, dataset: str, layout: Layout) -> str:
         parts.append("no batch norm")
     if network.get("activation", "relu") == "identity":
         parts.append("linear")
-    return ", ".join([*([dataset] if len(layout.datasets) > 1 else []), *parts])
-
-
-def _curves(title: str, label: str, layers: tuple[str, ...], rows: pd.DataFrame) -> LayerCurves:
-    names = [f"{FUZZINESS}@{layer}" for layer in layers]
-    table = rows.pivot(index=["epoch", "seed"], columns="statistic", values="value")
-    table = table.reindex(columns=[*names, RATE, LINEARITY])
-    by_epoch = {int(epoch): part for epoch, part in table.groupby(level="epoch")}
-    last = by_epoch[max(by_epoch)]
-    linearity = last[LINEARITY].to_numpy(float)
-    ends = (float(linearity.min()), float(linearity.max()))  # nan where any seed's is
-    fuzziness = {epoch: part[names].to_numpy(float) for epoch, part in by_epoch.items()}
-    return LayerCurves(
-        title, label, layers, fuzziness, float(last[RATE].to_numpy(float).mean()), ends
-    )
+    return ", ".join(parts)

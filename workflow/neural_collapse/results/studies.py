@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..io.versions import CHANGES_NO_RESULT
-from .layout import Layout, of_origin, origins_of, rows_of
-from .tables import RUN_KEY, recipe_values
+from .layout import Layout, finite_values, of_origin, origins_of, rows_of
+from .tables import RUN_KEY, run_recipe
 
 OPTIMISERS = {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}
-"""How the optimisers of recipes are called."""
+"""Titles of the optimisers of recipes."""
 NC0, NC0_PREDICTED, NC0_ERROR = "nc0_sum_of_rows", "nc0_predicted", "nc0_prediction_error"
 NC3 = "nc3_self_duality"
 NC1 = "nc1_within_class_variability"
 NC2 = "nc2_equiangularity_means"
 NC4 = "nc4_ncc_mismatch"
 MINORITY_COSINE, MINORITY_ACCURACY = "minority_classifier_cosine", "minority_accuracy"
+SCORES = {"max_softmax": "maximum softmax", "energy": "energy", "neco": "NECO", "nci": "NCI"}
+"""Outlier scores: their names in the registry, and their titles."""
 MSE_PARTS = ("mse_nc1", "mse_nc23", "mse_perpendicular")
 
 
 def optimiser_of(recipe: Mapping[str, Any]) -> str:
-    """The name of a recipe's optimiser, as a runs table's JSON holds it: a default is left out."""
+    """The name of a recipe's optimiser; the JSON of a runs table leaves out the default, sgd."""
     return recipe.get("training", {}).get("optimizer", {}).get("name", "sgd")
 
 
@@ -37,6 +38,29 @@ def last_values(measurements: pd.DataFrame, statistic: str, split: str = "train"
     return found.loc[found["epoch"] == last, [*RUN_KEY, "value"]]
 
 
+def _last_by_recipe(
+    measurements: pd.DataFrame,
+    runs: pd.DataFrame,
+    layout: Layout,
+    described: Callable[[Mapping[str, Any]], dict[str, Any] | None],
+    statistics: Sequence[tuple[str, str]],
+) -> pd.DataFrame:
+    """Statistics, (name, split), at the last epoch beside what `described` says of each recipe.
+
+    A row per run of the first origin; those of which it says None are left out.
+    """
+    origin, cells, rows = origins_of(runs)[0], set(layout.cells()), []
+    for run in of_origin(runs, origin).to_dict("records"):
+        recipe = described(run_recipe(run))
+        if recipe is not None and (run["dataset"], run["architecture"]) in cells:
+            rows.append({name: run[name] for name in RUN_KEY} | recipe)
+    table = pd.DataFrame(rows)
+    for statistic, split in statistics if rows else ():
+        values = last_values(of_origin(measurements, origin), statistic, split)
+        table = table.merge(values.rename(columns={"value": statistic}), on=RUN_KEY, how="left")
+    return table
+
+
 def by_weight_decay(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
 ) -> dict[tuple[str, str], pd.DataFrame]:
@@ -45,41 +69,30 @@ def by_weight_decay(
     A table is indexed by weight decay, rising; its columns are the statistics, means over seeds and
     over cells that share a decay; nan where one was not measured.
     """
-    origin = origins_of(runs)[0] if len(runs) else None
-    runs, measurements = of_origin(runs, origin), of_origin(measurements, origin)
-    keys = []
-    for run in runs.to_dict("records"):
-        recipe = json.loads(run["recipe"])
-        decay = recipe_values(recipe).get("training.weight_decay", np.nan)
-        key = {name: run[name] for name in RUN_KEY}
-        keys.append({**key, "optimiser": optimiser_of(recipe), "weight_decay": decay})
-    if not keys:
+
+    def described(recipe: Mapping[str, Any]) -> dict[str, Any]:
+        decay = recipe.get("training", {}).get("weight_decay", np.nan)
+        return {"optimiser": optimiser_of(recipe), "weight_decay": decay}
+
+    shown = [NC0, NC0_PREDICTED, NC3]
+    table = _last_by_recipe(
+        measurements, runs, layout, described, [(statistic, "train") for statistic in shown]
+    )
+    if table.empty:
         return {}
-    table = pd.DataFrame(keys)
-    for statistic in (NC0, NC0_PREDICTED, NC3):
-        values = last_values(measurements, statistic).rename(columns={"value": statistic})
-        table = table.merge(values, on=RUN_KEY, how="left")
-    cells = set(layout.cells())
-    shown = [cell in cells for cell in zip(table["dataset"], table["architecture"], strict=True)]
-    columns = ["weight_decay", NC0, NC0_PREDICTED, NC3]
-    found = {
-        (dataset, optimiser): part[columns].groupby("weight_decay").mean()
-        for (dataset, optimiser), part in table[shown].groupby(["dataset", "optimiser"])
+    table["optimiser"] = pd.Categorical(table["optimiser"], list(OPTIMISERS))
+    return {
+        key: part.groupby("weight_decay")[shown].mean()
+        for key, part in table.groupby(["dataset", "optimiser"], observed=True)
     }
-    order = list(OPTIMISERS)
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
 
 
 def shared_values(recipe: Mapping[str, Any], varies: Collection[str]) -> dict[str, Any]:
     """What decides a training but for the keys that vary and the learning rate, by name
     (training.optimizer.name); recipe: as a runs table's JSON holds it."""
-    free = {*varies, *(f"training.{key}" for key in CHANGES_NO_RESULT)}
+    free = tuple(f"{key}." for key in (*varies, *(f"training.{k}" for k in CHANGES_NO_RESULT)))
     parts = {part: recipe.get(part, {}) for part in ("network", "data", "training")}
-    return {
-        name: value
-        for name, value in _leaves(parts).items()
-        if not any(f"{name}.".startswith(f"{key}.") for key in free)
-    }
+    return {k: value for k, value in _leaves(parts).items() if not f"{k}.".startswith(free)}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,33 +114,33 @@ def by_ratio(
     what else differs among the lines. A table is indexed by ratio, rising; its columns are
     (statistic, mean | min | max | count) over seeds.
     """
-    origin = origins_of(runs)[0] if len(runs) else None
-    runs, measurements = of_origin(runs, origin), of_origin(measurements, origin)
-    cells, keys, rest = set(layout.cells()), [], []
     varies = {"data.imbalance.ratio", "training.weight_decay", "training.oversample"}
-    for run in runs.to_dict("records"):
-        recipe = json.loads(run["recipe"])
+
+    def described(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
         imbalance = recipe.get("data", {}).get("imbalance")
-        if imbalance is None or (run["dataset"], run["architecture"]) not in cells:
-            continue
-        training = recipe["training"]
-        own = {"ratio": imbalance["ratio"], "oversample": training.get("oversample", False)}
-        key = {name: run[name] for name in RUN_KEY}
-        keys.append({**key, **own, "weight_decay": training["weight_decay"]})
-        rest.append({k: str(v) for k, v in shared_values(recipe, varies).items()})
-    if not keys:
+        if imbalance is None:
+            return None
+        training, rest = recipe["training"], shared_values(recipe, varies)
+        return {
+            "ratio": imbalance["ratio"],
+            "oversample": training.get("oversample", False),
+            "weight_decay": training["weight_decay"],
+            "rest": frozenset(
+                f"{key.split('.')[-1]} {value}".replace("_", " ") for key, value in rest.items()
+            ),
+        }
+
+    shown = {MINORITY_COSINE: "train", MINORITY_ACCURACY: "test"}
+    table = _last_by_recipe(measurements, runs, layout, described, list(shown.items()))
+    if table.empty:
         return {}
-    table = pd.DataFrame(keys)
+    common = frozenset.intersection(*table["rest"])
     table["line"] = [
-        ", ".join([f"decay {decay:g}", *own])
-        for decay, own in zip(table["weight_decay"], _own_values(rest), strict=True)
+        ", ".join([f"decay {decay:g}", *sorted(rest - common)])
+        for decay, rest in zip(table["weight_decay"], table["rest"], strict=True)
     ]
-    for statistic, split in ((MINORITY_COSINE, "train"), (MINORITY_ACCURACY, "test")):
-        values = last_values(measurements, statistic, split).rename(columns={"value": statistic})
-        table = table.merge(values, on=RUN_KEY, how="left")
-    shown = [MINORITY_COSINE, MINORITY_ACCURACY]
     return {
-        (dataset, line, bool(oversampled)): part.groupby("ratio")[shown].agg(
+        (dataset, line, oversampled): part.groupby("ratio")[list(shown)].agg(
             ["mean", "min", "max", "count"]
         )
         for (dataset, _, line, oversampled), part in table.groupby(
@@ -136,27 +149,18 @@ def by_ratio(
     }
 
 
-def _own_values(recipes: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """The values of each recipe that not all of them have, in words."""
-    common = set.intersection(*(set(recipe.items()) for recipe in recipes))
-    return [
-        [
-            f"{key.split('.')[-1]} {value}".replace("_", " ")
-            for key, value in recipe.items()
-            if (key, value) not in common
-        ]
-        for recipe in recipes
-    ]
+def rows_of_first_origin(frame: pd.DataFrame, dataset: str, architecture: str) -> pd.DataFrame:
+    """The rows of a cell's own runs, otherwise of its reference runs."""
+    rows = rows_of(frame, dataset, architecture)
+    return of_origin(rows, origins_of(rows)[0])
 
 
 def seed_means(
     measurements: pd.DataFrame, dataset: str, architecture: str, statistic: str, split: str
 ) -> pd.DataFrame:
-    """Of one cell's first origin by epoch: `mean`, `low` and `high` over its seeds."""
-    rows = rows_of(measurements, dataset, architecture)
-    rows = of_origin(rows, origins_of(rows)[0]) if len(rows) else rows
-    rows = rows[(rows["statistic"] == statistic) & (rows["split"] == split)]
-    rows = rows[np.isfinite(rows["value"])]
+    """`mean`, `low` and `high` over the seeds by epoch, of one cell's first origin."""
+    rows = rows_of_first_origin(measurements, dataset, architecture)
+    rows = finite_values(rows, statistic, split)
     found = rows.groupby("epoch")["value"].agg(["mean", "min", "max"])
     return found.rename(columns={"min": "low", "max": "high"})
 
@@ -167,8 +171,7 @@ def correlation_with_collapse(
     """Pearson's correlation of -log NC1 of the train set and a statistic of the test set over the
     measured epochs after epoch 0, of a cell's first origin: the smallest and the largest of its
     seeds; nan where none has three epochs with both."""
-    rows = rows_of(measurements, *cell)
-    rows = of_origin(rows, origins_of(rows)[0]) if len(rows) else rows
+    rows = rows_of_first_origin(measurements, *cell)
     rows = rows[rows["epoch"] > 0]
     found = []
     for _, run in rows.groupby("seed"):
@@ -183,11 +186,11 @@ def correlation_with_collapse(
 
 
 def measured_other(runs: pd.DataFrame, layout: Layout) -> dict[tuple[str, str], tuple[str, str]]:
-    """By cell that measures another dataset, in the layout's order: its title, and that one's."""
+    """By cell that measures another dataset, in the layout's order: both titles."""
     titles, found = dict(layout.datasets), {}
     for cell in layout.cells():
         rows = rows_of(runs, *cell)
-        recipe = json.loads(rows.iloc[0]["recipe"]) if len(rows) else {}
+        recipe = run_recipe(rows.iloc[0]) if len(rows) else {}
         other = recipe.get("measurement", {}).get("other_dataset")
         if other is not None:
             several = len(layout.architectures) > 1

@@ -1,4 +1,4 @@
-"""Table 1: test accuracy at the start of the terminal phase and at the end, paper's and ours."""
+"""Table 1: test accuracy at the start of the terminal phase and at the end, paper and ours."""
 
 from __future__ import annotations
 
@@ -32,17 +32,13 @@ HEADINGS = (
 )
 
 
-def test_accuracy(rows: pd.DataFrame, seed: int, epoch: float | None) -> float:
-    """Test accuracy (0 to 1) of one run at `epoch`, or at its last where that is None; or nan."""
+def _accuracy(rows: pd.DataFrame, seed: int, epoch: float) -> float:
+    """Test accuracy (0 to 1) of one run at an epoch, nan if it is not there; inf: the last one."""
     errors = rows[
         (rows["seed"] == seed) & (rows["statistic"] == "error") & (rows["split"] == "test")
     ]
-    if epoch is None:
-        if errors.empty:
-            return np.nan
-        epoch = errors["epoch"].max()
-    value = errors.loc[errors["epoch"] == epoch, "value"]
-    return 1 - float(value.iloc[0]) if len(value) else np.nan
+    errors = errors.set_index("epoch")["value"]
+    return 1 - errors.get(min(epoch, errors.index.max()), np.nan)
 
 
 # What a recipe may have otherwise, and how that is said: {0} is ours, {1} the paper's. Left out is
@@ -84,44 +80,39 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def deviations(run: pd.Series) -> list[str]:
-    """Where a run's recipe is not the paper's, as far as a runs table tells."""
+    """Differences between a run's recipe and the paper's, as far as a runs table holds them."""
     protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
     if protocol is None:
         return []
     found = []
     if run["network"] != protocol.network:
         found.append(f"{run['network']} for {protocol.network}")
-    theirs = recipe_values(protocol.recipe)
+    recipe = run_recipe(run)
+    # A recipe does not name the default.
+    ours, theirs = ({**_DEFAULTS, **recipe_values(r)} for r in (recipe, protocol.recipe))
     for column, unit, expected in [
         ("train_examples", "train images", protocol.train_examples),
         ("epochs", "epochs", theirs["training.epochs"]),
     ]:
         if run[column] != expected:
             found.append(f"{run[column]:,} for {expected:,} {unit}")
-    accuracy = theirs["measurement.terminal_phase_accuracy"]
-    if not np.isclose(run["terminal_phase_accuracy"], accuracy):
-        found.append(
-            f"TPT from {100 * run['terminal_phase_accuracy']:.4g} % for {100 * accuracy:.4g} %"
-        )
-    recipe = run_recipe(run)
+    own, accuracy = run["terminal_phase_accuracy"], theirs["measurement.terminal_phase_accuracy"]
+    if not np.isclose(own, accuracy):
+        found.append(f"TPT from {100 * own:.4g} % for {100 * accuracy:.4g} %")
     side = protocol.side_px(recipe.get("data", {}))
     if side != protocol.image_size_px:
         found.append(f"{side} for {protocol.image_size_px} px")
-    pinned = run["learning_rate_origin"] == "pinned"
-    if pinned:
+    words = _WORDS
+    if run["learning_rate_origin"] == "pinned":
         found.append("learning rate pinned")
-    ours = recipe_values(recipe)
-    for values in (ours, theirs):  # a recipe does not name the default
-        for key, usual in _DEFAULTS.items():
-            values.setdefault(key, usual)
-    for key, words in _WORDS.items():
-        told = (key.startswith("sweep.") and pinned) or (
-            key.startswith("network.") and run["network"] != protocol.network
-        )
-        if key in ours and key in theirs and not told:
-            values = [_said(key, values[key]) for values in (ours, theirs)]
-            if values[0] != values[1]:
-                found.append(words.format(*values))
+        words = {key: text for key, text in words.items() if not key.startswith("sweep.")}
+    if run["network"] != protocol.network:
+        words = {key: text for key, text in words.items() if not key.startswith("network.")}
+    for key, text in words.items():
+        if key in ours and key in theirs:
+            said = [_said(key, values[key]) for values in (ours, theirs)]
+            if said[0] != said[1]:
+                found.append(text.format(*said))
     return found
 
 
@@ -157,7 +148,7 @@ def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def origin_note(row) -> str:
-    """What stands behind a row's network where it is a reference run."""
+    """The suffix of the network of a reference run; empty for an own run."""
     return " (reference)" if row.origin == REFERENCE else ""
 
 
@@ -179,15 +170,15 @@ def build_table_1(
         starts, ends = [], []
         for run in cell_runs.itertuples():
             if not pd.isna(run.terminal_phase_epoch):
-                starts.append(test_accuracy(cell, run.seed, int(run.terminal_phase_epoch)))
-            ends.append(np.nan if run.diverged else test_accuracy(cell, run.seed, None))
+                starts.append(_accuracy(cell, run.seed, run.terminal_phase_epoch))
+            ends.append(np.nan if run.diverged else _accuracy(cell, run.seed, np.inf))
         theirs = paper.TABLE_1.get((dataset, architecture), (np.nan, np.nan))
         ours = [100 * float(np.mean(v)) if v else np.nan for v in (starts, ends)]
-        networks = sorted(set(cell_runs["network"]))
+        found = [part for _, run in cell_runs.iterrows() for part in deviations(run)]
         rows.append(
             {
                 **facts,
-                "network": ", ".join(networks),
+                "network": ", ".join(sorted(set(cell_runs["network"]))),
                 "paper_start": theirs[0],
                 "paper_end": theirs[1],
                 "ours_start": ours[0],
@@ -196,18 +187,14 @@ def build_table_1(
                 "difference_end": ours[1] - theirs[1],
                 "seeds": len(cell_runs),
                 "seeds_terminal": len(starts),
-                "deviations": "; ".join(
-                    dict.fromkeys(
-                        part for _, run in cell_runs.iterrows() for part in deviations(run)
-                    )
-                ),
+                "deviations": "; ".join(dict.fromkeys(found)),
             }
         )
     return check_frame(pd.DataFrame(rows), "table_1", "Table 1")
 
 
 def display_rows(table: pd.DataFrame) -> list[list[str]]:
-    """Table 1's cells as text, under the headings of :data:`HEADINGS`; a dash where nothing is."""
+    """Table 1's cells as text, in the order of :data:`HEADINGS`; a dash for a missing value."""
 
     def number(value: float, sign: str = "") -> str:
         return DASH if np.isnan(value) else format(value, f"{sign}.2f").replace("-", "−")
@@ -236,7 +223,7 @@ def display_rows(table: pd.DataFrame) -> list[list[str]]:
 
 
 def _network_name(row) -> str:
-    """How a row names its network: a user-defined one, `module:function`, by its label."""
+    """The name of a row's network; of a user-defined one, `module:function`, its label."""
     if row.network and ":" not in row.network:
         return row.network
     protocol = paper.PROTOCOL.get((row.dataset, row.architecture))
@@ -244,7 +231,7 @@ def _network_name(row) -> str:
 
 
 def notes(table: pd.DataFrame) -> str:
-    """What stands under the table."""
+    """The text under the table."""
     text = (
         "Test accuracy in %, ours as mean over seeds; differences are ours minus the paper's, in "
         f"percentage points. {paper.RECALLED}"
@@ -265,9 +252,7 @@ def render_table_1(table: pd.DataFrame, format: str = "md") -> str:
         return table.to_csv(index=False, lineterminator="\n")
     if format == "md":
         return markdown_table(HEADINGS, display_rows(table), "llrrrrrrll") + f"\n{notes(table)}\n"
-    if format == "tex":
-        return _latex(table)
-    raise ValueError(f"format must be md, csv or tex, not {format!r}")
+    return _latex(table)
 
 
 def write_table_1(table: pd.DataFrame, output_base: str | Path) -> list[Path]:
@@ -281,14 +266,12 @@ def write_table_1(table: pd.DataFrame, output_base: str | Path) -> list[Path]:
 
 def markdown_table(headings, rows, alignment: str) -> str:
     """A Markdown table; `alignment` has one of l, r for each column."""
-
-    def line(cells) -> str:
-        return (
-            "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-        )
-
     rule = ["---:" if side == "r" else "---" for side in alignment]
-    return "\n".join([line(headings), line(rule), *map(line, rows)]) + "\n"
+    text = ""
+    for cells in (headings, rule, *rows):
+        escaped = [str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells]
+        text += f"| {' | '.join(escaped)} |\n"
+    return text
 
 
 _LATEX_COLUMNS = [
@@ -301,7 +284,7 @@ _LATEX_SIGNS = {"−": "$-$", DASH: "--", "×": r"$\times$"}
 
 
 def _latex(table: pd.DataFrame) -> str:
-    """A tabular of booktabs; an asterisk marks the networks whose deviations stand below it."""
+    """A tabular of booktabs; an asterisk marks networks whose deviations are listed below it."""
     rows, lines, above = display_rows(table), [], ""
     for dataset, network, *numbers, deviations in rows:
         mark = "" if deviations in (DASH, NONE_FOUND) else "*"

@@ -8,18 +8,17 @@ raises :class:`~neural_collapse.io.errors.UserError` with the file and the colum
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..io.errors import UserError
-from ..io.files import atomic_path
+from ..io.files import atomic_path, reading
 
 METADATA_NAME = b"neural_collapse.table"
 METADATA_VERSION = b"neural_collapse.version"
@@ -38,7 +37,7 @@ class Column:
     choices: tuple[str, ...] = ()
     """The only values of a string column; empty allows any."""
     default: str | None = None
-    """What a string column holds where a table comes without it."""
+    """Value of a string column in a table that was written without it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class TableSchema:
     version: int
     columns: tuple[Column, ...]
     key: tuple[str, ...] = ()
-    """Columns whose values together occur once; empty where rows may repeat."""
+    """Columns whose values together are unique; empty if rows may repeat."""
 
     @property
     def names(self) -> list[str]:
@@ -216,9 +215,8 @@ SCHEMAS: dict[str, TableSchema] = {schema.name: schema for schema in _SCHEMAS}
 def empty_table(name: str) -> pd.DataFrame:
     """A table of `name` without rows."""
     schema = SCHEMAS[name]
-    return _to_frame(
-        pa.table({c.name: pa.array([], _ARROW[c.type]) for c in schema.columns}), schema
-    )
+    columns = {column.name: pa.array([], _TYPES[column.type][0]) for column in schema.columns}
+    return _to_frame(pa.table(columns), schema)
 
 
 def check_frame(frame: pd.DataFrame, name: str, where: str | Path = "table") -> pd.DataFrame:
@@ -241,33 +239,30 @@ def write_table(frame: pd.DataFrame, path: str | Path, name: str) -> None:
 
 
 def read_table(path: str | Path, name: str) -> pd.DataFrame:
-    """Read the table `name`; raises UserError where the file is not exactly that."""
+    """Read the table `name`; raises UserError if the file is not exactly that."""
     schema = SCHEMAS[name]
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: this {name} table does not exist; run the rule that makes it")
-    try:
-        # ParquetFile, not read_table: a folder called "key=value" must not add a column.
-        with pq.ParquetFile(path) as file:
-            metadata = file.schema_arrow.metadata or {}
-            found = metadata.get(METADATA_NAME, b"").decode("utf-8", "replace")
-            version = metadata.get(METADATA_VERSION, b"").decode("utf-8", "replace")
-            if found != name:
-                what = f"holds a {found!r} table" if found else "is not a table of this project"
-                raise UserError(f"{path}: {what}, but a {name!r} table is needed here")
-            if version != str(schema.version):
-                raise UserError(
-                    f"{path}: has version {version or 'unknown'} of the {name} columns, but "
-                    f"this program reads version {schema.version}; make the table again"
-                )
-            table = file.read(use_threads=False)
-    except UserError:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path}: is corrupt or not a parquet file ({reason}); delete it and make it again"
-        ) from None
+    # ParquetFile, not read_table: a folder called "key=value" must not add a column.
+    with (
+        reading(path, "a parquet file", "delete it and make it again"),
+        pq.ParquetFile(path) as file,
+    ):
+        metadata = file.schema_arrow.metadata or {}
+        found, version = (
+            metadata.get(key, b"").decode("utf-8", "replace")
+            for key in (METADATA_NAME, METADATA_VERSION)
+        )
+        if found != name:
+            what = f"holds a {found!r} table" if found else "is not a table of this project"
+            raise UserError(f"{path}: {what}, but a {name!r} table is needed here")
+        if version != str(schema.version):
+            raise UserError(
+                f"{path}: has version {version or 'unknown'} of the {name} columns, but "
+                f"this program reads version {schema.version}; make the table again"
+            )
+        table = file.read(use_threads=False)
     return check_frame(table.to_pandas(), name, path)
 
 
@@ -292,32 +287,36 @@ def concat_files(paths: Iterable[str | Path], name: str) -> pd.DataFrame:
 
 # --------------------------------------------------------------------------- conversions
 
-_ARROW = {
-    "string": pa.string(),
-    "int64": pa.int64(),
-    "float64": pa.float64(),
-    "bool": pa.bool_(),
+
+def _is_real(series: pd.Series) -> bool:
+    types = pd.api.types
+    return types.is_numeric_dtype(series) and not types.is_bool_dtype(series)
+
+
+_TYPES: dict[str, tuple[pa.DataType, Callable[[pd.Series], bool]]] = {
+    "string": (pa.string(), pd.api.types.is_string_dtype),  # of objects, looks at each
+    "int64": (pa.int64(), pd.api.types.is_integer_dtype),
+    "float64": (pa.float64(), _is_real),
+    "bool": (pa.bool_(), pd.api.types.is_bool_dtype),
 }
+"""By a column's type: that of pyarrow, and whether a series fits it without guessing."""
 
 
 def _checked(
     frame: pd.DataFrame, schema: TableSchema, where: str | Path
 ) -> tuple[pa.Table, pd.DataFrame]:
     """The frame as a table of this schema, and that as a frame again."""
-    absent = {c.name: c.default for c in schema.columns if c.name not in frame.columns}
-    frame = frame.assign(**{name: value for name, value in absent.items() if value is not None})
-    missing = [name for name, value in absent.items() if value is None]
-    if missing:
-        raise UserError(
-            f"{where}: the column {missing[0]!r} is missing from this {schema.name} table"
-        )
-    surplus = [name for name in frame.columns if name not in schema.names]
-    if surplus:
-        raise UserError(
-            f"{where}: the column {surplus[0]!r} does not belong in a {schema.name} table"
-        )
+    kind = schema.name
+    for column in schema.columns:
+        if column.name not in frame and column.default is not None:
+            frame = frame.assign(**{column.name: column.default})
+    for name in [*schema.names, *frame]:
+        if name not in frame:
+            raise UserError(f"{where}: the column {name!r} is missing from this {kind} table")
+        if name not in schema.names:
+            raise UserError(f"{where}: the column {name!r} does not belong in a {kind} table")
     arrays = [_array(frame[column.name], column, where) for column in schema.columns]
-    fields = [pa.field(c.name, _ARROW[c.type], nullable=c.nullable) for c in schema.columns]
+    fields = [pa.field(c.name, _TYPES[c.type][0], nullable=c.nullable) for c in schema.columns]
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
     frame = _to_frame(table, schema)
     _check_values(frame, schema, where)
@@ -325,34 +324,23 @@ def _checked(
 
 
 def _array(series: pd.Series, column: Column, where: str | Path) -> pa.Array:
-    """The column in its type; a type that would have to be guessed is refused."""
-    types = pd.api.types
-    wrong = UserError(f"{where}: the column {column.name!r} must hold {column.type} values only")
-    if len(series) == 0:
-        return pa.array([], _ARROW[column.type])
-    if column.type == "float64":
-        if types.is_bool_dtype(series) or not types.is_numeric_dtype(series):
-            raise wrong
-        # An array of numpy's, so that nan stays nan instead of becoming a missing value.
-        return pa.array(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    if column.nullable:
-        try:
-            return pa.array(series.astype("Int64"), type=pa.int64())
-        except (TypeError, ValueError):
-            raise wrong from None
-    if series.isna().any():
+    """The column in its type."""
+    type, fits = _TYPES[column.type]
+    if series.empty:
+        return pa.array([], type)
+    if series.isna().any() and column.type != "float64" and not column.nullable:
         raise UserError(f"{where}: the column {column.name!r} has missing values")
-    if column.type == "string":
-        if types.is_string_dtype(series):  # of objects, looks at each
-            return pa.array(series, pa.string())
-        raise wrong
-    fits = types.is_bool_dtype if column.type == "bool" else types.is_integer_dtype
-    if not fits(series):
-        raise wrong
     try:
-        return pa.array(series.to_numpy(), _ARROW[column.type])
-    except pa.ArrowInvalid:
-        raise wrong from None
+        if column.nullable:
+            return pa.array(series.astype("Int64"), type)
+        if column.type == "string" and fits(series):
+            return pa.array(series, type)
+        if column.type != "string" and fits(series):
+            # An array of numpy's, so that nan stays nan instead of becoming a missing value.
+            return pa.array(series.to_numpy(dtype=type.to_pandas_dtype()), type)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"{where}: the column {column.name!r} must hold {column.type} values only")
 
 
 def _to_frame(table: pa.Table, schema: TableSchema) -> pd.DataFrame:
@@ -385,13 +373,6 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
             row = frame[doubled].iloc[0]
             values = ", ".join(f"{name} {row[name]}" for name in schema.key)
             raise UserError(f"{where}: two rows for {values}")
-
-
-def verdict_of(margin: float, noise: float) -> str:
-    """Of a claim that holds where `margin` is above zero: within the noise nothing is decided."""
-    if margin < -noise:
-        return DOES_NOT
-    return HOLDS if margin > noise else CANNOT_SAY
 
 
 def run_recipe(run: Mapping[str, Any] | pd.Series) -> dict[str, Any]:

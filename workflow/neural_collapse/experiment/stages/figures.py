@@ -14,7 +14,7 @@ from ...figures.registry import plot as plot_figures
 from ...figures.specs import Look
 from ...io.errors import UserError
 from ...io.files import read_json
-from ...report.build import build_report, report_figures
+from ...report.build import build_report
 from ...results.reference_runs import read_cards, read_runs
 from ...results.run_facts import read_run
 
@@ -64,16 +64,17 @@ def report(
         raise UserError("--config-json: is not a config with an experiment name")
     given = config_json.get("figures") or {}
     look = Look(**{key: given[key] for key in Look.__annotations__ if key in given})
-    figures = report_figures(tables_folder, figures_folder, look=look, **layout)
     shipped_runs = shipped_cards = []
     if reference_folder is not None:
         shipped_runs, shipped_cards = read_runs(reference_folder), read_cards(reference_folder)
     build_report(
         tables_folder,
-        figures,
+        figures_folder,
         output,
         [*map(read_run, runs), *shipped_runs],
         [*(read_json(card, "a data card") for card in cards), *shipped_cards],
         yaml.safe_dump(config_json, sort_keys=False, allow_unicode=True),
-        title=f"Neural collapse: {config_json['experiment']}",
+        f"Neural collapse: {config_json['experiment']}",
+        look,
+        **layout,
     )
