@@ -74,7 +74,7 @@ _ENTRIES = (
         "Law of data separation: fuzziness falls geometrically from layer to layer",
     ),
     FigureEntry(
-        *("optimisers", "optimisers_figure", captions.optimisers),
+        *("optimisers", "recipes_figure", captions.optimisers),
         "Optimisers: NC0 and NC3 against weight decay",
     ),
     FigureEntry(
@@ -82,7 +82,7 @@ _ENTRIES = (
         "Losses: neural collapse, calibration, and the parts of the MSE",
     ),
     FigureEntry(
-        *("imbalance", "imbalance_figure", captions.imbalance),
+        *("imbalance", "recipes_figure", captions.imbalance),
         "Imbalance: the minority's classifiers and accuracy",
     ),
     FigureEntry("etf", "lines_figure", captions.etf, "A fixed ETF classifier, and random labels"),
