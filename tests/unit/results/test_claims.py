@@ -22,11 +22,7 @@ from neural_collapse.results.claims import (
     write_claims,
 )
 from neural_collapse.results.layout import Layout
-from neural_collapse.results.table1 import (
-    build_table_1,
-    render_table_1,
-    write_table_1,
-)
+from neural_collapse.results.table1 import build_table_1, render_table_1, write_table_1
 from neural_collapse.results.tables import read_table
 
 ROOT = Path(__file__).parents[3]
@@ -271,10 +267,7 @@ def papers_recipe(**changes):
         ({"training__weight_decay": 0.01}, "weight decay 0.01 for 0.0005"),
         ({"training__optimizer": {"name": "adamw"}}, "AdamW for SGD"),
         ({"training__precision": "bfloat16"}, "bfloat16 for float32"),
-        (
-            {"training__learning_rate_milestones": ["1/2"]},
-            "rate lowered at 1/2 for 1/3, 2/3",
-        ),
+        ({"training__learning_rate_milestones": ["1/2"]}, "rate lowered at 1/2 for 1/3, 2/3"),
         ({"training__keep_incomplete_batch": True}, "incomplete batches kept"),
         ({"data__average_pooling": 2, "data__padding_pixels": 0}, "14 for 32 px"),
         ({"data__test_examples_per_class": 100}, "100 for all test images a class"),

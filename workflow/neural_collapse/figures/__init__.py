@@ -6,10 +6,7 @@ from importlib import import_module
 
 NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
 """The paper's figures and the two that sum up, in the order in which they are shown."""
-STUDIES = (
-    *("separation", "optimisers", "losses", "imbalance", "etf"),
-    *("outliers", "transfer"),
-)
+STUDIES = ("separation", "optimisers", "losses", "imbalance", "etf", "outliers", "transfer")
 """Figures of studies beyond the paper, which a config asks for by name."""
 MOVING = ("gif", "html")
 """Formats of Figure 1 alone: an animation, and a page in which it can be turned."""

@@ -7,22 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from ..results.layout import (
-    empty_reason,
-    finite_values,
-    of_origin,
-    origins_of,
-    rows_of,
-)
+from ..results.layout import empty_reason, finite_values, of_origin, origins_of, rows_of
 from ..results.tables import REFERENCE
 from . import style
-from .grid import (
-    blank_panel,
-    curves_of,
-    draw_curves,
-    mark_terminal_phase,
-    set_epoch_axis,
-)
+from .grid import blank_panel, curves_of, draw_curves, mark_terminal_phase, set_epoch_axis
 from .sentences import size_sentence
 from .specs import SPECS, Series
 

@@ -9,13 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..results import paper
-from ..results.layout import (
-    Layout,
-    number_of_seeds,
-    origins_of,
-    rows_of,
-    terminal_phase_epochs,
-)
+from ..results.layout import Layout, number_of_seeds, origins_of, rows_of, terminal_phase_epochs
 from ..results.tables import OWN, REFERENCE, run_recipe
 
 
