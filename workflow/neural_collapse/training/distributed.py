@@ -49,11 +49,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Failure(NamedTuple):
-    """What a rank says before it is ended."""
+    """Why a rank has no result: what it raised, or the status with which it died in silence."""
 
-    sentence: str
-    of_user: bool
-    trace: str
+    sentence: str = ""
+    of_user: bool = False
+    trace: str = ""
+    status: int | None = None
 
 
 def process_count(device: Any, gpus: int, processes: int | None = None) -> int:
@@ -83,13 +84,8 @@ def launch(processes: int, device: Any, function: Callable[..., Any], *args: Any
             f"{torch.cuda.device_count()}; lower it or give more with CUDA_VISIBLE_DEVICES"
         )
     store = _meeting_place()
-    settings = {
-        "size": processes,
-        "device": device.type,
-        "port": store.port,
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    settings = (processes, device.type, store.port, threads, deterministic)
     task = _dumps((settings, function, args, kwargs))
     environment = dict(os.environ)
     if os.path.exists("/sys/class/net/lo"):
@@ -97,15 +93,15 @@ def launch(processes: int, device: Any, function: Callable[..., Any], *args: Any
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             environment.setdefault(name, "lo")
     workers: list[_Worker] = []
+    reports: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     try:
-        reports: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for rank in range(processes):
             workers.append(_Worker(rank, environment, reports))
         for worker in workers:
             worker.give(task)
         for _ in workers:
             worker = reports.get()
-            if worker.failed:
+            if isinstance(worker.report, _Failure):
                 _raise(workers, worker)
         return workers[0].report
     finally:
@@ -133,7 +129,8 @@ class _Worker:
     """A rank's process, seen from the one that started it."""
 
     def __init__(self, rank: int, environment: dict[str, str], reports: queue.SimpleQueue):
-        self.rank, self.report = rank, None
+        self.rank = rank
+        self.report: Any = None  # its result, or a _Failure
         self.said: deque[str] = deque(maxlen=30)
         self.process = subprocess.Popen(
             [sys.executable, "-c", _START, json.dumps(sys.path), str(rank), str(os.getpid())],
@@ -149,11 +146,6 @@ class _Worker:
         ]
         for thread in self.threads:
             thread.start()
-
-    @property
-    def failed(self) -> bool:
-        """Whether it reported a failure, or died without a report."""
-        return isinstance(self.report, (_Failure, _Silence))
 
     def give(self, task: bytes) -> None:
         """Tell it what to do. Its input stays open: that it closes means that we are gone."""
@@ -181,21 +173,15 @@ class _Worker:
         try:
             self.report = pickle.load(self.process.stdout)
         except (EOFError, pickle.UnpicklingError):
-            self.report = _Silence(self.process.wait())
+            self.report = _Failure(status=self.process.wait())
         except Exception as error:
-            self.report = _Failure(f"its result cannot be read: {error}", False, "")
+            self.report = _Failure(f"its result cannot be read: {error}")
         reports.put(self)
 
 
-class _Silence(NamedTuple):
-    """The end of a rank that said nothing."""
-
-    status: int
-
-
 def _raise(workers: list[_Worker], noticed: _Worker) -> None:
-    """Raise the cause of a failure: one that died in silence makes the others fail as well."""
-    if isinstance(noticed.report, _Failure) and not noticed.report.of_user:
+    """Raise the cause of a failure: a rank that died in silence makes the others fail as well."""
+    if noticed.report.status is None and not noticed.report.of_user:
         deadline = time.monotonic() + 1
         while time.monotonic() < deadline:
             dead = [worker for worker in workers if worker.process.poll() is not None]
@@ -204,25 +190,21 @@ def _raise(workers: list[_Worker], noticed: _Worker) -> None:
                 noticed.threads[1].join()
                 break
             time.sleep(0.05)
-    report, which = noticed.report, f"process {noticed.rank + 1} of {len(workers)}"
-    if isinstance(report, _Silence):
-        if report.status in (-signal.SIGKILL, -signal.SIGTERM):
-            raise UserError(
-                f"{which} was killed, perhaps because memory ran out, and all were ended; run "
-                "again: the training resumes after its last saved epoch"
-            )
-        status = (
-            f"died of {signal.Signals(-report.status).name}"
-            if report.status < 0
-            else f"ended with status {report.status}"
+    failure, which = noticed.report, f"process {noticed.rank + 1} of {len(workers)}"
+    if failure.of_user:
+        raise UserError(failure.sentence)
+    if failure.status in (-signal.SIGKILL, -signal.SIGTERM):
+        raise UserError(
+            f"{which} was killed, perhaps because memory ran out, and all were ended; run "
+            "again: the training resumes after its last saved epoch"
         )
-        error = RuntimeError(f"{which} {status}, and all were ended")
-        error.add_note("".join(noticed.said))
-        raise error
-    if report.of_user:
-        raise UserError(report.sentence)
-    error = RuntimeError(f"{which} failed, and all were ended: {report.sentence}")
-    error.add_note(report.trace)
+    how, trace = f"failed, and all were ended: {failure.sentence}", failure.trace
+    if failure.status is not None:
+        name = signal.Signals(-failure.status).name if failure.status < 0 else None
+        died = f"died of {name}" if name else f"ended with status {failure.status}"
+        how, trace = f"{died}, and all were ended", "".join(noticed.said)
+    error = RuntimeError(f"{which} {how}")
+    error.add_note(trace)
     raise error
 
 
@@ -244,10 +226,11 @@ def _work(rank: int, parent: int) -> None:
     try:
         report = _call(rank, payload)
     except UserError as error:
-        report = _Failure(str(error), True, "")
+        report = _Failure(str(error), of_user=True)
     except BaseException as error:
         first_line = (str(error).splitlines() or [""])[0]
-        report = _Failure(f"{type(error).__name__}: {first_line}", False, traceback.format_exc())
+        trace = traceback.format_exc()
+        report = _Failure(f"{type(error).__name__}: {first_line}", trace=trace)
     pickle.dump(report if rank == 0 or isinstance(report, _Failure) else None, answers)
     answers.flush()
     # Stay: the others may still read from this one's memory, and a lost connection would hide why
@@ -275,47 +258,30 @@ def _call(rank: int, payload: bytes) -> Any:
     from .ranks import Ranks
 
     settings, function, args, kwargs = pickle.loads(payload)
+    size, kind, port, threads, deterministic = settings
     keep_freed_memory()
-    torch.set_num_threads(settings["threads"])
-    device, size = torch.device(settings["device"]), settings["size"]
-    backend, more = "gloo", {}
-    if device.type == "cuda":
+    torch.set_num_threads(threads)
+    device, backend, more = torch.device(kind), "gloo", {}
+    if kind == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
-        set_determinism(settings["deterministic"])
+        set_determinism(deterministic)
         backend, more = "nccl", {"device_id": device}
+    store = distributed.TCPStore("127.0.0.1", port, is_master=False)
     distributed.init_process_group(
-        backend,
-        store=distributed.TCPStore("127.0.0.1", settings["port"], is_master=False),
-        rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
-        **more,
+        backend, store=store, rank=rank, world_size=size, timeout=PATIENCE, **more
     )
     return function(Ranks(rank, size), device, *args, **kwargs)
 
 
 class _Pickler(pickle.Pickler):
-    """Sends a memory map as the place of its file."""
+    """Sends a memory map as the place of its file; a view of one is copied."""
 
     def reducer_override(self, value: Any) -> Any:
-        if (
-            isinstance(value, np.memmap)
-            and isinstance(value.filename, (str, os.PathLike))
-            and isinstance(value._mmap, mmap.mmap)
-            and value.flags.c_contiguous
-        ):
-            # A view has its parent's offset: count from where the map begins instead.
-            begins = value.offset - value.offset % mmap.ALLOCATIONGRANULARITY
-            whole = np.frombuffer(value._mmap, np.uint8)
-            within = value.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-            place = (os.fspath(value.filename), value.dtype, begins + within, value.shape)
-            return _open_map, place
+        whole = isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap)
+        if whole and value.flags.c_contiguous:
+            return np.memmap, (value.filename, value.dtype, "r", value.offset, value.shape)
         return NotImplemented
-
-
-def _open_map(path: str, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.memmap:
-    return np.memmap(path, dtype, "r", offset, shape)
 
 
 def _dumps(value: Any) -> bytes:

@@ -21,8 +21,10 @@ from ..io.errors import UserError
 from ..io.locks import acquire
 from ..io.progress import say
 
-SLOTS_VARIABLE = "NC_GPU_SLOTS"
-FOLDER_VARIABLE = "NC_LEASE_FOLDER"
+NO_GPU = (
+    "device: a GPU is requested, but none was found (nvidia-smi lists none, or "
+    "CUDA_VISIBLE_DEVICES hides them all); set device: auto or cpu"
+)
 
 
 def physical_gpus() -> list[str]:
@@ -81,35 +83,25 @@ def visible_gpus() -> list[str]:
 
 def lease_folder() -> Path:
     """The node's own folder of lock files, shared by all its users."""
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir() + "/neural-collapse-gpu")
-    try:
+    folder = Path(
+        os.environ.get("NC_LEASE_FOLDER") or tempfile.gettempdir() + "/neural-collapse-gpu"
+    )
+    with _folder_of_locks(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(PermissionError):
             folder.chmod(0o1777)  # mkdir's mode is cut by the umask
-    except OSError as error:
-        raise _unusable(folder, error) from None
     return folder
 
 
-def _unusable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder}: cannot be used for GPU locks ({error.strerror}); "
-        f"set {FOLDER_VARIABLE} to a folder of this machine that every user can write"
-    )
-
-
-def gpu_slots() -> int:
-    """How many jobs share a card: the environment's NC_GPU_SLOTS, else 1."""
-    text = os.environ.get(SLOTS_VARIABLE, "").strip() or "1"
-    if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) == 0:
-        raise UserError(f"{SLOTS_VARIABLE}: is {text!r}; give the number of jobs that share a GPU")
-    return int(text)
-
-
-NO_GPU = (
-    "device: a GPU is requested, but none was found (nvidia-smi lists none, or "
-    "CUDA_VISIBLE_DEVICES hides them all); set device: auto or cpu"
-)
+@contextlib.contextmanager
+def _folder_of_locks(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be used for GPU locks ({error.strerror}); "
+            "set NC_LEASE_FOLDER to a folder of this machine that every user can write"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -117,11 +109,10 @@ def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> It
     """Hold `count` GPUs that no other job holds, and show CUDA only those.
 
     Waits until as many are free at once, taking all or none, so that two jobs cannot wait for each
-    other; there is no queue, so jobs of one GPU may pass one that waits for several.
-    With `slots` = n (default: NC_GPU_SLOTS, else 1) up to n jobs
-    that say the same n share a card. Inside a SLURM job that sees no more cards than it asks for,
-    the scheduler has chosen already: they are used as they are.
-    Raises UserError where the machine has fewer.
+    other; there is no queue, so jobs of one GPU may pass one that waits for several. With `slots` =
+    n (default: NC_GPU_SLOTS, else 1) up to n jobs that say the same n share a card. Inside a SLURM
+    job that sees no more cards than it asks for, the scheduler has chosen already: they are used as
+    they are. Raises UserError where the machine has fewer.
     """
     gpus = visible_gpus() if count > 0 else []
     if count == 0 or ("SLURM_JOB_ID" in os.environ and len(gpus) <= count):
@@ -134,10 +125,13 @@ def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> It
             f"resources.gpu: this job asks for {count} GPUs and may use {len(gpus)}; "
             "lower it or give more with CUDA_VISIBLE_DEVICES"
         )
-    slots = gpu_slots() if slots is None else slots
-    if slots < 1:
-        raise UserError(f"slots: {slots} jobs cannot share a GPU; give 1 or more")
-    held = _wait(lease_folder(), gpus, count, slots, poll_seconds)
+    given = os.environ.get("NC_GPU_SLOTS", "").strip() if slots is None else str(slots)
+    text = given or "1"
+    if not re.fullmatch(r"[1-9][0-9]{0,2}", text):
+        raise UserError(
+            f"NC_GPU_SLOTS or --gpu-slots: is {text!r}; give the number of jobs that share a GPU"
+        )
+    held = _wait(lease_folder(), gpus, count, int(text), poll_seconds)
     before = {name: os.environ.get(name) for name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES")}
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
@@ -158,45 +152,36 @@ def _wait(
 ) -> dict[str, int]:
     """Locks on `count` of the cards, as {card: descriptor}."""
     told = False
-    try:
+    with _folder_of_locks(folder):
         while True:
             alone = acquire(folder / "folder.lock", wait=True, everyone=True)
             try:
                 held = _take(folder, gpus, count, slots)
             finally:
                 os.close(alone)
-            if held is not None:
+            if held:
                 return held
             if not told:
                 say(f"waits for {count} of {len(gpus)} GPUs, which other jobs hold")
                 told = True
             time.sleep(poll_seconds)
-    except OSError as error:
-        raise _unusable(folder, error) from None
 
 
-def _take(folder: Path, gpus: list[str], count: int, slots: int) -> dict[str, int] | None:
-    """The locks, on the emptiest cards, where as many are free; the folder is locked."""
+def _take(folder: Path, gpus: list[str], count: int, slots: int) -> dict[str, int]:
+    """Locks on the emptiest cards, none where too few are free; the folder is locked."""
     used = {gpu: _jobs_on(folder, gpu) for gpu in gpus}
     free = [gpu for gpu in gpus if set(used[gpu]) <= {slots} and len(used[gpu]) < slots]
     chosen = sorted(free, key=lambda gpu: len(used[gpu]))[:count]
-    if len(chosen) < count:
-        return None
     held: dict[str, int] = {}
-    try:
-        for gpu in (gpu for gpu in gpus if gpu in chosen):
-            for slot in range(slots):
-                with contextlib.suppress(BlockingIOError):
-                    path = folder / f"card-{_file_name(gpu)}={slots}={slot}.lock"
-                    held[gpu] = acquire(path, everyone=True)
-                    # A child that keeps the descriptor holds the card as well.
-                    os.set_inheritable(held[gpu], True)
-                    break
-    finally:
-        if len(held) < count:
-            for descriptor in held.values():
-                os.close(descriptor)
-    return held if len(held) == count else None
+    for gpu in sorted(chosen, key=gpus.index) if len(chosen) == count else ():
+        for slot in range(slots):
+            with contextlib.suppress(BlockingIOError):
+                path = folder / f"card-{_file_name(gpu)}={slots}={slot}.lock"
+                held[gpu] = acquire(path, everyone=True)
+                # A child that keeps the descriptor holds the card as well.
+                os.set_inheritable(held[gpu], True)
+                break
+    return held
 
 
 def _jobs_on(folder: Path, gpu: str) -> list[int]:

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,9 +19,17 @@ from .schedule import learning_rate_name
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
 _READ_BY_LOSS = {"smoothing": "label_smoothing", "focal_gamma": "focal", "mse_reduction": "mse"}
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
-
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _fraction(item: Any) -> Fraction:
+    # Fraction itself would work for hours on "1e999999999".
+    if isinstance(item, (int, float)) or re.fullmatch(FRACTION, str(item)):
+        with suppress(ValueError, ZeroDivisionError):
+            fraction = Fraction(str(item))
+            if 0 < fraction < 1:
+                return fraction
+    raise ValueError(f"{shown(item)} is not a fraction between 0 and 1 such as '1/3'")
 
 
 class OptimizerRecipe(Model):
@@ -109,24 +118,13 @@ class TrainingRecipe(Model):
     def _fractions(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise ValueError("must be a list of fractions such as ['1/3', '2/3']")
-        fractions = []
-        for item in value:
-            # Fraction itself would work for hours on "1e999999999".
-            number = isinstance(item, (int, float)) and not isinstance(item, bool)
-            if not number and not re.fullmatch(FRACTION, str(item)):
-                raise ValueError(f"{shown(item)} is not a fraction such as '1/3'")
-            try:
-                fractions.append(Fraction(str(item)))
-            except (ValueError, ZeroDivisionError):
-                raise ValueError(f"{shown(item)} is not a fraction such as '1/3'") from None
-            if not 0 < fractions[-1] < 1:
-                raise ValueError(f"{shown(item)} must lie between 0 and 1")
+        fractions = list(map(_fraction, value))
         if fractions != sorted(set(fractions)):
             raise ValueError("must be in rising order, each once")
-        return tuple(str(item) for item in value)
+        return tuple(map(str, value))
 
     @model_validator(mode="after")
-    def _one_milestone_an_epoch(self) -> TrainingRecipe:
+    def _fit_together(self) -> TrainingRecipe:
         for first, second in itertools.pairwise(self.milestones):
             if first == second:
                 given = ", ".join(map(repr, self.learning_rate_milestones))
@@ -134,10 +132,6 @@ class TrainingRecipe(Model):
                     f"learning_rate_milestones: two of {given} are epoch {first} of {self.epochs}, "
                     "which would lower the learning rate twice; leave one out"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _compiles(self) -> TrainingRecipe:
         if self.compile and self.precision == "tf32":
             raise ValueError(
                 "compile: torch.compile does not work with precision: tf32; leave one of them out"
@@ -147,9 +141,7 @@ class TrainingRecipe(Model):
     @property
     def milestones(self) -> tuple[int, ...]:
         """The epochs after which the learning rate falls: (116, 233) of 350 and ("1/3", "2/3").
-
-        One that is rounded down to 0, of a training of one or two epochs, is left out.
-        """
+        One that is rounded down to 0 is left out."""
         rounded = [math.floor(self.epochs * Fraction(f)) for f in self.learning_rate_milestones]
         return tuple(epoch for epoch in rounded if epoch > 0)
 
@@ -160,11 +152,7 @@ class TrainingRecipe(Model):
 
     def mse_decay(self, num_classes: int) -> float:
         """The lambda with which sum_i |z_i - e_y|^2 / (2 N) + lambda (|W|^2 + |b|^2) / 2 is the
-        objective of a training with `mse` and coupled decay, up to a factor.
-
-        With the mean over C classes, and so 2 / C times the error that the formula has, it is
-        C / 2 times the weight decay; with half the sum it is the weight decay.
-        """
+        objective of a training with `mse` and coupled decay, up to a factor (2 / C of the mean)."""
         return self.weight_decay * (num_classes / 2 if self.mse_reduction == "mean" else 1)
 
     def learning_rate_at(self, initial: float, epoch: int) -> float:
