@@ -23,8 +23,7 @@ FORMS = {
     "full": "every size on the CPU",
     "gpu": "one GPU against the same loops on it",
 }
-MOST_CORES = 8
-"""Each holds one job of every variant in memory, all of a case at once."""
+OUTPUT = Path("results/benchmarks")
 
 
 def main() -> int:
@@ -32,57 +31,39 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="This project against reference loops, as ratios from one run.",
+        epilog="NC_DATA_MIRROR: a folder with mnist/*.gz; otherwise images come from packages.",
     )
-    parser.add_argument(
-        "--form",
-        choices=FORMS,
-        default="short",
-        help="; ".join(f"{k}: {v}" for k, v in FORMS.items()),
-    )
-    parser.add_argument(
-        "--only", nargs="+", metavar="CASE", default=[], help=f"of: {', '.join(harness.CASES)}"
-    )
-    parser.add_argument("--output", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument(
-        "--rounds", type=int, help="timed rounds of each case; 2 in the short form, else 3"
-    )
-    parser.add_argument(
-        "--mirror",
-        default=os.environ.get("NC_DATA_MIRROR"),
-        help="a folder with mnist/*.gz; without it, images that ship with packages",
-    )
+    forms = "; ".join(f"{name}: {text}" for name, text in FORMS.items())
+    known = ", ".join(harness.CASES)
+    parser.add_argument("--form", choices=FORMS, default="short", help=forms)
+    parser.add_argument("--only", nargs="+", metavar="CASE", default=[], help=f"of: {known}")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.only) - harness.CASES.keys())
     if unknown:
-        parser.error(f"no case is called {unknown[0]!r}; known: {', '.join(harness.CASES)}")
+        parser.error(f"no case is called {unknown[0]!r}; known: {known}")
     try:
-        run(arguments)
+        run(arguments.form, arguments.only)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def run(arguments: argparse.Namespace) -> None:
-    device = None
-    if arguments.form == "gpu":
+def run(form: str, only: list[str]) -> None:
+    settings = harness.Settings(form, os.environ.get("NC_DATA_MIRROR"))
+    if settings.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             raise UserError("--form gpu: torch finds no GPU here; take --form short or full")
-        device = torch.device("cuda")
         # As in the pipeline's jobs, before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    else:
-        harness.limit_cores(MOST_CORES)
-    keep_freed_memory()  # as the pipeline's jobs do; of what is timed here, references gain as well
-    rounds = arguments.rounds or (2 if arguments.form == "short" else 3)
-    settings = harness.Settings(arguments.form, arguments.mirror, rounds)
-    facts = harness.environment(device)
+    keep_freed_memory()  # as the pipeline's jobs do; the references gain as well
+    facts = harness.environment(settings.device)
     rows = []
     started = time.monotonic()
     for name, case in harness.CASES.items():
-        if name not in arguments.only if arguments.only else arguments.form not in case.forms:
+        if name not in only if only else form not in case.forms:
             continue
         print(f"{name} ({time.monotonic() - started:.0f} s)", flush=True)
         results = harness.Results(name, say=lambda text: print(text, flush=True))
@@ -90,8 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
         rows += results.rows
     facts["seconds"] = round(time.monotonic() - started)
     frame = harness.table(rows)
-    harness.write(frame, facts, arguments.output, arguments.form)
-    print(f"\n{arguments.output / arguments.form}.md:\n\n{harness.markdown(frame, facts)}")
+    harness.write(frame, facts, OUTPUT, form)
+    print(f"\n{OUTPUT / form}.md:\n\n{harness.markdown(frame, facts)}")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pandas as pd
@@ -47,36 +47,29 @@ CASES_A_PROCESS = 20
 
 def tried(tasks: Sequence[Task], repeats: int) -> Iterator[dict]:
     """A row for each, from processes of their own: the next one goes on after a crash."""
-    done = 0
+    fork, done = multiprocessing.get_context("fork"), 0
     while done < len(tasks):
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                _try(tasks[done:], repeats, write)
-            finally:
-                os._exit(0)
-        os.close(write)
-        text, hangs = b"", False
-        while not hangs:
-            if not select.select([read], [], [], SECONDS)[0]:
-                os.kill(child, signal.SIGKILL)
-                hangs = True
-            elif part := os.read(read, 2**16):
-                *lines, text = (text + part).split(b"\n")
-                for line in lines:
-                    yield _row(*tasks[done], **json.loads(line))
-                    done += 1
-            else:
-                break
-        os.close(read)
-        os.waitpid(child, 0)
+        receiver, sender = fork.Pipe(duplex=False)
+        child = fork.Process(target=_try, args=(tasks[done:], repeats, sender))
+        child.start()
+        sender.close()
+        fault = "crash"
+        try:
+            while receiver.poll(SECONDS):
+                row = receiver.recv()
+                yield _row(*tasks[done], **row)
+                done += 1
+            fault = "hang"
+        except EOFError:  # the child has ended
+            pass
+        child.kill()
+        child.join()
         if done < len(tasks):
-            yield _row(*tasks[done], fault="hang" if hangs else "crash")
+            yield _row(*tasks[done], fault=fault)
             done += 1
 
 
-def _try(tasks: Sequence[Task], repeats: int, write: int) -> None:
+def _try(tasks: Sequence[Task], repeats: int, rows: Connection) -> None:
     trial, of = None, None
     for case, variant in tasks:
         if case != of:
@@ -88,7 +81,7 @@ def _try(tasks: Sequence[Task], repeats: int, write: int) -> None:
             row = {"fault": "wrong" if wrong else "", "where": where, "error": errors[where]}
         except Exception as error:
             row = {"fault": "error", "where": f"{type(error).__name__}: {error}"[:200]}
-        os.write(write, json.dumps(row).encode() + b"\n")
+        rows.send(row)
 
 
 def _row(case: Case, variant: Variant, fault: str, where: str = "", error: float = 0) -> dict:
@@ -149,7 +142,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smaller sample: a minute")
     parser.add_argument("--isa", nargs="+", choices=ISAS, help="default: native and all below")
-    parser.add_argument("--output", type=Path, help="a parquet file for every layer that was tried")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
@@ -182,8 +174,6 @@ def main() -> int:
             if faults:
                 print(table(frame).to_string(index=False), flush=True)
     rows = pd.concat(frames)
-    if arguments.output:
-        rows.to_parquet(arguments.output)
     return int(((rows.fault != "") & (rows.way == "project")).any())
 
 

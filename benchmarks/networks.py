@@ -1,4 +1,4 @@
-"""The networks that cases share, and what trains them: the project's trainer and the notebook's."""
+"""The networks that cases share, and what trains and measures them: ours and the notebook's."""
 
 from __future__ import annotations
 
@@ -25,38 +25,18 @@ from .references import training as notebook
 
 LEARNING_RATE = 0.01
 BATCH = 128
-
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet18 width 8": {"name": "resnet18", "width": 8},
-    "ResNet18 width 16": {"name": "resnet18", "width": 16},
-    "VGG11 width 8": {"name": "vgg11", "width": 8, "hidden_width": 64},
     "VGG11 width 16": {"name": "vgg11", "width": 16, "hidden_width": 128},
     "ResNet18": {"name": "resnet18"},
     "VGG11": {"name": "vgg11"},
-    # The quickstart's size on digits.
-    "ResNet (1,1,1,1) width 8, 8 px": {"name": "resnet18", "blocks": [1, 1, 1, 1], "width": 8},
 }
-
-
-SMALL_PX = 8
-"""Side of the images that the networks named so see, averaged from 32 px."""
-
-
-def recipe(network: str, precision: str = "float32") -> Recipe:
-    spec = NETWORKS[network]
-    return Recipe(
-        dataset="mnist",
-        architecture=spec["name"].rstrip("0123456789"),
-        network=resolve_network(spec),
-        training=TrainingRecipe(precision=precision, batch_size=BATCH),
-    )
 
 
 def fresh_network(network: str) -> nn.Module:
     """Of the same initial weights as `trainer`'s; contiguous."""
-    return build_network(
-        recipe(network).network, channels=1, num_classes=10, image_size_px=32, seed=0
-    )
+    recipe = resolve_network(NETWORKS[network])
+    return build_network(recipe, channels=1, num_classes=10, image_size_px=32, seed=0)
 
 
 def torchs_network(network: str) -> nn.Module:
@@ -69,73 +49,63 @@ def torchs_network(network: str) -> nn.Module:
 
 
 def trainer(
-    network: str, images: data.RawImages, precision: str, device: torch.device | str = "cpu"
+    network: str, images: PreparedDataset, precision: str, device: torch.device | str = "cpu"
 ) -> Trainer:
-    return Trainer(
-        recipe(network, precision), sized(network, images), LEARNING_RATE, 0, torch.device(device)
+    recipe = Recipe(
+        dataset="mnist",
+        architecture="network",
+        network=resolve_network(NETWORKS[network]),
+        training=TrainingRecipe(precision=precision, batch_size=BATCH),
     )
+    return Trainer(recipe, images, LEARNING_RATE, 0, torch.device(device))
 
 
-def sized(network: str, images: data.RawImages) -> PreparedDataset:
-    """The images as a network sees them."""
-    whole = data.prepared(images)
-    return data.averaged(whole, SMALL_PX) if network.endswith(f" {SMALL_PX} px") else whole
-
-
-def our_epochs(trained: Trainer) -> Callable[[], None]:
+def our_epochs(trained: Trainer) -> Callable[[], Any]:
     """One epoch of the project's training a call."""
     epochs = itertools.count(1)
     return lambda: trained.train_epoch(min(next(epochs), trained.training.epochs))
 
 
-def notebook_dataset(images: data.RawImages, split: str = "train") -> notebook.PILImages:
+def notebook_dataset(images: PreparedDataset, split: str = "train") -> notebook.PILImages:
+    """A split's images as published, which the notebook pads itself."""
+    padded, inner = getattr(images, f"{split}_images"), slice(data.PADDING, -data.PADDING)
+    labels = getattr(images, f"{split}_labels")
     return notebook.PILImages(
-        getattr(images, f"{split}_images"),
-        getattr(images, f"{split}_labels"),
-        data.PADDING,
-        data.MEAN,
-        data.STD,
+        padded[:, 0, inner, inner].copy(), labels, data.PADDING, data.MEAN, data.STD
     )
 
 
 def notebook_epochs(
-    network: str,
-    images: data.RawImages,
-    device: torch.device | str = "cpu",
-    *,
-    workers: int = 0,
+    network: str, images: PreparedDataset, device: torch.device | str = "cpu", workers: int = 0
 ) -> Callable[[], Any]:
     """One epoch of the notebook's training a call."""
     net = torchs_network(network).to(device)
     sgd = notebook.optimiser(net, LEARNING_RATE)
-    batches = notebook.loader(
-        notebook_dataset(images),
-        BATCH,
-        workers=workers,
-        pin_memory=workers > 0 and torch.device(device).type == "cuda",
-    )
+    pinned = workers > 0 and torch.device(device).type == "cuda"
+    batches = notebook.loader(notebook_dataset(images), BATCH, workers=workers, pin_memory=pinned)
     return lambda: notebook.train_epoch(net, sgd, batches)
 
 
-OURS = "ours"
-
-
-def measurement_of(
-    variant: str, network: str, images: data.RawImages, device: torch.device | str = "cpu"
-) -> Callable[[], Any]:
-    """The measurement of one checkpoint a call: the pipeline's stages, or the notebook's."""
-    net = (fresh_network if variant == OURS else torchs_network)(network).to(device)
-    if variant != OURS:
-        loaders = [
-            notebook.loader(notebook_dataset(images, split), BATCH, shuffle=False, drop_last=False)
-            for split in ("train", "test")
-        ]
-        return lambda: notebooks_measurement.measure(net, *loaders)
-    prepared = data.prepared(images)
+def our_measurement(
+    network: str, images: PreparedDataset, device: torch.device | str = "cpu"
+) -> Callable[[], tuple[dict, dict]]:
+    """The pipeline's measurement of one checkpoint a call: the statistics of both splits."""
+    net, batch_size = fresh_network(network), TrainingRecipe().evaluation_batch_size
 
     def measure() -> tuple[dict, dict]:
-        batch_size = TrainingRecipe().evaluation_batch_size
-        train, test, *_ = extract_splits(net, prepared, batch_size=batch_size, device=device)
+        train, test, *_ = extract_splits(net, images, batch_size=batch_size, device=device)
         return compute_statistics(train), compute_statistics(test)
 
     return measure
+
+
+def notebook_measurement(
+    network: str, images: PreparedDataset, device: torch.device | str = "cpu"
+) -> Callable[[], dict[str, float]]:
+    """The notebook's measurement of one checkpoint a call."""
+    net = torchs_network(network).to(device)
+    loaders = [
+        notebook.loader(notebook_dataset(images, split), BATCH, shuffle=False, drop_last=False)
+        for split in ("train", "test")
+    ]
+    return lambda: notebooks_measurement.measure(net, *loaders)

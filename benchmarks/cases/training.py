@@ -1,141 +1,145 @@
-"""Training on the CPU against the notebook's loop, and what an epoch costs besides."""
+"""Training, the measurement of a checkpoint and the attack, against the notebook's loops."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from typing import Any
 
-from neural_collapse.training.state import BackgroundWriter, StateFolder
+import numpy as np
+import torch
 
-from .. import data
-from ..harness import Goal, Results, Settings, Variant, case, cores, interleave, torch_threads
-from ..jobs import NOTEBOOK, Job, one_thread, whole_machine
-from ..networks import BATCH, NETWORKS, notebook_epochs, our_epochs, trainer
-from ..worker import take_turns
+from neural_collapse.collapse.attacks import robustness as our_robustness
+from neural_collapse.data.images import Normalisation
+from neural_collapse.inspect.gpu_speed import ceilings
+from neural_collapse.training.devices import set_determinism
 
-FLOAT32_NARROW, FLOAT32_FULL, BFLOAT16 = Goal(1.4), Goal(1.25), Goal(2.5)
-SNAPSHOT_SHARE = Goal(0.01, at_most=True)
+from .. import data, networks
+from ..harness import Results, Settings, Variant, case, interleave, torch_threads
+from ..networks import BATCH, NETWORKS
+from ..references import deepfool as per_image
 
-PRECISIONS = ("float32", "bfloat16")
-NARROW = [name for name in NETWORKS if "width" in name and "px" not in name]
-FULL = [name for name in NETWORKS if "width" not in name]
-SHORT = ["ResNet18 width 8", "VGG11 width 16", "ResNet18"]
-SECONDS_FULL = 1.5  # of one timed round of a network at full width
-
-
-def steps(network: str, settings: Settings) -> int:
-    """Of a timed epoch."""
-    if network in FULL:
-        return 4 if settings.full else 1
-    return 20 if settings.full else 8
+AS_IT_COMES = "reference as PyTorch comes: float32, but for convolutions, which are TF32 on a GPU"
+FORMS = ("short", "full", "gpu")
 
 
-def goal_of(network: str, precision: str) -> Goal:
-    if precision == "bfloat16":
-        return BFLOAT16
-    return FLOAT32_NARROW if network in NARROW else FLOAT32_FULL
+def sizes(settings: Settings, steps_narrow: int, steps: int) -> dict[str, int]:
+    """Images an epoch of each network that a form compares."""
+    if settings.device == "cuda":
+        return {"ResNet18": 20_000, "VGG11": 20_000}
+    names = NETWORKS if settings.full else ["ResNet18 width 8", "VGG11 width 16", "ResNet18"]
+    return {name: BATCH * (steps_narrow if "width" in name else steps) for name in names}
 
 
-@case("training")
+def where(settings: Settings) -> str:
+    return AS_IT_COMES if settings.device == "cuda" else "1 thread each"
+
+
+def deterministic(run: Callable[[], Any], chosen: bool) -> Callable[[], Any]:
+    """`run` with a GPU's kernels as the pipeline's jobs choose them; PyTorch's own afterwards."""
+
+    def chosen_kernels() -> None:
+        set_determinism(chosen)
+        try:
+            run()
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.backends.cudnn.benchmark = False
+
+    return chosen_kernels
+
+
+@case("peak speed", forms=("gpu",))
+def peak_speed(settings: Settings, results: Results) -> None:
+    for name, value in ceilings(torch.device(settings.device), 1.0).items():
+        results.value(name.replace("_", " "), value)
+
+
+@case("training", forms=FORMS)
 def training(settings: Settings, results: Results) -> None:
-    """The notebook's loop with torch's own threads, and jobs of ours, one a core."""
-    for network in [*NARROW, *FULL] if settings.full else SHORT:
-        compare(network, settings, results, whole_machine)
+    """The notebook's loop, also with a loader of 8 workers, against every precision."""
+    device, on_gpu = settings.device, settings.device == "cuda"
+    for network, count in sizes(settings, 16 if settings.full else 8, 2).items():
+        images = data.mnist(settings.mirror, count, 256)
+        references = {"notebook": Variant(networks.notebook_epochs(network, images, device), count)}
+        if settings.full or on_gpu:
+            epochs = networks.notebook_epochs(network, images, device, workers=8)
+            references["notebook, loader of 8 workers"] = Variant(epochs, count)
+        ours = {}
+        for precision in ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16"):
+            epochs = networks.our_epochs(networks.trainer(network, images, precision, device))
+            ours[precision] = Variant(deterministic(epochs, True) if on_gpu else epochs, count)
+        if on_gpu:
+            epochs = networks.our_epochs(networks.trainer(network, images, "bfloat16", device))
+            ours["bfloat16, not deterministic"] = Variant(deterministic(epochs, False), count)
+        with torch_threads(1):
+            times = interleave(references | ours, settings)
+        for variant in ours:
+            for reference in references:
+                results.compare(
+                    f"{network}, {variant}",
+                    times[variant],
+                    reference,
+                    times[reference],
+                    "images",
+                    where(settings),
+                )
 
 
-@case("training, one thread", forms=("full",))
-def one_thread_each(settings: Settings, results: Results) -> None:
-    """What each side makes of one core."""
-    for network in [*NARROW, *FULL]:
-        compare(network, settings, results, one_thread)
-
-
-def compare(
-    network: str,
-    settings: Settings,
-    results: Results,
-    sides: Callable[[str, str, dict[str, int]], dict[str, list[Job]]],
-) -> None:
-    count = BATCH * steps(network, settings)
-    jobs = sides("training", network, dict.fromkeys((NOTEBOOK, *PRECISIONS), count))
-    seconds = SECONDS_FULL if network in FULL else 1.0
-    times, _ = take_turns(jobs, settings.mirror, settings.rounds, seconds)
-    alone = sides is one_thread
-    for precision in PRECISIONS:
-        results.compare(
-            f"{network}, {precision}" + ("" if alone else f", {cores()} jobs of 1 thread"),
-            times[precision],
-            "notebook, 1 thread" if alone else "notebook, torch's own threads",
-            times[NOTEBOOK],
-            unit="images",
-            goal=None if alone else goal_of(network, precision),
-        )
-
-
-@case("training, loader of 8 workers", forms=("full",))
-def loader_workers(settings: Settings, results: Results) -> None:
-    raw = data.mnist(settings.mirror)
-    for network in ("ResNet18 width 8", "VGG11 width 16"):
-        count = BATCH * 20
-        images = data.subset(raw, count)
+@case("measurement of a checkpoint", forms=FORMS)
+def measurement(settings: Settings, results: Results) -> None:
+    """Network, statistics and test decisions of everything that is measured."""
+    for network, count in sizes(settings, 8, 1).items():
+        images, work = data.mnist(settings.mirror, count, count // 4), count + count // 4
+        ours = networks.our_measurement(network, images, settings.device)
+        notebook = networks.notebook_measurement(network, images, settings.device)
         with torch_threads(1):
             times = interleave(
-                {
-                    NOTEBOOK: Variant(notebook_epochs(network, images, workers=8), count),
-                    "float32": Variant(our_epochs(trainer(network, images, "float32")), count),
-                },
-                settings.rounds,
+                {"ours": Variant(ours, work), "notebook": Variant(notebook, work)}, settings
             )
         results.compare(
-            f"{network}, float32",
-            times["float32"],
-            "notebook, loader of 8 workers",
-            times[NOTEBOOK],
-            unit="images",
-            note="1 training thread each; the workers use other cores",
+            f"{network}, float32, {count} train and {count // 4} test images",
+            times["ours"],
+            "notebook: two passes, loops",
+            times["notebook"],
+            "images",
+            where(settings),
         )
 
 
-@case("an epoch's other parts")
-def other_parts(settings: Settings, results: Results) -> None:
-    """What the evaluation and a written state add to an epoch of MNIST."""
-    raw = data.mnist(settings.mirror)
-    train, test = 50_000, 10_000  # MNIST as the paper balances it
-    for network in ["ResNet18 width 8", *(FULL if settings.full else [])]:
-        count = BATCH * steps(network, settings)
-        images = data.subset(raw, count, BATCH)
-        trained = trainer(network, images, "float32")
-        with (
-            torch_threads(1),
-            tempfile.TemporaryDirectory() as root,
-            BackgroundWriter() as writer,
-            StateFolder(root, "benchmark") as folder,
-        ):
+@case("deepfool", forms=FORMS)
+def deepfool(settings: Settings, results: Results) -> None:
+    """Batches against one image at a time, of a network trained for three epochs."""
+    count, network, device = 100, "ResNet18 width 8", settings.device
+    images, found = data.mnist(settings.mirror, 2560, 500), {}
+    trained = networks.trainer(network, images, "float32", device)
+    chosen = images.test_images[:count]
+    inputs = Normalisation(images.mean, images.std, device)(torch.from_numpy(chosen).to(device))
 
-            def snapshot(folder=folder, trained=trained, writer=writer) -> None:
-                tensors = writer.snapshot(trained.state())
-                writer.submit(folder.write, 1, tensors, [])
-                writer.finish()  # in training nothing waits for this until the epoch after
+    def one_by_one() -> None:
+        found["theirs"] = per_image.robustness(trained.network.eval(), inputs).mean().item()
 
-            times = interleave(
-                {
-                    "training": Variant(our_epochs(trained), count),
-                    "evaluation": Variant(lambda t=trained: t.evaluate(1), count + BATCH),
-                    "snapshot": Variant(snapshot),
-                },
-                settings.rounds,
-            )
-        epoch = times["training"].best * (train // BATCH * BATCH)
-        results.value(
-            f"{network}, evaluation of both sets / training of an epoch",
-            times["evaluation"].best * (train + test) / epoch,
-            unit="",
-            note="per image, times MNIST's counts",
+    def batched() -> None:
+        ratios = our_robustness(
+            trained.network, chosen, images.mean, images.std, batch_size=count, device=device
         )
-        results.value(
-            f"{network}, snapshot / training of an epoch",
-            times["snapshot"].best / epoch,
-            unit="",
-            goal=SNAPSHOT_SHARE,
-            note="copied, written and flushed, as if nothing ran beside it",
+        found["ours"] = float(np.nanmean(ratios))
+
+    with torch_threads(1):
+        for epoch in (1, 2, 3):
+            trained.train_epoch(epoch)
+        times = interleave(
+            {"theirs": Variant(one_by_one, count), "ours": Variant(batched, count)}, settings
         )
+    results.compare(
+        f"{network}, {count} images",
+        times["ours"],
+        "one image at a time, a backward pass a candidate",
+        times["theirs"],
+        "images",
+        where(settings),
+    )
+    results.value(
+        f"{network}: relative difference of the mean robustness",
+        abs(found["ours"] / found["theirs"] - 1),
+        note=f"ours {found['ours']:.4f}, theirs {found['theirs']:.4f}",
+    )

@@ -110,20 +110,3 @@ def notebook_mismatch(batches: Batches, means: list[Tensor]) -> float:
         different += (nearest_centres(features, means) != logits.argmax(1)).sum().item()
         examples += len(labels)
     return different / examples
-
-
-def per_class_nc1(
-    features: np.ndarray, labels: np.ndarray, classes: int, dtype: type = np.float64
-) -> float:
-    """NC1 with one loop over the classes of arrays in memory, Sigma_W and Sigma_B as d x d
-    matrices, and numpy's pinv as it comes."""
-    h = features.astype(dtype)
-    means = np.stack([h[labels == c].mean(0) for c in range(classes)])
-    within = np.zeros((h.shape[1],) * 2, dtype)
-    for c in range(classes):
-        deviations = h[labels == c] - means[c]
-        within += deviations.T @ deviations
-    within /= len(h)
-    centred = means - means.mean(0)
-    between = centred.T @ centred / classes
-    return float(np.trace(within @ np.linalg.pinv(between))) / classes
