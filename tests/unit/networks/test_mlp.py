@@ -55,7 +55,7 @@ def test_label_names_what_is_left_out():
         ({"depth": 0}, "'depth' is 0"),
         ({"activation": "tanh"}, "'activation' is 'tanh'"),
         ({"batch_norm": 1}, "'batch_norm' is 1"),
-        ({"dept": 2}, "unknown key 'dept' for the family 'mlp', did you mean 'depth'?"),
+        ({"dept": 2}, "unknown key 'dept' for the family 'mlp'; did you mean 'depth'?"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_sentence(changes, said):

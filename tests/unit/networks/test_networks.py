@@ -142,15 +142,6 @@ def test_imagenet_form_is_torchvisions_weights_and_outputs(name):
     assert_same_function(ours.eval(), theirs.eval(), (2, 3, 64, 64))
 
 
-def test_densenet201_takes_torchvisions_weights():
-    with torch.device("meta"):
-        theirs = torchvision.models.densenet201(num_classes=3)
-    ours = build({"name": "densenet201", "stem": "imagenet"}, num_classes=3, image_size_px=64)
-    state = {key.replace("body.", "features."): v for key, v in ours.state_dict().items()}
-    theirs.load_state_dict(state, assign=True)
-    assert_same_function(ours.eval(), theirs.eval(), (1, 3, 64, 64))
-
-
 @pytest.mark.parametrize("image_size_px", [32, 96])
 def test_vgg_is_torchvisions_but_for_dropout(image_size_px):
     """Same weights from the same seed; in eval mode fresh norms divide by sqrt(1 + eps) alone."""
@@ -216,7 +207,7 @@ def test_small_resnet18_is_the_notebooks():
 # What every network promises
 
 
-@pytest.mark.parametrize("image_size_px", [8, 14, 28, 32, 96, 224])
+@pytest.mark.parametrize("image_size_px", [8, 28, 96])
 @pytest.mark.parametrize("name", SMALL)
 def test_network_of_any_image_size_has_features_and_classifier(name, image_size_px):
     channels = 1 if image_size_px < 32 else 3
@@ -342,20 +333,8 @@ def test_network_memory_formats_give_the_same_logits(name):
 
 # Of torch.use_deterministic_algorithms' list, those that a network of images might meet.
 NOT_DETERMINISTIC_ON_GPUS = {
-    "_adaptive_avg_pool2d_backward",
-    "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward",
-    "fractional_max_pool2d_backward",
-    "max_pool3d_with_indices_backward",
-    "upsample_bilinear2d_backward",
-    "upsample_bicubic2d_backward",
-    "reflection_pad2d_backward",
-    "replication_pad2d_backward",
-    "grid_sampler_2d_backward",
-    "cumsum",
-    "kthvalue",
-    "median",
-    "put_",
+    *("_adaptive_avg_pool2d_backward", "adaptive_max_pool2d_backward", "cumsum", "median", "put_"),
+    *("upsample_bilinear2d_backward", "reflection_pad2d_backward", "replication_pad2d_backward"),
 }
 
 
@@ -412,16 +391,22 @@ def test_pooling_of_any_size_equals_torchs(px, size):
 # Checkpointed dense blocks
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", ["densenet", "densenet bc"])
-def test_memory_efficient_dense_blocks_compute_the_same(name):
-    plain = build(SMALL[name])
-    efficient = build(SMALL[name] | {"memory_efficient": True})
+def test_memory_efficient_dense_blocks_compute_the_same(name, mixed):
+    """In bfloat16 autocast and channels-last as well."""
+    layout = torch.channels_last if mixed else torch.contiguous_format
+    plain = build(SMALL[name]).to(memory_format=layout)
+    efficient = build(SMALL[name] | {"memory_efficient": True}).to(memory_format=layout)
     optimizers = [torch.optim.SGD(n.parameters(), lr=0.1) for n in (plain, efficient)]
     for step in range(3):
         x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        x = x.contiguous(memory_format=layout)
         for network, optimizer in zip((plain, efficient), optimizers, strict=True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x), torch.arange(4)).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                logits = network(x)
+            nn.functional.cross_entropy(logits.float(), torch.arange(4)).backward()
             optimizer.step()
         for (key, p), q in zip(plain.named_parameters(), efficient.parameters(), strict=True):
             assert torch.equal(p.grad, q.grad), key
@@ -444,20 +429,6 @@ def test_memory_efficient_gradients_of_images_in_eval_mode(name):
         grads.append(x.grad)
         assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
     assert torch.equal(*grads)
-
-
-@pytest.mark.parametrize("name", ["densenet", "densenet bc"])
-def test_memory_efficient_dense_blocks_in_mixed_precision_and_channels_last(name):
-    grads = []
-    for memory_efficient in (False, True):
-        network = build(SMALL[name] | {"memory_efficient": memory_efficient})
-        network.to(memory_format=torch.channels_last)
-        x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = network(x.to(memory_format=torch.channels_last))
-        nn.functional.cross_entropy(logits.float(), torch.arange(4)).backward()
-        grads.append([p.grad for p in network.parameters()] + list(network.buffers()))
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
 def test_memory_efficient_graph_serves_several_backward_passes():

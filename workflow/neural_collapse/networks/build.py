@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,18 +10,22 @@ import torch
 from torch import nn
 
 from ..io.errors import UserError
-from . import densenet, mlp, resnet, vgg
+from .densenet import DenseNet
+from .mlp import MLP
 from .network import Network
-from .recipes import (
-    CustomRecipe,
-    DenseNetRecipe,
-    MLPRecipe,
-    NetworkRecipe,
-    ResNetRecipe,
-    VGGRecipe,
-)
+from .recipes import NetworkRecipe
 from .registry import label
-from .user_defined import CustomNetwork, call_function
+from .resnet import ResNet
+from .user_defined import CustomNetwork
+from .vgg import VGG
+
+FAMILIES: dict[str, Callable[..., Network]] = {
+    "vgg": VGG,
+    "resnet": ResNet,
+    "densenet": DenseNet,
+    "mlp": MLP,
+    "custom": CustomNetwork,
+}
 
 
 def build_network(
@@ -50,7 +54,7 @@ def build_network(
     with _isolated_randomness(seed), torch.device("cpu"):
         network = _construct(recipe, channels, num_classes, image_size_px)
         if recipe.classifier == "etf":
-            fix_classifier(network.classifier)
+            _fix_classifier(network.classifier)
         return network
 
 
@@ -62,13 +66,52 @@ def construct_without_weights(
     Raises:
         UserError: as ``build_network``.
     """
-    device = "cpu" if isinstance(recipe, CustomRecipe) else "meta"
+    device = "cpu" if recipe.family == "custom" else "meta"
     with _isolated_randomness(0), torch.device(device):
         return _construct(recipe, channels, num_classes, image_size_px)
 
 
+def _construct(
+    recipe: NetworkRecipe, channels: int, num_classes: int, image_size_px: int
+) -> Network:
+    if channels < 1 or num_classes < 2 or image_size_px < 1:
+        raise UserError(
+            f"no network fits images of {channels} channels and {image_size_px} px in "
+            f"{num_classes} classes; it takes at least 1 channel, 1 px and 2 classes"
+        )
+    network = FAMILIES[recipe.family](recipe, channels, num_classes, image_size_px)
+    if recipe.classifier == "etf":
+        _require_fixable(network, label(recipe))
+    return network
+
+
+def _require_fixable(network: Network, name: str) -> None:
+    """Raise UserError where fixing the last layer would not fix its weights, or others too."""
+    layer = network.classifier
+    classes, dim = layer.out_features, layer.in_features
+    if dim < classes:
+        raise UserError(
+            f"'classifier: etf' needs at least as many features as classes, but {name} has {dim} "
+            f"features for {classes} classes; make it wider"
+        )
+    own = dict(layer.named_parameters(recurse=False))
+    elsewhere = {
+        weight
+        for module in network.modules()
+        if module is not layer
+        for weight in module.parameters(recurse=False)
+    }
+    for key in ("weight", "bias"):
+        weight = getattr(layer, key)
+        if weight is not None and (key not in own or weight in elsewhere):
+            raise UserError(
+                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} is "
+                "parametrised or shared with another layer; give it a plain nn.Linear of its own"
+            )
+
+
 @torch.no_grad()
-def fix_classifier(layer: nn.Linear) -> None:
+def _fix_classifier(layer: nn.Linear) -> None:
     """Make a last layer d -> C a simplex ETF that no training changes (Zhu et al. 2021).
 
     Its weight becomes W^T = sqrt(C / (C - 1)) P (I - 11^T / C), rows of length 1, with P (d, C)
@@ -83,102 +126,6 @@ def fix_classifier(layer: nn.Linear) -> None:
     if layer.bias is not None:
         layer.bias.zero_()
     layer.requires_grad_(False)
-
-
-def _construct(
-    recipe: NetworkRecipe, channels: int, num_classes: int, image_size_px: int
-) -> Network:
-    network = _of_family(recipe, channels, num_classes, image_size_px)
-    dim = network.classifier.in_features
-    if recipe.classifier == "etf" and dim < num_classes:
-        raise UserError(
-            f"'classifier: etf' needs at least as many features as classes, but {label(recipe)} "
-            f"has {dim} features for {num_classes} classes; make it wider"
-        )
-    if recipe.classifier == "etf":
-        _require_own_weights(network, label(recipe))
-    return network
-
-
-def _require_own_weights(network: Network, name: str) -> None:
-    """Raise UserError where fixing the last layer would not fix its weights, or others too."""
-    layer = network.classifier
-    own = dict(layer.named_parameters(recurse=False))
-    elsewhere = {
-        weight
-        for module in network.modules()
-        if module is not layer
-        for weight in module.parameters(recurse=False)
-    }
-    for key in ("weight", "bias"):
-        weight = getattr(layer, key)
-        if weight is not None and (key not in own or weight in elsewhere):
-            why = "is shared with another layer" if key in own else "is parametrised"
-            raise UserError(
-                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} {why}; give "
-                "it a plain nn.Linear of its own"
-            )
-
-
-def _of_family(
-    recipe: NetworkRecipe, channels: int, num_classes: int, image_size_px: int
-) -> Network:
-    if channels < 1 or num_classes < 2 or image_size_px < 1:
-        raise UserError(
-            f"no network fits images of {channels} channels and {image_size_px} px in "
-            f"{num_classes} classes; it takes at least 1 channel, 1 px and 2 classes"
-        )
-    match recipe:
-        case VGGRecipe():
-            final_px = vgg.final_map_px(recipe, image_size_px)
-            if recipe.pooled_size_px > final_px:
-                # Adaptive pooling would copy pixels: a first linear layer of redundant inputs.
-                raise UserError(
-                    f"'pooled_size_px' is {recipe.pooled_size_px}, but the convolutions of "
-                    f"{label(recipe)} leave {final_px} px of images of {image_size_px} px; set "
-                    f"pooled_size_px to {final_px} or less"
-                )
-            return vgg.VGG(recipe, channels, num_classes)
-        case ResNetRecipe():
-            return resnet.ResNet(
-                recipe, channels, num_classes
-            )  # padded throughout: any size survives
-        case DenseNetRecipe():
-            if densenet.final_map_px(recipe, image_size_px) < 1:
-                remedy = "or set stem: small" if recipe.stem == "imagenet" else "or larger images"
-                raise UserError(
-                    f"images of {image_size_px} px are too small for the {len(recipe.blocks)} "
-                    f"blocks of {label(recipe)} with 'stem: {recipe.stem}', where each transition "
-                    f"halves them; use fewer 'blocks' {remedy}"
-                )
-            return densenet.DenseNet(recipe, channels, num_classes)
-        case MLPRecipe():
-            return mlp.MLP(recipe, channels * image_size_px**2, num_classes)
-        case CustomRecipe():
-            return _construct_custom(recipe, channels, num_classes, image_size_px)
-    raise AssertionError(recipe)
-
-
-def _construct_custom(
-    recipe: CustomRecipe, channels: int, num_classes: int, image_size_px: int
-) -> CustomNetwork:
-    numbers = {
-        "$channels": channels,
-        "$num_classes": num_classes,
-        "$image_size_px": image_size_px,
-    }
-    # Two unlike images without any randomness; not zeros, which a network may divide by.
-    shape = (2, channels, image_size_px, image_size_px)
-    example = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
-    name = f"the network of {recipe.function!r}"
-    network = CustomNetwork(call_function(recipe, numbers), example, name)
-    if network.classifier.out_features != num_classes:
-        raise UserError(
-            f"{name} has {network.classifier.out_features} outputs, but the data has "
-            f"{num_classes} classes; let its arguments say so, for example "
-            "num_classes: $num_classes"
-        )
-    return network
 
 
 @contextmanager

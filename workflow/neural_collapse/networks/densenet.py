@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..io.errors import UserError
 from .network import Network, mean_over_image
 from .recipes import DenseNetRecipe
+from .registry import label
 
 _BOTTLENECK_MULTIPLE = 4  # a bottleneck layer's 1x1 convolution makes 4 * growth channels
 
@@ -113,14 +115,14 @@ class DenseNet(Network):
     state keys but for ``body``, which is torchvision's ``features``. The stem "small" is the
     paper's for CIFAR: one 3x3 convolution.
 
-    Args:
-        recipe: the layers.
-        channels: of the images.
-        num_classes: outputs of the classifier.
+    Raises UserError where the images are too small for the transitions.
     """
 
-    def __init__(self, recipe: DenseNetRecipe, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, recipe: DenseNetRecipe, channels: int, num_classes: int, image_size_px: int
+    ) -> None:
         super().__init__()
+        _require_pixels(recipe, image_size_px)
         width = recipe.initial_width
         body: OrderedDict[str, nn.Module] = OrderedDict()
         if recipe.stem == "imagenet":
@@ -144,7 +146,7 @@ class DenseNet(Network):
             body[f"denseblock{number}"] = block
             width += count * recipe.growth
             if number < len(recipe.blocks):
-                outputs = transition_width(recipe, width)
+                outputs = max(1, int(width * recipe.compression))
                 body[f"transition{number}"] = nn.Sequential(
                     OrderedDict(
                         norm=nn.BatchNorm2d(width),
@@ -179,14 +181,13 @@ class DenseNet(Network):
         return [*pairs, ("body.conv0", "body.norm0")] if hasattr(self.body, "norm0") else pairs
 
 
-def transition_width(recipe: DenseNetRecipe, width: int) -> int:
-    """Channels after a transition: floor(compression * width), at least one."""
-    return max(1, int(width * recipe.compression))
-
-
-def final_map_px(recipe: DenseNetRecipe, image_size_px: int) -> int:
-    """Height and width of the last block's map; 0 if the image is too small for the network."""
+def _require_pixels(recipe: DenseNetRecipe, image_size_px: int) -> None:
+    left_px, remedy = image_size_px, "or larger images"
     if recipe.stem == "imagenet":
-        for _ in range(2):  # convolution, then max-pool, each padded: never below 1
-            image_size_px = (image_size_px + 1) // 2
-    return image_size_px // 2 ** (len(recipe.blocks) - 1)
+        left_px, remedy = -(-left_px // 4), "or set stem: small"
+    if left_px < 2 ** (len(recipe.blocks) - 1):
+        raise UserError(
+            f"images of {image_size_px} px are too small for the {len(recipe.blocks)} "
+            f"blocks of {label(recipe)} with 'stem: {recipe.stem}', where each transition "
+            f"halves them; use fewer 'blocks' {remedy}"
+        )

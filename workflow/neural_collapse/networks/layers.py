@@ -24,38 +24,24 @@ def layer_names(network: nn.Module) -> list[str]:
     return [INPUT, *modules]
 
 
-def check_layers(network: nn.Module, names: Sequence[str]) -> None:
-    """Raise UserError for a layer that the network does not have, naming those that it has."""
-    known = layer_names(network)
-    for name in names:
-        if name not in known:
-            depths = [known_name.count(".") for known_name in known]
-            deepest = max(
-                (d for d in depths if sum(other <= d for other in depths) <= LISTED), default=0
-            )
-            listed = [n for n, depth in zip(known, depths, strict=True) if depth <= deepest]
-            more = len(known) - len(listed)
-            raise UserError(
-                f"measurement.layers: the network has no layer {name!r}; it has "
-                f"{', '.join(listed)}{f' and {more} more within these' if more else ''}"
-            )
-
-
 class LayerOutputs:
     """The outputs of chosen layers during a forward pass, as rows; for use in a `with` statement.
 
-    Args:
-        network: its modules are watched meanwhile.
-        names: of modules, or :data:`INPUT`.
-        pool: how a map (B, d, H, W) becomes rows: its mean over the image, or all its numbers. The
-            images are always taken as all their numbers.
-
-    Raises:
-        UserError: a layer that the network does not have.
+    names: of modules, or :data:`INPUT`. pool: how a map (B, d, H, W) becomes rows: its mean over
+    the image, or all its numbers; the images are always taken as all their numbers. Raises
+    UserError for a layer that the network does not have, or that has no single output.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], pool: Pool = "mean"):
-        check_layers(network, names)
+        known = layer_names(network)
+        for name in names:
+            if name not in known:
+                outer = sorted(known, key=lambda layer: layer.count("."))[:LISTED]
+                more = f" and {len(known) - LISTED} more within these" * (len(known) > LISTED)
+                raise UserError(
+                    f"measurement.layers: the network has no layer {name!r}; it has "
+                    f"{', '.join(outer)}{more}"
+                )
         self.network, self.names, self.pool = network, tuple(names), pool
         self._taken: dict[str, Tensor] = {}
         self._hooks = ExitStack()
@@ -83,15 +69,11 @@ class LayerOutputs:
                     f"measurement.layers: the layer {name!r} gives {found}, neither rows (B, d) "
                     "nor maps (B, d, height, width); choose another"
                 )
+            pooled = output.ndim == 4 and self.pool == "mean"
             # A copy, since a layer that works in place may follow.
-            self._taken[name] = self._rows(output).clone()
+            self._taken[name] = (output.mean((2, 3)) if pooled else output.flatten(1)).clone()
 
         return take
-
-    def _rows(self, output: Tensor) -> Tensor:
-        if output.ndim == 4 and self.pool == "mean":
-            return output.mean((2, 3))
-        return output.flatten(1)
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features of images (B, C, P, P), and (B, d) of each layer in the order of `names`."""

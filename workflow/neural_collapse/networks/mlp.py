@@ -12,16 +12,13 @@ class MLP(Network):
     """Hidden layers ``hidden.0``, ``hidden.1``, ..., each of ``linear``, ``norm``, ``activation``.
 
     Weights are drawn as torch draws those of its linear layers.
-
-    Args:
-        recipe: the layers.
-        pixels: numbers of an image, C * P * P.
-        num_classes: outputs of the classifier.
     """
 
-    def __init__(self, recipe: MLPRecipe, pixels: int, num_classes: int) -> None:
+    def __init__(
+        self, recipe: MLPRecipe, channels: int, num_classes: int, image_size_px: int
+    ) -> None:
         super().__init__()
-        inputs = [pixels, *[recipe.width] * (recipe.depth - 1)]
+        inputs = [channels * image_size_px**2, *[recipe.width] * (recipe.depth - 1)]
         self.hidden = nn.Sequential(*(_layer(recipe, size) for size in inputs))
         self.classifier = nn.Linear(recipe.width, num_classes)
 

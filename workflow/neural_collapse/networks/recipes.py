@@ -4,6 +4,8 @@ A recipe is plain data. This module must stay light (no torch): the Snakefile im
 it is parsed, by every job.
 """
 
+import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -133,8 +135,8 @@ class CustomRecipe(_Recipe):
     @field_validator("arguments")
     @classmethod
     def _known_placeholders(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        for word in _strings(arguments):
-            if word.startswith("$") and word not in PLACEHOLDERS:
+        for word in re.findall(r'"(\$.*?)"', json.dumps(arguments)):
+            if word not in PLACEHOLDERS:
                 raise ValueError(f"{word} stands for nothing; known are {', '.join(PLACEHOLDERS)}")
         return arguments
 
@@ -152,14 +154,3 @@ FAMILIES: dict[str, type[_Recipe]] = {
     "mlp": MLPRecipe,
     "custom": CustomRecipe,
 }
-
-
-def _strings(value: JsonValue) -> list[str]:
-    """Every string inside a JSON value, keys of mappings left out."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, dict):
-        return [word for item in value.values() for word in _strings(item)]
-    if isinstance(value, list):
-        return [word for item in value for word in _strings(item)]
-    return []

@@ -3,14 +3,14 @@
 This module does not import torch: the Snakefile imports it while it is parsed.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from ..io.errors import UserError
+from ..io.text import did_you_mean
 from .recipes import (
     FAMILIES,
     CustomRecipe,
@@ -69,8 +69,6 @@ _DISPLAY = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "mlp": "ML
 # Keys that fit a network to an image size or a machine: with another value it is still ResNet18.
 _FITTINGS = frozenset({"stem", "pooled_size_px", "memory_efficient"})
 
-_RECIPE = TypeAdapter(NetworkRecipe)
-
 
 def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
     """The recipe that a config entry means.
@@ -91,31 +89,26 @@ def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
         )
     given = dict(spec)
     if "name" in given:
-        name = given.pop("name")
-        if not isinstance(name, str) or name not in NAMED:
-            raise UserError(f"unknown network {name!r}{_choices(name, NAMED)}")
-        base = NAMED[name]
+        title = given.pop("name")
+        base = _chosen("network", title, NAMED)
         if given.get("family", base.family) != base.family:
             raise UserError(
-                f"{name} is of the family {base.family!r}, not {given['family']!r}; "
+                f"{title} is of the family {base.family!r}, not {given['family']!r}; "
                 "remove the key 'family' or choose another name"
             )
         given = base.model_dump() | given
-        title = name
     elif "family" in given:
-        family = given["family"]
-        if not isinstance(family, str) or family not in FAMILIES:
-            raise UserError(f"unknown family {family!r}{_choices(family, FAMILIES)}")
-        title = f"the family {family!r}"
+        title = f"the family {given['family']!r}"
     else:
         raise UserError(
             f"the network has neither 'name' nor 'family'; add a name "
             f"({', '.join(NAMED)}) or a family ({', '.join(FAMILIES)})"
         )
+    model = _chosen("family", given["family"], FAMILIES)
     try:
-        return _RECIPE.validate_python(given)
+        return model.model_validate(given)
     except ValidationError as error:
-        raise UserError(f"{_sentence(error, given, title)}") from error
+        raise UserError(_sentence(error, title, given, list(model.model_fields))) from error
 
 
 def label(recipe: NetworkRecipe) -> str:
@@ -155,29 +148,28 @@ def label(recipe: NetworkRecipe) -> str:
     return f"{_DISPLAY[recipe.family]} ({','.join(map(str, counts))}) {rest}"
 
 
-def _choices(given: object, valid: Iterable[str]) -> str:
-    """The tail of an error sentence: the nearest valid word, then all of them."""
-    valid = list(valid)
-    near = difflib.get_close_matches(str(given).lower(), valid, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ";"
-    return f"{hint} valid are {', '.join(valid)}"
+def _chosen(kind: str, name: object, known: Mapping[str, Any]) -> Any:
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"unknown {kind} {name!r}; {did_you_mean(str(name).lower(), known)}")
+    return known[name]
 
 
-def _sentence(error: ValidationError, given: Mapping[str, Any], title: str) -> str:
+def _sentence(
+    error: ValidationError, title: str, given: Mapping[str, Any], fields: list[str]
+) -> str:
     """Pydantic's first complaint, in one clause that says which key and what to write."""
-    fields = FAMILIES[given["family"]].model_fields
-    keys = [*(key for key in fields if key not in ("family", "classifier")), "classifier"]
     # An unknown key comes first: a misspelt one also makes the right one "missing".
     complaint = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    # The first part of the location is the union's tag.
-    key = str(complaint["loc"][1]) if len(complaint["loc"]) > 1 else "family"
-    if complaint["type"] == "extra_forbidden":
-        return f"unknown key {key!r} for {title}{_choices(key, keys)}"
-    if complaint["type"] == "missing":
-        return f"{title} needs the key {key!r}; add it"
-    message = complaint["msg"].removeprefix("Value error, ")
-    if complaint["type"] == "string_pattern_mismatch":
-        message = 'write "module:function", for example "my_networks:small_mlp"'
-    if complaint["type"] == "tuple_type":
-        message = "write a list of whole numbers, for example [1, 1, 1, 1]"
+    key = str(complaint["loc"][0])
+    match complaint["type"]:
+        case "extra_forbidden":
+            return f"unknown key {key!r} for {title}; {did_you_mean(key, fields)}"
+        case "missing":
+            return f"{title} needs the key {key!r}; add it"
+        case "string_pattern_mismatch":
+            message = 'write "module:function", for example "my_networks:small_mlp"'
+        case "tuple_type":
+            message = "write a list of whole numbers, for example [1, 1, 1, 1]"
+        case _:
+            message = complaint["msg"].removeprefix("Value error, ")
     return f"{key!r} is {given.get(key)!r}: {message[0].lower()}{message[1:]}"

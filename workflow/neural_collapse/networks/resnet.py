@@ -58,39 +58,30 @@ class Bottleneck(nn.Module):
         return self.relu(x.add_(shortcut))
 
 
-_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {
-    "basic": BasicBlock,
-    "bottleneck": Bottleneck,
-}
-
-
 class ResNet(Network):
     """ResNet of any width and number of stages.
 
     With the stem "imagenet" and four stages of width 64 it *is* torchvision's: same layers, order
     of construction and initialisation (the same random seed gives the same weights), same state
     keys but for ``classifier``, which is torchvision's ``fc``. With the stem "small", ``conv1`` is
-    3x3 of stride 1 and the max-pool an identity, as in the authors' notebook.
-
-    Args:
-        recipe: the layers.
-        channels: of the images.
-        num_classes: outputs of the classifier.
+    3x3 of stride 1 and the max-pool an identity, as in the authors' notebook. Padded throughout,
+    it takes images of any size.
     """
 
-    def __init__(self, recipe: ResNetRecipe, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, recipe: ResNetRecipe, channels: int, num_classes: int, image_size_px: int
+    ) -> None:
         super().__init__()
-        block = _BLOCKS[recipe.block]
+        block = BasicBlock if recipe.block == "basic" else Bottleneck
         width = recipe.width
         if recipe.stem == "imagenet":
             self.conv1 = nn.Conv2d(channels, width, kernel_size=7, stride=2, padding=3, bias=False)
-            pool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
             self.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
-            pool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = pool
+        pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = pool if recipe.stem == "imagenet" else nn.Identity()
         inputs = width
         self._stages = [f"layer{number}" for number in range(1, len(recipe.blocks) + 1)]
         for stage, (name, count) in enumerate(zip(self._stages, recipe.blocks, strict=True)):

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from ..io.errors import UserError
 from .network import Network
 from .recipes import VGGRecipe
+from .registry import label
 
 _STAGE_WIDTHS = (1, 2, 4, 8, 8)
 
@@ -19,14 +21,23 @@ class VGG(Network):
     ``classifier.6``. In training mode a batch needs at least two images, as for every network with
     ``BatchNorm1d``.
 
-    Args:
-        recipe: the layers.
-        channels: of the images.
-        num_classes: outputs of the classifier.
+    Raises UserError where the map that is left is smaller than `pooled_size_px`.
     """
 
-    def __init__(self, recipe: VGGRecipe, channels: int, num_classes: int) -> None:
+    def __init__(
+        self, recipe: VGGRecipe, channels: int, num_classes: int, image_size_px: int
+    ) -> None:
         super().__init__()
+        left_px = image_size_px
+        for _ in recipe.convolutions:
+            left_px = -(-left_px // 2)
+        if recipe.pooled_size_px > left_px:
+            # Adaptive pooling would copy pixels: a first linear layer of redundant inputs.
+            raise UserError(
+                f"'pooled_size_px' is {recipe.pooled_size_px}, but the convolutions of "
+                f"{label(recipe)} leave {left_px} px of images of {image_size_px} px; set "
+                f"pooled_size_px to {left_px} or less"
+            )
         layers: list[nn.Module] = []
         for count, multiple in zip(recipe.convolutions, _STAGE_WIDTHS, strict=False):
             outputs = recipe.width * multiple
@@ -86,10 +97,3 @@ def pooled(x: Tensor, size: int) -> Tensor:
         start, stop = i * px // size, -(-(i + 1) * px // size)
         cells[i, start:stop] = 1 / (stop - start)
     return torch.einsum("iy,bcyx,jx->bcij", cells, x, cells)
-
-
-def final_map_px(recipe: VGGRecipe, image_size_px: int) -> int:
-    """Height and width of the last convolutions' map; never below 1."""
-    for _ in recipe.convolutions:
-        image_size_px = -(-image_size_px // 2)
-    return image_size_px
