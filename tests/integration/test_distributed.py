@@ -321,18 +321,13 @@ def test_a_memory_map_is_sent_as_its_place(tmp_path, offset):
     values = np.random.default_rng(0).integers(0, 256, (6000, 2, 3), dtype=np.uint8)
     (tmp_path / "file").write_bytes(bytes(offset) + values.tobytes())
     whole = np.memmap(tmp_path / "file", np.uint8, "r", offset, values.shape)
-    for view, expected in [
-        (whole, values),
-        (whole[700:5900], values[700:5900]),
-        (whole[700:][1:3], values[701:703]),
-    ]:
-        payload = _dumps(view)
-        assert len(payload) < 1000
-        sent = pickle.loads(payload[8:])
-        assert isinstance(sent, np.memmap) and not sent.flags.writeable
-        assert np.array_equal(sent, expected)
-    for view, expected in [(whole[::2], values[::2]), (whole + 1, values + 1)]:
-        assert np.array_equal(pickle.loads(_dumps(view)[8:]), expected)
+    payload = _dumps(whole)
+    assert len(payload) < 1000
+    sent = pickle.loads(payload[8:])
+    assert isinstance(sent, np.memmap) and not sent.flags.writeable
+    assert np.array_equal(sent, values)
+    for part in (slice(700, 5900), slice(None, None, 2)):
+        assert np.array_equal(pickle.loads(_dumps(whole[part])[8:]), values[part])
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -112,8 +112,3 @@ def test_an_oversampled_epoch_sees_all_classes_alike_and_is_measured_once(
     seen = torch.cat([batch.labels for batch in plain.data.batches(0, 1)])
     order = trainers.epoch_order(38, 0, 1)[:30]
     assert torch.equal(seen, torch.from_numpy(np.asarray(data.train_labels))[order])
-
-
-def test_recipes_without_oversampling_are_written_as_before(make_recipe):
-    assert "oversample" not in make_recipe().training.model_dump()
-    assert make_recipe(oversample=True).training.model_dump()["oversample"] is True

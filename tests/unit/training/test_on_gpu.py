@@ -26,7 +26,6 @@ from neural_collapse.networks.arithmetic import arithmetic
 from neural_collapse.networks.build import build_network
 from neural_collapse.networks.registry import resolve_network
 from neural_collapse.results.tables import read_table
-from neural_collapse.training import loop
 from neural_collapse.training.devices import set_determinism
 from neural_collapse.training.loop import train
 from neural_collapse.training.trainer import Trainer
@@ -197,30 +196,19 @@ def test_jobs_of_the_command_line_compute_on_a_leased_gpu(make_recipe, tmp_path,
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_recorded_step_is_the_step(recipe_of, make_data, name, precision):
-    steps = [
-        first_losses(recipe_of(name, precision=precision, cuda_graphs=graphs), make_data(), GPU, 8)
-        for graphs in (False, True)
-    ]
-    torch.testing.assert_close(*steps, rtol=1e-5, atol=1e-6)
+RECORDED = [{"name": name, "precision": p} for name in NETWORKS for p in ("float32", "bfloat16")]
+RECORDED += [{"optimizer": {"name": name}} for name in ("sgdw", "adam", "adamw")]
+RECORDED += [{"loss": name} for name in ("mse", "label_smoothing", "focal")]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        *({"optimizer": {"name": name}} for name in ("sgdw", "adam", "adamw")),
-        *({"loss": name} for name in ("mse", "label_smoothing", "focal")),
-    ],
-    ids=str,
-)
-def test_a_recorded_step_of_another_optimiser_or_loss_is_the_step(recipe_of, make_data, changes):
+@pytest.mark.parametrize("changes", RECORDED, ids=str)
+def test_a_recorded_step_is_the_step(recipe_of, make_data, changes):
+    rate, tolerance = (0.02, 1e-5) if "precision" in changes else (1e-3, 1e-3)
     steps = [
-        first_losses(recipe_of(cuda_graphs=graphs, **changes), make_data(), GPU, 8, 1e-3)
+        first_losses(recipe_of(cuda_graphs=graphs, **changes), make_data(), GPU, 8, rate)
         for graphs in (False, True)
     ]
-    torch.testing.assert_close(*steps, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*steps, rtol=tolerance, atol=0.1 * tolerance)
     assert steps[1][-1] != steps[1][0]
 
 
@@ -243,24 +231,13 @@ def test_a_recorded_training_goes_through_an_incomplete_batch(recipe_of, make_da
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 def test_a_training_goes_on_with_the_same_bits(
-    recipe_of, make_data, tmp_path, monkeypatch, graphs, optimiser
+    recipe_of, make_data, tmp_path, interrupted, graphs, optimiser
 ):
     recipe = recipe_of(epochs=4, cuda_graphs=graphs, optimizer={"name": optimiser})
     common = {"learning_rate": 0.05, "seed": 0, "device": GPU}
     whole, network = train(recipe, make_data(), state_root=tmp_path / "whole", **common)
 
-    class Killed(BaseException):
-        pass
-
-    evaluate = loop.Trainer.evaluate
-
-    def until_the_third_epoch(trainer, epoch):
-        if epoch == 3:
-            raise Killed
-        return evaluate(trainer, epoch)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop.Trainer, "evaluate", until_the_third_epoch)
+    with interrupted(3):
         train(recipe, make_data(), state_root=tmp_path / "cut", **common)
     resumed, other = train(recipe, make_data(), state_root=tmp_path / "cut", **common)
     assert resumed.records == whole.records

@@ -246,43 +246,30 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
 # ------------------------------------------------------------------------- a training resumes
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.fixture
-def training(tmp_path, make_data, make_recipe, monkeypatch):
-    """`training(name, stop_after=n)` trains; with `stop_after` it is interrupted there."""
+def training(tmp_path, make_data, make_recipe):
+    """`training(name)` trains, and gives the history and the checkpoints' bytes by name."""
 
-    def of(name, stop_after=None, root=None, **changes):
+    def of(name, root=None, **changes):
         recipe = make_recipe(epochs=4, measured=(1, 2, 4), **changes)
         base = root or tmp_path / name
-        evaluate = loop.Trainer.evaluate
-
-        def interrupt(self, epoch):
-            if stop_after is not None and epoch > stop_after:
-                raise Stop
-            return evaluate(self, epoch)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop.Trainer, "evaluate", interrupt)
-            history, _ = train(
-                recipe, make_data(), learning_rate=0.05, seed=0, device=CPU,
-                state_root=base / "state", checkpoint_folder=base / "out",
-                checkpoint_epochs=recipe.measured_epochs,
-            )  # fmt: skip
+        history, _ = train(
+            recipe, make_data(), learning_rate=0.05, seed=0, device=CPU,
+            state_root=base / "state", checkpoint_folder=base / "out",
+            checkpoint_epochs=recipe.measured_epochs,
+        )  # fmt: skip
         return history, {path.name: path.read_bytes() for path in (base / "out").glob("*")}
 
     return of
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 2, 3])
-def test_a_resumed_training_ends_with_the_same_bits(training, stop_after, capsys):
+def test_a_resumed_training_ends_with_the_same_bits(training, interrupted, stop_after, capsys):
     expected, files_expected = training("whole")
-    with pytest.raises(Stop):
-        training("parts", stop_after)
-    with pytest.raises(Stop):
-        training("parts", min(stop_after + 1, 3))
+    with interrupted(stop_after + 1):
+        training("parts")
+    with interrupted(min(stop_after + 2, 4)):
+        training("parts")
     history, found = training("parts")
     assert f"continues after epoch {stop_after}" in capsys.readouterr().err
     assert found == files_expected
@@ -294,17 +281,15 @@ def test_a_resumed_training_ends_with_the_same_bits(training, stop_after, capsys
     [(1, 9, 2), (1, 3, 2), (20, 5, 4), (20, 6, 4), (20, 7, 6), (29, 5, 4), (30, 5, 4), (900, 9, 8)],
 )
 def test_a_kill_loses_at_most_a_minute_or_one_epoch(
-    tmp_path, make_data, make_recipe, monkeypatch, epoch_seconds, killed_in, continues_after
-):
+    tmp_path, make_data, make_recipe, monkeypatch, interrupted, epoch_seconds, killed_in,
+    continues_after,
+):  # fmt: skip
     """Epochs 0, 1 and 2 are kept; so is the state after each of them."""
     recipe, seconds = make_recipe(epochs=10, measured=(1, 2)), 0.0
     train_epoch = loop.Trainer.train_epoch
 
     def timed(trainer, epoch):
         nonlocal seconds
-        if epoch == killed_in and killed_in not in started:
-            started.append(epoch)
-            raise Stop
         seconds += epoch_seconds
         return train_epoch(trainer, epoch)
 
@@ -315,13 +300,11 @@ def test_a_kill_loses_at_most_a_minute_or_one_epoch(
             checkpoint_epochs=(0, 1, 2), keep_state=True,
         )  # fmt: skip
 
-    started = [killed_in]
     monkeypatch.delenv("NC_STATE_SECONDS")
     monkeypatch.setattr(loop, "monotonic", lambda: seconds)
     monkeypatch.setattr(loop.Trainer, "train_epoch", timed)
     whole, network = run("whole")
-    started.clear()
-    with pytest.raises(Stop):
+    with interrupted(killed_in):
         run("killed")
     resumed, other = run("killed")
     assert resumed.resumed_after == continues_after
@@ -348,20 +331,24 @@ def test_an_interval_that_is_no_number_is_one_sentence(monkeypatch, text):
     ],
     ids=str,
 )
-def test_a_resumed_training_of_another_recipe_ends_with_the_same_bits(training, changes):
+def test_a_resumed_training_of_another_recipe_ends_with_the_same_bits(
+    training, interrupted, changes
+):
     _, expected = training("whole", **changes)
-    with pytest.raises(Stop):
-        training("parts", 2, **changes)
+    with interrupted(3):
+        training("parts", **changes)
     history, found = training("parts", **changes)
     assert history.resumed_after == 2
     assert found == expected
     assert found != training("paper")[1]
 
 
-def test_a_training_continues_from_the_state_before_a_corrupt_one(training, tmp_path, capsys):
+def test_a_training_continues_from_the_state_before_a_corrupt_one(
+    training, interrupted, tmp_path, capsys
+):
     _, expected = training("whole")
-    with pytest.raises(Stop):
-        training("parts", 2)
+    with interrupted(3):
+        training("parts")
     newest = sorted((tmp_path / "parts" / "state").glob("*/state-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
     assert training("parts")[1] == expected
@@ -369,10 +356,12 @@ def test_a_training_continues_from_the_state_before_a_corrupt_one(training, tmp_
 
 
 @pytest.mark.parametrize("damage", ["other network", "lost checkpoint"])
-def test_a_training_that_cannot_continue_begins_anew(training, tmp_path, damage, capsys):
+def test_a_training_that_cannot_continue_begins_anew(
+    training, interrupted, tmp_path, damage, capsys
+):
     history_expected, expected = training("whole")
-    with pytest.raises(Stop):
-        training("parts", 2)
+    with interrupted(3):
+        training("parts")
     (place,) = (path for path in (tmp_path / "parts" / "state").iterdir() if path.is_dir())
     if damage == "lost checkpoint":
         (place / "checkpoints" / "epoch-0001.safetensors").unlink()

@@ -31,15 +31,14 @@ def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str
     Raises UserError where the file is broken or holds another network, or NaN.
     """
     tensors, metadata = read_tensors(path, "checkpoint", FORMAT)
-    own = network.state_dict()
-    differing = sorted(own.keys() ^ tensors.keys()) or sorted(
-        name
-        for name in own
-        if (own[name].shape, own[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+    own, found = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+        for state in (network.state_dict(), tensors)
     )
+    differing = dict(own.items() ^ found.items())
     if differing:
         raise UserError(
-            f"{path}: holds another network than the recipe's: {differing[0]!r} does not fit; "
+            f"{path}: holds another network than the recipe's: {min(differing)!r} does not fit; "
             "run the training again or use the recipe that it was made with"
         )
     for name, tensor in tensors.items():

@@ -67,15 +67,14 @@ def _reduced(losses_B: Tensor, reduction: Reduction) -> Tensor:
     return losses_B if reduction == "none" else getattr(losses_B, reduction)()
 
 
-LOSSES: dict[str, Callable[[TrainingRecipe], Loss]] = {
-    "cross_entropy": lambda training: cross_entropy,
-    "mse": lambda training: partial(mse, over_classes=training.mse_reduction),
-    "label_smoothing": lambda training: partial(label_smoothing, smoothing=training.smoothing),
-    "focal": lambda training: partial(focal, gamma=training.focal_gamma),
-}
-"""How each loss that a recipe may name is made."""
-
-
 def loss_of(training: TrainingRecipe) -> Loss:
     """The recipe's loss."""
-    return LOSSES[training.loss](training)
+    match training.loss:
+        case "cross_entropy":
+            return cross_entropy
+        case "mse":
+            return partial(mse, over_classes=training.mse_reduction)
+        case "label_smoothing":
+            return partial(label_smoothing, smoothing=training.smoothing)
+        case "focal":
+            return partial(focal, gamma=training.focal_gamma)

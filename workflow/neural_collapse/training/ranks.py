@@ -54,14 +54,16 @@ class Ranks:
         return box[0]
 
     def parallel(self, module: nn.Module, example: Tensor) -> nn.Module:
-        """`module`, whose gradients become the mean over all ranks; batch norms see all parts.
-
-        module: its batch norms are replaced in place; parameters and names stay.
-        example: an input of it, for one pass in eval mode.
-        """
+        """`module`, whose gradients become the mean over all ranks; its batch norms, replaced in
+        place, see all parts. example: an input of it, for one pass in eval mode."""
         if self.size == 1:
             return module
-        module = _synchronised(module)
+        if example.is_cuda:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        else:
+            for part in module.modules():
+                if isinstance(part, _BatchNorm):
+                    part.__class__ = CrossRankBatchNorm  # the same parameters and buffers
         with warnings.catch_warnings():
             # torch 2.15 would have forward_sync_buffers in its place, which 2.11 does not know.
             warnings.simplefilter("ignore", FutureWarning)
@@ -79,27 +81,16 @@ class Ranks:
 ALONE = Ranks()
 
 
-def _synchronised(module: nn.Module) -> nn.Module:
-    if next(module.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for part in module.modules():
-        if isinstance(part, _BatchNorm):
-            part.__class__ = CrossRankBatchNorm  # the same parameters, buffers and references
-    return module
-
-
 class CrossRankBatchNorm(_BatchNorm):
     """Batch normalisation over the parts of all ranks, on the CPU, where torch's SyncBatchNorm
     refuses to work. Any shape (B, C, ...); parts may be of unequal sizes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected (B, C, ...), got {input.dim()} dimensions")
+        pass
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)
         output, mean, variance, count = _Normalise.apply(input, self.weight, self.bias, self.eps)
         if self.running_mean is not None:
             self._count(mean, variance * (count / (count - 1)))
