@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import traceback
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -58,8 +57,6 @@ class Emulated(TorchDispatchMode):
         super().__init__()
         self.traffic: Counter[str] = Counter()
         """What has crossed between host and device: "to the device", "to the host", "read"."""
-        self.places: Counter[tuple[str, ...]] = Counter()
-        """The same with the lines of the library that asked for it."""
         self.graph: RecordedGraph | None = None
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -94,10 +91,7 @@ class Emulated(TorchDispatchMode):
             return
         if self.graph is not None and kind != "to the device":
             raise RuntimeError(f"emulated GPU: {name}: not permitted when stream is capturing")
-        stack = (f for f in traceback.extract_stack() if "neural_collapse" in f.filename)
-        lines = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in stack]
         self.traffic[kind] += 1
-        self.places[(kind, *lines[-2:])] += 1
 
     def _compute(self, function, name: str, args: tuple, kwargs: dict, target: str | None) -> Any:
         host_args, host_kwargs = tree_map(

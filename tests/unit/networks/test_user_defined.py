@@ -17,6 +17,9 @@ from torch import nn
 
 NUMBER = 3
 
+def nested(shape):
+    return mlp(shape["classes"][0], shape["side"] ** 2)
+
 def mlp(num_classes, pixels=64, hidden=12):
     return nn.Sequential(nn.Flatten(), nn.Linear(pixels, hidden), nn.ReLU(),
                          nn.Linear(hidden, num_classes))
@@ -101,6 +104,11 @@ def build(function, arguments=None, *, num_classes=4, image_size_px=8, channels=
         ("my_networks:mlp", {"num_classes": "$num_classes"}, 12),
         ("my_networks:mlp", {"num_classes": 4, "hidden": 30}, 30),
         ("my_networks:Wide", {"classes": "$num_classes"}, 64),
+        (
+            "my_networks:nested",
+            {"shape": {"classes": ["$num_classes"], "side": "$image_size_px"}},
+            12,
+        ),
         ("my_networks:lazy", {"classes": "$num_classes"}, 5),
     ],
 )
@@ -136,23 +144,6 @@ def test_seed_reaches_numpy_and_python_as_well():
     other = build("my_networks:numpy_weights", {"classes": 4}, seed=3)
     assert torch.equal(first.classifier.weight, second.classifier.weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
-
-
-def test_placeholders_reach_nested_arguments():
-    network = build(
-        "torchvision.models.vision_transformer:VisionTransformer",
-        {
-            "image_size": "$image_size_px",
-            "patch_size": 4,
-            "num_layers": 1,
-            "num_heads": 2,
-            "hidden_dim": 16,
-            "mlp_dim": 8,
-            "num_classes": "$num_classes",
-        },
-        channels=3,
-    )
-    assert network.features(torch.randn(2, 3, 8, 8)).shape == (2, 16)
 
 
 def test_torchvision_function_is_a_user_defined_network():
