@@ -6,57 +6,61 @@ import json
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import neural_collapse
 from neural_collapse.experiment import provenance
-from neural_collapse.io.progress import Progress
+from neural_collapse.io import progress
 
 
-class Watch:
-    """A progress whose clock the test turns."""
+@pytest.fixture
+def watch(monkeypatch):
+    """A progress whose clock the test turns, and the lines it has said."""
+    clock, lines = [100.0], []
+    monkeypatch.setattr(progress, "say", lines.append)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def __init__(self, total: int, done: int = 0):
-        self.time, self.lines = 100.0, []
-        self.progress = Progress(
-            "digits", "epoch", total, done, self.lines.append, lambda: self.time
-        )
+    def watch(total: int, done: int = 0):
+        job = progress.Progress("digits", "epoch", total, done)
 
-    def step(self, done: int, after: float, **values: str) -> None:
-        self.time += after
-        self.progress.step(done, **values)
+        def step(done: int, after: float, **values: str) -> None:
+            clock[0] += after
+            job.step(done, **values)
+
+        return step, lines
+
+    return watch
 
 
-def test_the_first_the_last_and_one_an_interval_are_said():
-    watch = Watch(total=100)
+def test_the_first_the_last_and_one_an_interval_are_said(watch):
+    step, lines = watch(total=100)
     for done in range(1, 101):
-        watch.step(done, after=1.0)
-    said = [int(line.split()[2].split("/")[0]) for line in watch.lines]
+        step(done, after=1.0)
+    said = [int(line.split()[2].split("/")[0]) for line in lines]
     assert said == [1, *range(6, 100, 5), 100]
 
 
-def test_a_line_says_which_how_far_what_and_how_long():
-    watch = Watch(total=350)
-    watch.step(100, after=200.0, train_loss="1.2e-03", test_error="0.50 %")
-    assert watch.lines == [
-        "digits  epoch 100/350  train loss 1.2e-03  test error 0.50 %  8:20 left"
-    ]
-    watch.step(350, after=100.0)
-    assert watch.lines[-1] == "digits  epoch 350/350  done in 5:00"
+def test_a_line_says_which_how_far_what_and_how_long(watch):
+    step, lines = watch(total=350)
+    step(100, after=200.0, train_loss="1.2e-03", test_error="0.50 %")
+    assert lines == ["digits  epoch 100/350  train loss 1.2e-03  test error 0.50 %  8:20 left"]
+    step(350, after=100.0)
+    assert lines[-1] == "digits  epoch 350/350  done in 5:00"
 
 
-def test_time_left_counts_only_this_process():
-    watch = Watch(total=100, done=90)
-    watch.step(95, after=50.0)
-    assert watch.lines[-1].endswith("0:50 left")  # ten seconds each, five to go
+def test_time_left_counts_only_this_process(watch):
+    step, lines = watch(total=100, done=90)
+    step(95, after=50.0)
+    assert lines[-1].endswith("0:50 left")  # ten seconds each, five to go
 
 
-def test_nothing_made_yet_promises_nothing():
-    watch = Watch(total=10)
-    watch.step(0, after=3.0)
-    assert watch.lines == ["digits  epoch  0/10"]
+def test_nothing_made_yet_promises_nothing(watch):
+    step, lines = watch(total=10)
+    step(0, after=3.0)
+    assert lines == ["digits  epoch  0/10"]
 
 
 # ------------------------------------------------------------------------------- provenance

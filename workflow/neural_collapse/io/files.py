@@ -50,10 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def with_home(path: str) -> str:
-    """`path` with a leading ~ as the home folder; raises ValueError where there is no such user.
-
-    Programs differ in whether they take ~ for it, so none may see it.
-    """
+    """`path` with a leading ~ as the home folder, which not every program takes it for."""
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
         raise ValueError(f"{path.split('/')[0]} is no user's home folder; write out the whole path")
@@ -96,10 +93,7 @@ def written(path: str | Path) -> Iterator[None]:
 
 
 def require_writable(*paths: str | Path) -> None:
-    """Raise UserError where a file cannot be written to one of `paths`; leaves none there.
-
-    For a job to ask before it begins what would be lost at its end.
-    """
+    """Raise UserError where a file cannot be written to one of `paths`, before a job begins."""
     for path in map(Path, paths):
         if path.is_dir():
             raise UserError(f"{path}: is a folder, but a file is to be written there")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 
 from .text import clock_text
 
@@ -24,24 +23,15 @@ class Progress:
     so a resumed job does not count what an earlier one did.
     """
 
-    def __init__(
-        self,
-        label: str,
-        unit: str,
-        total: int,
-        done: int = 0,
-        write: Callable[[str], None] = say,
-        now: Callable[[], float] = time.monotonic,
-    ):
+    def __init__(self, label: str, unit: str, total: int, done: int = 0):
         self.label, self.unit, self.total = label, unit, total
-        self.write, self.now = write, now
         self.started_with = done
-        self.started_at = self.said_at = now()
+        self.started_at = self.said_at = time.monotonic()
         self.first = True
 
     def step(self, done: int, **values: str) -> None:
         """Say that `done` of `total` are done, with `values` as 'name value' pairs."""
-        now = self.now()
+        now = time.monotonic()
         if not (self.first or done >= self.total or now - self.said_at >= SAY_SECONDS):
             return
         self.first, self.said_at = False, now
@@ -53,7 +43,7 @@ class Progress:
             parts.append(f"done in {clock_text(elapsed)}")
         elif made > 0:
             parts.append(f"{clock_text(elapsed / made * (self.total - done))} left")
-        self.write("  ".join(parts))
+        say("  ".join(parts))
 
 
 class Amounts:
