@@ -239,7 +239,7 @@ BAD_VALUES = [
     ),
     (
         {"recipe.data.imbalance": MINORITY | {"minority_classes": [2, 2]}},
-        ["data.imbalance.minority_classes", "class 2 is given twice"],
+        ["data.imbalance.minority_classes", "2 is given twice"],
     ),
     (
         {"recipe.data.imbalance": MINORITY, "recipe.data.examples_per_class": 141},

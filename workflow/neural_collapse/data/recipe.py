@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from ..io.errors import UserError
-from ..io.model import Model
+from ..io.model import Model, each_once
 
 LONGEST_NAME = 64
 """Characters by which an imbalance tells its folder; file systems allow 255 bytes in all."""
@@ -28,14 +28,7 @@ class ImbalanceRecipe(Model):
     minority_classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """The minority classes, as numbers. The cosine of their classifiers and their test accuracy are
     measured."""
-
-    @field_validator("minority_classes")
-    @classmethod
-    def _once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        for label in value:
-            if value.count(label) > 1:
-                raise ValueError(f"class {label} is given twice")
-        return value
+    _minority_once = field_validator("minority_classes")(each_once)
 
     @property
     def name(self) -> str:
@@ -75,17 +68,12 @@ class ImbalanceRecipe(Model):
 
     def kept(self, available: Sequence[int]) -> list[int]:
         """As `counts`, without a check."""
-        divisors = self._divisors(len(available))
-        return [round(n / by) for n, by in zip(available, divisors, strict=True)]
-
-    def _divisors(self, classes: int) -> list[float]:
-        """By what each class's images are divided."""
-        minority = self.minority_classes
-        powers = dict.fromkeys(range(classes), 0.0) | dict.fromkeys(minority, 1.0)
+        classes, minority = len(available), self.minority_classes
+        powers = dict.fromkeys(minority, 1.0)
         if self.kind == "exponential":
             order = [label for label in range(classes) if label not in minority] + [*minority]
             powers = {label: rank / (classes - 1) for rank, label in enumerate(order)}
-        return [self.ratio ** powers[label] for label in range(classes)]
+        return [round(n / self.ratio ** powers.get(label, 0)) for label, n in enumerate(available)]
 
 
 class DataRecipe(Model):
