@@ -256,7 +256,6 @@ class Behaviour:
     """Sends only so many bytes of the body, then closes the connection."""
     stalls: bool = False
     """Keeps the connection open instead, until the test ends."""
-    declare_length: bool = True
     headers: dict[str, str] = field(default_factory=dict)
 
 

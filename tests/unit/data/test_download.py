@@ -184,12 +184,6 @@ def test_download_wrong_bytes_are_refused(mnist, server, caplog, tmp_path, wrong
     assert IMAGES in caplog.text and "trying the next source" in caplog.text
 
 
-def test_download_cut_without_a_length_is_refused(mnist, server, tmp_path):
-    server.script[FIRST] = [Behaviour(ends_after=3000, declare_length=False)] * 2
-    source = download_dataset("mnist", tmp_path)
-    assert source["files"][0]["source"] == server.address + SECOND
-
-
 def test_download_impossible_size_is_refused_at_once(publish, server, tmp_path):
     made = publish("svhn", f"{server.address}/a/", f"{server.address}/b/")
     server.put("/a", {name: data + b"more" for name, data in made.files.items()})
@@ -389,7 +383,7 @@ def test_imagenet_without_its_folder_is_refused(monkeypatch, tmp_path):
 
 def test_imagenet_as_kaggle_has_it_is_called_flat(tmp_path):
     write_files(tmp_path, {"train/n01440764/0.JPEG": jpeg(0), "val/0.JPEG": jpeg(1)})
-    with pytest.raises(UserError, match="val: is flat"):
+    with pytest.raises(UserError, match=r"val: is flat.*one folder per class"):
         download_dataset("imagenet", tmp_path / "raw", imagenet_folder=str(tmp_path))
 
 

@@ -44,13 +44,11 @@ def read_members(path: Path, names: Iterable[str]) -> dict[str, bytes]:
 
 
 def pack(source: Path, file: SourceFile, target: Path) -> None:
-    """Write `source`, which is `file` packed, not packed, or the folder it unpacks to, as `file`.
-
-    What is packed here gets the fastest compression and no times, so the same bytes each time.
-    """
+    """Write `source`, that is `file` packed, not packed, or the folder it unpacks to, as `file`."""
     if source.is_file() and ("" not in file.content or source.read_bytes()[:2] == b"\x1f\x8b"):
         shutil.copyfile(source, target)
         return
+    # The fastest compression, and no times, so the same bytes each time.
     with open(target, "wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed:
         if source.is_file():
             packed.write(source.read_bytes())
@@ -91,10 +89,9 @@ def _content_checksums(path: Path, file: SourceFile) -> dict[str, str]:
 
 
 def verify_file(path: Path, file: SourceFile) -> dict[str, Any]:
-    """Check one raw file against what is published; returns its record for source.json.
+    """The record for source.json of a file that is the published one, or holds the same data.
 
-    The file's own checksum suffices.  Where it differs, the content's does: an archive packed
-    again holds the same data.  Raises UserError with expected and found checksum.
+    Raises UserError with expected and found checksum.
     """
     algorithms = {"sha256", *(file.checksum or "").split()[:1]}
     with reading(path, "a file", AGAIN), open(path, "rb") as handle:

@@ -178,25 +178,22 @@ def _imagenet(entry: DatasetEntry, given: str | None, progress: Progress) -> dic
             "its folder with the key imagenet_folder"
         )
     folder = Path(os.path.expanduser(given))
-    train, val, devkit = entry.files
+    first = entry.files[0].name
     if not folder.is_dir():
         raise UserError(f"imagenet_folder: the folder {folder} does not exist")
-    if not (folder / train.name).is_file():
+    if not (folder / first).is_file():
         if (folder / "train").is_dir():
             return _folder(folder)
         raise UserError(
-            f"imagenet_folder: {folder} holds neither {train.name} nor the folders train/ and val/"
+            f"imagenet_folder: {folder} holds neither {first} nor the folders train/ and val/"
         )
-    labels = folder / "imagenet_2012_validation_synset_labels.txt"
     records = []
-    for file in (train, val) if labels.is_file() else (train, val, devkit):
+    for file in entry.files:
         path = folder / file.name
         if not path.is_file():
             raise UserError(f"imagenet_folder: {path} is missing")
         progress(file.name, 0, file.size_bytes)
         records.append(verify_file(path, file) | {"source": str(path.resolve())})
-    if labels.is_file():
-        records.append(_record(labels, "nothing: no checksum is published"))
     return {"kind": "ilsvrc", "folder": str(folder.resolve()), "files": records}
 
 

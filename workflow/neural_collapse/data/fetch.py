@@ -44,8 +44,6 @@ def _is_unresolved(error: BaseException | None) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return f"nothing came within the time limit ({type(error).__name__})"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -111,11 +109,8 @@ def fetch(
     limit_bytes: int | None,
     progress: Callable[[int, int | None], None],
 ) -> None:
-    """Download `url` to `part`, resuming after what it holds; raises Refused.
-
-    Retries end after `ATTEMPTS` in a row without a new byte, and at once where the host's name has
-    no address. Proxies and certificates are taken from the usual environment variables.
-    """
+    """Download `url` to `part`, resuming after what it holds; raises Refused, and at once where the
+    host's name has no address."""
     at_first = best = _size(part)
     fruitless = 0
     with _client() as client:

@@ -73,13 +73,11 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def _rgb(image: Image, ref: ImageRef) -> Image:
-    """An image as 8-bit RGB: grey three times, without its alpha, 16 bits scaled to 8.
-
-    Pillow's own conversion would clip more than 8 bits at 255.
-    """
+    """An image as 8-bit RGB: grey three times, without its alpha, 16 bits scaled to 8."""
     from PIL import Image as pillow
 
-    # Pillow calls 16-bit grey I;16, but I where it comes from a PPM (or, before 10.3, a PNG) file.
+    # Pillow's own conversion would clip 16 bits at 255.
+    # It calls 16-bit grey I;16, but I where it comes from a PPM (or, before 10.3, a PNG) file.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         grey = (np.asarray(image).astype(np.uint32) + 128) // 257
         image = pillow.fromarray(grey.astype(np.uint8))
@@ -230,31 +228,25 @@ def _index_tar(path: Path, offset: int = 0) -> list[ImageRef]:
         return sorted(refs, key=lambda ref: ref.name)
 
 
-def _validation_wnids(folder: Path) -> list[str]:
+def _validation_wnids(devkit: Path) -> list[str]:
     """The class of each validation image, in the images' order."""
-    mapping = folder / "imagenet_2012_validation_synset_labels.txt"
-    if mapping.is_file():
-        with reading(mapping, "a text file", AGAIN):
-            return mapping.read_text(encoding="ascii").split()
-    path = folder / "ILSVRC2012_devkit_t12.tar.gz"
-    members = read_members(path, ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
     import scipy.io
 
-    with reading(path, "the ILSVRC-2012 development kit", AGAIN):
+    members = read_members(devkit, ["meta.mat", "ILSVRC2012_validation_ground_truth.txt"])
+    with reading(devkit, "the ILSVRC-2012 development kit", AGAIN):
         synsets = scipy.io.loadmat(io.BytesIO(members["meta.mat"]), squeeze_me=True)["synsets"]
         wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in np.atleast_1d(synsets)}
         truth = members["ILSVRC2012_validation_ground_truth.txt"].decode("ascii").split()
         return [wnids[int(number)] for number in truth]
 
 
-def index_ilsvrc(folder: str | Path) -> ImageIndex:
-    """ILSVRC-2012's images in its tar files, classes in alphabetical order of their WordNet ids.
+def index_ilsvrc(folder: Path) -> ImageIndex:
+    """ILSVRC-2012's images in its verified tar files; only headers are read.
 
-    Reads ILSVRC2012_img_train.tar (a tar of one tar a class), ILSVRC2012_img_val.tar, and the
-    validation labels from ILSVRC2012_devkit_t12.tar.gz or, where it exists,
-    imagenet_2012_validation_synset_labels.txt (one WordNet id a line).  Only headers are read.
+    ILSVRC2012_img_train.tar is a tar of one tar a class, ILSVRC2012_devkit_t12.tar.gz has the
+    labels of the images in ILSVRC2012_img_val.tar. Classes are in alphabetical order of their
+    WordNet ids.
     """
-    folder = Path(folder)
     train_path, val_path = folder / "ILSVRC2012_img_train.tar", folder / "ILSVRC2012_img_val.tar"
     train: dict[str, list[ImageRef]] = {}
     with reading(train_path, "ILSVRC-2012's training archive", AGAIN):
@@ -263,11 +255,7 @@ def index_ilsvrc(folder: str | Path) -> ImageIndex:
             train[wnid] = _index_tar(train_path, outer.offset)
     with reading(val_path, "ILSVRC-2012's validation archive", AGAIN):
         images = _index_tar(val_path)
-    wnids = _validation_wnids(folder)
-    if len(wnids) != len(images):
-        raise UserError(f"{val_path}: holds {len(images)} images for {len(wnids)} labels")
-    if unknown := sorted(set(wnids) - train.keys()):
-        raise UserError(f"{val_path}: its class {unknown[0]} is not in {train_path.name}")
     number = {wnid: label for label, wnid in enumerate(train)}
+    wnids = _validation_wnids(folder / "ILSVRC2012_devkit_t12.tar.gz")
     test_labels = np.array([number[wnid] for wnid in wnids], np.int64)
     return ImageIndex(*_flat(train), images, test_labels, tuple(train))

@@ -35,10 +35,10 @@ class Arrays:
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """The array of a gzip-packed idx file of unsigned bytes, in its own shape; raises UserError.
+    """The array of a gzip-packed idx file of unsigned bytes.
 
-    The format: two zero bytes, the type (8 = unsigned byte), the number of dimensions, each
-    dimension as a big-endian 32-bit number, then the bytes, last dimension fastest.
+    Two zero bytes, the type (8 = unsigned byte), the number of dimensions, each dimension as a
+    big-endian 32-bit number, then the bytes, last dimension fastest.
     """
     with reading(path, "an idx file", AGAIN), gzip.open(path, "rb") as handle:
         data = handle.read()
@@ -100,10 +100,7 @@ def read_cifar(path: Path, file: SourceFile, num_classes: int) -> Arrays:
 
 
 def read_stl10(path: Path, file: SourceFile) -> Arrays:
-    """STL10's labelled images out of its binary .tar.gz; raises UserError.
-
-    Each image is three planes, each stored column by column; labels run from 1 to 10.
-    """
+    """STL10's labelled images: three planes, each column by column; labels run from 1 to 10."""
     members = read_members(path, [*file.content, *file.optional])
     with reading(path, "STL10's archive", AGAIN):
         splits = []
@@ -116,10 +113,7 @@ def read_stl10(path: Path, file: SourceFile) -> Arrays:
 
 
 def read_svhn(folder: str | Path) -> Arrays:
-    """SVHN's cropped digits from the two .mat files in `folder`; raises UserError.
-
-    A file stores X as 32 x 32 x 3 x N bytes and y as N x 1, the digit 0 labelled 10.
-    """
+    """SVHN's cropped digits: X is 32 x 32 x 3 x N bytes and y N x 1, the digit 0 labelled 10."""
     import scipy.io
 
     splits = []

@@ -10,10 +10,7 @@ from ..io.errors import UserError
 
 
 def resized(images: np.ndarray, side: int | None) -> np.ndarray:
-    """uint8 (..., H, W) made smaller to (..., side, side) by Pillow, bilinear and antialiased.
-
-    None leaves them alone.  Raises UserError where that would make them larger.
-    """
+    """uint8 (..., H, W) made smaller to (..., side, side) by Pillow, bilinear and antialiased."""
     if side is None or images.shape[-2:] == (side, side):
         return images
     from PIL import Image
@@ -31,10 +28,7 @@ def resized(images: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def average_pooled(images: np.ndarray, side: int) -> np.ndarray:
-    """The mean of each `side` x `side` square, rounded half up; uint8 (..., H/side, W/side).
-
-    Raises UserError where `side` does not divide height and width.
-    """
+    """The mean of each `side` x `side` square, rounded half up; uint8 (..., H/side, W/side)."""
     if side == 1:
         return images
     height, width = images.shape[-2:]
