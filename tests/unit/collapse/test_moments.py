@@ -213,17 +213,6 @@ def test_any_layout_gives_the_same_bits(wrap, in_order):
     assert torch.equal(got.class_means, expected.class_means)
 
 
-def test_test_split_decides_by_the_train_means():
-    train_means = np.array([[0.0, 0.0], [10.0, 0.0]])
-    features = np.array([[1.0, 0.0], [4.0, 0.0], [4.5, 0.0], [6.0, 0.0]])
-    labels = np.array([0, 0, 1, 1])
-    by_train = decide(features, labels, 2, np.eye(2), None, train_means)[0]
-    assert by_train.tolist() == [0, 0, 0, 1]
-    assert decide(features, labels, 2, np.eye(2), None)[0].tolist() == [0, 1, 1, 1]
-    m = compute_moments(features, labels, 2, np.eye(2), None, train_means=train_means)
-    assert m.decisions.ncc_correct.tolist() == [2, 1]
-
-
 def test_ties_go_to_the_lowest_class():
     rng = np.random.default_rng(4)
     centre = rng.standard_normal(33)

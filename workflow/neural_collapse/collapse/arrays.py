@@ -16,12 +16,7 @@ _REAL = "fiu"  # numpy's kinds of real numbers
 def real_array(values: Any, name: str) -> np.ndarray | Tensor:
     """Numbers as an array or a detached tensor of a real dtype that torch can widen to float64.
 
-    Args:
-        values: array, tensor, nested lists, pandas frame or series.
-        name: subject of the error message, in the plural.
-
-    Raises:
-        UserError: complex, sparse, ragged, longdouble, or not numbers.
+    name: subject of the UserError about complex, sparse, ragged, longdouble values or no numbers.
     """
     if isinstance(values, Tensor):
         values = values.detach()
@@ -58,13 +53,9 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
 
 
 def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.ndarray:
-    """Labels as (N,) int64.
+    """Labels (N,) or (N, 1), whole numbers of any dtype, as (N,) int64.
 
-    Args:
-        labels: (N,) or one column (N, 1); integers of any width, or whole numbers of a float type.
-
-    Raises:
-        UserError: another shape, fractions, labels outside [0, num_classes).
+    Raises UserError for another shape, fractions, labels outside [0, num_classes).
     """
     name = f"labels of the {split} split"
     if isinstance(labels, Tensor):
@@ -91,8 +82,7 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
 def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
     """A parameter of the last layer, or means, as a float64 copy on the CPU; None for None.
 
-    Raises:
-        UserError: another shape (a transposed one is called so), NaN or infinite values.
+    Raises UserError for another shape, NaN or infinite values.
     """
     if values is None:
         return None
@@ -138,11 +128,7 @@ def native(values: np.ndarray | Tensor) -> np.ndarray | Tensor:
 
 
 def float64_tensor(values: Any) -> Tensor:
-    """A float64 tensor on the device where the values are; the CPU for arrays.
-
-    Raises:
-        UserError: as `real_array`.
-    """
+    """A float64 tensor on the device where the values are; the CPU for arrays."""
     tensor = torch.as_tensor(native(real_array(values, "values")))
     if tensor.device.type == "mps":  # which has no float64
         tensor = tensor.cpu()
@@ -157,8 +143,7 @@ def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor,
         labels: (B,), (B, 1) or (B, T); fractions become a number that is no label.
         pool: "mean" or "flatten", for maps.
 
-    Raises:
-        UserError: shapes that do not fit together, maps without `pool`.
+    Raises UserError for shapes that do not fit together, and maps without `pool`.
     """
     h = torch.as_tensor(native(real_array(features, "features")))
     c = torch.as_tensor(native(_label_numbers(labels, "labels"))).to(h.device)

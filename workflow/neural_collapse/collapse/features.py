@@ -156,6 +156,7 @@ def extract(
     _check_network(network, num_classes if own_classes else None)
     labels = label_array(labels, len(images), num_classes, split)
     check_batches(len(labels), watched.batch_norm_examples, split)
+    chosen = None if keep_rows is None else _row_index(keep_rows, len(images))
     device = torch.device(device)
     network.to(device)
     classifier = network.classifier
@@ -189,9 +190,7 @@ def extract(
                 device=device if device.type == "cuda" else "cpu",  # mps has no float64
             )
             moments.append(found)
-        kept = None
-        if keep_rows is not None:
-            kept = np.array(buffers[0][places_N[_row_index(keep_rows, len(images))]])
+        kept = None if chosen is None else np.array(buffers[0][places_N[chosen]])
     return moments, kept
 
 

@@ -101,28 +101,16 @@ def compute_moments(
 ) -> Moments:
     """Moments of features in memory or in a memory map, by both passes of `CollapseMetric`.
 
-    Args:
-        features_ND: (N, d) float array or tensor; never held in float64 as a whole. Fastest where
-            each class's rows lie together.
-        labels_N: (N,) whole numbers in [0, num_classes), in the order of the examples.
-        weight: (C, d) last-layer weight, or None; bias: (C,), or None for a layer without one.
-        rows_N: the row of each example's features; None: they lie in the order of the examples.
-        train_means: (C, d) class means that the nearest-class-centre decision uses; the train
-            split's when these features are the test split's. None: this split's own.
-        scatter: see `CollapseMetric`.
-        allow_empty: whether classes may have no example.
-        split: the split's name, for error messages.
-        device: where the float64 arithmetic runs (a device that has float64).
-
-    Raises:
-        UserError: shapes that do not fit, a class without examples, NaN or infinite
-            features.
-
     Features are visited in class order and fixed blocks, so the batches in which they were made
-    leave no trace.
+    leave no trace; they are never held in float64 as a whole.
 
-    >>> compute_moments([[0.0, 1.0], [0.0, 3.0]], [0, 0], 1, None, None).class_variances
-    tensor([1.], dtype=torch.float64)
+    Args:
+        features_ND: (N, d). Fastest where each class's rows lie together.
+        labels_N, weight, bias, train_means, scatter: as of `measure`.
+        rows_N: the row of each example's features; None: they lie in the order of the examples.
+        allow_empty: whether classes may have no example.
+        split: its name, for error messages.
+        device: where the float64 arithmetic runs (a device that has float64).
     """
     features_ND = real_array(features_ND, f"features of the {split} split")
     if features_ND.ndim != 2 or 0 in features_ND.shape:

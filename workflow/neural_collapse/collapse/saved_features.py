@@ -30,17 +30,8 @@ NAMES = {
 
 
 def read_array(path: Path, what: str) -> np.ndarray:
-    """One array of numbers from a file.
-
-    Args:
-        path: .npy; .npz, .safetensors or a torch file (.pt, .pth, .bin, .ckpt; read with
-            weights_only, so that nothing in it is run), which hold one array or one called by
-            its name; .csv or .parquet, one row an example.
-        what: a key of `NAMES`; its array's names.
-
-    Raises:
-        UserError: an unreadable file, no or several candidates, no numbers.
-    """
+    """One array of numbers from a file: the only one, or that called by one of `NAMES[what]`; of
+    a table one row an example. Nothing in the file is run."""
     array = _chosen(_read(path, _READERS), path, what)
     try:
         array = real_array(array, what)
@@ -145,16 +136,8 @@ def measure_files(
     test_features: Path | None = None,
     test_labels: Path | None = None,
 ) -> CollapseResult:
-    """Every statistic of saved features, and of a test set as the result's `test`.
-
-    Args:
-        features: (N, d), the input of the last linear layer, one row an example.
-        labels: (N,), classes from 0.
-        classifier: (C, d), the last layer's weight.
-        bias: (C,), or None where the layer has none.
-        test_features: (N', d) of a test set, measured as well; NC4 uses the train set's means.
-        test_labels: (N',).
-    """
+    """Every statistic of the arrays in files, shaped as `measure` takes them, and of a test set, by
+    the train set's means, as the result's `test`."""
     if (test_features is None) != (test_labels is None):
         raise UserError("test features and test labels belong together; give both or none")
     weight = read_array(classifier, "classifier")

@@ -46,19 +46,12 @@ def measure_saved_model(
     Args:
         model: "torchvision:NAME", or "MODULE:FUNCTION" of your own code, which returns an
             nn.Module and is given `num_classes` where it takes it.
-        data: a folder with train/<class>/ and test/ or val/<class>/, or a .npz file with
-            train_images, train_labels, test_images, test_labels (uint8).
-        weights: a state dict, .safetensors or a torch file; None: as the function returns it.
-        layer: whose input is measured; by default the last nn.Linear.
+        data: a folder of train/<class>/ and test/<class>/ or val/<class>/, or a .npz file.
+        weights: a file with a state dict; None: as the function returns it.
         mean, std: one number a channel, of images scaled to 0..1; by default ImageNet's for
             torchvision's models.
         resize_px, crop_px: of a folder's images: the shorter side, and the centre square.
-        batch_size: images a forward pass.
-        device: where the model runs.
-        pool: see `measure`.
-
-    Raises:
-        UserError: a model, weights or data that cannot be read or do not fit together.
+        layer, device, pool: as of `measure_model`.
     """
     splits = _splits(data, resize_px, crop_px)
     classes = int(max(labels.max() for _, labels in splits.values())) + 1
