@@ -545,10 +545,7 @@ _ENTRIES = (
         source=_NECO,
     ),
     Statistic(
-        "nc5_outlier_orthogonality_uncentred",
-        "the same about 0",
-        _NC5 + r"\mu",
-        source=_NECO,
+        "nc5_outlier_orthogonality_uncentred", "the same about 0", _NC5 + r"\mu", source=_NECO
     ),
     *_detection("auroc", "how well outliers are detected, 1/2 to 1, by", "AUROC", "1"),
     *_detection("fpr95", "false positive rate at 95 % detected outliers, by", "FPR_{95}", "0"),
