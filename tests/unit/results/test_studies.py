@@ -72,10 +72,12 @@ def test_lines_over_weight_decay_are_of_the_last_epoch_by_optimiser():
     assert list(found) == [("mnist", "sgd"), ("mnist", "adamw")]
     sgd = found["mnist", "sgd"]
     assert sgd.index.tolist() == [1e-3, 0.1]
-    np.testing.assert_allclose(sgd[NC0], [1.5, 0.25])
-    np.testing.assert_allclose(sgd[NC3], [0.8, 0.5])
+    assert sgd[NC0].columns.tolist() == ["mean", "min", "max"]
+    np.testing.assert_allclose(sgd[NC0], [[1.5, 1, 2], [0.25, 0.25, 0.25]])
+    np.testing.assert_allclose(sgd[NC3]["mean"], [0.8, 0.5])
     adamw = found["mnist", "adamw"]
-    assert adamw[NC0].tolist() == [3] and adamw[NC0_PREDICTED].isna().all()
+    assert adamw[NC0]["mean"].tolist() == [3]
+    assert adamw[NC0_PREDICTED].isna().all(axis=None)
 
 
 def test_means_over_seeds_leave_out_what_is_not_defined():

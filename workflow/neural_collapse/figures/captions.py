@@ -133,7 +133,7 @@ def separation(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *
     )
 
 
-def optimisers(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
+def optimisers(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the figure of optimisers shows."""
     return joined(
         "Values at the last epoch against the weight decay on a logarithmic axis, one line per "
@@ -141,7 +141,9 @@ def optimisers(measurements: pd.DataFrame, runs: pd.DataFrame, *_) -> str:
         "predicted from its value before training, the learning rates and the weight decay, if "
         "there is a closed form. NC3 is the squared distance between the normalised classifier "
         "and class means. Coupled decay (SGD, Adam) is part of the gradient, decoupled decay "
-        "(SGDW, AdamW) is not. After Zhao et al., ICLR 2026.",
+        "(SGDW, AdamW) is not.",
+        seeds_sentence(measurements, layout),
+        "After Zhao et al., ICLR 2026.",
         origin_sentence(runs),
     )
 

@@ -23,6 +23,14 @@ from . import style
 from .grid import blank_panel
 from .lines_figure import panel_title
 
+
+def _draw_seeds(ax: Axes, table: pd.DataFrame, gid: str, look: dict) -> None:
+    """The mean over the seeds, and bars from the smallest to the largest."""
+    ax.plot(table.index, table["mean"], gid=gid, **look)
+    error = [table["mean"] - table["min"], table["max"] - table["mean"]]
+    ax.errorbar(table.index, table["mean"], error, fmt="none", ecolor=look["color"], elinewidth=0.7)
+
+
 # --------------------------------------------------------------------------- weight decay
 
 _PREDICTED = {
@@ -67,7 +75,7 @@ def optimisers(measurements, runs, layout, look) -> Figure:
                 ax.set_ylabel(title, fontweight="bold")
     names = list(dict.fromkeys(name for _, name in found))
     handles = [Line2D([], [], label=OPTIMISERS[name], **_optimiser_look(name)) for name in names]
-    if any(table[NC0_PREDICTED].notna().any() for table in found.values()):
+    if any(table[NC0_PREDICTED]["mean"].notna().any() for table in found.values()):
         handles.append(Line2D([], [], label="predicted", **_PREDICTED))
     style.legend_above(figure, handles, columns=5)
     style.label_below(figure, "Weight decay")
@@ -77,19 +85,19 @@ def optimisers(measurements, runs, layout, look) -> Figure:
 def _draw_optimisers(ax: Axes, tables: dict[str, pd.DataFrame], statistic: str) -> None:
     drawn = []
     for name, table in tables.items():
-        known = table[(table[statistic] > 0) & (table.index > 0)]
+        known = table[(table[statistic]["min"] > 0) & (table.index > 0)]
         if known.empty:
             continue
         drawn.append(known[statistic].to_numpy())
-        ax.plot(known.index, known[statistic], gid=name, **_optimiser_look(name))
+        _draw_seeds(ax, known[statistic], name, _optimiser_look(name))
         if statistic == NC0:
-            predicted = known[NC0_PREDICTED].dropna()
+            predicted = known[NC0_PREDICTED]["mean"].dropna()
             ax.plot(predicted.index, predicted, gid=f"{name} predicted", **_PREDICTED)
     if not drawn:
         blank_panel(ax, "not measured")
         return
     ax.set(xscale="log", yscale="log")
-    values = np.concatenate(drawn)
+    values = np.concatenate(drawn, axis=None)
     ax.set_ylim(values.min() / 2, values.max() * 2)
     style.mark_decades(ax.yaxis)
     style.mark_decades(ax.xaxis)
@@ -150,10 +158,7 @@ def _draw_imbalance(ax: Axes, tables: dict, looks: dict) -> None:
         if table.empty:
             continue
         drawn = True
-        ax.plot(table.index, table["mean"], gid=_label(*key), **looks[key])
-        error = [table["mean"] - table["min"], table["max"] - table["mean"]]
-        colour = looks[key]["color"]
-        ax.errorbar(table.index, table["mean"], error, fmt="none", ecolor=colour, elinewidth=0.7)
+        _draw_seeds(ax, table, _label(*key), looks[key])
     if not drawn:
         blank_panel(ax, "not measured")
         return
