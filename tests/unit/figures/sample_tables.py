@@ -170,6 +170,13 @@ def write_experiment(
     return results
 
 
+def of(frame, **values):
+    """Its rows with these values in these columns."""
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
 def draw(name, tables_folder, output_base, formats=("png",), **options):
     """A figure in these formats; the paths."""
     paths = [Path(f"{output_base}.{suffix}") for suffix in formats]

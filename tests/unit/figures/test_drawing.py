@@ -14,7 +14,7 @@ from docutils.core import publish_parts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from PIL import Image
-from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, draw, make_tables
+from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, draw, make_tables, of
 
 from neural_collapse import figures
 from neural_collapse.cli.main import main
@@ -248,14 +248,8 @@ def test_the_overview_has_a_row_for_each_cell_that_was_run(tables, layout):
         "MNIST subset\nVGG",
         "MNIST subset\nResNet",
     ]
-    frame = tables["measurements"]
-    last = frame[
-        (frame.dataset == "digits")
-        & (frame.architecture == "vgg")
-        & (frame.statistic == "nc1_within_class_variability")
-        & (frame.split == "train")
-        & (frame.epoch == 100)
-    ].value.item()
+    nc1 = {"statistic": "nc1_within_class_variability", "split": "train", "epoch": 100}
+    last = of(tables["measurements"], dataset="digits", architecture="vgg", **nc1).value.item()
     assert figure.axes[0].texts[0].get_text() == short_number(last)
 
 

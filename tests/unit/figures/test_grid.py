@@ -4,12 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_tables
+from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_tables, of
 
 from neural_collapse import figures
 from neural_collapse.figures import captions
 from neural_collapse.figures.specs import SPECS, Look
 from neural_collapse.results.layout import Layout
+
+NC1 = {"statistic": "nc1_within_class_variability", "split": "train"}
 
 
 def panel(figure, layout, dataset, architecture):
@@ -37,12 +39,8 @@ def test_every_panel_shows_its_cells_values(number, tables, layout):
     for dataset, architecture in layout.cells():
         ax = panel(figure, layout, dataset, architecture)
         for series in spec.series:
-            rows = frame[
-                (frame.dataset == dataset)
-                & (frame.architecture == architecture)
-                & (frame.statistic == series.statistic)
-                & (frame.split == series.split)
-            ].sort_values("epoch")
+            rows = of(frame, statistic=series.statistic, split=series.split)
+            rows = of(rows, dataset=dataset, architecture=architecture).sort_values("epoch")
             if rows.empty:
                 assert (dataset, architecture) == ("mnist_subset", "densenet")
                 assert not ax.lines
@@ -120,10 +118,9 @@ def test_empty_panels_say_why(tables, layout):
 
 def test_values_that_are_not_finite_or_not_positive_are_left_out(tables, layout):
     frame = tables["measurements"].copy()
-    chosen = (frame.statistic == "nc1_within_class_variability") & (frame.split == "train")
-    cell = chosen & (frame.dataset == "digits") & (frame.architecture == "vgg")
-    frame.loc[cell & (frame.epoch == 1), "value"] = np.nan
-    frame.loc[cell & (frame.epoch == 2), "value"] = 0.0
+    cell = of(frame, **NC1, dataset="digits", architecture="vgg")
+    frame.loc[of(cell, epoch=1).index, "value"] = np.nan
+    frame.loc[of(cell, epoch=2).index, "value"] = 0.0
     figure = figures.figure_6(frame, tables["runs"], layout=layout)
     epochs = line(
         panel(figure, layout, "digits", "vgg"), "nc1_within_class_variability"
@@ -136,12 +133,8 @@ def test_several_seeds_give_mean_and_range(seeded):
     figure = draw(2, seeded, layout)
     ax = panel(figure, layout, "digits", "resnet")
     frame = seeded["measurements"]
-    rows = frame[
-        (frame.dataset == "digits")
-        & (frame.architecture == "resnet")
-        & (frame.statistic == "nc2_equinorm_means")
-        & (frame.split == "train")
-    ]
+    rows = of(frame, dataset="digits", architecture="resnet", statistic="nc2_equinorm_means")
+    rows = of(rows, split="train")
     by_epoch = rows.groupby("epoch")["value"]
     drawn = line(ax, "nc2_equinorm_means")
     np.testing.assert_allclose(drawn.get_ydata(), by_epoch.mean())
@@ -152,7 +145,7 @@ def test_several_seeds_give_mean_and_range(seeded):
         assert heights.min() == pytest.approx(low) and heights.max() == pytest.approx(high)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "range over seeds" in labels
-    starts = seeded["runs"].query("dataset == 'digits' and architecture == 'resnet'")
+    starts = of(seeded["runs"], dataset="digits", architecture="resnet")
     mark = line(ax, "terminal-phase")
     assert mark.get_xdata()[0] == pytest.approx(starts.terminal_phase_epoch.astype(float).mean())
 
@@ -244,13 +237,12 @@ def test_the_caption_says_what_is_shown(tables, layout, seeded):
 
 def test_a_seed_at_zero_stays_in_the_mean_of_a_logarithmic_axis(seeded):
     frame = seeded["measurements"].copy()
-    cell = (frame.dataset == "digits") & (frame.architecture == "vgg") & (frame.split == "train")
-    nc1 = cell & (frame.statistic == "nc1_within_class_variability") & (frame.epoch == 60)
-    frame.loc[nc1 & (frame.seed == 0), "value"] = 0.0
+    last = of(frame, **NC1, dataset="digits", architecture="vgg", epoch=60)
+    frame.loc[of(last, seed=0).index, "value"] = 0.0
     layout = Layout.of(seeded["runs"])
     figure = figures.figure_6(frame, seeded["runs"], layout)
     drawn = line(panel(figure, layout, "digits", "vgg"), "nc1_within_class_variability")
-    assert drawn.get_ydata()[-1] == pytest.approx(frame.value[nc1].mean())
+    assert drawn.get_ydata()[-1] == pytest.approx(frame.value[last.index].mean())
 
 
 # --------------------------------------------------------------------------- reference runs
@@ -272,11 +264,11 @@ def test_own_and_reference_runs_are_two_lines_never_one(number, both):
     figure = draw(number, both, layout)
     series = SPECS[number].series[0]
     frame = both["measurements"]
-    chosen = (frame.statistic == series.statistic) & (frame.split == series.split)
-    chosen &= (frame.dataset == "digits") & (frame.architecture == "vgg")
+    chosen = of(frame, statistic=series.statistic, split=series.split)
+    chosen = of(chosen, dataset="digits", architecture="vgg")
     ax = panel(figure, layout, "digits", "vgg")
     for origin, gid in [("own", series.statistic), ("reference", f"{series.statistic}-reference")]:
-        values = frame[chosen & (frame.origin == origin)].groupby("epoch")["value"].mean()
+        values = of(chosen, origin=origin).groupby("epoch")["value"].mean()
         drawn = line(ax, gid)
         assert drawn.get_xdata().tolist() == values.index.tolist()
         np.testing.assert_allclose(drawn.get_ydata(), SPECS[number].scale * values)
@@ -303,7 +295,7 @@ def test_the_mark_of_each_origin_is_its_own(both):
     layout = Layout.of(both["runs"])
     ax = panel(draw(5, both, layout), layout, "digits", "vgg")
     marks = [mark for mark in ax.lines if mark.get_gid() == "terminal-phase"]
-    cell = both["runs"].query("dataset == 'digits' and architecture == 'vgg'")
+    cell = of(both["runs"], dataset="digits", architecture="vgg")
     expected = cell.groupby("origin")["terminal_phase_epoch"].mean()
     shown = {mark.get_markerfacecolor() == "white": mark.get_xdata()[0] for mark in marks}
     assert shown == {False: expected["own"], True: expected["reference"]}

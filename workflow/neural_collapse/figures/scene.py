@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..results.tables import where
 from .specs import Picture
 
 # Of the three classes: dark, middle, light.
@@ -52,12 +53,12 @@ class Solid:
 
 def solids(picture: Picture, epoch: int) -> list[Solid]:
     """What stands in the space at an epoch; radii grow with the picture's reach."""
-    rows = picture.rows[picture.rows["epoch"] == epoch]
+    rows = where(picture.rows, epoch=epoch)
     larger = reach(picture) / REACH_MIN
     found = []
     for kind, (shades, radius, stick, opacity) in _LOOKS.items():
         for place, index in enumerate(picture.classes):
-            chosen = rows[(rows["kind"] == kind) & (rows["class_index"] == index)]
+            chosen = where(rows, kind=kind, class_index=index)
             points = chosen[["x", "y", "z"]].to_numpy(dtype=np.float64)
             sizes = (larger * radius, larger * stick, opacity)
             found.append(Solid(kind, index, shades[place % 3], points, *sizes))
@@ -66,7 +67,7 @@ def solids(picture: Picture, epoch: int) -> list[Solid]:
 
 def reach(picture: Picture) -> float:
     """How far every epoch's picture reaches, in norms of the class means: nine features of ten."""
-    features = picture.rows.loc[picture.rows["kind"] == "feature", ["x", "y", "z"]].to_numpy()
+    features = where(picture.rows, kind="feature")[["x", "y", "z"]].to_numpy()
     if len(features) == 0:
         return REACH_MIN
     radius = np.linalg.norm(features, axis=1)

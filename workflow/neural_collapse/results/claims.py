@@ -32,7 +32,7 @@ from .studies import (
     optimiser_of,
 )
 from .table1 import DASH, cells_to_judge, markdown_table, origin_note
-from .tables import CANNOT_SAY, VERDICTS, check_frame, write_table
+from .tables import CANNOT_SAY, VERDICTS, check_frame, where, write_table
 
 # --------------------------------------------------------------------------- the paper
 
@@ -341,7 +341,7 @@ def check_claims(measurements: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame
     for facts in cells_to_judge(Layout.of(runs), runs):
         key = facts["dataset"], facts["architecture"], facts["origin"]
         of_dataset = (
-            of_origin(frame[frame["dataset"] == key[0]], key[2]) for frame in (runs, measurements)
+            of_origin(where(frame, dataset=key[0]), key[2]) for frame in (runs, measurements)
         )
         cell = Cell(rows_of(runs, *key), rows_of(measurements, *key), *of_dataset)
         for claim in CLAIMS:

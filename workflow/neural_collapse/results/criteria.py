@@ -26,7 +26,7 @@ from .studies import (
     shared_values,
 )
 from .table1 import DASH
-from .tables import CANNOT_SAY, DOES_NOT, HOLDS, RUN_KEY, run_recipe
+from .tables import CANNOT_SAY, DOES_NOT, HOLDS, RUN_KEY, run_recipe, where
 
 LEAST_ATTACKED = 50
 """Attacked images below which robustness is not judged: its noise was measured with so many."""
@@ -114,8 +114,7 @@ class Claim:
 
     def rows(self, measurements: pd.DataFrame, statistic: str | None = None) -> pd.DataFrame:
         """Its statistic's rows, or another one's of the same split."""
-        chosen = measurements["statistic"] == (statistic or self.statistic)
-        return measurements[chosen & (measurements["split"] == self.split)]
+        return where(measurements, statistic=statistic or self.statistic, split=self.split)
 
 
 def _columns(
@@ -229,10 +228,9 @@ class Change(Claim):
         """Values by epoch, of each seed."""
         rows = self.rows(measurements)
         if self.over_train:
-            of = measurements[measurements["statistic"] == self.statistic]
             key = [*RUN_KEY, "epoch"]
-            train = of.loc[of["split"] == "train", [*key, "value"]]
-            rows = rows.merge(train, on=key, suffixes=("", "_train"))
+            train = where(measurements, statistic=self.statistic, split="train")
+            rows = rows.merge(train[[*key, "value"]], on=key, suffixes=("", "_train"))
             rows = rows.assign(value=rows["value"] / rows["value_train"])
         if self.statistic == "error":
             rows = rows.assign(value=1 - rows["value"])

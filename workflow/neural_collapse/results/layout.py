@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from . import paper
-from .tables import ORIGINS, OWN
+from .tables import ORIGINS, OWN, where
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,14 @@ def rows_of(
     frame: pd.DataFrame, dataset: str, architecture: str, origin: str | None = None
 ) -> pd.DataFrame:
     """The rows of one cell; of all origins if none is given."""
-    chosen = (frame["dataset"] == dataset) & (frame["architecture"] == architecture)
-    return of_origin(frame[chosen], origin)
+    return of_origin(where(frame, dataset=dataset, architecture=architecture), origin)
 
 
 def of_origin(frame: pd.DataFrame, origin: str | None) -> pd.DataFrame:
     """The rows of one origin; a frame without that column holds own runs."""
     if origin is None or "origin" not in frame:
         return frame
-    return frame[frame["origin"] == origin]
+    return where(frame, origin=origin)
 
 
 def origins_of(frame: pd.DataFrame) -> tuple[str, ...]:
@@ -80,9 +79,8 @@ def origins_of(frame: pd.DataFrame) -> tuple[str, ...]:
 
 def finite_values(rows: pd.DataFrame, statistic: str, split: str) -> pd.DataFrame:
     """One statistic's rows with a finite value: epoch, seed, value."""
-    chosen = (rows["statistic"] == statistic) & (rows["split"] == split)
-    chosen &= np.isfinite(rows["value"])
-    return rows.loc[chosen, ["epoch", "seed", "value"]]
+    rows = where(rows, statistic=statistic, split=split)
+    return rows.loc[np.isfinite(rows["value"]), ["epoch", "seed", "value"]]
 
 
 def terminal_phase_epochs(

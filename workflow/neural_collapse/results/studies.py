@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..io.versions import CHANGES_NO_RESULT
 from .layout import Layout, finite_values, of_origin, origins_of, rows_of
-from .tables import RUN_KEY, run_recipe
+from .tables import RUN_KEY, run_recipe, where
 
 OPTIMISERS = {"sgd": "SGD", "sgdw": "SGDW", "adam": "Adam", "adamw": "AdamW"}
 """Titles of the optimisers of recipes."""
@@ -32,8 +32,7 @@ def optimiser_of(recipe: Mapping[str, Any]) -> str:
 
 def last_values(measurements: pd.DataFrame, statistic: str, split: str = "train") -> pd.DataFrame:
     """A statistic at the last epoch of each run: dataset, architecture, seed, value."""
-    chosen = (measurements["statistic"] == statistic) & (measurements["split"] == split)
-    found = measurements[chosen]
+    found = where(measurements, statistic=statistic, split=split)
     last = found.groupby(RUN_KEY)["epoch"].transform("max")
     return found.loc[found["epoch"] == last, [*RUN_KEY, "value"]]
 
@@ -176,7 +175,7 @@ def correlation_with_collapse(
     found = []
     for _, run in rows.groupby("seed"):
         nc1, other = (
-            run[(run["statistic"] == name) & (run["split"] == of)].set_index("epoch")["value"]
+            where(run, statistic=name, split=of).set_index("epoch")["value"]
             for name, of in ((NC1, "train"), (statistic, "test"))
         )
         both = pd.DataFrame({"collapse": -np.log(nc1.where(nc1 > 0)), "other": other}).dropna()

@@ -13,7 +13,7 @@ from ..io.files import write_text_atomically
 from . import paper
 from .layout import Layout, origins_of, rows_of
 from .studies import OPTIMISERS
-from .tables import REFERENCE, check_frame, recipe_values, run_recipe, write_table
+from .tables import REFERENCE, check_frame, recipe_values, run_recipe, where, write_table
 
 DASH = "–"
 NONE_FOUND = "none found"
@@ -34,10 +34,7 @@ HEADINGS = (
 
 def _accuracy(rows: pd.DataFrame, seed: int, epoch: float) -> float:
     """Test accuracy (0 to 1) of one run at an epoch, nan if it is not there; inf: the last one."""
-    errors = rows[
-        (rows["seed"] == seed) & (rows["statistic"] == "error") & (rows["split"] == "test")
-    ]
-    errors = errors.set_index("epoch")["value"]
+    errors = where(rows, seed=seed, statistic="error", split="test").set_index("epoch")["value"]
     return 1 - errors.get(min(epoch, errors.index.max()), np.nan)
 
 

@@ -375,6 +375,13 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
             raise UserError(f"{where}: two rows for {values}")
 
 
+def where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows with these values, by column."""
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
 def run_recipe(run: Mapping[str, Any] | pd.Series) -> dict[str, Any]:
     """The recipe of a run of the table `runs`; empty if the table has none."""
     return json.loads(run.get("recipe", "{}"))
