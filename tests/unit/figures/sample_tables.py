@@ -67,6 +67,11 @@ RUN = {
 """A row of the table `runs`."""
 
 
+def run_row(architecture, seed=0, recipe=None, **columns):
+    row = RUN | {"architecture": architecture, "architecture_label": architecture, "seed": seed}
+    return row | {"recipe": json.dumps(recipe or {})} | columns
+
+
 def decay(epochs, start, end, last, generator, noise=0.12):
     progress = 1 - np.exp(-5 * np.asarray(epochs) / last)
     values = start * (end / start) ** (progress / progress.max())

@@ -1,12 +1,11 @@
 """The law of data separation in tables whose answer is known by hand: claims, curves, figure."""
 
-import json
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from sample_tables import RUN
+from sample_tables import run_row
 
 from neural_collapse import figures
 from neural_collapse.figures import captions
@@ -23,16 +22,8 @@ def run(architecture, seed=0, layers=LAYERS, optimizer="sgd", **network):
         "training": {"optimizer": {"name": optimizer}} if optimizer != "sgd" else {},
         "measurement": {"layers": layers} if layers else {},
     }
-    return RUN | {
-        "architecture": architecture,
-        "seed": seed,
-        "origin": "own",
-        "architecture_label": architecture,
-        "network": "MLP (3) width 5",
-        "epochs": 9,
-        "terminal_phase_epoch": 5,
-        "recipe": json.dumps(recipe),
-    }
+    facts = {"network": "MLP (3) width 5", "epochs": 9, "terminal_phase_epoch": 5}
+    return run_row(architecture, seed, recipe, origin="own", **facts)
 
 
 def measured(architecture, by_epoch, seed=0, layers=LAYERS):

@@ -1,11 +1,9 @@
 """Claims and tables of studies, from values known by hand."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-from sample_tables import RUN
+from sample_tables import run_row
 
 from neural_collapse.io.versions import CHANGES_NO_RESULT
 from neural_collapse.results.claims import check_claims, render_claims
@@ -32,16 +30,9 @@ def run(architecture, seed=0, data=None, network=None, measurement=None, **train
     training = {"epochs": 4, "loss": "cross_entropy", "weight_decay": 1e-3} | training
     network = {"name": "resnet18"} | (network or {})
     recipe = {"network": network, "data": data or {}, "training": training}
-    return RUN | {
-        "architecture": architecture,
-        "seed": seed,
-        "architecture_label": architecture,
-        "epochs": 4,
-        "terminal_phase_epoch": 2,
-        "train_examples": 3000,
-        "test_examples": 1000,
-        "recipe": json.dumps(recipe | {"measurement": measurement or {}}),
-    }
+    recipe["measurement"] = measurement or {}
+    facts = {"epochs": 4, "terminal_phase_epoch": 2, "test_examples": 1000}
+    return run_row(architecture, seed, recipe, **facts)
 
 
 def measured(values, split="train", epochs=(0, 4)):

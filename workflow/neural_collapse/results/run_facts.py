@@ -31,10 +31,8 @@ def read_run(path: str | Path) -> dict[str, Any]:
         if column.name in ADDED_TO_RUNS:
             continue
         value = run.get(column.name)
-        right = isinstance(value, types[column.type]) and (
-            column.type == "bool" or not isinstance(value, bool)
-        )
-        if not right and not (column.nullable and value is None and column.name in run):
+        is_bool = isinstance(value, bool)  # which is an int as well
+        if not isinstance(value, types[column.type]) or is_bool != (column.type == "bool"):
             raise UserError(
                 f"{path}: {column.name!r} is missing or no {column.type}; train this run again"
             )
