@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import traceback
@@ -144,64 +143,29 @@ from neural_collapse.training.state import StateFolder
 with StateFolder(sys.argv[1], sys.argv[2]) as folder:
     print("in", flush=True)
     sys.stdin.read()
-    if "clear" in sys.argv:
-        folder.clear()
+    folder.clear()
 """
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """Starts a process that holds the state's lock until its standard input ends."""
-    started = []
-
-    def start(*more: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(tmp_path), KEY, *more],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout.readline() == "in\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
-def test_two_jobs_cannot_work_in_one_place_and_the_second_says_who_does(tmp_path, holder):
-    process = holder()
+def test_a_lock_that_its_holder_deleted_is_taken_anew(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path), KEY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "in\n"
     with pytest.raises(UserError) as error, StateFolder(tmp_path, KEY):
         pass
-    assert f"in use by process {process.pid} on {os.uname().nodename}" in str(error.value)
-    with StateFolder(tmp_path, KEY[::-1]):
-        pass  # another run is not concerned
-    process.communicate()
-    with StateFolder(tmp_path, KEY) as folder:
-        write(folder, 1)
-
-
-def test_a_killed_holder_frees_the_lock(tmp_path, holder):
-    process = holder()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with StateFolder(tmp_path, KEY):
-        pass
-
-
-def test_a_lock_that_its_holder_deleted_is_taken_anew(tmp_path, holder):
-    process = holder("clear")
+    assert f"in use by process {holder.pid} on {os.uname().nodename}" in str(error.value)
     # Opened before the holder is done, locked after: a lock on a file that is no longer there.
-    stale = open(tmp_path / f"{KEY}.lock", "a+")  # noqa: SIM115
-    process.communicate()
-    assert not (tmp_path / KEY).exists()
-    with StateFolder(tmp_path, KEY) as folder:
-        write(folder, 1)
-        with pytest.raises(UserError, match="in use"), StateFolder(tmp_path, KEY):
-            pass
-    stale.close()
+    with open(tmp_path / f"{KEY}.lock", "a+"):
+        holder.communicate()
+        assert not (tmp_path / KEY).exists()
+        with StateFolder(tmp_path, KEY) as folder:
+            write(folder, 1)
+            with pytest.raises(UserError, match="in use"), StateFolder(tmp_path, KEY):
+                pass
 
 
 def enter_and_clear(root: Path, times: int) -> None:
@@ -278,7 +242,7 @@ def test_a_resumed_training_ends_with_the_same_bits(training, interrupted, stop_
 
 @pytest.mark.parametrize(
     ("epoch_seconds", "killed_in", "continues_after"),
-    [(1, 9, 2), (1, 3, 2), (20, 5, 4), (20, 6, 4), (20, 7, 6), (29, 5, 4), (30, 5, 4), (900, 9, 8)],
+    [(1, 9, 2), (20, 6, 4), (20, 7, 6), (30, 5, 4), (900, 9, 8)],
 )
 def test_a_kill_loses_at_most_a_minute_or_one_epoch(
     tmp_path, make_data, make_recipe, monkeypatch, interrupted, epoch_seconds, killed_in,
@@ -377,7 +341,7 @@ def test_a_training_that_cannot_continue_begins_anew(
 
 
 @pytest.mark.parametrize("small_disk", [256], indirect=True)  # about three states of the network
-@pytest.mark.parametrize("room_kb", [0, 20, 40, 60, 80, 100, 120, 140, 160])
+@pytest.mark.parametrize("room_kb", [0, 40, 80, 120, 160])
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_room_is_made(
     training, small_disk, room_kb
 ):

@@ -45,14 +45,12 @@ def physical_gpus() -> list[str]:
     # GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-...)
     #   MIG 3g.20gb     Device  0: (UUID: MIG-c7384736-...)
     found = re.findall(r"^\s*(GPU|MIG)\b.*\(UUID:\s*([^\s)]+)\)", listing.stdout, re.MULTILINE)
-    gpus: list[str] = []
-    whole = False
-    for kind, uuid in found:
-        if kind == "MIG" and whole:
-            gpus.pop()
-        whole = kind == "GPU"
-        gpus.append(uuid)
-    return gpus
+    following = [kind for kind, _ in found[1:]] + [""]
+    return [
+        uuid
+        for (kind, uuid), after in zip(found, following, strict=False)
+        if (kind, after) != ("GPU", "MIG")
+    ]
 
 
 def visible_gpus() -> list[str]:
