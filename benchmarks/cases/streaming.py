@@ -22,6 +22,7 @@ from ..references.accumulators import Means, WithinScatter
 from .statistics import features_near_collapse
 
 BATCH = 256
+SHAPES = ((50_000, 512, 10), (50_000, 512, 100), (50_000, 2048, 1000))  # N, d, C
 
 
 def batches_of(features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -60,7 +61,7 @@ def streamed(batches: list[tuple[Tensor, Tensor]], classes: int, dim: int, scatt
 @case("streaming, speed")
 def speed(settings: Settings, results: Results) -> None:
     share = 1 if settings.full else 5
-    for examples, dim, classes in [(50_000, 512, 10), (50_000, 512, 100), (50_000, 2048, 1000)]:
+    for examples, dim, classes in SHAPES:
         count = examples // share if dim < 2048 else examples // (5 * share)
         features, labels = features_near_collapse(count, dim, classes, 1e-3)
         batches = batches_of(torch.from_numpy(features), torch.from_numpy(labels))

@@ -109,10 +109,10 @@ def measurement(settings: Settings, results: Results) -> None:
 @case("deepfool", forms=FORMS)
 def deepfool(settings: Settings, results: Results) -> None:
     """Batches against one image at a time, of a network trained for three epochs."""
-    count, network, device = 100, "ResNet18 width 8", settings.device
-    images, found = data.mnist(settings.mirror, 2560, 500), {}
+    network, device = "ResNet18 width 8", settings.device
+    images, found = data.mnist(settings.mirror, 2560, 100), {}
     trained = networks.trainer(network, images, "float32", device)
-    chosen = images.test_images[:count]
+    chosen, count = images.test_images, len(images.test_images)
     inputs = Normalisation(images.mean, images.std, device)(torch.from_numpy(chosen).to(device))
 
     def one_by_one() -> None:

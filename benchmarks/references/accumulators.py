@@ -1,9 +1,9 @@
 """Statistics from streaming accumulators, as in toolkits for large label sets.
 
 Batches of (features, labels) are seen once for each kind of sum, in float32: class means by a
-product with one-hot labels, the d x d within-class scatter by one matrix product a batch, class
-variances, and the two classifiers' agreement by expanded squared distances. Sigma_B is inverted
-by torch's pinv as it comes.
+product with one-hot labels, the d x d within-class scatter by one matrix product a batch, and the
+two classifiers' agreement by expanded squared distances. Sigma_B is inverted by torch's pinv as it
+comes.
 """
 
 from __future__ import annotations
@@ -42,20 +42,6 @@ class WithinScatter:
         return self.total / self.examples
 
 
-class Variances:
-    def __init__(self, means: Tensor):
-        self.means = means
-        self.totals, self.counts = torch.zeros(len(means)), torch.zeros(len(means))
-
-    def add(self, features: Tensor, labels: Tensor) -> None:
-        one_hot = functional.one_hot(labels, len(self.means)).to(features.dtype)
-        self.totals += (one_hot.T @ (features - self.means[labels]).square()).sum(1)
-        self.counts += one_hot.sum(0)
-
-    def result(self) -> Tensor:
-        return self.totals / self.counts
-
-
 class Agreement:
     def __init__(self, means: Tensor):
         self.means, self.matches, self.examples = means, 0, 0
@@ -80,10 +66,9 @@ def accumulated_statistics(batches: Batches, weight: Tensor) -> dict[str, float]
     for features, _, labels in batches():
         sums.add(features, labels)
     means = sums.result()
-    within, variances, agreement = WithinScatter(means), Variances(means), Agreement(means)
+    within, agreement = WithinScatter(means), Agreement(means)
     for features, logits, labels in batches():
         within.add(features, labels)
-        variances.add(features, labels)
         agreement.add(features, logits)
 
     centred = means - means.mean(0)

@@ -4,8 +4,11 @@ import pandas as pd
 import pytest
 import torch
 from benchmarks import __main__ as program
-from benchmarks import cases, harness
+from benchmarks import cases, data, harness
+from benchmarks.cases import precision, statistics, streaming, training
 from benchmarks.harness import Results, Settings, Times, Variant, interleave
+
+from neural_collapse.experiment.recipe import Recipe
 
 FULL = Settings("full")  # three rounds
 
@@ -68,23 +71,36 @@ def test_every_case_belongs_to_a_form():
     assert forms == set(program.FORMS)
 
 
-@pytest.mark.parametrize("name", ["measurement of a checkpoint", "statistics"])
-def test_a_case_runs_and_its_table_is_written(name, tmp_path, monkeypatch, capsys):
-    """On few images and shapes, which say nothing about speed."""
-    from benchmarks.cases import statistics, training
+CASES = [
+    *("training", "measurement of a checkpoint", "deepfool", "statistics"),
+    *("streaming, speed", "streaming, share of the forward pass"),
+    "precision of the training step",
+]
 
-    monkeypatch.setattr(program, "OUTPUT", tmp_path)
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_runs_and_its_table_is_written(name, tmp_path, monkeypatch, capsys):
+    """On few images and features, which say nothing about speed."""
+    images = data.mnist(None, 160, 40)
+    recipe = {"dataset": "mnist", "architecture": "network", "sweep": {"learning_rate": 0.01}}
+    recipe["network"] = {"family": "mlp", "depth": 1, "width": 8}
+    recipe["measurement"] = {"epochs": [1], "activation_epochs": 1}
+    cell = Recipe(**recipe, training={"epochs": 1, "batch_size": 32})
+    near_collapse = statistics.features_near_collapse(40, 20, 4, 1e-3)
     monkeypatch.setattr(harness, "MINIMUM_SECONDS", 0.0)
-    monkeypatch.setattr(training, "sizes", lambda *_: {"VGG11 width 16": 160})
-    original = statistics.features_near_collapse
-    monkeypatch.setattr(
-        statistics, "features_near_collapse", lambda n, d, c, nc1: original(40, 20, c, nc1)
-    )
-    monkeypatch.setattr(statistics, "last_layer", lambda d, c: (torch.randn(c, 20), torch.randn(c)))
+    monkeypatch.setattr(data, "mnist", lambda *_: images)
+    monkeypatch.setattr(training, "sizes", lambda *_: {"VGG11 width 16": 128})
+    monkeypatch.setattr(statistics, "last_layer", lambda *_: (torch.ones(4, 20), torch.ones(4)))
+    monkeypatch.setattr(statistics, "features_near_collapse", lambda *_: near_collapse)
+    monkeypatch.setattr(streaming, "SHAPES", [(2000, 20, 4)])
+    monkeypatch.setattr(streaming, "fresh_network", lambda _: torch.nn.Flatten())
+    monkeypatch.setattr(precision, "digits_cells", lambda _: [(cell, images)])
+    monkeypatch.setattr(precision, "SEEDS_CPU", range(2))
+    monkeypatch.setattr(program, "OUTPUT", tmp_path)
     monkeypatch.setattr("sys.argv", ["benchmarks", "--only", name])
     assert program.main() == 0, capsys.readouterr().err
     stored = pd.read_parquet(tmp_path / "short.parquet")
-    assert set(stored["case"]) == {name} and (stored["ratio"] > 0).all()
+    assert set(stored["case"]) == {name} and (stored["value"] >= 0).all()
     assert "| case | ours |" in (tmp_path / "short.md").read_text()
 
 
