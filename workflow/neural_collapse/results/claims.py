@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..collapse.registry import REGISTRY
@@ -31,7 +30,7 @@ from .studies import (
     SCORES,
     optimiser_of,
 )
-from .table1 import DASH, cells_to_judge, markdown_table, origin_note
+from .table1 import DASH, cells_to_judge, markdown_table, number_text, origin_note
 from .tables import CANNOT_SAY, VERDICTS, check_frame, where, write_table
 
 # --------------------------------------------------------------------------- the paper
@@ -401,21 +400,15 @@ CLAIM_HEADINGS = (
 
 def display_rows(claims: pd.DataFrame) -> list[list[str]]:
     """The claims as text under :data:`CLAIM_HEADINGS`."""
-
-    def number(value: float, sign: str = "") -> str:
-        return DASH if np.isnan(value) else format(value, f"{sign}.3g").replace("-", "−")
-
     return [
         [
             row.dataset_label,
             row.architecture_label + origin_note(row),
             row.phenomenon,
             row.holds,
-            number(row.at_epoch_0),
-            number(row.at_start),
-            number(row.at_end),
-            number(row.change, "+"),
-            number(row.noise),
+            *(number_text(value, ".3g") for value in (row.at_epoch_0, row.at_start, row.at_end)),
+            number_text(row.change, "+.3g"),
+            number_text(row.noise, ".3g"),
             f"{row.epoch_at_start}, {row.epoch_at_end}",
             str(row.seeds),
             row.reason,

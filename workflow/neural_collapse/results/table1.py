@@ -190,12 +190,13 @@ def build_table_1(
     return check_frame(pd.DataFrame(rows), "table_1", "Table 1")
 
 
+def number_text(value: float, format: str) -> str:
+    """A number in this format; a dash for nan."""
+    return DASH if np.isnan(value) else f"{value:{format}}".replace("-", "−")
+
+
 def display_rows(table: pd.DataFrame) -> list[list[str]]:
     """Table 1's cells as text, in the order of :data:`HEADINGS`; a dash for a missing value."""
-
-    def number(value: float, sign: str = "") -> str:
-        return DASH if np.isnan(value) else format(value, f"{sign}.2f").replace("-", "−")
-
     rows = []
     for row in table.itertuples():
         seeds = str(row.seeds)
@@ -205,12 +206,12 @@ def display_rows(table: pd.DataFrame) -> list[list[str]]:
             [
                 row.dataset_label,
                 _network_name(row) + (origin_note(row) if row.seeds else ""),
-                number(row.paper_start),
-                number(row.paper_end),
-                number(row.ours_start),
-                number(row.ours_end),
-                number(row.difference_start, "+"),
-                number(row.difference_end, "+"),
+                number_text(row.paper_start, ".2f"),
+                number_text(row.paper_end, ".2f"),
+                number_text(row.ours_start, ".2f"),
+                number_text(row.ours_end, ".2f"),
+                number_text(row.difference_start, "+.2f"),
+                number_text(row.difference_end, "+.2f"),
                 seeds if row.seeds else "not run",
                 row.deviations
                 or (DASH if np.isnan(row.paper_end) or not row.seeds else NONE_FOUND),
