@@ -112,16 +112,18 @@ def test_caption_as_rst_is_the_caption_once_rendered(folder, drawn):
     assert " ".join(text.split()) == figures.caption("figure_4", folder, **ORDER)
 
 
-def test_captions_need_no_drawing_library():
-    code = "import sys, neural_collapse.figures.registry; print(*sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("figures.registry", {"torch", "matplotlib", "seaborn", "plotly"}),  # captions need it
+        ("figures.grid", {"torch", "sklearn", "plotly"}),
+        ("results.claims", {"torch", "matplotlib"}),
+        ("collapse.projection", {"torch", "matplotlib"}),
+    ],
+)
+def test_module_is_imported_without_libraries_that_it_does_not_need(module, heavy):
+    code = f"import sys, neural_collapse.{module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(done.stdout.split()) & {"matplotlib", "seaborn", "plotly"}
-
-
-def test_a_figures_job_starts_without_what_it_does_not_draw_with():
-    code = "import sys, neural_collapse.figures.grid; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"torch", "sklearn", "plotly"}
     assert not set(done.stdout.split()) & heavy
 
 
