@@ -15,8 +15,8 @@ NC1 = {"statistic": "nc1_within_class_variability", "split": "train"}
 
 
 def panel(figure, layout, dataset, architecture):
-    column = [name for name, _ in layout.datasets].index(dataset)
-    row = [name for name, _ in layout.architectures].index(architecture)
+    column = list(layout.datasets).index(dataset)
+    row = list(layout.architectures).index(architecture)
     return figure.axes[row * len(layout.datasets) + column]
 
 
@@ -98,8 +98,8 @@ def test_columns_and_rows_keep_the_given_order(tables):
 def test_without_an_order_the_papers_is_taken():
     tables = make_tables(("svhn", "mnist", "zebra"), ("densenet", "vgg"), last=5)
     layout = Layout.of(tables["runs"])
-    assert [name for name, _ in layout.datasets] == ["mnist", "svhn", "zebra"]
-    assert [name for name, _ in layout.architectures] == ["vgg", "densenet"]
+    assert list(layout.datasets) == ["mnist", "svhn", "zebra"]
+    assert list(layout.architectures) == ["vgg", "densenet"]
 
 
 def words(ax):

@@ -108,8 +108,8 @@ def _config(folder: Path, runs: pd.DataFrame, figures: Sequence[str]) -> str:
     layout = Layout.of(runs)
     values: dict[str, Any] = {
         "experiment": f"reference-{folder.name}",
-        "datasets": [name for name, _ in layout.datasets],
-        "architectures": [name for name, _ in layout.architectures],
+        "datasets": list(layout.datasets),
+        "architectures": list(layout.architectures),
         "seeds": sorted({int(seed) for seed in runs["seed"]}),
         "results_from": "reference",
         "reference_folder": str(folder),
@@ -117,12 +117,12 @@ def _config(folder: Path, runs: pd.DataFrame, figures: Sequence[str]) -> str:
         "custom_datasets": {
             # Nothing is read there, since nothing is trained.
             name: {"label": label, "path": "not-needed"}
-            for name, label in layout.datasets
+            for name, label in layout.datasets.items()
             if name not in DATASETS
         },
         "custom_architectures": {
             name: {"label": label}
-            for name, label in layout.architectures
+            for name, label in layout.architectures.items()
             if name not in DEFAULT_ARCHITECTURES
         },
     }

@@ -140,9 +140,9 @@ def draw_grid(spec: GridFigure, measurements, runs, layout, look) -> Figure:
     """Draw one of Figures 2 to 8 from tables `measurements` and `runs`."""
     figure, axes = style.new_grid(layout, look.width)
     drawn: list[Axes] = []
-    for panels, (dataset, _) in zip(axes.T, layout.datasets, strict=True):
+    for panels, dataset in zip(axes.T, layout.datasets, strict=True):
         last = 0.0
-        for ax, (architecture, _) in zip(panels, layout.architectures, strict=True):
+        for ax, architecture in zip(panels, layout.architectures, strict=True):
             cell = dataset, architecture
             end = draw_curves(ax, measurements, cell, spec.series, spec.scale, spec.log_y)
             if np.isnan(end):

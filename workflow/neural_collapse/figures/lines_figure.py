@@ -69,7 +69,7 @@ def _draw_networks(ax, measurements, layout, dataset, statistic, split, **more: 
     """A line for each network."""
     lines = [
         (_look(number, **more), dataset, name, statistic, split)
-        for number, (name, _) in enumerate(layout.architectures)
+        for number, name in enumerate(layout.architectures)
     ]
     _draw_logarithmic(ax, measurements, lines)
 
@@ -77,7 +77,7 @@ def _draw_networks(ax, measurements, layout, dataset, statistic, split, **more: 
 def _finish(figure: Figure, layout: Layout, columns: int) -> None:
     handles = [
         Line2D([], [], label=label, **_look(number))
-        for number, (_, label) in enumerate(layout.architectures)
+        for number, label in enumerate(layout.architectures.values())
     ]
     style.legend_above(figure, handles, columns)
     style.label_below(figure, "Epoch")
@@ -86,9 +86,9 @@ def _finish(figure: Figure, layout: Layout, columns: int) -> None:
 @style.styled
 def etf(measurements, runs, layout, look) -> Figure:
     """The figure of the fixed classifier from `measurements` and `runs`: a row per dataset."""
-    datasets = layout.datasets or (("", ""),)
+    datasets = layout.datasets or {"": ""}
     figure, axes = style.new_panels(len(datasets), 4, style.figure_width(4, look.width), 1.5, 0.8)
-    for row, (dataset, label) in enumerate(datasets):
+    for row, (dataset, label) in enumerate(datasets.items()):
         axes[row, 0].set_ylabel(label, fontweight="bold")
         for ax, shown in zip(axes[row], _ETF, strict=True):
             if row == 0:
@@ -102,10 +102,10 @@ def etf(measurements, runs, layout, look) -> Figure:
 @style.styled
 def losses(measurements, runs, layout, look) -> Figure:
     """The figure of losses from `measurements` and `runs`, two rows of panels per dataset."""
-    datasets = layout.datasets or (("", ""),)
+    datasets = layout.datasets or {"": ""}
     width = style.figure_width(4, look.width)
     figure, axes = style.new_panels(2 * len(datasets), 3, width, 1.6, 0.8)
-    for panels, (dataset, label) in zip(axes.reshape(-1, 6), datasets, strict=True):
+    for panels, (dataset, label) in zip(axes.reshape(-1, 6), datasets.items(), strict=True):
         prefix = f"{label}, " if len(datasets) > 1 else ""
         for ax, shown in zip(panels[:5], _LOSSES, strict=True):
             ax.set_title(prefix + panel_title(*shown))
@@ -120,7 +120,7 @@ def _draw_parts(ax: Axes, measurements: pd.DataFrame, dataset: str, layout: Layo
     """The parts of the MSE of the first network of which they were measured."""
     measured = [
         name
-        for name, _ in layout.architectures
+        for name in layout.architectures
         if len(seed_means(measurements, dataset, name, MSE_PARTS[0], "train"))
     ]
     looks = [_look(number, color=colour) for number, colour in enumerate(_PART_COLOURS)]

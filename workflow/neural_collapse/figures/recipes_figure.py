@@ -66,7 +66,7 @@ def optimisers(measurements, runs, layout, look) -> Figure:
     columns = max(len(layout.datasets), 1)
     width = style.figure_width(columns, look.width)
     figure, axes = style.new_panels(2, columns, width, 1.7, 0.75, sharex="col")
-    for column, (dataset, label) in enumerate(layout.datasets):
+    for column, (dataset, label) in enumerate(layout.datasets.items()):
         axes[0, column].set_title(label)
         own = {name: table for (of, name), table in found.items() if of == dataset}
         for ax, (statistic, title) in zip(axes[:, column], _ROWS, strict=True):
@@ -119,9 +119,9 @@ def imbalance(measurements, runs, layout, look) -> Figure:
         for i, line in enumerate(names)
         for oversampled in (False, True)
     }
-    datasets = layout.datasets or (("", ""),)
+    datasets = layout.datasets or {"": ""}
     figure, axes = style.new_panels(len(datasets), 2, style.figure_width(2, look.width), 1.9, 0.9)
-    for row, (dataset, label) in enumerate(datasets):
+    for row, (dataset, label) in enumerate(datasets.items()):
         axes[row, 0].set_ylabel(label, fontweight="bold")
         own = {key[1:]: table for key, table in found.items() if key[0] == dataset}
         for ax, (statistic, split) in zip(axes[row], _MINORITY, strict=True):

@@ -95,9 +95,9 @@ def size_sentence(runs: pd.DataFrame, layout: Layout) -> str:
 
 def _sizes(runs: list[dict[str, Any]], layout: Layout) -> list[str]:
     images: dict[str, dict[str, None]] = {}
-    networks: dict[str, dict[str, list[str]]] = {name: {} for name, _ in layout.architectures}
+    networks: dict[str, dict[str, list[str]]] = {name: {} for name in layout.architectures}
     for run in runs:
-        title = dict(layout.datasets)[run["dataset"]]
+        title = layout.datasets[run["dataset"]]
         protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
         # A published network is called by its name alone, a user-defined one as its user likes.
         same = " (" not in run["network"]

@@ -228,14 +228,14 @@ def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
     # Row titles and tick labels fill the height between panels already.
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for ax, (_, label) in zip(axes[0], layout.datasets, strict=True):
+    for ax, label in zip(axes[0], layout.datasets.values(), strict=True):
         ax.set_title(label)
     return figure, axes
 
 
 def label_rows(axes: np.ndarray, layout: Layout) -> None:
     """Title each row of a grid, after drawing."""
-    for ax, (_, label) in zip(axes[:, 0], layout.architectures, strict=True):
+    for ax, label in zip(axes[:, 0], layout.architectures.values(), strict=True):
         ax.set_ylabel(label, fontweight="bold", labelpad=3)
 
 

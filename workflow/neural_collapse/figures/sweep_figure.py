@@ -45,8 +45,8 @@ def sweep(sweep, runs, layout, look) -> Figure:
     narrow = figure.get_figwidth() / len(layout.datasets) < 1.1
     rates = errors["learning_rate"]
     limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
-    for column, (dataset, _) in enumerate(layout.datasets):
-        for row, (architecture, _) in enumerate(layout.architectures):
+    for column, dataset in enumerate(layout.datasets):
+        for row, architecture in enumerate(layout.architectures):
             ax = axes[row, column]
             candidates = rows_of(errors, dataset, architecture)
             if candidates.empty:

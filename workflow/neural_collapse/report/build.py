@@ -125,7 +125,7 @@ def _sentence(runs: pd.DataFrame) -> str:
     if runs.empty:
         return "No network has been trained yet."
     networks = counted(len(runs.drop_duplicates(["dataset", "architecture"])), "network")
-    sets = ", ".join(title for _, title in Layout.of(runs).datasets)
+    sets = ", ".join(Layout.of(runs).datasets.values())
     return (
         f"{networks} ({counted(len(runs), 'training')}) on {sets}, from before training through "
         "the terminal phase of training (TPT): whether features and classifiers collapse as "

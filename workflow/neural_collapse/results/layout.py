@@ -14,10 +14,10 @@ from .tables import ORIGINS, OWN, where
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns and rows of the grid, each a name and how it is titled."""
+    """Columns and rows of the grid in order: their titles by name."""
 
-    datasets: tuple[tuple[str, str], ...]
-    architectures: tuple[tuple[str, str], ...]
+    datasets: Mapping[str, str]
+    architectures: Mapping[str, str]
 
     @classmethod
     def of(
@@ -41,7 +41,7 @@ class Layout:
             if names is None:
                 names = paper.paper_order(sorted(set(runs[kind])), known)
             own = dict(zip(runs[kind], runs[f"{kind}_label"], strict=True))
-            return tuple((name, labels.get(name, own.get(name, name))) for name in names)
+            return {name: labels.get(name, own.get(name, name)) for name in names}
 
         return cls(
             titled("dataset", datasets, paper.DATASETS),
@@ -50,11 +50,11 @@ class Layout:
 
     def cells(self) -> list[tuple[str, str]]:
         """(dataset, architecture) of every panel, dataset by dataset."""
-        return [(d, a) for d, _ in self.datasets for a, _ in self.architectures]
+        return [(d, a) for d in self.datasets for a in self.architectures]
 
     def title(self, dataset: str, architecture: str) -> str:
         """The name of a cell in a sentence."""
-        return f"{dict(self.datasets)[dataset]} × {dict(self.architectures)[architecture]}"
+        return f"{self.datasets[dataset]} × {self.architectures[architecture]}"
 
 
 def rows_of(

@@ -61,7 +61,7 @@ def layer_curves(
         by_epoch = {int(epoch): part for epoch, part in table.groupby(level="epoch")}
         last = by_epoch[max(by_epoch)]
         linearity = last[LINEARITY].to_numpy(float)  # nan if any seed's is
-        dataset = dict(layout.datasets)[cell[0]]
+        dataset = layout.datasets[cell[0]]
         found.append(
             LayerCurves(
                 (f"{dataset}, " if len(layout.datasets) > 1 else "") + _title(own.iloc[0], recipe),

@@ -186,13 +186,13 @@ def correlation_with_collapse(
 
 def measured_other(runs: pd.DataFrame, layout: Layout) -> dict[tuple[str, str], tuple[str, str]]:
     """By cell that measures another dataset, in the layout's order: both titles."""
-    titles, found = dict(layout.datasets), {}
+    found = {}
     for cell in layout.cells():
         rows = rows_of(runs, *cell)
         recipe = run_recipe(rows.iloc[0]) if len(rows) else {}
         other = recipe.get("measurement", {}).get("other_dataset")
         if other is not None:
             several = len(layout.architectures) > 1
-            own = layout.title(*cell) if several else titles[cell[0]]
-            found[cell] = own, titles.get(other, other)
+            own = layout.title(*cell) if several else layout.datasets[cell[0]]
+            found[cell] = own, layout.datasets.get(other, other)
     return found

@@ -138,8 +138,8 @@ def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[dict[str, str]]:
         present = rows_of(runs, dataset, architecture)
         for origin in origins_of(present) if len(present) else origins_of(runs)[:1]:
             facts = {"dataset": dataset, "architecture": architecture, "origin": origin}
-            facts["dataset_label"] = dict(layout.datasets)[dataset]
-            facts["architecture_label"] = dict(layout.architectures)[architecture]
+            facts["dataset_label"] = layout.datasets[dataset]
+            facts["architecture_label"] = layout.architectures[architecture]
             cells.append(facts)
     return cells
 
