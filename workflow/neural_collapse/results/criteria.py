@@ -175,30 +175,24 @@ class Change(Claim):
         considered = reached if len(reached) else runs
         curves = self._curves(cell.measurements)
         unmeasured = [seed for seed in considered["seed"] if seed not in curves]
-        points = [
+        rows = [
             _points(curves[run.seed], run.terminal_phase_epoch)
             for run in (() if unmeasured else considered.itertuples())
         ]
-        values = np.array([point[:3] for point in points]).reshape(-1, 3)
-        first, last = ([point[i] for point in points if point[i] is not None] for i in (3, 4))
-        zero, start, end = values.mean(axis=0) if points else (np.nan,) * 3
+        points = np.array(rows, dtype=float).reshape(-1, 5)
+        values = points[:, :3]
+        zero, start, end = values.mean(axis=0) if len(points) else (np.nan,) * 3
         noise = self._noise(values, runs)
-        row = _columns(len(points), (zero, end), end - start, _span(last), noise)
-        row |= {"at_start": float(start), "epoch_at_start": _span(first)}
-        partly = 0 < len(reached) < len(runs)
-        some = f"; {len(reached)} of {len(runs)} seeds reached TPT" if partly else ""
+        row = _columns(len(points), (zero, end), end - start, _span(points[:, 4]), noise)
+        row |= {"at_start": float(start), "epoch_at_start": _span(points[:, 3])}
         reason = self._undecided(cell, reached, unmeasured)
-        if reason is None and len(first) < len(reached):
-            reason = f"nothing was measured in the terminal phase{some}"
-        if reason is None and any(one >= other for one, other in zip(first, last, strict=True)):
-            reason = "the terminal phase starts at the last measured epoch: nothing to compare"
-            reason += some
-        if reason is None and not np.isfinite([zero, start, end]).all():
-            reason = f"a value is missing or not finite{some}"
-        if reason is None and np.isnan(noise):
-            reason = f"the noise of one seed is unknown: {start:.4g} to {end:.4g}"
         if reason is not None:
             return row | {"reason": reason}
+        partly = f"; {len(reached)} of {len(runs)} seeds reached TPT"
+        partly = partly if len(reached) < len(runs) else ""
+        reason = self._incomparable(points, noise)
+        if reason is not None:
+            return row | {"reason": reason + partly}
         holds = self._verdict(zero, start, end, noise)
         reason = (
             f"epoch 0: {zero:.4g}; start of TPT: {start:.4g}; end: {end:.4g}; noise: {noise:.2g}"
@@ -208,11 +202,11 @@ class Change(Claim):
             mismatch = last_mismatch.reindex(reached["seed"]).mean()
             holds = HOLDS if mismatch < self.most_mismatch else DOES_NOT
             holds = CANNOT_SAY if np.isnan(mismatch) else holds
-            some += f"; mismatch: {mismatch:.2g}"
-        return row | {"holds": holds, "reason": reason + some}
+            partly += f"; mismatch: {mismatch:.2g}"
+        return row | {"holds": holds, "reason": reason + partly}
 
     def _undecided(self, cell: Cell, reached: pd.DataFrame, unmeasured: list[int]) -> str | None:
-        """Why runs cannot be judged; None if they can be."""
+        """Why the runs of a cell cannot be judged; None if they can be."""
         if cell.runs.empty:
             return "not run"
         if unmeasured:
@@ -223,6 +217,19 @@ class Change(Claim):
         if reached.empty and cell.runs["diverged"].all():
             return "the training diverged"
         return "the terminal phase was not reached" if reached.empty else None
+
+    def _incomparable(self, points: np.ndarray, noise: float) -> str | None:
+        """Why values of runs that reached the TPT cannot be compared; None if they can be."""
+        first, last = points[:, 3:].T
+        if np.isnan(first).any():
+            return "nothing was measured in the terminal phase"
+        if (first >= last).any():
+            return "the terminal phase starts at the last measured epoch: nothing to compare"
+        if not np.isfinite(points).all():
+            return "a value is missing or not finite"
+        if np.isnan(noise):
+            return f"the noise of one seed is unknown: {points[0, 1]:.4g} to {points[0, 2]:.4g}"
+        return None
 
     def _curves(self, measurements: pd.DataFrame) -> dict[int, pd.Series]:
         """Values by epoch, of each seed."""
@@ -260,16 +267,16 @@ class Change(Claim):
         return verdict_of(margin, noise)
 
 
-def _points(curve: pd.Series, begun: Any) -> tuple[float, float, float, int | None, int]:
+def _points(curve: pd.Series, begun: Any) -> tuple[float, ...]:
     """Values at epoch 0, at the start of the TPT and at the end; the latter two's epochs."""
-    later = [] if pd.isna(begun) else curve.index[curve.index >= begun]
-    first = int(later[0]) if len(later) else None
-    start = np.nan if first is None else curve[first]
-    return curve.get(0, np.nan), start, curve.iloc[-1], first, int(curve.index[-1])
+    later = curve[curve.index >= begun] if pd.notna(begun) else curve.iloc[:0]
+    start, first = (np.nan, np.nan) if later.empty else (later.iloc[0], later.index[0])
+    return curve.get(0, np.nan), start, curve.iloc[-1], first, curve.index[-1]
 
 
-def _span(epochs: list[int]) -> str:
-    return " to ".join(map(str, sorted({min(epochs), max(epochs)}))) if epochs else DASH
+def _span(epochs: np.ndarray) -> str:
+    known = sorted({int(epoch) for epoch in epochs[~np.isnan(epochs)]})
+    return " to ".join(map(str, dict.fromkeys([known[0], known[-1]]))) if known else DASH
 
 
 @dataclass(frozen=True, kw_only=True)
