@@ -1,13 +1,8 @@
 """`CollapseMetric` inside torchmetrics: the same numbers, also from several processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 pytest.importorskip("torchmetrics")
 
@@ -53,31 +48,22 @@ def test_metric_after_reset_has_seen_nothing(examples):
     assert metric.compute() == again.compute()
 
 
-TWO_PROCESSES = """
-import sys, torch
-from torch import distributed
-from neural_collapse.adapters.torchmetrics import NeuralCollapse
-rank, folder = int(sys.argv[1]), sys.argv[2]
-distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank,
-                               world_size=2)
-features, labels = torch.load(f"{folder}/examples.pt")
-metric = NeuralCollapse(3, 6)
-mine = slice(0, 35) if rank else slice(35, None)
-metric.update(features[mine], labels[mine])
-torch.save(metric.compute(), f"{folder}/found-{rank}.pt")
-distributed.destroy_process_group()
-"""
+def measure_share(rank, folder):
+    """What each of two processes does with its share."""
+    torch.set_num_threads(1)
+    place = f"file://{folder}/rendezvous"
+    distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+    features, labels = torch.load(folder / "examples.pt")
+    metric = NeuralCollapse(3, 6)
+    mine = slice(0, 35) if rank else slice(35, None)
+    metric.update(features[mine], labels[mine])
+    torch.save(metric.compute(), folder / f"found-{rank}.pt")
+    distributed.destroy_process_group()
 
 
 def test_metric_in_two_processes_gives_what_one_does(examples, tmp_path):
     torch.save(examples, tmp_path / "examples.pt")
-    library = str(Path(__file__).parents[3] / "workflow")
-    environment = os.environ | {"PYTHONPATH": library, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    torch.multiprocessing.spawn(measure_share, (tmp_path,), nprocs=2)
     metric = CollapseMetric(3, 6)
     metric.update(*examples)
     for rank in (0, 1):

@@ -1,14 +1,10 @@
 """The streaming metric: exact whatever the batches, their order, and how parts are joined."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torch import distributed
 from torch._subclasses import FakeTensorMode
 
 from neural_collapse.collapse.measure import measure
@@ -295,43 +291,29 @@ def test_a_gpu_measures_what_the_cpu_does(dtype):
     assert {name: found[0][name] for name in whole} == pytest.approx(whole.to_dict(), rel=1e-9)
 
 
-TWO_PROCESSES = """
-import sys, torch
-from torch import distributed
-from neural_collapse.collapse.metric import CollapseMetric
-rank, folder = int(sys.argv[1]), sys.argv[2]
-distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank,
-                               world_size=2)
-given = torch.load(f"{folder}/given.pt")
-# an uneven share, in which one class is on one process alone
-rows = torch.nonzero((given["labels"] == 2) | (torch.arange(135) % 3 == 0)).flatten()
-mine = rows if rank else torch.tensor([i for i in range(135) if i not in set(rows.tolist())])
-metric = CollapseMetric(5, 12, "projected")
-metric.update(given["features"][mine], given["labels"][mine])
-total = metric.sync()
-assert int(metric.counts.sum()) == len(mine) and int(total.counts.sum()) == 135
-total.second_pass(given["weight"])
-total.update(given["features"][mine], given["labels"][mine])
-result = total.sync().compute()
-torch.save(result.to_dict(), f"{folder}/found-{rank}.pt")
-distributed.destroy_process_group()
-"""
+def measure_share(rank, folder):
+    """What each of two processes does with an uneven share, in which it alone has one class."""
+    torch.set_num_threads(1)
+    place = f"file://{folder}/rendezvous"
+    distributed.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+    features, labels, weight = torch.load(folder / "given.pt")
+    mine = ((labels == 2) | (torch.arange(135) % 3 == 0)) == bool(rank)
+    metric = CollapseMetric(CLASSES, DIM, "projected")
+    metric.update(features[mine], labels[mine])
+    total = metric.sync()
+    assert int(metric.counts.sum()) == mine.sum() and int(total.counts.sum()) == 135
+    total.second_pass(weight)
+    total.update(features[mine], labels[mine])
+    torch.save(total.sync().compute().to_dict(), folder / f"found-{rank}.pt")
+    distributed.destroy_process_group()
 
 
 def test_two_processes_measure_what_one_does(tmp_path):
     rng = np.random.default_rng(11)
     features, labels = near_collapse(rng, 1e-5, 1e3)
     weight = torch.from_numpy(rng.standard_normal((CLASSES, DIM)))
-    torch.save({"features": features, "labels": labels, "weight": weight}, tmp_path / "given.pt")
-    library = str(Path(__file__).parents[3] / "workflow")
-    environment = os.environ | {"PYTHONPATH": library, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment, stderr=-1)
-        for rank in range(2)
-    ]
-    said = [process.communicate()[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    torch.save((features, labels, weight), tmp_path / "given.pt")
+    torch.multiprocessing.spawn(measure_share, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2))
     assert first == second  # to the last bit
     assert first == pytest.approx(measure(features, labels, weight).to_dict(), rel=1e-12)
