@@ -1,4 +1,4 @@
-"""Adding an experiment's runs to a set of reference results; see results.reference_runs."""
+"""Adding an experiment's runs to a set of reference results; see results.run_facts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ..io.files import read_json, write_text_atomically
 from ..io.progress import say
 from ..results import TABLES
 from ..results.layout import Layout
-from ..results.reference_runs import read_cards, read_tables
-from ..results.run_facts import ADDED_TO_RUNS, DECIDES_TRAINING, read_run, recipe_of
+from ..results.run_facts import ADDED_TO_RUNS, read_cards, read_run, read_tables, recipe_of
 from ..results.tables import (
     OWN,
     REFERENCE,
@@ -147,8 +146,7 @@ def _facts(results: Path, row: Any) -> dict[str, Any]:
         raise UserError(f"{path}: does not say which data it was trained on; train it again")
     names = set(SCHEMAS["runs"].names) - {*ADDED_TO_RUNS, "dataset_label"}
     ours = {name: getattr(row, name) for name in names} | recipe_values(json.loads(row.recipe))
-    trained = {part: v for part, v in recipe_of(run).items() if part in DECIDES_TRAINING}
-    theirs = run | recipe_values(trained)
+    theirs = run | recipe_values(recipe_of(run))
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
             raise UserError(

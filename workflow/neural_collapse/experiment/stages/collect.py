@@ -12,8 +12,7 @@ import pandas as pd
 from ...io.errors import UserError
 from ...results.claims import check_claims, write_claims
 from ...results.layout import Layout
-from ...results.reference_runs import read_tables
-from ...results.run_facts import DECIDES_TRAINING, read_run, recipe_of
+from ...results.run_facts import read_run, read_tables, recipe_of
 from ...results.table1 import build_table_1, write_table_1
 from ...results.tables import (
     OWN,
@@ -104,7 +103,7 @@ def _runs_frame(runs: Sequence[Path], cells: Cells, curves, labels: dict[str, st
         accuracy = recipe.measurement.terminal_phase_accuracy
         # What it was trained with, as it says itself, and what it was then measured with.
         parts = recipe.model_dump(mode="json", exclude={"resources"})
-        parts |= {part: of for part, of in recipe_of(run).items() if part in DECIDES_TRAINING}
+        parts |= recipe_of(run)
         own = curves[(curves[RUN_KEY] == [dataset, architecture, run["seed"]]).all(axis=1)]
         rows.append(
             {

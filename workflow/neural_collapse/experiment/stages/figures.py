@@ -15,8 +15,7 @@ from ...figures.specs import Look
 from ...io.errors import UserError
 from ...io.files import read_json
 from ...report.build import build_report
-from ...results.reference_runs import read_cards, read_runs
-from ...results.run_facts import read_run
+from ...results.run_facts import read_cards, read_run, read_runs
 
 
 def plot(
