@@ -107,7 +107,7 @@ lock:
 
 schema: $(STAMP)
 	@$(BIN)/neural-collapse config-schema > workflow/schemas/config.schema.json
-	@$(BIN)/python -c 'from neural_collapse.experiment.config import load_config; from neural_collapse.experiment.paper_recipes import paper_recipes_json; print(end=paper_recipes_json(load_config("config.yaml")))' > $(RECIPES).new
+	@$(BIN)/python -c 'from neural_collapse.experiment.config import load_config; from neural_collapse.experiment.generated import paper_recipes_json; print(end=paper_recipes_json(load_config("config.yaml")))' > $(RECIPES).new
 	@mv $(RECIPES).new $(RECIPES)
 
 config-page: $(STAMP)

@@ -200,14 +200,14 @@ def test_every_job_rule_is_complete():
 
 
 def test_the_shipped_schema_is_the_models():
-    from neural_collapse.experiment.config import json_schema
+    from neural_collapse.experiment.generated import json_schema
 
     shipped = (ROOT / "workflow/schemas/config.schema.json").read_text()
     assert shipped == json_schema(), "run `make schema`"
 
 
 def test_the_shipped_config_page_is_the_models():
-    from neural_collapse.experiment.config_page import config_page
+    from neural_collapse.experiment.generated import config_page
 
     shipped = (ROOT / "config/README.md").read_text()
     assert shipped == config_page(), "run `make config-page`"

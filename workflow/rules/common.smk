@@ -14,12 +14,11 @@ from neural_collapse.experiment.config import check_config
 from neural_collapse.experiment.layers import check_layers
 from neural_collapse.experiment.paths import candidate_job, cell_job, run_job
 from neural_collapse.experiment.provenance import code_hash
-from neural_collapse.experiment.recipe import READ_ELSEWHERE, write_recipe
+from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.experiment.targets import Experiment
 from neural_collapse.figures import MOVING
 from neural_collapse.results import TABLES
 from neural_collapse.io.errors import UserError
-from neural_collapse.io.files import tree_digest
 from neural_collapse.io.yaml import read_yaml
 from neural_collapse.training.lease import physical_gpus
 from neural_collapse.training.schedule import learning_rate_name
@@ -92,32 +91,11 @@ def asked_as_gres(rule):
     return "gres" in workflow.resource_settings.overwrite_resources.get(rule, {}) and not at_work
 
 
-def recipe_of(wildcards):
-    return EXPERIMENT.recipes[wildcards.dataset, wildcards.architecture]
-
-
-def recipe_slice(*parts):
-    """A params function: only the parts of the recipe that the job reads decide its rerun.
-
-    The recipe's file, written before the first job starts, is no input: Snakemake would not look at
-    the params of any job after one that makes it.
-    """
-
-    def of(wildcards):
-        recipe = recipe_of(wildcards)
-        return {
-            part: getattr(recipe, part).model_dump(mode="json", exclude=READ_ELSEWHERE.get(part))
-            for part in parts
-        }
-
-    return of
-
-
 def recipe_resource(key):
     """A resources function: what the recipe asks the scheduler for; no GPU where there is none."""
 
     def of(wildcards, rulename):
-        value = getattr(recipe_of(wildcards).resources, key)
+        value = getattr(EXPERIMENT.recipe_of(wildcards).resources, key)
         if key == "gpu" and (not has_gpu() or asked_as_gres(rulename)):
             return 0
         return value
@@ -139,37 +117,6 @@ TRAINING = {
 MEASURING = TRAINING | {"gpu": one_gpu}
 
 
-def threads_of(wildcards):
-    return recipe_of(wildcards).training.threads
-
-
-def card(wildcards):
-    """An input function: the card of the prepared dataset that this cell trains on."""
-    return EXPERIMENT.card(wildcards.dataset, wildcards.architecture)
-
-
-def other_cards(wildcards):
-    """An input function: the card of the other dataset that this cell measures, if it names one."""
-    return EXPERIMENT.other_cards(wildcards.dataset, wildcards.architecture)
-
-
-def raw_source(wildcards):
-    """An input function: the record of a dataset's raw files."""
-    return PATHS.raw(wildcards.dataset, EXPERIMENT.suffixes[wildcards.dataset])
-
-
-def candidates(wildcards):
-    """An input function: the learning curve of every candidate of a sweep."""
-    cell, names = (wildcards.dataset, wildcards.architecture), recipe_of(wildcards).sweep.named()
-    return [PATHS.candidate(name, *cell) for name in names]
-
-
-def sweep_states(wildcards):
-    """A params function: where the candidates of a sweep keep what they have."""
-    cell, names = (wildcards.dataset, wildcards.architecture), recipe_of(wildcards).sweep.named()
-    return [PATHS.state(candidate_job(name, *cell)) for name in names]
-
-
 def winner(wildcards):
     """The learning curve that won the sweep; nothing where the learning rate is pinned.
 
@@ -177,22 +124,11 @@ def winner(wildcards):
     larger runs nothing again where its winner stays.
     """
     cell = wildcards.dataset, wildcards.architecture
-    if recipe_of(wildcards).sweep.learning_rate is not None:
+    if EXPERIMENT.recipe_of(wildcards).sweep.learning_rate is not None:
         return []
     chosen = checkpoints.select_learning_rate.get(dataset=cell[0], architecture=cell[1])
     with open(chosen.output.selection, encoding="utf-8") as file:
         return PATHS.candidate(learning_rate_name(json.load(file)["learning_rate"]), *cell)
-
-
-def custom_files(wildcards):
-    custom = CONFIG.custom_datasets.get(wildcards.dataset)
-    return [] if custom is None else custom.path
-
-
-def custom_contents(wildcards):
-    """A params function: the images of a user's folder, of which its own time says nothing."""
-    custom = CONFIG.custom_datasets.get(wildcards.dataset)
-    return tree_digest(custom.path) if custom and os.path.isdir(custom.path) else None
 
 
 def reference_options():

@@ -17,7 +17,7 @@ rule download_dataset:
         runtime=720,
     params:
         folder=subpath(output.source, parent=True),
-        custom=lambda wildcards: EXPERIMENT.custom_options(wildcards.dataset),
+        custom=EXPERIMENT.custom_options,
     message:
         "Download {wildcards.dataset}"
     shell:
@@ -27,8 +27,8 @@ rule download_dataset:
 
 rule prepare_dataset:
     input:
-        source=raw_source,
-        own=custom_files,
+        source=EXPERIMENT.raw_source,
+        own=EXPERIMENT.custom_files,
     output:
         **{name: PATHS.prepared(f"{name}.npy") for name in ARRAYS},
         card=PATHS.prepared("card.json"),
@@ -48,8 +48,8 @@ rule prepare_dataset:
         recipe=lambda wildcards: EXPERIMENT.preparations[
             wildcards.dataset, wildcards.preparation
         ].data.model_dump_json(),
-        custom=lambda wildcards: EXPERIMENT.custom_options(wildcards.dataset),
-        contents=custom_contents,
+        custom=EXPERIMENT.custom_options,
+        contents=EXPERIMENT.custom_contents,
         version=versions.PREPARATION,
     message:
         "Prepare {wildcards.dataset} ({wildcards.preparation})"

@@ -31,10 +31,13 @@ rule collect_tables:
     params:
         folder=subpath(output.measurements, parent=True),
         labels=lambda wildcards: EXPERIMENT.titles(),
-        recipes=EXPERIMENT.recipe_files(),
-        depends_on=EXPERIMENT.terminal_phase_accuracies(),
+        recipes=[PATHS.recipe(*cell) for cell in EXPERIMENT.recipes],
+        depends_on={
+            " x ".join(cell): recipe.measurement.terminal_phase_accuracy
+            for cell, recipe in EXPERIMENT.recipes.items()
+        },
         reference=reference_options(),
-        done=EXPERIMENT.robustness_states(),
+        done=[PATHS.state(run_job(*run), "robustness") for run in EXPERIMENT.runs],
         code=code_hash("results/tables.py"),
     message:
         "Collect the tables of all runs"

@@ -3,8 +3,8 @@
 
 rule extract_features:
     input:
-        card=card,
-        other=other_cards,
+        card=EXPERIMENT.card,
+        other=EXPERIMENT.other_cards,
         checkpoints=PATHS.run("checkpoints"),
         winner=winner,
     output:
@@ -15,12 +15,12 @@ rule extract_features:
         PATHS.benchmark("extract_features", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
-    threads: threads_of
+    threads: EXPERIMENT.threads
     resources:
         **MEASURING,
     params:
         recipe=PATHS.recipe(),
-        depends_on=recipe_slice("network", "measurement"),
+        depends_on=EXPERIMENT.recipe_slice("network", "measurement"),
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=PATHS.state(run_job(), "features"),
@@ -55,7 +55,7 @@ rule compute_statistics:
         runtime=60,
     params:
         recipe=PATHS.recipe(),
-        depends_on=recipe_slice("measurement", "training"),
+        depends_on=EXPERIMENT.recipe_slice("measurement", "training"),
         code=code_hash(
             "collapse/statistics.py",
             "collapse/moments.py",
@@ -76,7 +76,7 @@ rule compute_statistics:
 
 rule measure_robustness:
     input:
-        card=card,
+        card=EXPERIMENT.card,
         checkpoints=PATHS.run("checkpoints"),
         winner=winner,
     output:
@@ -87,12 +87,12 @@ rule measure_robustness:
         PATHS.benchmark("measure_robustness", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
-    threads: threads_of
+    threads: EXPERIMENT.threads
     resources:
         **MEASURING,
     params:
         recipe=PATHS.recipe(),
-        depends_on=recipe_slice("network", "robustness"),
+        depends_on=EXPERIMENT.recipe_slice("network", "robustness"),
         version=versions.MEASUREMENT,
         data=subpath(input.card, parent=True),
         state=PATHS.state(run_job(), "robustness"),

@@ -7,7 +7,7 @@ localrules:
 
 rule train_candidate:
     input:
-        card=card,
+        card=EXPERIMENT.card,
     output:
         curve=PATHS.candidate(),
     log:
@@ -16,14 +16,18 @@ rule train_candidate:
         PATHS.benchmark("train_candidate", candidate_job())
     conda:
         "../../envs/neural_collapse.yaml"
-    threads: threads_of
+    threads: EXPERIMENT.threads
     resources:
         **TRAINING,
     params:
         recipe=PATHS.recipe(),
-        depends_on=recipe_slice("network", "training"),
-        learning_rate=lambda wildcards: recipe_of(wildcards).sweep.named()[wildcards.learning_rate],
-        sweep=lambda wildcards: recipe_of(wildcards).sweep.model_dump(include=SEEN_BY_CANDIDATES),
+        depends_on=EXPERIMENT.recipe_slice("network", "training"),
+        learning_rate=lambda wildcards: EXPERIMENT.recipe_of(wildcards).sweep.named()[
+            wildcards.learning_rate
+        ],
+        sweep=lambda wildcards: EXPERIMENT.recipe_of(wildcards).sweep.model_dump(
+            include=SEEN_BY_CANDIDATES
+        ),
         version=versions.TRAINING,
         data=subpath(input.card, parent=True),
         state=PATHS.state(candidate_job()),
@@ -39,7 +43,7 @@ rule train_candidate:
 
 checkpoint select_learning_rate:
     input:
-        curves=candidates,
+        curves=EXPERIMENT.candidates,
     output:
         # First, since a checkpoint whose outputs are incomplete is asked for its first one alone.
         selection=PATHS.sweep("selection.json"),
@@ -56,8 +60,8 @@ checkpoint select_learning_rate:
         runtime=30,
     params:
         recipe=PATHS.recipe(),
-        depends_on=recipe_slice("sweep"),
-        done=sweep_states,
+        depends_on=EXPERIMENT.recipe_slice("sweep"),
+        done=EXPERIMENT.sweep_states,
     message:
         "Select the learning rate of {wildcards.dataset} x {wildcards.architecture}"
     shell:
@@ -68,7 +72,7 @@ checkpoint select_learning_rate:
 
 rule train_model:
     input:
-        card=card,
+        card=EXPERIMENT.card,
         winner=winner,
     output:
         checkpoints=directory(PATHS.run("checkpoints")),
@@ -80,15 +84,15 @@ rule train_model:
         PATHS.benchmark("train_model", run_job())
     conda:
         "../../envs/neural_collapse.yaml"
-    threads: threads_of
+    threads: EXPERIMENT.threads
     resources:
         **TRAINING,
     params:
         recipe=PATHS.recipe(),
-        depends_on=recipe_slice("network", "training"),
-        epochs=lambda wildcards: recipe_of(wildcards).measured_epochs,
+        depends_on=EXPERIMENT.recipe_slice("network", "training"),
+        epochs=lambda wildcards: EXPERIMENT.recipe_of(wildcards).measured_epochs,
         version=versions.TRAINING,
-        pinned=lambda wildcards: recipe_of(wildcards).sweep.learning_rate,
+        pinned=lambda wildcards: EXPERIMENT.recipe_of(wildcards).sweep.learning_rate,
         winner=lambda wildcards, input: ["--winner", input.winner] if input.winner else [],
         data=subpath(input.card, parent=True),
         state=PATHS.state(run_job()),

@@ -15,13 +15,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neural_collapse.experiment.config import (
-    Config,
-    check_config,
-    json_schema,
-    load_config,
-    resolve_recipe,
-)
+from neural_collapse.experiment.config import Config, check_config, load_config, resolve_recipe
+from neural_collapse.experiment.generated import json_schema
 from neural_collapse.experiment.recipe import Recipe, read_recipe, write_recipe
 from neural_collapse.io.errors import UserError
 from neural_collapse.training.schedule import spaced_epochs

@@ -11,7 +11,7 @@ import pytest
 from sample_tables import RUN
 
 from neural_collapse.experiment.config import load_config
-from neural_collapse.experiment.paper_recipes import paper_recipes_json
+from neural_collapse.experiment.generated import paper_recipes_json
 from neural_collapse.results import paper
 from neural_collapse.results.claims import (
     NOISE,

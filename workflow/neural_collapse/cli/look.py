@@ -71,18 +71,9 @@ def numbers(text: str) -> list[float]:
 
 EXPERIMENT = (
     option(
-        "results",
-        type=Path,
-        nargs="?",
-        metavar="RESULTS",
-        help="a folder such as results/paper",
+        "results", type=Path, nargs="?", metavar="RESULTS", help="a folder such as results/paper"
     ),
-    option(
-        "--config",
-        type=Path,
-        metavar="PATH",
-        help="a config file; also counts jobs that have not started",
-    ),
+    path("config", "a config file; also counts jobs that have not started", required=False),
 )
 
 
@@ -92,14 +83,14 @@ def add_to(cli: Commands) -> None:
     cli.add(
         "plan", "print the cost of a config before it starts", plan,
         one_of=(
-            option("--config", type=Path, metavar="PATH", help="a config file"),
+            path("config", "a config file", required=False),
             option("--config-json", type=json_text, help="a config, as JSON"),
         ),
     )  # fmt: skip
     cli.add(
         "check-gpu", "check and time this machine's GPU; print recommended settings", check_gpu,
-        option("--config", type=Path, default=Path("config.yaml"), metavar="PATH",
-               help="a config file, whose networks are timed (default: config.yaml)"),
+        path("config", "a config file, whose networks are timed (default: config.yaml)",
+             required=False, default=Path("config.yaml")),
         option("--quick", action="store_true", help="each network once: a minute instead of four"),
         path("output", "the JSON file to write (default: results/check-gpu.json)", required=False),
     )  # fmt: skip

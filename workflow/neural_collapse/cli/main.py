@@ -36,17 +36,14 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self.file.write(text)
-        return self.screen.write(text)
-
-    def flush(self) -> None:
         self.file.flush()
-        self.screen.flush()
+        return self.screen.write(text)
 
     def isatty(self) -> bool:
         return False
 
-    def fileno(self) -> int:
-        return self.screen.fileno()
+    def __getattr__(self, name: str):
+        return getattr(self.screen, name)
 
 
 @contextlib.contextmanager

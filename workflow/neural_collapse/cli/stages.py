@@ -79,11 +79,10 @@ def add_to(cli: Commands) -> None:
         option("--processes", type=at_least(1), default=1, metavar="N",
                help="processes that draw"),
     )  # fmt: skip
-    cli.add("config-schema", "print the config's JSON schema", "experiment.config:json_schema")
+    cli.add("config-schema", "print the config's JSON schema", "experiment.generated:json_schema")
     cli.add(
-        "config-page", "print the reference page of config keys",
-        "experiment.config_page:config_page",
-    )  # fmt: skip
+        "config-page", "print the reference page of config keys", "experiment.generated:config_page"
+    )
 
 
 def _add_data(cli: Commands) -> None:

@@ -261,12 +261,15 @@ class Config(Model):
         custom = self.custom_datasets.get(recipe.dataset)
         return recipe.data.name + folder_suffix(custom, self.resources_folder)
 
+    def card_path(self, recipe: Recipe) -> str:
+        """The path of the data card of a recipe's prepared dataset."""
+        paths = Paths(self.folder, self.resources_folder)
+        return paths.prepared("card.json", recipe.dataset, self.preparation(recipe))
+
     def data_card(self, recipe: Recipe) -> dict[str, Any] | None:
         """The data card of a recipe's prepared dataset; None if it is not prepared yet."""
-        paths = Paths(self.folder, self.resources_folder)
-        path = paths.prepared("card.json", recipe.dataset, self.preparation(recipe))
         try:
-            card = json.loads(Path(path).read_text(encoding="utf-8"))
+            card = json.loads(Path(self.card_path(recipe)).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return card if isinstance(card, dict) else None
@@ -456,10 +459,3 @@ def _require_other(config: Config, recipe: Recipe) -> None:
     if config.missing(name):
         raise UserError(f"{key}: {name} cannot be downloaded freely; give imagenet_folder")
     _require_published(other, dataset_entry(config.custom_datasets, name))
-
-
-def json_schema() -> str:
-    """The config's JSON schema, as shipped in workflow/schemas/config.schema.json."""
-    schema = Config.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return json.dumps(schema, indent=2) + "\n"

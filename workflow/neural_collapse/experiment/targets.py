@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,19 @@ from ..data.registry import dataset_entry, folder_suffix
 from ..figures import MOVING, NAMES
 from ..figures.specs import Look
 from ..io.errors import UserError
+from ..io.files import tree_digest
 from ..results import TABLES
 from .config import Config, resolve_recipe
-from .paths import Paths, run_job
-from .recipe import Recipe
+from .paths import Paths, candidate_job
+from .recipe import READ_ELSEWHERE, Recipe
 
 
 class Experiment:
-    """An experiment's config, its cells' recipes, and the files that its targets are made of."""
+    """An experiment's config, its cells' recipes, and the files that its targets are made of.
+
+    Methods of `wildcards`, an object with the attributes dataset and architecture, are input and
+    params functions of rules.
+    """
 
     def __init__(self, config: Config):
         self.config = config
@@ -37,17 +44,74 @@ class Experiment:
             (recipe.dataset, config.preparation(recipe)): recipe for recipe in prepared
         }
 
-    def card(self, dataset: str, architecture: str) -> str:
+    def recipe_of(self, wildcards: Any) -> Recipe:
+        """The recipe of the cell that a rule's wildcards name."""
+        return self.recipes[wildcards.dataset, wildcards.architecture]
+
+    def recipe_slice(self, *parts: str) -> Callable[[Any], dict[str, Any]]:
+        """A params function: only the parts of the recipe that the job reads decide its rerun.
+
+        The recipe's file, written before the first job starts, is no input: Snakemake would not
+        look at the params of any job after one that makes it.
+        """
+
+        def of(wildcards: Any) -> dict[str, Any]:
+            recipe = self.recipe_of(wildcards)
+            return {
+                part: getattr(recipe, part).model_dump(
+                    mode="json", exclude=READ_ELSEWHERE.get(part)
+                )
+                for part in parts
+            }
+
+        return of
+
+    def threads(self, wildcards: Any) -> int:
+        """CPU threads of a cell's jobs."""
+        return self.recipe_of(wildcards).training.threads
+
+    def card(self, wildcards: Any) -> str:
         """The data card of the prepared dataset that a cell trains on."""
-        return self._card(self.recipes[dataset, architecture])
+        return self.config.card_path(self.recipe_of(wildcards))
 
-    def other_cards(self, dataset: str, architecture: str) -> list[str]:
+    def other_cards(self, wildcards: Any) -> list[str]:
         """The data card of the other dataset that a cell measures; nothing where there is none."""
-        other = self.recipes[dataset, architecture].of_other_dataset
-        return [] if other is None else [self._card(other)]
+        other = self.recipe_of(wildcards).of_other_dataset
+        return [] if other is None else [self.config.card_path(other)]
 
-    def _card(self, recipe: Recipe) -> str:
-        return self.paths.prepared("card.json", recipe.dataset, self.config.preparation(recipe))
+    def candidates(self, wildcards: Any) -> list[str]:
+        """The learning curve of every candidate of a cell's sweep."""
+        cell = wildcards.dataset, wildcards.architecture
+        return [self.paths.candidate(name, *cell) for name in self.recipes[cell].sweep.named()]
+
+    def sweep_states(self, wildcards: Any) -> list[str]:
+        """Where the candidates of a sweep keep what they have."""
+        cell = wildcards.dataset, wildcards.architecture
+        names = self.recipes[cell].sweep.named()
+        return [self.paths.state(candidate_job(name, *cell)) for name in names]
+
+    def raw_source(self, wildcards: Any) -> str:
+        """The record of a dataset's raw files."""
+        return self.paths.raw(wildcards.dataset, self.suffixes[wildcards.dataset])
+
+    def custom_options(self, wildcards: Any) -> list[str]:
+        """A user-defined dataset as options of the command line; none for a built-in one."""
+        custom = self.config.custom_datasets.get(wildcards.dataset)
+        if custom is None:
+            return []
+        # How its column is titled is read where tables are collected.
+        entry = custom.model_copy(update={"label": wildcards.dataset})
+        return ["--custom", entry.model_dump_json()]
+
+    def custom_files(self, wildcards: Any) -> list[str]:
+        """The file or folder of a user-defined dataset."""
+        custom = self.config.custom_datasets.get(wildcards.dataset)
+        return [] if custom is None else [custom.path]
+
+    def custom_contents(self, wildcards: Any) -> str | None:
+        """What lies in the folder of a user-defined dataset, of which its own time says nothing."""
+        folders = filter(os.path.isdir, self.custom_files(wildcards))
+        return next(map(tree_digest, folders), None)
 
     def cards(self) -> list[str]:
         """The data card of every prepared dataset."""
@@ -62,10 +126,6 @@ class Experiment:
         """A file of every run."""
         return [self.paths.run(name, *run) for run in self.runs]
 
-    def recipe_files(self) -> list[str]:
-        """The recipe of every cell."""
-        return [self.paths.recipe(*cell) for cell in self.recipes]
-
     def sweep_tables(self) -> list[str]:
         """The table of every sweep."""
         return [
@@ -73,17 +133,6 @@ class Experiment:
             for cell, recipe in self.recipes.items()
             if recipe.sweep.learning_rate is None
         ]
-
-    def terminal_phase_accuracies(self) -> dict[str, float]:
-        """At which train accuracy each cell's terminal phase starts."""
-        return {
-            " x ".join(cell): recipe.measurement.terminal_phase_accuracy
-            for cell, recipe in self.recipes.items()
-        }
-
-    def robustness_states(self) -> list[str]:
-        """Where the attacks of all runs keep what they have."""
-        return [self.paths.state(run_job(*run), "robustness") for run in self.runs]
 
     def table_files(self) -> list[str]:
         """Every table that the target `tables` makes."""
@@ -144,11 +193,3 @@ class Experiment:
             )
         tables = [str(folder / "tables" / f"{name}.parquet") for name in TABLES]
         return [*tables, str(folder / "runs.json"), str(folder / "cards.json")]
-
-    def custom_options(self, dataset: str) -> list[Any]:
-        """A user-defined dataset as options of the command line; none for a built-in one."""
-        custom = self.config.custom_datasets.get(dataset)
-        if custom is None:
-            return []
-        # How its column is titled is read where tables are collected.
-        return ["--custom", custom.model_copy(update={"label": dataset}).model_dump_json()]

@@ -117,7 +117,7 @@ def _records_so_far(job: Job) -> tuple[list[dict[str, Any]], bool] | None:
     return None
 
 
-def unfinished_curves(path: Path) -> Iterator[Curves]:
+def _unfinished(path: Path) -> Iterator[Curves]:
     """Learning curves so far, from the resume states of trainings that are not finished.
 
     path: an experiment's folder, a run's, or the file that a curve of the sweep is to become.
@@ -162,27 +162,28 @@ def _of_run(folder: Path) -> Curves:
     return Curves(pd.concat([history, *measured], ignore_index=True), start)
 
 
-def find_curves(path: Path) -> dict[tuple, Curves]:
-    """Every training below `path`, by its key; the newest of what is known of each.
-
-    path: a run's folder, a folder of tables, an experiment's folder, or one learning curve.
-    """
-    found = [Curves(read_table(path, "history"))] if path.is_file() else []
+def _all_curves(path: Path) -> Iterator[Curves]:
+    """What is known of every training below `path`, the newest last."""
+    if path.is_file():
+        yield Curves(read_table(path, "history"))
     for folder in (path, path / "tables"):
         if (folder / "measurements.parquet").is_file():
-            found += _of_tables(folder)
+            yield from _of_tables(folder)
     for folder in (path, *sorted(path.glob("*/*/seed-*"))):
         if (folder / "history.parquet").is_file():
-            found.append(_of_run(folder))
-    found += unfinished_curves(path)
-    return {curves.key: curves for curves in found if len(curves.frame)}
+            yield _of_run(folder)
+    yield from _unfinished(path)
 
 
 def choose_curves(
     path: Path, dataset: str | None, architecture: str | None, seed: int | None
 ) -> Curves:
-    """The one training that is asked for; raises UserError naming those there are."""
-    found = list(find_curves(path).values())
+    """The one training that is asked for; raises UserError naming those there are.
+
+    path: a run's folder, a folder of tables, an experiment's folder, or one learning curve.
+    """
+    known = {curves.key: curves for curves in _all_curves(path) if len(curves.frame)}
+    found = list(known.values())
     if not found:
         raise UserError(
             f"{path}: holds no training that is finished or has ended an epoch; give a run's "

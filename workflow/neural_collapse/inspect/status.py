@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 import socket
 import time
@@ -75,12 +74,9 @@ def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset
     return JobStatus(job, "waiting")
 
 
-def _tail(path: Path, size: int = 20_000) -> list[str]:
+def _tail(path: Path) -> list[str]:
     try:
-        with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(file.tell() - size, 0))
-            text = file.read().decode("utf-8", "replace")
+        text = path.read_bytes()[-20_000:].decode("utf-8", "replace")
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()]

@@ -82,7 +82,7 @@ PROTOCOL: dict[tuple[str, str], Protocol] = {
     (facts.pop("dataset"), facts.pop("architecture")): Protocol(**facts)
     for facts in json.loads(RECIPES_FILE.read_text(encoding="utf-8"))
 }
-"""The paper's recipe of each cell; experiment.paper_recipes writes the file from config.yaml."""
+"""The paper's recipe of each cell; experiment.generated writes the file from config.yaml."""
 
 
 def paper_order(names: list[str], known: tuple[str, ...]) -> list[str]:

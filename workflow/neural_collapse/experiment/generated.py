@@ -1,8 +1,9 @@
-"""The reference page of config keys, generated from the typed models."""
+"""What is generated of the typed models: pages and files that a test compares with the shipped."""
 
 from __future__ import annotations
 
 import json
+from itertools import product
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -11,8 +12,8 @@ from pydantic_core import PydanticUndefined
 
 from ..data.registry import DATASETS, CustomDataset
 from ..networks.recipes import FAMILIES
-from ..networks.registry import NAMED
-from .config import ArchitectureEntry, Config, FiguresConfig, Override
+from ..networks.registry import NAMED, label
+from .config import ArchitectureEntry, Config, FiguresConfig, Override, resolve_recipe
 from .recipe import RecipeParts
 
 HEAD = """\
@@ -69,7 +70,7 @@ def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def config_page() -> str:
-    """The page as Markdown."""
+    """config/README.md: every key, as Markdown."""
     top = [line for line in _table(Config) if "`recipe`" not in line and "`overrides`" not in line]
     top += [
         "| `recipe` | The recipe of every cell, below. | keys | the paper's |",
@@ -105,3 +106,35 @@ def config_page() -> str:
     ]
     parts = ["\n".join([title, "", *lines]) for title, lines in sections.items()]
     return "\n\n".join([HEAD.rstrip("\n"), *parts]) + "\n"
+
+
+def json_schema() -> str:
+    """workflow/schemas/config.schema.json: the config's JSON schema."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def paper_recipes_json(config: Config) -> str:
+    """results/paper_recipes.json: recipes of `config`'s cells, with what tables call their networks
+    and data.
+
+    They stand apart from config.yaml, which a user may change and an installed package lacks.
+    """
+    lines = []
+    for cell in product(config.datasets, config.architectures):
+        recipe = resolve_recipe(config, *cell)
+        entry, data = DATASETS[recipe.dataset], recipe.data
+        facts = {
+            "dataset": recipe.dataset,
+            "architecture": recipe.architecture,
+            "network": label(recipe.network),
+            "train_examples": (data.examples_per_class or 0) * entry.num_classes
+            or entry.train_examples,
+            "image_size_px": data.side_px(entry.image_size_px),
+            "recipe": recipe.model_dump(
+                mode="json", exclude={"resources", "dataset", "architecture"}
+            ),
+        }
+        lines.append(json.dumps(facts, separators=(",", ":")))
+    return "[\n" + ",\n".join(lines) + "\n]\n"
