@@ -141,10 +141,26 @@ class CellPlan:
 
     @property
     def features_bytes(self) -> int | None:
-        """Of what is kept of their features: moments, and Figure 1's raw ones."""
-        if self.size is None or self.network is None:
+        """Of what is kept of their features, moments and Figure 1's raw ones, but for names."""
+        from ..collapse.moments import CALIBRATION_BINS
+
+        recipe, size, network = self.recipe, self.size, self.network
+        if size is None or network is None:
             return None
-        return self.runs * features_bytes(self.recipe, self.size, self.network)
+        classes, dim = size.num_classes, network.feature_dimension
+        dimensions = dim, *network.layer_dimensions
+        # Numbers of 8 bytes. Of both splits and each layer: class means, scatter on their span,
+        # counts, variances, decisions. Of the features: calibration, full scatter, last layer.
+        numbers = 2 * sum(classes * (d + classes + 6) for d in dimensions)
+        numbers += 2 * 3 * CALIBRATION_BINS + classes * (dim + 1)
+        if recipe.measurement.scatter == "full":
+            numbers += 2 * dim**2
+        if recipe.data.imbalance is not None:  # the train split's scatter in balanced weights too
+            numbers += len(dimensions) * classes**2
+        chosen = len(recipe.figure_1_classes(classes))
+        raw = 4 * dim * chosen * recipe.measurement.activation_examples_per_class
+        checkpoints, shown = len(recipe.measured_epochs), len(recipe.activation_epochs)
+        return self.runs * (8 * numbers * checkpoints + raw * shown)
 
     @cached_property
     def flops(self) -> float | None:
@@ -162,8 +178,15 @@ class CellPlan:
         candidate = 3 * (size.epoch or size.train) * epochs + (size.train + size.test) * evaluations
         kept = epochs * training_images(size) + checkpoints * (passed + attack)
         images = self.candidates * candidate + self.runs * kept
-        moments = passed * moments_flops(self.recipe, size.num_classes, network)
-        return images * network.forward_flops + self.runs * checkpoints * moments
+        # Products with the span of the means and with the class centres, of the features with the
+        # classifier too, and outer products of what they give; doubled for float64.
+        classes, dim = size.num_classes, network.feature_dimension
+        moments = sum(4 * classes * d + 2 * classes**2 for d in (dim, *network.layer_dimensions))
+        moments += 2 * classes * dim
+        if self.recipe.measurement.scatter == "full":
+            moments += 2 * dim**2
+        measured = self.runs * checkpoints * passed
+        return images * network.forward_flops + 2 * measured * moments
 
     @property
     def kind(self) -> str:
@@ -198,38 +221,6 @@ def _prepared_size(config: Config, recipe: Recipe) -> DataSize | None:
 def network_kind(network: NetworkRecipe) -> str:
     """The network's family; of a user-defined one the function, which may compute anything."""
     return network.function if isinstance(network, CustomRecipe) else network.family
-
-
-def features_bytes(recipe: Recipe, size: DataSize, network: NetworkCost) -> int:
-    """What is kept of the features of one run's checkpoints, but for names and the like."""
-    from ..collapse.moments import CALIBRATION_BINS
-
-    classes, dim = size.num_classes, network.feature_dimension
-    dimensions = dim, *network.layer_dimensions
-    # Numbers of 8 bytes. Of both splits and each layer: class means, scatter on their span, counts,
-    # variances, decisions. Of the features: calibration, the full scatter, and the last layer.
-    numbers = 2 * sum(classes * (d + classes + 6) for d in dimensions)
-    numbers += 2 * 3 * CALIBRATION_BINS + classes * (dim + 1)
-    if recipe.measurement.scatter == "full":
-        numbers += 2 * dim**2
-    if recipe.data.imbalance is not None:  # the train split's scatter in balanced weights as well
-        numbers += len(dimensions) * classes**2
-    moments = 8 * numbers
-    chosen = len(recipe.figure_1_classes(classes))
-    raw = 4 * dim * chosen * recipe.measurement.activation_examples_per_class
-    return len(recipe.measured_epochs) * moments + len(recipe.activation_epochs) * raw
-
-
-def moments_flops(recipe: Recipe, classes: int, network: NetworkCost) -> int:
-    """Operations by which an image's features and layers are summed up, doubled for float64.
-
-    Products with the span of the means and with the class centres, of the features with the
-    classifier too; outer products of what they give.
-    """
-    dim = network.feature_dimension
-    of_layers = sum(4 * classes * d + 2 * classes**2 for d in (dim, *network.layer_dimensions))
-    full = 2 * dim**2 if recipe.measurement.scatter == "full" else 0
-    return 2 * (of_layers + 2 * classes * dim + full)
 
 
 def training_images(size: DataSize) -> int:
