@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import subprocess
@@ -15,10 +16,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from neural_collapse.data.registry import DATASETS
 from neural_collapse.experiment.config import Config, check_config, load_config, resolve_recipe
 from neural_collapse.experiment.generated import json_schema
 from neural_collapse.experiment.recipe import Recipe, read_recipe, write_recipe
 from neural_collapse.io.errors import UserError
+from neural_collapse.networks.registry import label
 from neural_collapse.training.schedule import spaced_epochs
 
 ROOT = Path(__file__).parents[3]
@@ -148,43 +151,35 @@ PAPER = {
 
 @pytest.mark.parametrize("dataset", PAPER)
 def test_shipped_config_of_the_paper_is_its_protocol(dataset):
-    from neural_collapse.data.registry import DATASETS
-    from neural_collapse.networks.registry import label
-
     config = load_config(ROOT / "config.yaml")
     *networks, balanced, size = PAPER[dataset]
     big = dataset == "imagenet"
     for architecture, network in zip(("vgg", "resnet", "densenet"), networks, strict=True):
         recipe = resolve_recipe(config, dataset, architecture)
-        training = recipe.training
+        data, training, attack = recipe.data, recipe.training, recipe.robustness
         assert label(recipe.network) == network
-        assert recipe.data.examples_per_class == balanced
-        assert recipe.data.test_examples_per_class is None
-        assert recipe.data.average_pooling == 1
-        assert size == DATASETS[dataset].image_size_px + 2 * recipe.data.padding_pixels
-        assert training.epochs == (300 if big else 350)
-        assert training.batch_size == (256 if big else 128)
-        assert training.weight_decay == (1e-4 if big else 5e-4)
-        assert training.momentum == 0.9
+        assert architecture == "vgg" or recipe.network.stem == ("imagenet" if big else "small")
+        assert (data.examples_per_class, data.test_examples_per_class) == (balanced, None)
+        assert data.side_px(DATASETS[dataset].image_size_px) == size
+        assert (training.epochs, training.batch_size) == ((300, 256) if big else (350, 128))
         assert training.milestones == ((150, 225) if big else (116, 233))
-        assert training.learning_rate_factor == 0.1
+        assert (training.learning_rate_factor, training.momentum) == (0.1, 0.9)
+        assert training.weight_decay == (1e-4 if big else 5e-4)
         assert not training.keep_incomplete_batch
-        assert len(recipe.sweep.learning_rates) == (10 if big else 25)
-        assert recipe.sweep.learning_rates[0] == pytest.approx(1e-4)
-        assert recipe.sweep.learning_rates[-1] == pytest.approx(0.25)
+        rates = recipe.sweep.learning_rates
+        assert len(rates) == (10 if big else 25)
+        assert (rates[0], rates[-1]) == (pytest.approx(1e-4), pytest.approx(0.25))
         assert len(recipe.measured_epochs) == 51
         assert recipe.measurement.terminal_phase_accuracy == (0.996 if big else 0.999)
-        attack = recipe.robustness
         assert (attack.images, attack.overshoot, attack.max_steps) == (100, 0.02, 50)
         assert attack.candidate_classes == 10
-        assert getattr(recipe.network, "stem", "imagenet") == ("imagenet" if big else "small") or (
-            architecture == "vgg"
-        )
-    trainings = sum(
-        len(resolve_recipe(config, *cell).sweep.learning_rates)
-        for cell in [(d, a) for d in config.datasets for a in config.architectures]
-    )
-    assert trainings == 480
+
+
+def test_shipped_config_of_the_paper_has_480_trainings():
+    config = load_config(ROOT / "config.yaml")
+    cells = itertools.product(config.datasets, config.architectures)
+    sweeps = [resolve_recipe(config, *cell).sweep for cell in cells]
+    assert sum(len(sweep.learning_rates) for sweep in sweeps) == 480
 
 
 def test_cells_imagenet_without_folder_is_left_out():
