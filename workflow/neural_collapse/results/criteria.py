@@ -81,11 +81,6 @@ class Cell:
         return set(self.measurements["statistic"])
 
 
-def any_recipe(recipe: Mapping[str, Any]) -> bool:
-    """True."""
-    return True
-
-
 @dataclass(frozen=True, kw_only=True)
 class Claim:
     """What all kinds have. `judge` returns the columns of the table `claims` from `seeds` to
@@ -96,8 +91,8 @@ class Claim:
     split: str = "train"
     paper: str
     """What the authors found, and where."""
-    applies: Callable[[Mapping[str, Any]], bool] = any_recipe
-    """Whether anything is claimed about a recipe."""
+    applies: Callable[[Mapping[str, Any]], bool] | None = None
+    """Whether anything is claimed about a recipe; None for all."""
     needs: tuple[str, ...] = ()
     """Statistics that have to be measured for anything to be claimed."""
     shown_as: str = ""
@@ -110,7 +105,8 @@ class Claim:
 
     def concerns(self, cell: Cell) -> bool:
         """Whether anything is claimed about a cell."""
-        return cell.measured.issuperset(self.needs) and self.applies(cell.recipe)
+        applies = self.applies is None or self.applies(cell.recipe)
+        return applies and cell.measured.issuperset(self.needs)
 
     def rows(self, measurements: pd.DataFrame, statistic: str | None = None) -> pd.DataFrame:
         """Its statistic's rows, or another one's of the same split."""
