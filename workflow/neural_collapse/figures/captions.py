@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
 import pandas as pd
 
@@ -185,31 +185,6 @@ def etf(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> s
     )
 
 
-def outliers(*tables: Any) -> str:
-    """What the figure of outliers shows."""
-    return _other(
-        "Detection of another dataset's test images as outliers by four scores: area under the "
-        "ROC curve (AUROC), and false positive rate at 95 % true positives (FPR). NC5 is the mean "
-        "|cos| of the class means and the mean of the outliers.",
-        {label: f"outlier_auroc_{score}" for score, label in SCORES.items()},
-        "Scores: Hendrycks and Gimpel 2017, Liu et al. 2020, Ben Ammar et al. 2024 (NECO, NC5), "
-        "Liu and Qin 2025 (NCI).",
-        *tables,
-    )
-
-
-def transfer(*tables: Any) -> str:
-    """What the figure of transfer shows."""
-    return _other(
-        "NC1 of the train set and of the test set, each with its own class means; accuracy on the "
-        "own test set, and accuracy on another dataset's test set of a linear probe and of the "
-        "nearest class centre, both fitted to frozen features of its train set.",
-        {"linear probe": "transfer_probe_accuracy", "nearest centre": "transfer_ncc_accuracy"},
-        "After Hui, Belkin and Nakkiran 2022.",
-        *tables,
-    )
-
-
 def _other(
     shown: str,
     correlated: Mapping[str, str],
@@ -219,6 +194,7 @@ def _other(
     layout: Layout,
     *_,
 ) -> str:
+    """What a figure of cells that measure another dataset shows."""
     cells = measured_other(runs, layout)
     if not cells:
         return (
@@ -245,3 +221,22 @@ def _other(
         source,
         origin_sentence(runs),
     )
+
+
+outliers = partial(
+    _other,
+    "Detection of another dataset's test images as outliers by four scores: area under the "
+    "ROC curve (AUROC), and false positive rate at 95 % true positives (FPR). NC5 is the mean "
+    "|cos| of the class means and the mean of the outliers.",
+    {label: f"outlier_auroc_{score}" for score, label in SCORES.items()},
+    "Scores: Hendrycks and Gimpel 2017, Liu et al. 2020, Ben Ammar et al. 2024 (NECO, NC5), "
+    "Liu and Qin 2025 (NCI).",
+)
+transfer = partial(
+    _other,
+    "NC1 of the train set and of the test set, each with its own class means; accuracy on the "
+    "own test set, and accuracy on another dataset's test set of a linear probe and of the "
+    "nearest class centre, both fitted to frozen features of its train set.",
+    {"linear probe": "transfer_probe_accuracy", "nearest centre": "transfer_ncc_accuracy"},
+    "After Hui, Belkin and Nakkiran 2022.",
+)
