@@ -58,14 +58,6 @@ def test_a_fixed_classifier_keeps_its_bits_whatever_the_optimiser(
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_a_fixed_classifier_learns(tmp_path, make_data, make_recipe):
-    recipe = with_etf(make_recipe(epochs=6))
-    history, _ = train(
-        recipe, make_data(), learning_rate=0.05, seed=0, device=CPU, state_root=tmp_path
-    )
-    assert history.records[-1].test_error < 0.1 < history.records[0].test_error
-
-
 def unequal(data, counts=(30, 7, 1)):
     """The data with so many train images of each class, in mixed order."""
     labels = np.asarray(data.train_labels)

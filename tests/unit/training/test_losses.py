@@ -128,16 +128,6 @@ def test_a_gradient_is_the_slope_of_the_loss(name):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"mse"}))
-def test_a_gradient_of_a_softmax_loss_sums_to_zero_over_classes(name):
-    """Why the sum of the classifier's rows has a closed form: `sum_of_rows_factors`."""
-    logits, labels = batch(margin=2.0)
-    logits = logits.double().requires_grad_()
-    loss_of(TrainingRecipe(loss=name))(logits, labels).backward()
-    assert logits.grad.abs().max() > 1e-3
-    assert logits.grad.sum(1).abs().max() < 1e-16
-
-
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
 def test_a_focal_loss_of_certain_examples_has_no_nan_in_its_gradient(gamma):
     logits = torch.tensor([[1000.0, 0.0], [40.0, 0.0], [0.0, 800.0]], requires_grad=True)

@@ -25,17 +25,18 @@ def save_checkpoint(
     write_tensors(path, state, metadata, FORMAT)
 
 
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
+    """(shape, dtype) by name, which say whether tensors are of one network."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
 def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str]:
     """Load a checkpoint's weights into `network` and return its metadata.
 
     Raises UserError where the file is broken or holds another network, or NaN.
     """
     tensors, metadata = read_tensors(path, "checkpoint", FORMAT)
-    own, found = (
-        {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
-        for state in (network.state_dict(), tensors)
-    )
-    differing = dict(own.items() ^ found.items())
+    differing = dict(shapes(network.state_dict()).items() ^ shapes(tensors).items())
     if differing:
         raise UserError(
             f"{path}: holds another network than the recipe's: {min(differing)!r} does not fit; "

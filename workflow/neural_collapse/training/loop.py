@@ -25,7 +25,7 @@ from ..io.files import deliver
 from ..io.progress import Progress, say
 from ..io.tensorboard import Events
 from ..io.tensors import from_bytes, to_bytes
-from .checkpoints import checkpoint_name, save_checkpoint
+from .checkpoints import checkpoint_name, save_checkpoint, shapes
 from .distributed import launch
 from .ranks import ALONE, Ranks
 from .schedule import learning_rate_name
@@ -223,7 +223,7 @@ def _resume(
         due = [kept for kept in checkpoint_epochs if kept <= epoch and not diverged]
         whole = all(path.exists() for path in _checkpoints(folder, due))
         # The code of a user-defined network may have changed.
-        if not whole or _shapes(tensors) != _shapes(trainer.state()):
+        if not whole or shapes(tensors) != shapes(trainer.state()):
             say(
                 f"{label}  the state of epoch {epoch} is incomplete or from another network; "
                 "starts again"
@@ -237,10 +237,6 @@ def _resume(
     say(f"{label}  continues after epoch {epoch}")
     records = [EpochRecord(**record) for record in records]
     return History(trainer.learning_rate, records, diverged, epoch)
-
-
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def _write(
