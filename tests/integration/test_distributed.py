@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from experiments import alive, children, wait_until
 from safetensors import safe_open
-from shared_training import (
-    RATE,
-    digits,
-    everything,
-    fail,
-    in_float64,
-    in_two_goes,
-    recipe_of,
-)
+from safetensors.torch import load_file
+from shared_training import RATE, digits, everything, fail, in_float64, in_two_goes, recipe_of
 
 from neural_collapse.data.download import download_dataset
 from neural_collapse.data.prepare import prepare_dataset
@@ -36,6 +30,7 @@ from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 FAMILIES = ("resnet", "vgg", "densenet", "etf")
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,7 +92,7 @@ def test_a_process_is_set_up_as_its_launcher(together):
     assert together["map"]  # opened, not sent
 
 
-@pytest.mark.slow
+@SLOW
 def test_three_processes_too_and_they_resume_with_the_same_bits(alone, data):
     found = launch(3, CPU, in_float64, data)
     for family in FAMILIES:
@@ -106,31 +101,32 @@ def test_three_processes_too_and_they_resume_with_the_same_bits(alone, data):
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
+def train_here(recipe, data, state, checkpoints, **more):
+    return train(
+        recipe,
+        data,
+        learning_rate=RATE,
+        seed=0,
+        device=CPU,
+        state_root=state,
+        checkpoint_folder=checkpoints,
+        checkpoint_epochs=recipe.measured_epochs,
+        **more,
+    )
+
+
 @pytest.mark.parametrize(
-    "family",
-    ["vgg", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "vgg")],
+    "family", [pytest.param(name, marks=[SLOW] * (name != "vgg")) for name in FAMILIES]
 )
 def test_a_shared_run_delivers_what_a_run_alone_does(data, tmp_path, family, capsys):
     recipe = recipe_of(family)
 
     def run(processes):
-        history, network = train(
-            recipe,
-            data,
-            learning_rate=RATE,
-            seed=0,
-            device=CPU,
-            state_root=tmp_path / "state",
-            checkpoint_folder=tmp_path / str(processes),
-            checkpoint_epochs=recipe.measured_epochs,
-            processes=processes,
-        )
+        folders = tmp_path / "state", tmp_path / str(processes)
+        history, network = train_here(recipe, data, *folders, processes=processes)
         assert not (tmp_path / "state").exists()
-        said = capsys.readouterr().err.splitlines()
-        assert [line.split("  ")[3].split() for line in said] == [
-            ["epoch", "0/2"],
-            ["epoch", "2/2"],
-        ]
+        said = capsys.readouterr().err
+        assert re.findall(r"epoch +(\d/\d)", said) == ["0/2", "2/2"]
         return history, network.state_dict()
 
     (history, weights), (shared_history, shared_weights) = run(1), run(2)
@@ -138,21 +134,16 @@ def test_a_shared_run_delivers_what_a_run_alone_does(data, tmp_path, family, cap
         assert vars(record) == pytest.approx(vars(shared), abs=2e-3)
     for one, other in zip(*(sorted((tmp_path / p).iterdir()) for p in "12"), strict=True):
         assert one.name == other.name
-        with safe_open(one, "pt") as own, safe_open(other, "pt") as its:
-            own_facts, its_facts = own.metadata(), its.metadata()
-            # The checksum of weights that are equal only within rounding.
-            assert own_facts.pop("blake2b") and its_facts.pop("blake2b")
-            assert own_facts == its_facts
-            assert list(own.keys()) == list(its.keys())
-            for name in own.keys():  # noqa: SIM118
-                value, shared = own.get_tensor(name), its.get_tensor(name)
-                assert (value.dtype, value.shape) == (shared.dtype, shared.shape)
-                # Float32 rounds, and a norm after a layer of tiny outputs enlarges that.
-                assert torch.allclose(value, shared, rtol=1e-2, atol=2e-2), name
+        # Float32 rounds, and a norm after a layer of tiny outputs enlarges that.
+        torch.testing.assert_close(load_file(one), load_file(other), rtol=1e-2, atol=2e-2)
+        (own, its) = (safe_open(path, "pt").metadata() for path in (one, other))
+        # The checksum of weights that are equal only within rounding.
+        assert own.pop("blake2b") and its.pop("blake2b")
+        assert own == its
     # The network that comes back is the one of the last checkpoint.
     assert weights.keys() == shared_weights.keys()
-    with safe_open(tmp_path / "2" / "epoch-0002.safetensors", "pt") as last:
-        assert all(torch.equal(last.get_tensor(name), shared_weights[name]) for name in weights)
+    last = load_file(tmp_path / "2" / "epoch-0002.safetensors")
+    torch.testing.assert_close(last, dict(shared_weights), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
@@ -183,60 +174,27 @@ def start(prepared: Path, folder: Path, trouble: str) -> subprocess.Popen:
     )
 
 
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        # A process whose first thread is a zombie keeps its locks until its last one has gone.
-        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until(condition, seconds: float):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    return found
-
-
 def test_kill_9_of_the_launcher_leaves_no_orphan_and_one_process_resumes(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:
-        wait_until(lambda: list(tmp_path.glob("state/*/state-000003.*")), 600)
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000003.*")), "three epochs")
         workers = children(launcher.pid)
         assert len(workers) == 2
     finally:
         launcher.kill()
-    wait_until(lambda: not any(map(alive, workers)), 120)
+    wait_until(lambda: not any(map(alive, workers)), "the workers end", 120)
     launcher.communicate()
 
     recipe = recipe_of("custom", epochs=12)
     data = PreparedDataset.open(prepared / "data")
 
-    def run(state):
-        return train(
-            recipe,
-            data,
-            learning_rate=RATE,
-            seed=0,
-            device=CPU,
-            state_root=state,
-            checkpoint_folder=tmp_path / "delivered",
-            checkpoint_epochs=recipe.measured_epochs,
-        )
-
-    (history, network), (expected, reference) = run(tmp_path / "state"), run(tmp_path / "other")
+    history, network = train_here(recipe, data, tmp_path / "state", tmp_path / "delivered")
+    expected, reference = train_here(recipe, data, tmp_path / "other", tmp_path / "delivered")
     assert 3 <= history.resumed_after < 12
     assert len(history.records) == 13
     for record, other in zip(history.records, expected.records, strict=True):
         assert vars(record) == pytest.approx(vars(other), abs=1e-3)
-    found = differences(network.state_dict(), reference.state_dict())
-    assert max(found.values()) < 1e-2
+    assert max(differences(network.state_dict(), reference.state_dict()).values()) < 1e-2
 
 
 def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
@@ -254,18 +212,10 @@ def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("how", "kind", "words"),
     [
-        pytest.param(
-            "refuse", UserError, "data: are not there; fetch them", marks=pytest.mark.slow
-        ),
-        (
-            "raise",
-            RuntimeError,
-            "process 2 of 2 failed, and all were ended: ZeroDivisionError: a fa",
-        ),
-        pytest.param("kill", UserError, "process 2 of 2 was killed", marks=pytest.mark.slow),
-        pytest.param(
-            "abort", RuntimeError, "process 2 of 2 died of SIGABRT", marks=pytest.mark.slow
-        ),
+        ("raise", RuntimeError, "process 2 of 2 failed, and all were ended: ZeroDivisionError: "),
+        pytest.param("refuse", UserError, "data: are not there; fetch them", marks=SLOW),
+        pytest.param("kill", UserError, "process 2 of 2 was killed", marks=SLOW),
+        pytest.param("abort", RuntimeError, "process 2 of 2 died of SIGABRT", marks=SLOW),
     ],
 )
 def test_a_failure_ends_all_and_says_why(how, kind, words):
@@ -341,11 +291,11 @@ def test_two_gpus_end_where_one_does(data):
         assert record.train_loss == pytest.approx(shared_record.train_loss, abs=1e-9)
 
 
-@pytest.mark.slow
+@SLOW
 def test_interrupting_the_launcher_ends_all(prepared, tmp_path):
     launcher = start(prepared, tmp_path, "slow")
     try:
-        wait_until(lambda: list(tmp_path.glob("state/*/state-000000.*")), 600)
+        wait_until(lambda: list(tmp_path.glob("state/*/state-000000.*")), "a state")
         workers = children(launcher.pid)
         launcher.send_signal(signal.SIGINT)
         _, said = launcher.communicate(timeout=600)

@@ -4,31 +4,23 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from experiments import CHANGES, Experiment
+from experiments import BIN, CHANGES, ROOT, Experiment, children
 
 KILLS = 10
 
 
-def children(pid: int) -> list[int]:
-    """Every process below `pid`."""
-    found = []
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            direct = [int(child) for child in file.read().split()]
-    except OSError:
-        return []
-    for child in direct:
-        found += [child, *children(child)]
-    return found
+def descendants(pid: int) -> list[int]:
+    return [found for child in children(pid) for found in (child, *descendants(child))]
 
 
 def is_worker(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
     return words[1:3] == [b"-m", b"neural_collapse"]
@@ -48,12 +40,14 @@ def kill_once(experiment: Experiment, chance: random.Random) -> bool:
     """Start Snakemake, kill it or a worker after some new files; whether it ended by itself."""
     before = written(experiment)
     wanted = chance.randrange(1, 12)
-    with experiment.start("tables") as running:
+    experiment.write_config()
+    command = [BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2", "tables"]
+    with subprocess.Popen(command, cwd=experiment.folder, stderr=subprocess.DEVNULL) as running:
         while running.poll() is None and len(written(experiment) - before) < wanted:
             time.sleep(0.02)  # a polling interval; what decides is the number of files
         if running.poll() is not None:
             return running.returncode == 0
-        workers = [pid for pid in children(running.pid) if is_worker(pid)]
+        workers = [pid for pid in descendants(running.pid) if is_worker(pid)]
         # Without a worker Snakemake goes on and fails at the end; without Snakemake its workers
         # are orphans and go on, which the next try must bear.
         hit_worker = workers and chance.random() < 0.5

@@ -21,17 +21,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, PIPE, STDOUT
 
+import experiments
 import pytest
-import yaml
+from experiments import BIN, ROOT, wait_until
 
-ROOT = Path(__file__).parents[2]
 PROFILE = ROOT / "workflow" / "profiles" / "slurm"
 ETC = Path("/etc/slurm")
 PACKAGES = ["slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge"]
@@ -95,17 +93,6 @@ def unavailable(why: str) -> None:
     pytest.skip(why)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    """The first true value of `condition`; fails after a generous time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.1)
-    pytest.fail(f"not in {seconds:.0f} s: {what}")
-
-
 def install() -> None:
     """Have SLURM's programs, or skip."""
     if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
@@ -123,16 +110,14 @@ def install() -> None:
         unavailable(f"{missing[0]} is not installed, and there is no apt to install it with")
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for command in (
-        [*apt, "update"],
+    # `update` fails where one of many sources is down; the packages decide.
+    subprocess.run([*apt, "update"], env=environment, stdout=DEVNULL, stderr=DEVNULL)
+    done = subprocess.run(
         [*apt, "install", "--yes", "--no-install-recommends", *PACKAGES],
-    ):
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        # `update` fails where one of many sources is down; the packages decide.
-        if done.returncode and "install" in command:
-            unavailable(f"apt cannot install SLURM: {done.stdout.strip()[-500:]}")
+        **{"env": environment, "stdout": PIPE, "stderr": STDOUT, "text": True},
+    )
+    if done.returncode:
+        unavailable(f"apt cannot install SLURM: {done.stdout.strip()[-500:]}")
 
 
 def free_port() -> int:
@@ -148,11 +133,6 @@ class Cluster:
         self.folder = folder
         self.host = socket.gethostname().split(".")[0]
         self.daemons: dict[str, subprocess.Popen] = {}
-
-    def run(self, *command: str) -> str:
-        return subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ).stdout
 
     def start(self) -> None:
         for name in ("munge", "state", "spool"):
@@ -173,10 +153,10 @@ class Cluster:
         names = ("key-file", "socket", "pid-file", "log-file", "seed-file")
         files = [f"--{name}={self.folder}/munge/{name.split('-')[0]}" for name in names]
         self.daemon("munged", "--foreground", "--force", *files)
-        wait_for((self.folder / "munge" / "socket").exists, "munged listens", 30)
-        self.start_controller()
+        wait_until((self.folder / "munge" / "socket").exists, "munged listens", 30)
+        self.daemon("slurmctld", "-D")
         self.daemon("slurmd", "-D")
-        wait_for(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), "the node is idle", 60)
+        wait_until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), "the node is idle", 60)
 
     def fake_gpus(self) -> str:
         """Numbered device nodes: SLURM shows a job the number, and never opens the device."""
@@ -193,27 +173,13 @@ class Cluster:
     def daemon(self, name: str, *arguments: str) -> None:
         # A session of its own: a Ctrl-C for pytest must not stop it before the teardown does.
         with open(self.folder / f"{name}.out", "ab") as log:
-            self.daemons[name] = subprocess.Popen(
-                [shutil.which(name), *arguments],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-
-    def start_controller(self) -> None:
-        self.daemon("slurmctld", "-D")
-
-    def stop_controller(self) -> None:
-        # Not by a kill: what it had not saved yet, a job's start perhaps, would be forgotten, and
-        # the job held as one that failed to start.
-        self.daemons["slurmctld"].terminate()
-        self.daemons["slurmctld"].wait()
+            command = [shutil.which(name), *arguments]
+            options = {"stdin": DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            self.daemons[name] = subprocess.Popen(command, **options)
 
     def ask(self, *command: str) -> str:
         """A command's output; nothing while the controller does not answer."""
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        return done.stdout
+        return subprocess.run(command, stdout=PIPE, stderr=DEVNULL, text=True).stdout
 
     def jobs(self, rule: str | None = None) -> list[dict[str, str]]:
         """Every job as scontrol shows it, the oldest first; of one rule if named."""
@@ -233,39 +199,31 @@ class Cluster:
         def found():
             return [job for job in self.jobs(rule) if job["JobState"] == state]
 
-        return wait_for(found, f"a job of {rule} is {state}")[0]
+        return wait_until(found, f"a job of {rule} is {state}", 300)[0]
 
     def stop(self) -> None:
         if self.daemons.get("slurmctld"):
             self.ask("scancel", "--user=root")
-            for number, signals in enumerate((["--signal=CONT"], ["--signal=KILL", "--full"])):
-                end = time.monotonic() + 10 + 10 * number
+            for signals in (["--signal=CONT"], ["--signal=KILL", "--full"]):
+                end = time.monotonic() + 10
                 while self.ask("squeue", "-h") and time.monotonic() < end:
                     time.sleep(0.2)
                 if self.ask("squeue", "-h"):
                     self.ask("scancel", "--user=root", *signals)
-        for name in ("slurmd", "slurmctld", "munged"):
-            daemon = self.daemons.get(name)
-            if daemon and daemon.poll() is None:
-                daemon.terminate()
-                try:
-                    daemon.wait(15)
-                except subprocess.TimeoutExpired:
-                    daemon.kill()
-                    daemon.wait()
+        for daemon in reversed(self.daemons.values()):
+            daemon.terminate()
+            try:
+                daemon.wait(15)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
         for file in (ETC / "slurm.conf", ETC / "gres.conf"):
             if file.exists() and file.read_text().startswith(MARK):
                 file.unlink()
 
-    def logs(self) -> str:
-        return "\n".join(
-            f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}"
-            for path in sorted(self.folder.glob("*.out"))
-        )
-
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster():
     """A running cluster. One at a time on a machine: its configuration has only one place."""
     if os.geteuid() != 0:
         unavailable("SLURM's daemons need root here")
@@ -278,42 +236,42 @@ def cluster() -> Iterator[Cluster]:
         try:
             cluster.start()
             yield cluster
-        except BaseException:
-            print(cluster.logs())
-            raise
         finally:
             cluster.stop()
+            for log in sorted(folder.glob("*.out")):
+                print(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class Experiment:
-    """The tiny recipe in a folder of its own, run here or on the cluster."""
+class Experiment(experiments.Experiment):
+    """The tiny recipe with changes, its data prepared, run here or on the cluster."""
 
-    def __init__(self, folder: Path, **changes: Any):
-        self.folder = folder
-        folder.mkdir(parents=True)
-        values = yaml.safe_load((ROOT / "config" / "tiny.yaml").read_text())
+    def __init__(self, folder: Path, **changes):
+        super().__init__(folder, device="auto", figures={"names": ["figure_2"], "formats": ["png"]})
         for part, value in changes.items():
-            values["recipe"][part] = values["recipe"].get(part, {}) | value
-        self.config = folder / "config.yaml"
-        self.config.write_text(yaml.safe_dump(values))
-        self.results = folder / "results" / values["experiment"]
+            self.values["recipe"][part] = self.values["recipe"].get(part, {}) | value
         self.run_folder = self.results / "digits" / "resnet" / "seed-0"
         self.looks = folder / "looks.tsv"
         program = folder / "bin" / "nvidia-smi"
         program.parent.mkdir()
         program.write_text(NVIDIA_SMI.format(log=self.looks))
         program.chmod(0o755)
-        self.output = folder / "snakemake.out"
+        self.output = folder / "slurm.out"
+        self.run("data", "--config", "device=cpu")  # jobs see the GPUs of the cluster alone
 
-    def start(self, *arguments: str) -> subprocess.Popen:
-        """Snakemake with these arguments, running."""
-        paths = [Path(sys.executable).parent, self.folder / "bin", os.environ["PATH"]]
+    def submit(self, *arguments: str) -> subprocess.Popen:
+        """Snakemake with the SLURM profile, running."""
+        paths = [PROFILE / "without-accounting", BIN, self.folder / "bin", os.environ["PATH"]]
         environment = os.environ | {"PATH": ":".join(map(str, paths))}
         for name in ("CUDA_VISIBLE_DEVICES", "SNAKEMAKE_PROFILE"):
             environment.pop(name, None)
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-        command += ["--configfile", str(self.config), *arguments]
+        command = [
+            *(BIN / "snakemake", "--snakefile", ROOT / "Snakefile", "--workflow-profile", PROFILE),
+            # A real cluster is asked more seldom. The other keys stand as the profile has them.
+            *("--slurm-init-seconds-before-status-checks", "1"),
+            *("--seconds-between-status-checks", "1", "--max-status-checks-per-second", "1"),
+            *("--slurm-keep-successful-logs", *arguments),
+        ]
         with open(self.output, "ab") as output:
             return subprocess.Popen(
                 command,
@@ -326,34 +284,16 @@ class Experiment:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
-    def submit(self, *arguments: str) -> subprocess.Popen:
-        """Snakemake with the SLURM profile, running."""
-        path = os.environ["PATH"]
-        os.environ["PATH"] = f"{PROFILE / 'without-accounting'}:{path}"
-        try:
-            return self.start(
-                *("--workflow-profile", str(PROFILE), "--slurm-keep-successful-logs"),
-                # A real cluster is asked more seldom. The other keys stand as the profile has them.
-                *("--slurm-init-seconds-before-status-checks", "2"),
-                *("--seconds-between-status-checks", "2", "--max-status-checks-per-second", "1"),
-                *arguments,
-            )
-        finally:
-            os.environ["PATH"] = path
-
-    def finish(self, process: subprocess.Popen, seconds: float = 600) -> str:
+    def finish(self, process: subprocess.Popen) -> str:
         """Wait for Snakemake, expecting success; what it said."""
         try:
-            code = process.wait(seconds)
+            code = process.wait(600)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            pytest.fail(f"Snakemake did not end in {seconds:.0f} s:\n{self.said()[-6000:]}")
-        assert code == 0, self.said()[-6000:]
-        return self.said()
-
-    def said(self) -> str:
-        return self.output.read_text()
+            code = "no end in 600 s"
+        said = self.output.read_text()
+        assert code == 0, said[-6000:]
+        return said
 
     def epoch(self) -> int:
         """The newest epoch that train_model has a resume state of; -1 before the first."""
@@ -373,15 +313,13 @@ class Experiment:
                 return int(entry.name)
         return None
 
-    def hold(self, epoch: int = 3) -> int:
-        """Stop train_model between two instants, once `epoch` is done, however fast it is."""
-        wait_for(lambda: self.epoch() >= epoch and self.worker(), f"epoch {epoch} is done", 300)
-        worker = self.worker()
-        assert worker is not None, "train_model ended before it could be stopped"
+    def hold(self) -> int:
+        """Stop train_model between two instants, once epoch 3 is done, however fast it is."""
+        worker = wait_until(lambda: self.epoch() >= 3 and self.worker(), "epoch 3 is done", 300)
         os.kill(worker, signal.SIGSTOP)
         return worker
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> dict:
         return json.loads((self.run_folder / "run.json").read_text())
 
     def bits(self) -> dict[str, bytes]:
@@ -393,14 +331,4 @@ class Experiment:
 @pytest.fixture(scope="session")
 def make_experiment(tmp_path_factory):
     """`make_experiment(training={...})`: the tiny recipe with changes."""
-
-    def make(**changes: Any) -> Experiment:
-        return Experiment(tmp_path_factory.mktemp("slurm") / "with space", **changes)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def wait():
-    """`wait(condition, what, seconds)`."""
-    return wait_for
+    return lambda **changes: Experiment(tmp_path_factory.mktemp("slurm") / "with space", **changes)

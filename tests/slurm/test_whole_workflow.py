@@ -3,7 +3,7 @@
 import pytest
 
 GPU_RULES = {"train_candidate", "train_model", "extract_features", "measure_robustness"}
-CPU_RULES = {"download_dataset", "prepare_dataset", "compute_statistics", "plot_figures"}
+CPU_RULES = {"compute_statistics", "plot_figures"}
 
 
 @pytest.fixture
