@@ -109,11 +109,10 @@ class Crowd:
         self.kills = Counter()
 
     def start(self, job: str, count: int) -> None:
-        blocks = str(self.random.randrange(10, 60))
+        blocks = self.random.randrange(10, 60)
+        command = [sys.executable, "-c", CROWD_JOB, *map(str, (self.log, job, count, blocks))]
         self.running[job] = subprocess.Popen(
-            [sys.executable, "-c", CROWD_JOB, str(self.log), job, str(count), blocks],
-            env=self.environment,
-            stderr=subprocess.DEVNULL,
+            command, env=self.environment, stderr=subprocess.DEVNULL
         )
 
     def kill(self, job: str) -> None:
@@ -122,29 +121,29 @@ class Crowd:
             file.write(f"{job} killed\n")
         self.running[job].kill()
         fcntl.flock(self.lock, fcntl.LOCK_UN)
-        self.running[job].wait()
+        self.running.pop(job).wait()
 
-    def run(self, counts: list[int], kill_share: float) -> list[list[str]]:
-        """The log's records; each a job's name, its try, what it did, and with which cards."""
-        tries = Counter()
+    def records(self) -> list[list[str]]:
+        """Each a job's name and try, what it did, and with which cards."""
+        return [line.split() for line in self.log.read_text().splitlines()]
+
+    def run(self, counts: list[int], kill_share: float) -> None:
         for index, count in enumerate(counts):
             self.start(f"{index}.0", count)
         read, moved = 0, time.monotonic()
         while self.running:
-            records = [line.split() for line in self.log.read_text().splitlines()]
+            records = self.records()
             for job, what, *_ in records[read:]:
                 moved = time.monotonic()
-                # Some die holding cards, some while they wait, or just before.
+                # Some die holding cards, some while they wait, or just before; not one that
+                # finished before its turn to die came.
                 if what in ("start", "acquire") and self.random.random() < kill_share:
                     process = self.running.get(job)
-                    if process is None or process.poll() is not None:
-                        continue  # it finished before its turn to die came
-                    self.kill(job)
-                    self.kills[what] += 1
-                    del self.running[job]
-                    index = int(job.split(".")[0])
-                    tries[index] += 1
-                    self.start(f"{index}.{tries[index]}", counts[index])
+                    if process and process.poll() is None:
+                        self.kill(job)
+                        self.kills[what] += 1
+                        index, tries = map(int, job.split("."))
+                        self.start(f"{index}.{tries + 1}", counts[index])
             read = len(records)
             for job, process in list(self.running.items()):
                 if process.poll() is not None:
@@ -153,7 +152,6 @@ class Crowd:
             # Not a limit on the whole: only on a crowd in which nobody moves any more.
             assert time.monotonic() - moved < 120, f"deadlock among {sorted(self.running)}"
             time.sleep(0.005)
-        return [line.split() for line in self.log.read_text().splitlines()]
 
 
 def replay(records: list[list[str]], slots: int) -> Counter:
@@ -173,31 +171,23 @@ def replay(records: list[list[str]], slots: int) -> Counter:
     return times
 
 
-@pytest.mark.parametrize(("gpus", "slots", "seed"), [(2, 1, 1), (4, 1, 2), (2, 3, 3)])
-def test_forty_jobs_with_kills_never_overlap_and_all_finish(tmp_path, machine, gpus, slots, seed):
-    environment = machine(gpus) | {"NC_GPU_SLOTS": str(slots)}
-    crowd = Crowd(tmp_path, environment, seed)
-    counts = [1 + (index % 3 == 0) for index in range(40)]
+@pytest.mark.parametrize(("slots", "seed"), [(1, 1), (3, 3)])
+def test_thirty_jobs_with_kills_never_overlap_and_all_finish(tmp_path, machine, slots, seed):
+    crowd = Crowd(tmp_path, machine(2) | {"NC_GPU_SLOTS": str(slots)}, seed)
+    counts = [1 + (index % 3 == 0) for index in range(30)]
     try:
-        records = crowd.run(counts, kill_share=0.15)
+        crowd.run(counts, kill_share=0.2)
     finally:
         for process in crowd.running.values():
             process.kill()
             process.wait()
-    times = replay(records, slots)
-    assert set(times) == set(UUIDS[:gpus])
+    records = crowd.records()
+    assert set(replay(records, slots)) == set(UUIDS[:2])
     released = Counter(int(job.split(".")[0]) for job, what, *_ in records if what == "release")
-    assert set(released) == set(range(40))
+    assert set(released) == set(range(30))
     acquired = {job: len(cards) for job, what, *cards in records if what == "acquire"}
     assert all(number == counts[int(job.split(".")[0])] for job, number in acquired.items())
-    assert crowd.kills["start"] >= 2
-    assert crowd.kills["acquire"] >= 2
-
-
-def test_the_replay_notices_an_overlap():
-    with pytest.raises(AssertionError, match="is held by"):
-        replay([["0", "acquire", "a"], ["1", "acquire", "b", "a"]], 1)
-    replay([["0", "acquire", "a"], ["0", "killed"], ["1", "acquire", "a"]], 1)
+    assert min(crowd.kills["start"], crowd.kills["acquire"]) >= 2
 
 
 class Job:
@@ -305,29 +295,31 @@ def test_several_users_share_the_locks(machine, jobs, tmp_path):
     environment = machine(1)
     # A folder that everybody reaches; pytest's own is closed to others.
     open_folder = Path(tempfile.mkdtemp(prefix="nc-lease-test-"))
+    shared = open_folder / "shared"
+
+    def job(user):
+        return jobs(environment | {"TEST_USER": user})
+
     try:
         open_folder.chmod(0o755)
         shutil.copy(tmp_path / "bin" / "nvidia-smi", open_folder)
         environment["PATH"] = f"{open_folder}:{environment['PATH']}"
-        shared = open_folder / "shared"
         shared.mkdir()
         shared.chmod(0o1777)
         environment["NC_LEASE_FOLDER"] = str(shared / "leases")
-        first = jobs(environment | {"TEST_USER": "65534"})
+        first = job("65534")
         first.holds()
         assert (shared / "leases").stat().st_mode & 0o7777 == 0o1777
-        second = jobs(environment | {"TEST_USER": "65533"})
+        second = job("65533")
         second.waits()
-        third = jobs(environment | {"TEST_USER": "65534"})
+        third = job("65534")
         third.waits()
         second.process.kill()
         second.process.wait()
         first.finish()
         third.holds()
         third.finish()
-        fourth = jobs(environment | {"TEST_USER": "65533"})
-        fourth.holds()
-        fourth.finish()
+        job("65533").holds()
     finally:
         shutil.rmtree(open_folder)
 
