@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import math
@@ -496,6 +497,7 @@ def test_recipe_corrupt_file_is_one_sentence(tmp_path, text, words):
         read_recipe(tmp_path / "none.json")
 
 
+@functools.cache
 def _keys() -> st.SearchStrategy[str]:
     names: set[str] = set()
 
@@ -560,10 +562,13 @@ def assert_config_or_user_error(values) -> None:
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+GOOD_VALUES = [MINIMAL, *(yaml.safe_load(path.read_text(encoding="utf-8")) for path in SHIPPED)]
+
+
 @st.composite
 def damaged_configs(draw):
     """A shipped config in which some values were replaced, taken away or added."""
-    values = copy.deepcopy(draw(st.sampled_from([MINIMAL, *map(_loaded, SHIPPED)])))
+    values = copy.deepcopy(draw(st.sampled_from(GOOD_VALUES)))
     for _ in range(draw(st.integers(1, 3))):
         place = values
         while True:
@@ -581,10 +586,6 @@ def damaged_configs(draw):
         if isinstance(place, dict) and draw(st.integers(0, 3)) == 0:
             place[draw(_keys())] = draw(VALUES)
     return values
-
-
-def _loaded(path: Path):
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @given(damaged_configs())
