@@ -17,8 +17,10 @@ CORES ?= 2
 CONFIG ?= config/quickstart.yaml
 RECIPES := workflow/neural_collapse/results/paper_recipes.json
 BIN := $(VENV)/bin
+# The longest tests come first, as pyproject.toml lists them.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 COMPUTING := tests/unit/training tests/unit/networks tests/unit/collapse \
-  tests/integration/test_pipeline.py::test_the_same_recipe_gives_the_same_bits
+  tests/integration/test_resume.py::test_a_job_killed_many_times_ends_with_the_same_bits
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 STAMP := $(VENV)/.made
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
@@ -64,12 +66,12 @@ plan: $(STAMP)
 
 # Kernels differ between processors: numerical tests also run with AVX2 kernels.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 20
-	@$(AVX2) $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(COMPUTING)
+	@$(PYTEST) -m "not slow" --durations 20
+	@$(AVX2) $(PYTEST) -m "not slow" $(COMPUTING)
 
 test-all: $(STAMP)
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 20
-	@$(AVX2) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(COMPUTING)
+	@$(PYTEST) --durations 20
+	@$(AVX2) $(PYTEST) $(COMPUTING)
 	@tests/versions.sh $(COMPUTING)
 
 test-slurm: $(STAMP)
