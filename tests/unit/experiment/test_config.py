@@ -203,8 +203,6 @@ def test_schema_describes_every_key():
 
 # ------------------------------------------------------------------------- mistakes
 
-LONG = "9" * 5000
-
 MINORITY = {"ratio": 10, "minority_classes": [7, 8]}
 
 # What is wrong (keys with dots lead deeper), and words that the sentence must hold.
@@ -407,23 +405,18 @@ GOOD_TEXT = yaml.safe_dump(MINIMAL)
 
 BAD_FILES = [
     (b"", "must hold keys and values"),
-    (b"just words\n", "must hold keys and values"),
     (b"experiment: [unclosed\n", "not valid YAML"),
-    (b"\tdatasets: x\n", "not valid YAML"),
     (b"experiment: \xff\xfe\n", "UTF-8"),
     (b"experiment: t\n# caf\xe9\n", "not UTF-8 text in line 2"),
     (b'{"datasets": ["digits"],\t"datasets": ["mnist"]}', "'datasets' is given twice"),
     (b"experiment: !!python/object/apply:os.system ['exit 3']\n", "not valid YAML"),
     (b"experiment: 2020-13-45\n", "not valid YAML"),
-    (f"seeds: [{LONG}]\n".encode(), "not valid YAML"),
     (b"[" * 20000, "not valid YAML"),
-    (b"a: 1\n---\nb: 2\n", "not valid YAML"),
     (GOOD_TEXT.encode() + b"datasets: [mnist]\n", "'datasets' is given twice"),
     (GOOD_TEXT.encode() + b"seeds: [2020-01-01]\n", "seeds.0"),
     (GOOD_TEXT.encode() + f"seeds: [0x{'f' * 5000}]\n".encode(), "too large"),
     (GOOD_TEXT.encode() + b"mirror: \"\\ud800\"\n", "mirror"),
     (GOOD_TEXT.encode() + b"3: 4\n", "the key 3 must be text"),
-    (GOOD_TEXT.encode() + b"? [1, 2]\n: 4\n", "not valid YAML"),
     (GOOD_TEXT.encode() + b"overrides: &a [*a]\n", "contains itself"),
     (GOOD_TEXT.encode() + b"mirror: !!binary aGVsbG8=\n", "mirror"),
     (
@@ -436,7 +429,6 @@ BAD_FILES = [
         + b"]\n",
         "too long",
     ),
-    (b"\x00\x01\x02", "not valid YAML"),
 ]  # fmt: skip
 
 

@@ -51,12 +51,10 @@ def config(measurement, network=None, data=None):
     ],
 )
 def test_what_the_network_or_data_lack_is_one_sentence_that_names_the_cell(measurement, said):
-    wrong = config(measurement)
-    for check in (check_layers, plan):
-        with pytest.raises(UserError) as error:
-            check(wrong)
-        assert said in str(error.value) and "\n" not in str(error.value)
-        assert str(error.value).startswith("config: the recipe of digits x vgg: measurement.")
+    with pytest.raises(UserError) as error:
+        check_layers(config(measurement))
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith("config: the recipe of digits x vgg: measurement.")
 
 
 def test_batches_that_leave_one_image_of_another_dataset_are_named():

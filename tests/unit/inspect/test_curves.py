@@ -9,7 +9,7 @@ from traces import jobs_in, log, make_config
 
 from neural_collapse.cli.main import main
 from neural_collapse.inspect.curves import text_plot
-from neural_collapse.results.tables import read_table, write_table
+from neural_collapse.results.tables import write_table
 from neural_collapse.training.loop import EpochRecord
 from neural_collapse.training.state import StateFolder
 
@@ -83,14 +83,6 @@ def test_show_several_runs_or_none_is_one_sentence(folder, tmp_path, capsys):
     assert "choose one training" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["show", str(tmp_path / "empty")]) == 2
-    assert "holds no training that is finished" in capsys.readouterr().err
-
-
-def test_show_table_without_rows_is_one_sentence(folder, capsys):
-    for name in ("measurements", "runs"):
-        path = folder / "tables" / f"{name}.parquet"
-        write_table(read_table(path, name).iloc[:0], path, name)
-    assert main(["show", str(folder)]) == 2
     assert "holds no training that is finished" in capsys.readouterr().err
 
 

@@ -96,8 +96,3 @@ def test_watch_without_a_terminal_draws_once(config, jobs, capsys):
     start(jobs["train_model"])
     assert main(["watch", str(config.folder)]) == 0
     assert "running" in capsys.readouterr().out
-
-
-def test_watch_folder_that_does_not_exist_is_one_sentence(tmp_path, capsys):
-    assert main(["watch", str(tmp_path / "no")]) == 2
-    assert "there is no such folder of results" in capsys.readouterr().err

@@ -107,8 +107,13 @@ def _records_so_far(job: Job) -> tuple[list[dict[str, Any]], bool] | None:
     """(learning curve, whether it diverged) in a job's newest state that can be read, if any."""
     from safetensors import SafetensorError, safe_open
 
-    states = list(job.state.glob("*/state-*.safetensors")) if job.state else []
-    for path in sorted(states, key=lambda path: path.exists() and -path.stat().st_mtime):
+    def age(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except OSError:
+            return 0.0  # a newer one has replaced it meanwhile
+
+    for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
         try:
             with safe_open(path, "numpy") as file:
                 return json.loads(file.metadata()["facts"])
