@@ -167,7 +167,7 @@ def test_plan_override_without_effect_is_said(own):
 
 
 def test_plan_missing_function_is_one_sentence(own):
-    with pytest.raises(UserError, match="has no 'lost'"):
+    with pytest.raises(UserError, match="has no attribute 'lost'; correct its name"):
         plan(own("lost"), "cpu")
 
 
