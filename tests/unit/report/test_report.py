@@ -162,6 +162,27 @@ def test_matrix_has_a_sign_for_each_verdict_with_numbers_and_criterion(built):
     assert html.count('title="NC1 within-class variability"') == 1
 
 
+def test_a_study_shows_its_figure_first_and_the_verdicts_of_its_claims(tmp_path):
+    shipped = Path(__file__).parents[3] / "results/reference/studies/optimisers/tables"
+    tables = {
+        name: read_table(shipped / f"{name}.parquet", name) for name in ("measurements", "runs")
+    }
+    make_folder(tmp_path / "tables", tables)
+    draw("optimisers", shipped, tmp_path / "figures" / "optimisers", ["png"])
+    build_report(tmp_path / "tables", tmp_path / "figures", tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert 0 < html.index('<figure id="optimisers">') < html.index('id="matrix"')
+    signs = [
+        b["title"] for b in Page(html.split('id="study-matrix"')[1]).all("button") if "title" in b
+    ]
+    judged = read_table(tmp_path / "tables" / "claims.parquet", "claims")
+    of_nc0 = judged[judged["phenomenon"] == "closed form of NC0"]
+    assert len(of_nc0) == 5
+    for row in of_nc0.itertuples():
+        said = f"closed form of NC0: {row.holds}. {row.reason}"
+        assert sum(row.architecture_label in sign and said in sign for sign in signs) == 1
+
+
 def test_what_all_runs_share_is_shown_once_and_the_rest_in_a_table(built):
     html = built[1]
     assert html.count("abc1234") == 3  # once for reading, twice in the JSON

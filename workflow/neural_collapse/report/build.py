@@ -67,16 +67,19 @@ def build_report(
         for path in (folder / "claims.parquet", folder / "table_1.parquet")
     )
     shown = _figures(folder, Path(figures_folder), output, look, layout)
+    # A study may draw its own figure alone.
+    first = [figure for name in FIRST for figure in shown if figure["name"] == name] or shown[:1]
     shared, differing = parts.split_provenance(provenance)
     page = _render(
         title=title,
         sentence=_sentence(runs),
         version=__version__,
-        first=[figure for name in FIRST for figure in shown if figure["name"] == name],
-        figures=[figure for figure in shown if figure["name"] not in FIRST],
+        first=first,
+        figures=[figure for figure in shown if figure not in first],
         short=[phenomenon.short_name for phenomenon in claims.PHENOMENA],
         phenomena=claims.PHENOMENA,
         verdicts=parts.verdicts(judged) if judged is not None else [],
+        study_verdicts=parts.study_verdicts(judged) if judged is not None else [],
         claims_table=judged if judged is None else parts.claims_table(judged),
         noise=claims.NOISE,
         table_1=compared if compared is None else parts.table_1(compared),

@@ -1,10 +1,10 @@
 
 "use strict";
-// A sign of the matrix, pointed at, tapped or reached by keyboard, says its numbers beneath.
-for (const sign of document.querySelectorAll("#matrix button")) {
+// A sign of a matrix, pointed at, tapped or reached by keyboard, says its numbers beneath.
+for (const sign of document.querySelectorAll(".matrix button")) {
   const show = () => {
     document.getElementById("detail").textContent = sign.title;
-    for (const other of document.querySelectorAll("#matrix .shown")) other.classList.remove("shown");
+    for (const other of document.querySelectorAll(".matrix .shown")) other.classList.remove("shown");
     sign.classList.add("shown");
   };
   for (const event of ["mouseenter", "focus", "click"]) sign.addEventListener(event, show);

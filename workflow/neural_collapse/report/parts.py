@@ -58,12 +58,22 @@ def device(run: Mapping[str, Any]) -> str:
 
 
 class Verdict(NamedTuple):
-    """One square of the matrix of verdicts."""
+    """One sign of the verdicts."""
 
     sign: str
     css: str
     detail: str
     """Cell, phenomenon, verdict, numbers and criterion, as a sentence."""
+
+
+def _title(row: Any) -> str:
+    """The cell of a row of the claims table."""
+    return f"{row.dataset_label} × {row.architecture_label}{table1.origin_note(row)}"
+
+
+def _verdict(row: Any) -> Verdict:
+    numbers = f"{row.holds}. {row.reason}. Criterion: {row.criterion}."
+    return Verdict(*SIGNS[row.holds], f"{_title(row)}, {row.phenomenon}: {numbers}")
 
 
 def verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
@@ -72,15 +82,18 @@ def verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
     for _, part in table.groupby(["origin", "dataset", "architecture"], sort=False):
         by_name = {row.phenomenon: row for row in part.itertuples()}
         found = [by_name[phenomenon.name] for phenomenon in claims.PHENOMENA]
-        first = found[0]
-        title = f"{first.dataset_label} × {first.architecture_label}{table1.origin_note(first)}"
-        details = [
-            f"{title}, {row.phenomenon}: {row.holds}. {row.reason}. Criterion: {row.criterion}."
-            for row in found
-        ]
-        signs = [SIGNS[row.holds] for row in found]
-        rows.append((title, [Verdict(*s, d) for s, d in zip(signs, details, strict=True)]))
+        rows.append((_title(found[0]), [_verdict(row) for row in found]))
     return rows
+
+
+def study_verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
+    """Each claim of a study, and its verdicts in the cells in which it is judged."""
+    of_paper = [phenomenon.name for phenomenon in claims.PHENOMENA]
+    studied = table[~table["phenomenon"].isin(of_paper)]
+    return [
+        (name, [_verdict(row) for row in part.itertuples()])
+        for name, part in studied.groupby("phenomenon", sort=False)
+    ]
 
 
 def claims_table(table: pd.DataFrame) -> PageTable:
