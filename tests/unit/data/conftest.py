@@ -70,9 +70,10 @@ def server():
         def log_message(self, *_: object) -> None:
             pass
 
-        def answer(self, status: int, length: int, headers: dict[str, str]) -> None:
+        def answer(self, status: int, length: int | None, headers: dict[str, str]) -> None:
             self.send_response(status)
-            self.send_header("Content-Length", str(length))
+            if length is not None:
+                self.send_header("Content-Length", str(length))
             for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()
@@ -91,13 +92,14 @@ def server():
                 data = data[int(asked.removeprefix("bytes=").rstrip("-")) :]
                 if not data:
                     return self.answer(416, 0, {})
-            self.answer(206 if resumes else 200, len(data), behaviour.headers)
+            length = len(data) if behaviour.declares_length else None
+            self.answer(206 if resumes else 200, length, behaviour.headers)
             with contextlib.suppress(OSError):
                 self.wfile.write(data[: behaviour.ends_after])
                 self.wfile.flush()
                 if behaviour.stalls:
                     state.closing.wait()
-            self.close_connection = behaviour.ends_after is not None
+            self.close_connection = behaviour.ends_after is not None or length is None
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.daemon_threads = True

@@ -257,6 +257,8 @@ class Behaviour:
     stalls: bool = False
     """Keeps the connection open instead, until the test ends."""
     headers: dict[str, str] = field(default_factory=dict)
+    declares_length: bool = True
+    """Without it, the connection's end is the body's."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -184,12 +185,31 @@ def test_download_wrong_bytes_are_refused(mnist, server, caplog, tmp_path, wrong
     assert IMAGES in caplog.text and "trying the next source" in caplog.text
 
 
-def test_download_impossible_size_is_refused_at_once(publish, server, tmp_path):
+@pytest.mark.parametrize("declares_length", [True, False])
+def test_download_impossible_size_is_refused_at_once(
+    publish, server, caplog, tmp_path, declares_length
+):
     made = publish("svhn", f"{server.address}/a/", f"{server.address}/b/")
-    server.put("/a", {name: data + b"more" for name, data in made.files.items()})
+    for name, data in made.files.items():
+        server.put("/a", {name: data + b"more"})
+        server.script[f"/a/{name}"] = [Behaviour(declares_length=declares_length)]
     server.put("/b", made.files)
     source = download_dataset("svhn", tmp_path)
     assert source["files"][0]["source"].startswith(f"{server.address}/b/")
+    assert "bytes expected" in caplog.text or "bytes, at most" in caplog.text
+    for name in made.files:  # what /a sent is not continued
+        assert server.ranges_asked(f"/a/{name}") == server.ranges_asked(f"/b/{name}") == [None]
+
+
+def test_download_without_room_on_the_disk_is_refused_before_the_first_byte(
+    mnist, monkeypatch, tmp_path
+):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    needed = f"{IMAGES} needs {len(mnist.files[IMAGES])} bytes and the disk has 10 left"
+    with pytest.raises(UserError, match=f"{tmp_path}: {needed}"):
+        download_dataset("mnist", tmp_path)
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_download_every_source_failed_names_all_and_the_remedy(mnist, server, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -94,12 +95,21 @@ def _attempt(
         total = have + int(length) if length.isdigit() else None
         if limit_bytes is not None and (total or 0) > limit_bytes:
             raise Refused(f"it offers {total} bytes, at most {limit_bytes} are expected")
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - have > free:
+            raise UserError(
+                f"{part.parent}: {part.stem} needs {total - have} bytes and the disk has {free} "
+                "left; make room and start again"
+            )
         with open(part, "ab" if have else "wb") as handle:
             # Written as they arrive, so that a cut or a kill loses nothing.
             for block in response.iter_raw():
                 handle.write(block)
                 handle.flush()
                 have += len(block)
+                if limit_bytes is not None and have > limit_bytes:
+                    part.unlink()
+                    raise Refused(f"it sends more than the {limit_bytes} bytes expected")
                 progress(have, total)
 
 
