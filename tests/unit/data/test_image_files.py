@@ -159,7 +159,7 @@ def test_folder_dangling_link_is_named(folder, name):
 
 def test_folder_link_to_a_folder_above_is_refused(folder):
     (folder / "train" / "cat" / "loop").symlink_to(folder / "train" / "cat")
-    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+    with pytest.raises(UserError, match="loop: is a link to a folder that it lies in"):
         index_image_folder(folder)
 
 

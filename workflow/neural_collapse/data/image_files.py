@@ -149,11 +149,14 @@ def _visible(folder: str | Path, left_out: LeftOut) -> Iterator[os.DirEntry]:
             yield entry
 
 
-def _images_below(folder: str, left_out: LeftOut) -> Iterator[str]:
+def _images_below(folder: str, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The image files of a class folder and of its sub-folders."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise UserError(f"{folder}: is a link to a folder that it lies in; {REMEDY}")
     for entry in _visible(folder, left_out):
         if entry.is_dir():
-            yield from _images_below(entry.path, left_out)
+            yield from _images_below(entry.path, left_out, (*above, here))
         elif _is_image(Path(entry.path)):
             yield entry.path
         else:
