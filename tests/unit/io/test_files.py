@@ -109,6 +109,9 @@ def test_only_temporaries_are_removed(tmp_path):
         (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        (OSError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
+        (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "not connected"),
     ],
 )
 def test_what_keeps_a_file_from_being_written_is_one_sentence(tmp_path, error, said):

@@ -68,6 +68,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (
     *(errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EIO),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),  # of network file systems
 )
 
 
@@ -87,7 +88,8 @@ def written(path: str | Path) -> Iterator[None]:
         beside = Path(str(error.filename)).parent == Path(path).parent
         if error.errno in UNWRITABLE or (error.errno == errno.ENOENT and beside):
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}); check the folder's permissions"
+                f"{path}: cannot be written ({error.strerror}); check the folder's permissions and "
+                "its file system"
             ) from None
         raise
 
