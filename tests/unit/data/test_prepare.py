@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -231,17 +232,23 @@ def test_prepare_killed_while_decoding_resumes(prepare_mine, monkeypatch, tmp_pa
         return len(decoded)
 
     monkeypatch.setattr(decoding, "_decode_chunk", counts)
-    assert prepare("whole", DataRecipe()) == 10
-    other = DataRecipe(subset_seed=5, examples_per_class=3)
-    for output, recipe, left in (("same", DataRecipe(), 10 - 3), ("other", other, 3 + 3)):
+    # Those killed with another recipe decoded as many images into arrays of the same shape.
+    five, six = (DataRecipe(examples_per_class=6, subset_seed=seed) for seed in (5, 6))
+    padded = DataRecipe(image_size_px=14, padding_pixels=1)
+    for name, before, recipe, chunks, resumed in (
+        ("same", DataRecipe(), DataRecipe(), 7 + 3, 3),
+        ("subset", five, six, 6 + 3, 0),
+        ("padded", DataRecipe(), padded, 7 + 3, 0),
+    ):
+        dies_after = 99
+        assert prepare(name, recipe) == chunks
         dies_after = 3
         with pytest.raises(Killed):
-            prepare(output, DataRecipe())
-        assert not (tmp_path / output / "card.json").exists()
+            prepare(f"{name} killed", before)
+        assert not (tmp_path / f"{name} killed" / "card.json").exists()
         dies_after = 99
-        assert prepare(output, recipe) == left  # another recipe starts afresh
-    assert hashes(tmp_path / "same") == hashes(tmp_path / "whole")
-    assert len(PreparedDataset.open(tmp_path / "other").train_images) == 6
+        assert prepare(f"{name} killed", recipe) == chunks - resumed
+        assert hashes(tmp_path / f"{name} killed") == hashes(tmp_path / name)
 
 
 def test_prepare_killed_between_two_arrays_starts_afresh(prepare_mine, monkeypatch, tmp_path):
@@ -258,6 +265,29 @@ def test_prepare_killed_between_two_arrays_starts_afresh(prepare_mine, monkeypat
     prepare_mine("out")
     assert len(PreparedDataset.open(tmp_path / "out").test_images) == 6
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_prepare_folder_of_few_classes_is_not_imagenet(folder_of_images, tmp_path):
+    download_dataset("imagenet", tmp_path / "raw", imagenet_folder=str(folder_of_images))
+    with pytest.raises(UserError, match=r"holds 14 train images of 2 classes, .* has 1000 classes"):
+        prepare_dataset("imagenet", tmp_path / "raw", tmp_path / "out", DataRecipe())
+    assert not (tmp_path / "out" / "card.json").exists()
+
+
+def test_prepare_counts_stale_arrays_as_free_space(prepare_mine, monkeypatch, tmp_path):
+    usage, images, partial = shutil.disk_usage, 20 * 3 * 16 * 16, tmp_path / "out.partial"
+
+    def nearly_full(folder):
+        stale = sum(path.stat().st_size for path in partial.glob("*_images.npy"))
+        return usage(folder)._replace(free=images - stale)
+
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
+    partial.mkdir()
+    (partial / "train_images.npy").write_bytes(b"of another recipe")
+    prepare_mine("out")
+    assert len(PreparedDataset.open(tmp_path / "out").train_images) == 14
+    with pytest.raises(UserError, match=rf"need {20 * 3 * 18**2} bytes and the disk has {images}"):
+        prepare_mine("more", DataRecipe(padding_pixels=1))
 
 
 def test_prepare_images_of_two_sizes_name_image_size_px(prepare_mine):
@@ -359,10 +389,11 @@ def test_prepare_class_with_too_few_images_is_named(tmp_path):
     with pytest.raises(UserError) as caught:
         prepare_labels(tmp_path, train, test, examples_per_class=50, **keys)
     assert str(caught.value) == (
-        "data.examples_per_class: asks for 50 images of class 0, which has 40 (the smallest class "
-        "has 4); lower it"
+        "data.examples_per_class: asks for 50 images of class 0, which has 40; lower it"
     )
-    with pytest.raises(UserError, match=r"data\.test_examples_per_class: asks for 8 images"):
+    with pytest.raises(
+        UserError, match=r"test_examples_per_class: .* \(the smallest class has 1\)"
+    ):
         prepare_labels(tmp_path, train, test, test_examples_per_class=8)
     data = prepare_labels(tmp_path, train, test, examples_per_class=40, **keys)
     assert data.card["counts"]["train"]["kept"] == [40, 40, 4]
@@ -381,10 +412,39 @@ def test_prepare_without_source_is_refused(tmp_path):
         prepare_dataset("mnist", tmp_path, tmp_path / "out", DataRecipe())
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": None},
+        {"folder": 3},
+        {"files": []},
+        {"files": [{}]},
+        {"files": [{"name": 3}]},
+        {"files": [{"name": "other.gz"}]},
+        {"kind": "svhn"},
+        {"dataset": "svhn"},
+    ],
+)
+def test_prepare_wrong_source_is_one_sentence(raw, tmp_path, wrong):
+    _, folder = raw("mnist")
+    path = folder / "source.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(UserError, match=r"not mnist's source\.json .*; download mnist first"):
+        prepare_dataset("mnist", folder, tmp_path / "out", DataRecipe())
+
+
 def change_labels(change):
     def corrupt(folder):
         labels = np.load(folder / "train_labels.npy").copy()
         np.save(folder / "train_labels.npy", change(labels))
+
+    return corrupt
+
+
+def change_card(**values):
+    def corrupt(folder):
+        card = json.loads((folder / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps(card | values))
 
     return corrupt
 
@@ -401,6 +461,12 @@ def cut_images(folder):
         (lambda f: (f / "test_images.npy").unlink(), "test_images.npy"),
         (lambda f: (f / "card.json").unlink(), "card.json"),
         (lambda f: (f / "card.json").write_text('{"name": "mine"}'), "card.json.*label"),
+        (change_card(std=[0.0]), "card.json.*std"),
+        (change_card(std=[float("nan")]), "card.json.*std"),
+        (change_card(mean=[float("inf")]), "card.json.*mean"),
+        (change_card(mean=[0.5, 0.5]), "card.json.*mean has 2 values, not 1"),
+        (change_card(std=[]), "card.json.*std has 0 values, not 1"),
+        (change_card(class_names=["a"]), "card.json.*class_names has 1 values, not 2"),
         (lambda f: np.save(f / "test_images.npy", np.zeros((2, 1, 6, 6))), "test_images.npy"),
         (change_labels(lambda x: x * 2), "train_labels.npy.*counts"),
         (change_labels(lambda x: x[:-1]), "train_labels.npy"),

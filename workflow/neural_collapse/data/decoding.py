@@ -72,6 +72,8 @@ def _fingerprint(splits: dict[str, list[ImageRef]], decoding: Decoding) -> bytes
 
 def _make_arrays(shapes: dict[Path, tuple[int, ...]], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for path in shapes:  # of an earlier call, which would count as used
+        path.unlink(missing_ok=True)
     needed, free = sum(map(math.prod, shapes.values())), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

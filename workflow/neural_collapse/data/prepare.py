@@ -66,9 +66,12 @@ def balanced_subset(
     available = np.bincount(labels, minlength=num_classes)
     for label, count in enumerate(counts):
         if available[label] < count:
+            # Under an imbalance the smallest class may be asked for fewer than it has.
+            equal = len(set(counts)) == 1
+            smallest = f" (the smallest class has {available.min()})" if equal else ""
             raise UserError(
-                f"{key}: asks for {count} images of class {label}, which has {available[label]} "
-                f"(the smallest class has {available.min()}); lower it"
+                f"{key}: asks for {count} images of class {label}, which has {available[label]}"
+                f"{smallest}; lower it"
             )
         ranks = np.random.default_rng([seed, label]).random(available[label])
         first = np.argsort(ranks, kind="stable")[:count]
@@ -119,13 +122,23 @@ def data_hash(array_hashes: dict[str, str], mean: list[float], std: list[float])
 # --------------------------------------------------------------------------- reading
 
 
-def _source(raw_folder: Path, name: str) -> dict[str, Any]:
+def _source(raw_folder: Path, entry: DatasetEntry) -> dict[str, Any]:
     """What source.json says; raises UserError."""
-    path = raw_folder / "source.json"
+    path, name = raw_folder / "source.json", entry.name
+    kinds = {"embedded": ("npz",), "ilsvrc": ("ilsvrc", "image_folder")}
+    published = {f.name for one in entry.files for f in (one, *one.alternatives)}
     with reading(path, f"{name}'s source.json", f"download {name} first"):
         source = json.loads(path.read_text(encoding="utf-8"))
         if source["dataset"] != name:
             raise ValueError("it is of another dataset")
+        if source["kind"] not in kinds.get(entry.format, (entry.format,)):
+            raise ValueError(f"it is of kind {source['kind']!r}")
+        names = {file["name"] for file in source["files"]}
+        if bool(names) == (source["kind"] == "image_folder"):
+            raise ValueError(f"it names {len(names)} files")
+        if published and not names <= published:
+            raise ValueError("it names other files than the published ones")
+        Path(source["folder"] or raw_folder, *names)  # fails unless all are text
     return source
 
 
@@ -155,13 +168,20 @@ def _read(entry: DatasetEntry, source: dict[str, Any], folder: Path) -> Arrays |
     return read_cifar(archive, file, entry.num_classes or 10)
 
 
-def _num_classes(train: np.ndarray, test: np.ndarray, where: Path) -> int:
-    """The number of classes; raises UserError for labels with gaps or without train images."""
+def _num_classes(entry: DatasetEntry, train: np.ndarray, test: np.ndarray, where: Path) -> int:
+    """The number of classes; raises UserError for labels with gaps, without train images, or of
+    more or fewer classes than a built-in dataset has."""
     present = np.unique(train)
     if len(present) < 2 or (present != np.arange(len(present))).any():
         raise UserError(
             f"{where}: its train labels are {shown(present.tolist())}; they must be two or more "
             "classes 0, 1, 2, ... without a gap"
+        )
+    if entry.num_classes not in (None, len(present)):
+        raise UserError(
+            f"{where}: holds {len(train)} train images of {len(present)} classes, but {entry.name} "
+            f"has {entry.num_classes} classes; give the whole dataset, or name it under "
+            "custom_datasets"
         )
     if len(test) == 0:
         raise UserError(f"{where}: holds no test images")
@@ -296,14 +316,14 @@ def prepare_dataset(
     entry = dataset_entry({name: custom} if custom else {}, name)
     output = Path(output_folder)
     partial = output.with_name(output.name + ".partial")
-    source = _source(Path(raw_folder), name)
+    source = _source(Path(raw_folder), entry)
     where = Path(source["folder"] or raw_folder)
     with written(output), one_at_a_time(output / ".lock"):
         read = _read(entry, source, where)
         if source["kind"] == "npz":
             where /= source["files"][0]["name"]
         published = {"train": read.train_labels, "test": read.test_labels}
-        classes = _num_classes(*published.values(), where)
+        classes = _num_classes(entry, *published.values(), where)
         kept = _kept(recipe, published, classes)
         if isinstance(read, Arrays):
             check_square(read.train_images.shape, where)

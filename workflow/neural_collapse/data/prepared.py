@@ -57,6 +57,13 @@ class PreparedDataset:
             values |= {key: card[key] for key in ("channels", "image_size_px")}
             shape = (card["channels"], card["image_size_px"], card["image_size_px"])
             kept = {split: card["counts"][split]["kept"] for split in ("train", "test")}
+            channels, classes = card["channels"], card["num_classes"]
+            for key, n in [("mean", channels), ("std", channels), ("class_names", classes)]:
+                if len(values[key]) != n:
+                    raise ValueError(f"{key} has {len(values[key])} values, not {n}")
+            mean, std = np.array([values["mean"], values["std"]], dtype=float)
+            if not np.isfinite([mean, std]).all() or not (std > 0).all():
+                raise ValueError("mean or std is not finite, or a std is not positive")
         for split, counts in kept.items():
             labels_path = Path(folder) / f"{split}_labels.npy"
             labels = _open_array(labels_path, np.int64, (sum(counts),))
