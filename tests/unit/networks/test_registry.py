@@ -101,6 +101,10 @@ def test_family_alone_is_enough():
             {"family": "custom", "function": "a:b", "arguments": {"x": [{"y": "$classes"}]}},
             "$classes stands for nothing; known are $channels",
         ),
+        (
+            {"family": "custom", "function": "a:b", "arguments": {"x": "$xé"}},
+            "$xé stands for nothing",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_sentence(spec, said):
@@ -109,6 +113,12 @@ def test_mistakes_are_answered_in_one_sentence(spec, said):
     sentence = str(error.value)
     assert said in sentence
     assert "\n" not in sentence and "pydantic" not in sentence
+
+
+def test_keys_and_quoted_words_are_no_placeholders():
+    arguments = {"opts": {"$x": 1}, "text": 'say "$x"', "count": "$channels"}
+    recipe = resolve_network({"family": "custom", "function": "a:b", "arguments": arguments})
+    assert recipe.arguments == arguments
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,7 @@ A recipe is plain data. This module must stay light (no torch): the Snakefile im
 it is parsed, by every job.
 """
 
-import json
-import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -121,6 +120,15 @@ class MLPRecipe(_Recipe):
     """Activation of each hidden layer; with "identity" the network is linear in eval mode."""
 
 
+def _strings(value: JsonValue) -> Iterator[str]:
+    """Every string inside a JSON value, without the keys of mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
 class CustomRecipe(_Recipe):
     """Any function that returns a network ending in a linear layer."""
 
@@ -135,8 +143,8 @@ class CustomRecipe(_Recipe):
     @field_validator("arguments")
     @classmethod
     def _known_placeholders(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        for word in re.findall(r'"(\$.*?)"', json.dumps(arguments)):
-            if word not in PLACEHOLDERS:
+        for word in _strings(arguments):
+            if word.startswith("$") and word not in PLACEHOLDERS:
                 raise ValueError(f"{word} stands for nothing; known are {', '.join(PLACEHOLDERS)}")
         return arguments
 
