@@ -169,11 +169,12 @@ def test_description_of_a_user_defined_network_names_its_function():
 @pytest.mark.parametrize(
     ("function", "arguments", "said"),
     [
-        ("my_netwroks:mlp", {}, "cannot be imported: ModuleNotFoundError: No module named 'my_n"),
-        ("wants_more:f", {}, "No module named 'a_module_that_is_not_there'; correct its name"),
-        ("wrong:f", {}, "cannot be imported: ZeroDivisionError: division by zero"),
+        ("my_netwroks:mlp", {}, "module 'my_netwroks' cannot be found; put its folder on PYTHON"),
+        ("my_networks.sub:mlp", {}, "cannot be found"),
+        ("wants_more:f", {}, "needs the module 'a_module_that_is_not_there'; install it"),
+        ("wrong:f", {}, "fails with ZeroDivisionError: division by zero; fix the module"),
         ("my_networks:mpl", {}, "module 'my_networks' has no attribute 'mpl'"),
-        ("my_networks:NUMBER", {}, "fails with TypeError: 'int' object is not callable"),
+        ("my_networks:NUMBER", {}, "is a int, not a function; name a function"),
         ("my_networks:no_network", {}, "returns a int; let it return a torch.nn.Module"),
         ("my_networks:broken", {}, "fails with RuntimeError: no luck"),
         ("my_networks:mlp", {"klasses": 4}, "fails with TypeError"),

@@ -1,7 +1,9 @@
 """User-defined networks, wrapped to provide ``features`` and ``classifier``."""
 
+import importlib
 import math
-import pkgutil
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -67,13 +69,7 @@ class CustomNetwork(Network):
 
 def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
     """What the recipe's function returns; numbers: what the placeholders stand for."""
-    try:
-        function = pkgutil.resolve_name(recipe.function)
-    except Exception as error:
-        raise UserError(
-            f"function {recipe.function!r} cannot be imported: {_brief(error)}; correct its name "
-            "or its module, or put the module's folder on PYTHONPATH"
-        ) from error
+    function = _imported(recipe.function)
     arguments = _substitute(recipe.arguments, numbers)
     try:
         network = function(**arguments)
@@ -88,6 +84,32 @@ def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
             "torch.nn.Module"
         )
     return network
+
+
+def _imported(name: str) -> Callable:
+    """The function of the name "module:function"."""
+    module_name, _, path = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if not missing:
+            reason = f"fails with {_brief(error)}; fix the module"
+        elif f"{module_name}.".startswith(f"{missing}."):
+            reason = "cannot be found; put its folder on PYTHONPATH or install its package"
+        else:
+            reason = f"needs the module {missing!r}; install it"
+        raise UserError(f"function {name!r}: the module {module_name!r} {reason}") from error
+    try:
+        function = attrgetter(path)(module)
+    except AttributeError as error:
+        raise UserError(f"function {name!r}: {error}; correct its name after the colon") from error
+    if not callable(function):
+        raise UserError(
+            f"function {name!r} is a {type(function).__name__}, not a function; name a function "
+            "that returns the network"
+        )
+    return function
 
 
 def _last_layer(network: nn.Module, example: Tensor, name: str) -> tuple[nn.Linear, Tensor]:
