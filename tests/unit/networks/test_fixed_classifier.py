@@ -71,7 +71,8 @@ def test_a_last_layer_whose_weight_is_not_its_own_is_one_sentence(way, tmp_path,
     for make in (construct_without_weights, partial(build_network, seed=0)):
         with pytest.raises(UserError) as error:
             make(fixed, **SIZES)
-        assert "whose weight is parametrised or shared with another layer" in str(error.value)
+        why = "shared with another layer" if way == "tied" else "parametrised"
+        assert f"whose weight is {why}; give it a plain nn.Linear" in str(error.value)
 
 
 @pytest.mark.parametrize("family", ["vgg", "resnet", "densenet", "mlp", "custom"])

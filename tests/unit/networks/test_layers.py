@@ -63,7 +63,7 @@ def test_unknown_layer_is_answered_with_those_that_exist():
     )
 
 
-def test_unknown_layer_of_a_large_network_lists_its_outer_ones():
+def test_unknown_layer_of_a_large_network_lists_its_outer_ones_first():
     net = network({"name": "resnet18"})
     with pytest.raises(UserError) as error:
         LayerOutputs(net, ["nothing"])
@@ -72,7 +72,7 @@ def test_unknown_layer_of_a_large_network_lists_its_outer_ones():
     assert all(f" {name}" in said for name, _ in net.named_children() if name != "classifier")
     listed = said.partition("it has ")[2].partition(" and ")[0].split(", ")
     assert len(listed) == 40 and set(listed) < set(layer_names(net))
-    assert f"and {len(layer_names(net)) - len(listed)} more within these" in said
+    assert said.endswith(f" and {len(layer_names(net)) - len(listed)} more")
 
 
 @pytest.mark.parametrize(("twice", "said"), [(True, "more than once"), (False, "does not call")])

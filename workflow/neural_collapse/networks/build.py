@@ -104,9 +104,10 @@ def _require_fixable(network: Network, name: str) -> None:
     for key in ("weight", "bias"):
         weight = getattr(layer, key)
         if weight is not None and (key not in own or weight in elsewhere):
+            why = "is shared with another layer" if key in own else "is parametrised"
             raise UserError(
-                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} is "
-                "parametrised or shared with another layer; give it a plain nn.Linear of its own"
+                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} {why}; give "
+                "it a plain nn.Linear of its own"
             )
 
 

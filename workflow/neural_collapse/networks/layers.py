@@ -37,7 +37,7 @@ class LayerOutputs:
         for name in names:
             if name not in known:
                 outer = sorted(known, key=lambda layer: layer.count("."))[:LISTED]
-                more = f" and {len(known) - LISTED} more within these" * (len(known) > LISTED)
+                more = f" and {len(known) - LISTED} more" * (len(known) > LISTED)
                 raise UserError(
                     f"measurement.layers: the network has no layer {name!r}; it has "
                     f"{', '.join(outer)}{more}"
