@@ -1,5 +1,8 @@
 """`neural-collapse show`: curves as text."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +13,7 @@ from traces import jobs_in, log, make_config
 from neural_collapse.cli.main import main
 from neural_collapse.inspect.curves import text_plot
 from neural_collapse.results.tables import write_table
-from neural_collapse.training.loop import EpochRecord
+from neural_collapse.training.history import EpochRecord
 from neural_collapse.training.state import StateFolder
 
 
@@ -147,3 +150,26 @@ def test_show_training_that_runs_again_replaces_its_last_results(begun, capsys):
     assert "epoch 30" not in text and "NC1" not in text
     assert main(["show", str(folder), "--architecture", "resnet"]) == 0
     assert "not finished" not in capsys.readouterr().out
+
+
+def test_show_state_without_records_is_the_one_before(begun, capsys):
+    _, jobs = begun
+    job = jobs["vgg", "train_model", "seed-3"]
+    end_epochs(job, 2)
+    with StateFolder(job.state, "0123456789abcdef") as states:
+        states.write(3, {"weight": torch.zeros(2)}, {"no": "records"})
+    assert main(["show", str(job.output.parent)]) == 0
+    assert "(not finished: epoch 2 of 9)" in capsys.readouterr().out
+
+
+def test_show_status_and_watch_load_no_torch(begun):
+    folder, jobs = begun
+    end_epochs(jobs["vgg", "train_model", "seed-3"], 2)
+    code = (
+        "import sys, neural_collapse.inspect.watch; from neural_collapse.cli.main import main; "
+        f"done = main(['show', {str(folder)!r}]), main(['status', {str(folder)!r}]); "
+        "sys.exit(f'{done} torch' if any(done) or 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "not finished: epoch 2 of 9" in done.stdout

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from ..collapse.registry import PAPER_FIGURES, of_figure
 from ..experiment.recipe import read_recipe
 from ..io.errors import UserError
 from ..results.tables import OWN, REFERENCE, RUN_KEY, read_table, terminal_phase_epoch
+from ..training.history import History, history_frame
 from .jobs import Job, experiment_jobs
 
 MARKS = "ox"
@@ -103,8 +103,8 @@ class Curves:
         return "{} x {}, seed {}".format(*self.key)
 
 
-def _records_so_far(job: Job) -> tuple[list[dict[str, Any]], bool] | None:
-    """(learning curve, whether it diverged) in a job's newest state that can be read, if any."""
+def _curve_so_far(job: Job) -> History | None:
+    """The learning curve in a job's newest state that can be read, if any."""
     from safetensors import SafetensorError, safe_open
 
     def age(path: Path) -> float:
@@ -116,9 +116,12 @@ def _records_so_far(job: Job) -> tuple[list[dict[str, Any]], bool] | None:
     for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
         try:
             with safe_open(path, "numpy") as file:
-                return json.loads(file.metadata()["facts"])
+                facts = json.loads(file.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             continue
+        rate = np.nan if job.learning_rate is None else job.learning_rate
+        if (history := History.of_state(facts, rate)) is not None:
+            return history
     return None
 
 
@@ -131,15 +134,10 @@ def _unfinished(path: Path) -> Iterator[Curves]:
     for job in experiment_jobs(experiment, None) if experiment else ():
         shown = {"train_model": (experiment, job.output.parent), "train_candidate": (job.output,)}
         wanted = path in shown.get(job.rule, ()) and not job.output.exists()
-        facts = _records_so_far(job) if wanted else None
-        if facts is None:
+        history = _curve_so_far(job) if wanted else None
+        if history is None:
             continue
-        from ..experiment.stages.train import history_frame
-        from ..training.loop import EpochRecord, History
-
-        records = [EpochRecord(**record) for record in facts[0]]
-        rate = np.nan if job.learning_rate is None else job.learning_rate
-        frame = history_frame(job.recipe, History(rate, records, facts[1]), job.seed)
+        frame = history_frame(job.recipe, history, job.seed)
         start = terminal_phase_epoch(frame, job.recipe.measurement.terminal_phase_accuracy)
         last = job.recipe.training.epochs
         yield Curves(frame, start, f" (not finished: epoch {frame['epoch'].max()} of {last})")

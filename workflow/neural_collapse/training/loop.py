@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -27,33 +26,16 @@ from ..io.tensorboard import Events
 from ..io.tensors import from_bytes, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint, shapes
 from .distributed import launch
+from .history import EpochRecord, History
 from .ranks import ALONE, Ranks
 from .schedule import learning_rate_name
 from .state import BackgroundWriter, StateFolder, fingerprint, state_interval_seconds
-from .trainer import EpochRecord, Trainer, build, network_weights
+from .trainer import Trainer, build, network_weights
 
 if TYPE_CHECKING:
     from ..experiment.recipe import Recipe
 
 CHECKPOINTS = "checkpoints"  # within a run's state: the weights of the measured epochs so far
-
-
-@dataclass
-class History:
-    """The learning curve of one training."""
-
-    learning_rate: float
-    records: list[EpochRecord] = field(default_factory=list)
-    diverged: bool = False
-    resumed_after: int = 0
-    """The epoch after which this process took up the training; 0 where it began it."""
-
-    def add(self, record: EpochRecord) -> None:
-        """One more record; a loss that is not finite ends the curve, with all decisions wrong."""
-        self.diverged = not math.isfinite(record.train_loss)
-        if self.diverged:
-            record = EpochRecord(record.epoch, record.train_loss, 1.0, record.test_loss, 1.0)
-        self.records.append(record)
 
 
 def training_fingerprint(
@@ -176,8 +158,8 @@ def _train(
             due = now - written + now - begun >= interval
             if keep or due or epoch == last or history.diverged:
                 state = writer.snapshot(trainer.state())
-                facts = [[vars(r) for r in history.records], history.diverged]
-                writer.submit(_write, folder, epoch, state, facts, recipe if keep else None)
+                kept = recipe if keep else None
+                writer.submit(_write, folder, epoch, state, history.facts(), kept)
                 written = monotonic()
         writer.finish()
         if folder is not None:
@@ -219,9 +201,13 @@ def _resume(
     """The learning curve up to the newest complete state, which the trainer takes up."""
     found = None if folder is None else folder.read()
     if folder is not None and found is not None:
-        epoch, tensors, (_, diverged) = found
-        due = [kept for kept in checkpoint_epochs if kept <= epoch and not diverged]
-        whole = all(path.exists() for path in _checkpoints(folder, due))
+        epoch, tensors, facts = found
+        history = History.of_state(facts, trainer.learning_rate, epoch)
+        due = [kept for kept in checkpoint_epochs if kept <= epoch]
+        if history is not None and history.diverged:
+            due = []
+        whole = history is not None and all(path.exists() for path in _checkpoints(folder, due))
+        found = tensors, history
         # The code of a user-defined network may have changed.
         if not whole or shapes(tensors) != shapes(trainer.state()):
             say(
@@ -232,11 +218,10 @@ def _resume(
     found = trainer.ranks.from_first(found)
     if found is None:
         return History(trainer.learning_rate)
-    epoch, tensors, (records, diverged) = found
+    tensors, history = found
     trainer.restore(tensors)
-    say(f"{label}  continues after epoch {epoch}")
-    records = [EpochRecord(**record) for record in records]
-    return History(trainer.learning_rate, records, diverged, epoch)
+    say(f"{label}  continues after epoch {history.resumed_after}")
+    return history
 
 
 def _write(

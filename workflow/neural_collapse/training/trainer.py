@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from ..io.progress import say
 from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.build import build_network
 from ..networks.folding import fold_batch_norms
+from .history import EpochRecord
 from .losses import loss_of
 from .optimisers import Optimiser
 from .ranks import ALONE, Ranks
@@ -35,18 +35,6 @@ WARM_UP_STEPS = 3  # before a CUDA graph is recorded
 
 class StepTooLarge(UserError):
     """A batch that does not fit into the GPU's memory."""
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """Losses (the mean of the recipe's loss) and errors (share, 0..1) over the whole sets after an
-    epoch, in eval mode; epoch 0 is the network before training."""
-
-    epoch: int
-    train_loss: float
-    train_error: float
-    test_loss: float
-    test_error: float
 
 
 class Batch(NamedTuple):

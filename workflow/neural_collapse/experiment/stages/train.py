@@ -23,7 +23,8 @@ from ...results.tables import concat_tables, read_table, write_table
 from ...training.checkpoints import checkpoint_name
 from ...training.devices import device_for
 from ...training.distributed import process_count
-from ...training.loop import History, train
+from ...training.history import history_frame
+from ...training.loop import train
 from ...training.schedule import SWEEP_EVALUATIONS, learning_rate_name, spaced_epochs
 from ...training.selection import choose, held_out
 from ...training.trainer import oversampled
@@ -97,32 +98,6 @@ def _devices(
     training = recipe.training
     with device_for(device, gpus, training.threads, training.deterministic, gpu_slots) as where:
         yield where, process_count(where, gpus, processes)
-
-
-def history_frame(recipe: Recipe, history: History, seed: int | None = None) -> pd.DataFrame:
-    """The learning curve `history` as a table.
-
-    seed: of the run; None for the sweep, whose test set bears the name of the split that selects.
-    """
-    frame = pd.DataFrame(
-        {
-            "dataset": recipe.dataset,
-            "architecture": recipe.architecture,
-            "seed": recipe.sweep.seed if seed is None else seed,
-            "learning_rate": history.learning_rate,
-            "epoch": record.epoch,
-            "split": split,
-            "statistic": statistic,
-            "value": getattr(record, f"{split}_{statistic}"),
-            "diverged": history.diverged,
-        }
-        for record in history.records
-        for split in ("train", "test")
-        for statistic in ("loss", "error")
-    )
-    if seed is None:
-        return frame.replace({"split": {"test": recipe.sweep.selection.removesuffix("_error")}})
-    return frame
 
 
 def select_learning_rate(
