@@ -18,7 +18,7 @@ from neural_collapse.io.locks import clear_finished
 from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training import loop
 from neural_collapse.training.loop import train, training_fingerprint
-from neural_collapse.training.state import StateFolder, state_interval_seconds
+from neural_collapse.training.state import BackgroundWriter, StateFolder, state_interval_seconds
 
 CPU = torch.device("cpu")
 KEY = "0123456789abcdef"
@@ -280,6 +280,13 @@ def test_a_kill_loses_at_most_a_minute_or_one_epoch(
     assert run("killed")[0].resumed_after == 10
 
 
+@pytest.mark.parametrize("shape", [(4,), ()])
+def test_a_snapshot_of_another_shape_takes_new_memory(shape):
+    with BackgroundWriter() as writer:
+        for value in (torch.arange(3.0), torch.full(shape, 7.0)):
+            assert torch.equal(writer.snapshot({"a": value})["a"], value)
+
+
 @pytest.mark.parametrize("text", ["-1", "often", "inf", "nan"])
 def test_an_interval_that_is_no_number_is_one_sentence(monkeypatch, text):
     monkeypatch.setenv("NC_STATE_SECONDS", text)
@@ -319,7 +326,14 @@ def test_a_training_continues_from_the_state_before_a_corrupt_one(
     assert "continues after epoch 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["other network", "lost checkpoint"])
+OTHER_FACTS = {
+    "no records": {"no": "records"},
+    "empty records": [[], False],
+    "records with other fields": [[{"epoch": 3, "loss": 0.1}], False],
+}
+
+
+@pytest.mark.parametrize("damage", ["other network", "lost checkpoint", *OTHER_FACTS])
 def test_a_training_that_cannot_continue_begins_anew(
     training, interrupted, tmp_path, damage, capsys
 ):
@@ -332,8 +346,9 @@ def test_a_training_that_cannot_continue_begins_anew(
     else:
         with StateFolder(place.parent, place.name) as folder:
             _, state, facts = folder.read()
-            state["network.classifier.bias"] = torch.zeros(99)
-            folder.write(3, state, facts)
+            if damage == "other network":
+                state["network.classifier.bias"] = torch.zeros(99)
+            folder.write(3, state, OTHER_FACTS.get(damage, facts))
     history, found = training("parts")
     assert "starts again" in capsys.readouterr().err
     assert found == expected

@@ -158,7 +158,7 @@ class BackgroundWriter:
         self.finish()
         on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         for name, tensor in tensors.items():
-            if name not in self._buffers:
+            if name not in self._buffers or self._buffers[name].shape != tensor.shape:
                 self._buffers[name] = torch.empty(
                     tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
                 )
