@@ -7,6 +7,7 @@ before the kernel carries it out, so the log's order is the order of events.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -22,6 +23,8 @@ from pathlib import Path
 import pytest
 
 from neural_collapse.io.errors import UserError
+from neural_collapse.io.locks import acquire
+from neural_collapse.training import lease as lease_module
 from neural_collapse.training.devices import device_for
 from neural_collapse.training.lease import lease, lease_folder, visible_gpus
 
@@ -190,6 +193,11 @@ def test_thirty_jobs_with_kills_never_overlap_and_all_finish(tmp_path, machine, 
     assert min(crowd.kills["start"], crowd.kills["acquire"]) >= 2
 
 
+def test_the_replay_notices_an_overlap():
+    with pytest.raises(AssertionError, match="is held by"):
+        replay([["0", "acquire", "a"], ["1", "acquire", "b", "a"]], 1)
+
+
 class Job:
     """An obedient job, and what it says."""
 
@@ -265,6 +273,24 @@ def test_cards_are_taken_all_or_none(machine, jobs):
     late.finish()
     first.finish()
     assert wide.holds() == UUIDS[:2]
+
+
+@pytest.mark.parametrize("error", [BlockingIOError, OSError])
+def test_a_card_that_cannot_be_locked_leaves_none_held(machine, monkeypatch, error):
+    machine(2)
+    failing = [error(errno.EIO, "input/output error")]
+
+    def fails_once(path, **how):
+        if UUIDS[1] in path.name and failing:
+            raise failing.pop()
+        return acquire(path, **how)
+
+    monkeypatch.setattr(lease_module, "acquire", fails_once)
+    if error is OSError:
+        with pytest.raises(UserError, match="input/output error"), lease(2):
+            pass
+    with lease(2, poll_seconds=0.01) as cards:  # would wait for ever for a card that stayed locked
+        assert cards == UUIDS[:2] and not failing
 
 
 def test_jobs_of_other_widths_do_not_share_a_card(machine, jobs):
@@ -390,6 +416,7 @@ def test_a_lease_leaves_the_environment_as_it_was(machine, monkeypatch):
     with lease(1) as cards:
         assert cards == [UUIDS[1]]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("NC_GPU_SLOTS", "01")
     with lease(1) as again:
         assert again == [UUIDS[1]]
 

@@ -3,7 +3,7 @@
 The parent process is not a rank: it starts one process per rank, prints the output of the first,
 and waits. It uses no GPU memory, can end processes that hang, and reports the error in one
 sentence. If it is killed, the kernel kills the others (or a closing pipe, if the kernel cannot).
-They inherit the descriptors of leased GPUs (see :func:`.devices.lease`), so a GPU is free when the
+They inherit the descriptors of leased GPUs (see :func:`.lease.lease`), so a GPU is free when the
 last of them has ended.
 
 They communicate on the loopback interface at a port chosen by the kernel: jobs on one machine do

@@ -125,7 +125,7 @@ def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> It
         )
     given = os.environ.get("NC_GPU_SLOTS", "").strip() if slots is None else str(slots)
     text = given or "1"
-    if not re.fullmatch(r"[1-9][0-9]{0,2}", text):
+    if not re.fullmatch(r"0*[1-9][0-9]{0,2}", text):
         raise UserError(
             f"NC_GPU_SLOTS or --gpu-slots: is {text!r}; give the number of jobs that share a GPU"
         )
@@ -170,15 +170,22 @@ def _take(folder: Path, gpus: list[str], count: int, slots: int) -> dict[str, in
     used = {gpu: _jobs_on(folder, gpu) for gpu in gpus}
     free = [gpu for gpu in gpus if set(used[gpu]) <= {slots} and len(used[gpu]) < slots]
     chosen = sorted(free, key=lambda gpu: len(used[gpu]))[:count]
+    if len(chosen) < count:
+        return {}
     held: dict[str, int] = {}
-    for gpu in sorted(chosen, key=gpus.index) if len(chosen) == count else ():
-        for slot in range(slots):
-            with contextlib.suppress(BlockingIOError):
-                path = folder / f"card-{_file_name(gpu)}={slots}={slot}.lock"
-                held[gpu] = acquire(path, everyone=True)
-                # A child that keeps the descriptor holds the card as well.
-                os.set_inheritable(held[gpu], True)
-                break
+    with contextlib.ExitStack() as undo:
+        for gpu in sorted(chosen, key=gpus.index):
+            for slot in range(slots):
+                with contextlib.suppress(BlockingIOError):
+                    path = folder / f"card-{_file_name(gpu)}={slots}={slot}.lock"
+                    held[gpu] = acquire(path, everyone=True)
+                    undo.callback(os.close, held[gpu])
+                    # A child that keeps the descriptor holds the card as well.
+                    os.set_inheritable(held[gpu], True)
+                    break
+            if gpu not in held:
+                return {}
+        undo.pop_all()
     return held
 
 
