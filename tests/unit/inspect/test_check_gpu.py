@@ -124,6 +124,18 @@ def test_check_gpu_times_the_other_ways_where_one_fails(checked, config, tmp_pat
     assert [network["failure"] for network in written] == failures
 
 
+def test_check_gpu_compares_steps_of_one_batch_size(checked, config, monkeypatch):
+    ways = [(64, False, 100.0), (64, True, 200.0), (128, False, 1000.0), (128, True, 1010.0)]
+    timed = [
+        gpu_speed.Speed("a", "b", "VGG", "vgg", 8, size, "float32", graph, True, rate)
+        for size, graph, rate in ways
+    ]
+    monkeypatch.setattr(program, "networks_of", lambda *_: networks_of(config, quick=True)[:1])
+    monkeypatch.setattr(program, "speeds", lambda *_: timed)
+    text = program.check_gpu(config, quick=True, output=None, device="cpu")
+    assert "cuda_graphs  true for VGG 8 px, batch 64 (2.00x)\n" in text
+
+
 def test_check_gpu_without_a_network_of_known_size_says_so(checked, config, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "ceilings", lambda *_: {"copy_bytes_per_second": 1.0})
     text = program.check_gpu(config, quick=True, output=None, device="cpu")

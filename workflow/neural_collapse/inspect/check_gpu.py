@@ -137,7 +137,10 @@ def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
     frame = pd.DataFrame(map(asdict, timed))
     frame = frame[frame["channels_last"] & (frame["failure"] == "")]
     rates = frame.pivot_table(
-        "images_per_second", ["network", "side_px", "cuda_graphs"], "precision", sort=False
+        "images_per_second",
+        ["network", "side_px", "batch_size", "cuda_graphs"],
+        "precision",
+        sort=False,
     ).reindex(columns=PRECISIONS)
     lines = []
     for precision in PRECISIONS[1:]:
@@ -153,10 +156,14 @@ def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
     )
     graphs = rates["float32"].unstack().reindex(columns=[False, True])
     gains = (graphs[True] / graphs[False]).dropna()
-    paying = [f"{name} {side} px ({x:.2f}x)" for (name, side), x in gains.items() if x > 1.05]
+    paying = [
+        f"{name} {side} px, batch {size} ({x:.2f}x)"
+        for (name, side, size), x in gains.items()
+        if x > 1.05
+    ]
     if len(gains):
         lines.append(
-            f"cuda_graphs  true for {', '.join(paying)}" if paying else "cuda_graphs  false"
+            f"cuda_graphs  true for {'; '.join(paying)}" if paying else "cuda_graphs  false"
         )
     if memory := facts.get("memory_bytes"):
         plain = frame[(frame["precision"] == "float32") & ~frame["cuda_graphs"]]
