@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,16 @@ def test_status_living_process_is_running_with_its_pace(job):
     status = status_of(job)
     assert status.state == "running" and status.seconds_left == 90
     assert status.note == "epoch 4/9  loss 0.1  1:30 left"
+
+
+def test_status_reads_no_more_than_the_end_of_a_long_log(job):
+    log(job, "x" * 10_000_000 + "\n" + PROGRESS)
+    lock(job)
+    tracemalloc.start()
+    assert status_of(job).note == "epoch 4/9  loss 0.1  1:30 left"
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1_000_000
 
 
 def test_status_killed_process_is_stopped_after_its_state(job):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 import socket
 import time
@@ -76,7 +77,9 @@ def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset
 
 def _tail(path: Path) -> list[str]:
     try:
-        text = path.read_bytes()[-20_000:].decode("utf-8", "replace")
+        with open(path, "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 20_000, 0))
+            text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
     return [line for line in text.splitlines() if line.strip()]
