@@ -399,7 +399,7 @@ CONTENT_CASES = [
          lambda w: shutil.copy(w / CHECKPOINT, w / MOMENTS)),
         ("compute-statistics", LAST, "no test set",
          change_moments(lambda t: [t.pop(k) for k in list(t) if k.startswith("test.")])),
-        ("compute-statistics", LAST, "no raw features",
+        ("compute-statistics", "lacks Figure 1's 'features'; delete", "no raw features",
          change_moments(lambda t: [t.pop(k) for k in list(t) if k.startswith("extra.")])),
         ("compute-statistics", LAST, "raw features of another width",
          change_moments(lambda t: t.update({"extra.features": torch.ones(15, 2)}))),

@@ -311,9 +311,9 @@ def _figure_1_points(recipe: Recipe, stored: StoredMoments, path: Path) -> pd.Da
             classes,
         )
     except (KeyError, ValueError, IndexError, UserError) as error:
+        why = "lacks Figure 1's" if isinstance(error, KeyError) else "does not fit the recipe:"
         raise UserError(
-            f"{path}: does not fit the recipe ({error}); delete the folder and extract the "
-            "features again"
+            f"{path}: {why} {error}; delete the folder and extract the features again"
         ) from None
 
 
