@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from neural_collapse.networks.build import build_network
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
 from neural_collapse.training.loop import train
+from neural_collapse.training.ranks import Ranks
 from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -156,6 +158,28 @@ def test_how_a_set_is_cut_into_batches_does_not_change_what_is_measured(make_dat
             records[0].test_error,
         )
         assert vars(record) == pytest.approx(vars(records[0]), rel=1e-6)
+
+
+class Apart(Ranks):
+    """A rank whose sums stay its own."""
+
+    def sum(self, values):
+        return values
+
+    def parallel(self, module, example):
+        return module
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_ranks_without_a_test_image_add_nothing_to_the_evaluation(make_data, make_recipe, stream):
+    data = make_data()
+    data = replace(data, test_images=data.test_images[:2], test_labels=data.test_labels[:2])
+    whole, *parts = (
+        vars(Trainer(make_recipe(), data, 0.05, 0, CPU, ranks, stream).evaluate(0))
+        for ranks in (Ranks(), *(Apart(rank, 3) for rank in range(3)))
+    )
+    summed = {name: sum(part[name] for part in parts) for name in whole}
+    assert summed == pytest.approx(whole, rel=1e-6)
 
 
 # --------------------------------------------------------------------------- batches

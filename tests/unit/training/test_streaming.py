@@ -20,6 +20,7 @@ from neural_collapse.data.images import (
     to_device,
 )
 from neural_collapse.training.loop import train
+from neural_collapse.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 DEVICES = [CPU, pytest.param(torch.device("cuda"), marks=pytest.mark.gpu)]
@@ -155,3 +156,9 @@ def test_a_streamed_training_has_the_same_bits(
     resident, streamed = run(make_data(), False), run(on_disk, True)
     assert resident[0] == streamed[0]
     assert all(torch.equal(value, streamed[1][name]) for name, value in resident[1].items())
+
+
+def test_a_trainer_streams_what_does_not_fit(on_disk, make_recipe, monkeypatch):
+    monkeypatch.setattr(images_module, "room_bytes", lambda device: 100)
+    trainer = Trainer(make_recipe(), on_disk, 0.05, 0, CPU)
+    assert all(isinstance(images, StreamedImages) for images in trainer.data.images.values())
