@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 from torch import distributed
 from torch._subclasses import FakeTensorMode
 
+from neural_collapse.collapse.arrays import flat_examples
 from neural_collapse.collapse.measure import measure
 from neural_collapse.collapse.metric import CollapseMetric
 from neural_collapse.io.errors import UserError
@@ -181,15 +182,26 @@ def test_maps_are_pooled_as_asked():
     rng = np.random.default_rng(7)
     maps = torch.from_numpy(rng.standard_normal((20, 3, 2, 2)))
     labels = torch.arange(20) % 2
-    for pool in (None, "max"):
-        with pytest.raises(UserError, match='pool="mean" or pool="flatten"'):
-            measure(maps, labels, pool=pool)
+    with pytest.raises(UserError, match='pool="mean" or pool="flatten"'):
+        measure(maps, labels)
     for pool, rows in (("mean", maps.mean((2, 3))), ("flatten", maps.flatten(1))):
         metric = CollapseMetric(2, rows.shape[1], pool=pool)
         metric.update(maps, labels)
         expected = measure(rows, labels)["cdnv"]
         assert metric.compute()["cdnv"] == pytest.approx(expected, rel=1e-12)
         assert measure(maps, labels, pool=pool)["cdnv"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (4, 3)])
+def test_unknown_pool_is_refused_whatever_the_shape(shape):
+    rows, labels = torch.ones(shape), torch.arange(4) % 2
+    for refused in (
+        lambda: CollapseMetric(2, 3, pool="max"),
+        lambda: measure(rows, labels, pool="max"),
+        lambda: flat_examples(rows, labels, "max"),
+    ):
+        with pytest.raises(UserError, match="pool is 'max'"):
+            refused()
 
 
 def test_ignored_rows_leave_no_trace():

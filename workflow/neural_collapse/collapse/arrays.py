@@ -135,6 +135,12 @@ def float64_tensor(values: Any) -> Tensor:
     return tensor.to(torch.float64)
 
 
+def check_pool(pool: str | None) -> None:
+    """Raise UserError for an unknown way to make rows of maps."""
+    if pool not in (None, "mean", "flatten"):
+        raise UserError(f'pool is {pool!r}; pool="mean", pool="flatten" or None is needed.')
+
+
 def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor, Tensor]:
     """A batch as rows: features (B, d) as they are typed, and labels (B,) int64 on their device.
 
@@ -143,12 +149,13 @@ def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor,
         labels: (B,), (B, 1) or (B, T); fractions become a number that is no label.
         pool: "mean" or "flatten", for maps.
 
-    Raises UserError for shapes that do not fit together, and maps without `pool`.
+    Raises UserError for shapes that do not fit together, an unknown `pool`, and maps without one.
     """
+    check_pool(pool)
     h = torch.as_tensor(native(real_array(features, "features")))
     c = torch.as_tensor(native(_label_numbers(labels, "labels"))).to(h.device)
     if h.dim() == 4:
-        if pool not in ("mean", "flatten"):
+        if pool is None:
             raise UserError(
                 f"The features are maps of shape {tuple(h.shape)}; say how they become vectors: "
                 'pool="mean" or pool="flatten".'
@@ -181,6 +188,7 @@ def feature_rows(
 
     Rows to be ignored are left out.
     """
+    check_pool(pool)
     features = real_array(features, "features")
     labels = _label_numbers(labels, "labels")
     if features.ndim != 2:

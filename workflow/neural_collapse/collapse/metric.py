@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import centres, flat_examples, parameter
+from .arrays import centres, check_pool, flat_examples, parameter
 from .moments import Decisions, Moments
 from .result import CollapseResult
 from .runs import Runs
@@ -73,6 +73,7 @@ class CollapseMetric:
     ) -> None:
         if scatter not in SCATTERS:
             raise UserError(f"scatter is {scatter!r}, not one of {', '.join(SCATTERS)}.")
+        check_pool(pool)
         if num_classes < 1 or dim < 1:
             raise UserError(f"num_classes and dim are {num_classes} and {dim}; both must be >= 1.")
         self.num_classes, self.dim, self.scatter = num_classes, dim, scatter
