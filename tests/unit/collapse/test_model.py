@@ -1,5 +1,7 @@
 """Any model measured from its loaders, against its features taken by hand."""
 
+import errno
+import tempfile
 import warnings
 
 import numpy as np
@@ -204,6 +206,22 @@ def test_measuring_leaves_the_random_numbers_alone(own, model, splits):
             nc.measure_model(model, loader)
         draws.append([labels.tolist() for _, labels in loader])
     assert draws[0] == draws[1]
+
+
+def test_features_that_do_not_fit_on_the_disk_are_one_sentence(monkeypatch, tmp_path):
+    class Full(tempfile.SpooledTemporaryFile):
+        def write(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):  # which writes what is buffered
+            super().close()
+            self.write()
+
+    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    batches = [(torch.ones(2, 3), torch.tensor([0, 1]))]
+    with pytest.raises(nc.UserError, match=f"{tmp_path} has no room .*No space left.*TMPDIR"):
+        nc.measure_model(nn.Linear(3, 2), batches, memory_limit_bytes=0)
 
 
 @pytest.mark.parametrize("limit", [0, 2**30])

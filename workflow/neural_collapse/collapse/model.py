@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -277,6 +277,17 @@ def _to(values: Any, device: torch.device) -> Any:
     return values
 
 
+@contextmanager
+def _room_for_features() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()} has no room for the features ({error.strerror or error}); "
+            "set TMPDIR to a larger disk or raise memory_limit_bytes."
+        ) from None
+
+
 class _Rows:
     """Rows of features in float32 (float64 stays), in memory or, beyond a limit, in a file."""
 
@@ -284,9 +295,12 @@ class _Rows:
         self._limit = limit_bytes
         # To Python a limit of 0 is none.
         self._file = tempfile.SpooledTemporaryFile(max(limit_bytes, 1), prefix="features-")  # noqa: SIM115
-        self.close = self._file.close
         self._labels: list[np.ndarray] = []
         self._dtype, self._dim = torch.float32, 0
+
+    def close(self) -> None:
+        with suppress(OSError):  # on a full disk it would write once more
+            self._file.close()
 
     def add(self, h_BD: Tensor, c_B: Tensor) -> None:
         dim = h_BD.shape[1]
@@ -297,7 +311,9 @@ class _Rows:
             raise UserError(
                 f"The features have {dim} columns in one batch and {self._dim} in another."
             )
-        self._file.write(h_BD.to("cpu", self._dtype).contiguous().numpy().data)
+        rows = h_BD.to("cpu", self._dtype).contiguous().numpy().data
+        with _room_for_features():
+            self._file.write(rows)
         self._labels.append(c_B.cpu().numpy())
 
     @property
@@ -310,6 +326,7 @@ class _Rows:
         dtype = np.float64 if self._dtype == torch.float64 else np.float32
         shape = (len(labels), self._dim)
         if self._file.tell() > self._limit:
-            return np.memmap(self._file, dtype, mode="r", shape=shape), labels
+            with _room_for_features():  # it writes what is buffered
+                return np.memmap(self._file, dtype, mode="r", shape=shape), labels
         self._file.seek(0)
         return np.frombuffer(self._file.read(), dtype).reshape(shape), labels
