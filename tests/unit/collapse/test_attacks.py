@@ -265,6 +265,18 @@ def test_robustness_is_relative_to_the_normalised_input():
     assert_allclose(ratios, r.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1), rtol=1e-3)
 
 
+def test_robustness_halves_its_batch():
+    network, images = conv_net(), uint8_images()
+    expected = robustness(network, images, MEAN, STD, batch_size=3)
+
+    def limited(_module, args):
+        if len(args[0]) > 3:
+            raise torch.OutOfMemoryError
+
+    network.register_forward_pre_hook(limited)
+    assert_allclose(robustness(network, images, MEAN, STD, batch_size=12), expected, rtol=1e-5)
+
+
 def test_robustness_of_hopeless_images_is_nan_with_one_warning():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4))
     nn.init.zeros_(network[1].weight)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from neural_collapse.experiment.config import check_config, resolve_recipe
@@ -52,3 +53,34 @@ def test_prepared_images_that_do_not_fit_are_one_sentence(found, said, monkeypat
     with pytest.raises(UserError) as error:
         other.open_other(*given)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_probe_learns_from_examples_spread_over_the_train_set(monkeypatch):
+    """A dataset may be sorted by class."""
+    dataset = SimpleNamespace(train_labels=np.arange(20) // 5, test_labels=np.arange(4))
+    learned = {}
+
+    shares = SimpleNamespace(share=lambda _: 0.5)
+
+    def extract(*_, keep_rows, **__):
+        return SimpleNamespace(kept=np.array(keep_rows), test=shares, test_rows=None)
+
+    def probe(features, labels, test_features, test_labels):
+        learned.update(rows=features.tolist(), labels=labels.tolist())
+        return 0.25
+
+    monkeypatch.setattr(other, "PROBE_EXAMPLES", 3)
+    monkeypatch.setattr(other, "extract_splits", extract)
+    monkeypatch.setattr(other, "linear_probe_accuracy", probe)
+    monkeypatch.setattr(other, "compute_moments", lambda *_, **__: shares)
+    monkeypatch.setattr(other, "outlier_statistics", lambda *_: {})
+    own = SimpleNamespace(test_labels=None, num_classes=4)
+    layer = SimpleNamespace(weight=None, bias=None)
+    splits = SimpleNamespace(train=None, test=layer, test_rows=None)
+    recipe = SimpleNamespace(
+        training=SimpleNamespace(evaluation_batch_size=4),
+        measurement=SimpleNamespace(batch_norm_examples=None),
+    )
+    found = other.other_statistics(None, own, dataset, splits, recipe, "cpu")
+    assert learned == {"rows": [0, 10, 19], "labels": [0, 2, 3]}
+    assert found["other_dataset.transfer_probe_accuracy"] == 0.25
