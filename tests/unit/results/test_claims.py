@@ -95,7 +95,8 @@ def test_claims_each_change_has_its_verdict(statistic, zero, start, end, holds):
         zero, start, end = 1 - zero, 1 - start, 1 - end
     assert (row.at_epoch_0, row.at_start, row.at_end) == pytest.approx((zero, start, end))
     assert row.change == pytest.approx(end - start)
-    assert row.criterion and f"{end:.4g}" in row.reason
+    assert f"{end:.4g}" in row.reason
+    assert ("or zero" in row.criterion) == (statistic not in ("robustness", "error"))
     assert (row.epoch_at_start, row.epoch_at_end, row.seeds) == ("40", "350", 1)
 
 

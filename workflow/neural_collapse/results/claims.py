@@ -38,7 +38,8 @@ from .tables import CANNOT_SAY, VERDICTS, check_frame, where, write_table
 
 def _phenomenon(statistic: str, **more: Any) -> Change:
     entry = REGISTRY[statistic]
-    more = {"factor": 1.0, "paper": "falls during the TPT"} | more
+    zero_holds = not more.get("rises", False)
+    more = {"factor": 1.0, "zero_holds": zero_holds, "paper": "falls during the TPT"} | more
     return Change(name=entry.label, short_name=entry.short_label, statistic=statistic, **more)
 
 

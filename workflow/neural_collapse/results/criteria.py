@@ -140,6 +140,8 @@ class Change(Claim):
     floor: float | None = np.nan
     """Standard error of one seed's change, relative to the value at the start of the TPT; nan if
     unknown; None for a share of test examples, whose noise is that of counting."""
+    zero_holds: bool = False
+    """Whether it holds if a statistic that falls ends at zero, whatever the noise."""
     over_train: bool = False
     """Whether the values are divided by those of the train split."""
     most_mismatch: float | None = None
@@ -152,7 +154,7 @@ class Change(Claim):
     @property
     def criterion(self) -> str:
         """When it holds, in words."""
-        way, zero = ("higher", "") if self.rises else ("lower", ", or zero")
+        way, zero = "higher" if self.rises else "lower", ", or zero" if self.zero_holds else ""
         text = f"{way} at the last epoch than at the start of the TPT{zero}"
         if self.factor is not None:
             times = f"at least {self.factor:g} times lower" if self.factor > 1 else "lower"
@@ -255,7 +257,7 @@ class Change(Claim):
     def _verdict(self, zero: float, start: float, end: float, noise: float) -> str:
         if self.rises:
             return verdict_of(end - start, noise)
-        if end == 0:
+        if self.zero_holds and end == 0:
             return HOLDS
         margin = start - end
         if self.factor is not None:
