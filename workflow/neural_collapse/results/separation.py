@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from ..collapse.separation import LEAST_LAYERS
-from .layout import Layout
-from .studies import OPTIMISERS, optimiser_of, rows_of_first_origin
+from .layout import Layout, origins_of, rows_of
+from .studies import OPTIMISERS, optimiser_of
 from .tables import run_recipe
 
 FUZZINESS, RATE, LINEARITY = "separation_fuzziness", "separation_rate", "separation_linearity"
@@ -44,17 +45,18 @@ class LayerCurves:
 def layer_curves(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
 ) -> list[LayerCurves]:
-    """Every cell whose recipe names three layers or more, in the layout's order; of its own runs,
-    otherwise of its reference runs."""
-    found = []
-    for cell in layout.cells():
-        own = rows_of_first_origin(runs, *cell)
+    """Every cell whose recipe names three layers or more, in the layout's order; of its own runs
+    where they measured them, otherwise of its reference runs."""
+    found, done = [], set()
+    for cell, origin in itertools.product(layout.cells(), origins_of(runs)):
+        own = rows_of(runs, *cell, origin)
         recipe = {} if own.empty else run_recipe(own.iloc[0])
         layers = tuple(recipe.get("measurement", {}).get("layers", ()))
-        rows = rows_of_first_origin(measurements, *cell)
+        rows = rows_of(measurements, *cell, origin)
         rows = rows[(rows["split"] == "train") & rows["statistic"].str.startswith("separation")]
-        if len(layers) < LEAST_LAYERS or rows.empty:
+        if cell in done or len(layers) < LEAST_LAYERS or rows.empty:
             continue
+        done.add(cell)
         names = [f"{FUZZINESS}@{layer}" for layer in layers]
         table = rows.pivot(index=["epoch", "seed"], columns="statistic", values="value")
         table = table.reindex(columns=[*names, RATE, LINEARITY])
