@@ -16,7 +16,8 @@ from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES, caption
 from neural_collapse.io.errors import UserError
 from neural_collapse.report.build import build_report
-from neural_collapse.results.claims import check_claims, write_claims
+from neural_collapse.report.parts import claims_table
+from neural_collapse.results.claims import CLAIM_HEADINGS, check_claims, write_claims
 from neural_collapse.results.table1 import build_table_1, write_table_1
 from neural_collapse.results.tables import read_table, write_table
 
@@ -147,6 +148,15 @@ def test_it_says_what_was_run(built):
     )
     places = [text.index(part) for part in order]
     assert places == sorted(places), "what matters most comes first"
+
+
+def test_claims_are_sorted_by_values_that_are_not_rounded():
+    tables = make_tables(("digits",), ("vgg",), last=12)
+    claims = check_claims(tables["measurements"], tables["runs"])
+    (column,) = [n for n, name in enumerate(CLAIM_HEADINGS) if name == "End"]
+    found = [row[column].sort for row in claims_table(claims).rows]
+    assert found == ["" if value != value else repr(value) for value in claims["at_end"]]
+    assert any(len(sort) > 8 for sort in found)
 
 
 def test_matrix_has_a_sign_for_each_verdict_with_numbers_and_criterion(built):

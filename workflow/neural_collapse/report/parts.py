@@ -33,9 +33,10 @@ class PageTable(NamedTuple):
     rows: Sequence[Sequence[Cell]]
 
 
-def _number(text: str) -> Cell:
-    """A number that was made a text."""
-    return Cell(text, "" if text == DASH else text.replace("−", "-").lstrip("+"), "number")
+def _number(text: str, value: float | None = None) -> Cell:
+    """A number that was made a text, sorted by its value, or by the text if it is not given."""
+    sort = text.replace("−", "-").lstrip("+") if value is None else repr(float(value))
+    return Cell(text, "" if text == DASH else sort, "number")
 
 
 def cell(value: Any, digits: int = 4) -> Cell:
@@ -99,10 +100,13 @@ def study_verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
 def claims_table(table: pd.DataFrame) -> PageTable:
     """Every claim with its numbers."""
     rows = []
-    for text in claims.display_rows(table):
+    numbers = table[["at_epoch_0", "at_start", "at_end", "change", "noise"]].to_numpy(float)
+    for text, values in zip(claims.display_rows(table), numbers, strict=True):
         sign, css = SIGNS[text[3]]
         verdict = Cell(f"{sign} {text[3]}", css=css)
-        rows.append([*map(Cell, text[:3]), verdict, *map(_number, text[4:9]), *map(Cell, text[9:])])
+        rows.append(
+            [*map(Cell, text[:3]), verdict, *map(_number, text[4:9], values), *map(Cell, text[9:])]
+        )
     return PageTable("Every claim in every cell", claims.CLAIM_HEADINGS, rows)
 
 
