@@ -133,15 +133,37 @@ def test_imbalance_is_lines_over_the_ratio_and_marks_what_is_oversampled():
     assert "Fang, He, Long and Su" in captions.imbalance(*tables, Layout.of(tables[1]))
 
 
+def test_the_caption_of_optimisers_counts_the_trainings_of_each_point():
+    values = nc0(2.0, 1.5)
+    tables = table({name: ({"weight_decay": 1e-3}, values) for name in ("a", "b")})
+    assert "Points are means over 2 trainings; bars" in captions.optimisers(
+        *tables, Layout.of(tables[1])
+    )
+    tables = table({"a": ({"weight_decay": 1e-3}, values)})
+    said = captions.optimisers(*tables, Layout.of(tables[1]))
+    assert "Every point is a single training." in said and "Curves" not in said
+
+
+def test_captions_without_runs_to_draw_say_so_alone():
+    tables = table({"a": ({"weight_decay": 1e-3}, {(NC1, "train"): [1.0]})})
+    layout = Layout.of(tables[1])
+    assert captions.optimisers(*tables, layout) == (
+        "No run measured NC0 or NC3 (training.weight_decay above 0): there is no line."
+    )
+    assert captions.imbalance(*tables, layout) == (
+        "No run trained on unequal classes (data.imbalance): there is no ratio to draw."
+    )
+
+
 def test_the_caption_of_imbalance_counts_the_seeds():
     data = {
         n: {"imbalance": {"ratio": r, "minority_classes": [1, 2]}} for n, r in (("a", 1), ("b", 9))
     }
     values = {(MINORITY_COSINE, "train"): [0, 0.5]}
     tables = table({name: ({"weight_decay": 5e-4}, values) for name in data}, data)
-    assert "single training" in captions.imbalance(*tables, Layout.of(tables[1]))
+    assert "Every point is a single training." in captions.imbalance(*tables, Layout.of(tables[1]))
     both = [pd.concat([of, of[of["architecture"] == "b"].assign(seed=1)]) for of in tables]
-    assert "means over 1 to 2 seeds" in captions.imbalance(*both, Layout.of(both[1]))
+    assert "Points are means over 1 to 2 trainings" in captions.imbalance(*both, Layout.of(both[1]))
 
 
 def test_imbalance_without_its_statistics_says_so():

@@ -144,6 +144,17 @@ def test_figure_has_a_column_a_depth_a_row_a_kind_and_the_line_after_training():
     assert "no line" in panels[2].texts[0].get_text()
     caption = captions.separation(measurements, runs, Layout.of(runs))
     assert "He and Su" in caption and "blue: after 9" in caption
+    assert "Every point is a single training." in caption and "eans over" not in caption
+
+
+def test_own_runs_without_layers_leave_the_curves_to_the_reference_runs():
+    cells = [(run("a", layers=[]), []), (run("a"), measured("a", {0: BEFORE, 9: AFTER}))]
+    for origin, (facts, rows) in zip(("own", "reference"), cells, strict=True):
+        for row in (facts, *rows):
+            row["origin"] = origin
+    measurements, runs = tables(*cells)
+    (curves,) = layer_curves(measurements, runs, Layout.of(runs))
+    assert curves.layers == tuple(LAYERS)
 
 
 def test_layer_that_some_seed_lacks_has_no_point():

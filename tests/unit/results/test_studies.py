@@ -63,12 +63,12 @@ def test_lines_over_weight_decay_are_of_the_last_epoch_by_optimiser():
     assert list(found) == [("mnist", "sgd"), ("mnist", "adamw")]
     sgd = found["mnist", "sgd"]
     assert sgd.index.tolist() == [1e-3, 0.1]
-    assert sgd[NC0].columns.tolist() == ["mean", "min", "max"]
-    np.testing.assert_allclose(sgd[NC0], [[1.5, 1, 2], [0.25, 0.25, 0.25]])
+    assert sgd[NC0].columns.tolist() == ["mean", "min", "max", "count"]
+    np.testing.assert_allclose(sgd[NC0], [[1.5, 1, 2, 2], [0.25, 0.25, 0.25, 1]])
     np.testing.assert_allclose(sgd[NC3]["mean"], [0.8, 0.5])
     adamw = found["mnist", "adamw"]
     assert adamw[NC0]["mean"].tolist() == [3]
-    assert adamw[NC0_PREDICTED].isna().all(axis=None)
+    assert adamw[NC0_PREDICTED]["mean"].isna().all()
 
 
 def test_means_over_seeds_leave_out_what_is_not_defined():
@@ -432,6 +432,13 @@ def test_detection_and_nc5_are_judged_within_the_terminal_phase():
     assert found[ORTHOGONAL] == "holds"  # below the start of the TPT, not below epoch 0
     assert found["outliers are detected better: NECO"] == "holds"
     assert found["outliers are detected better: energy"] == "does not"
+
+
+def test_a_trend_that_ends_at_zero_within_the_noise_decides_nothing():
+    found = verdicts({(NCC, "test"): [[0.9, 0.5, 0.1, 0.0], [0.9, 0.0, 0.0, 0.0]]})
+    claim = found.loc["nearest class centres transfer worse"]
+    assert (claim["at_end"], claim["holds"]) == (0, "cannot say")
+    assert claim["criterion"] == "lower at the last epoch than at the start of the TPT"
 
 
 def test_one_seed_decides_nothing():

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from ..io.text import counted
 from ..results.layout import Layout, origins_of, rows_of
 from ..results.separation import layer_curves
-from ..results.studies import SCORES, correlation_with_collapse, measured_other
+from ..results.studies import (
+    NC0,
+    NC3,
+    SCORES,
+    by_ratio,
+    by_weight_decay,
+    correlation_with_collapse,
+    measured_other,
+)
 from ..results.tables import REFERENCE
 from .sentences import (
     in_a_list,
     joined,
     origin_sentence,
+    points_sentence,
     seeds_sentence,
     size_sentence,
     smallest_to_largest,
@@ -119,15 +129,19 @@ def separation(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *
     if not panels:
         return "No run measured three layers or more (measurement.layers): there is no line."
     _, during, after = panels[0].epochs
+    seeds = [len(panel.fuzziness[panel.epochs[-1]]) for panel in panels]
+    spread = (
+        f"Points are geometric means over {smallest_to_largest(seeds)} seeds, where D is defined "
+        "for every one; bars reach from the smallest to the largest value; r is given for the "
+        "seeds with the smallest and the largest, ρ is their mean."
+    )
     return joined(
         "Separation fuzziness D = Tr(SS_w SS_b⁺) of each layer's output on the train set, on a "
         "logarithmic axis; layer 0 is the images, the last one the features. Columns are the "
         "number of layers, images counted and classifier not. Grey circles: before training; "
         f"orange squares: after {during} epochs; blue: after {after}; black: the least-squares "
         "line log D = a + l log ρ after training, with Pearson's correlation r of l and log D.",
-        seeds_sentence(measurements, layout),
-        "Means of D are geometric and need it defined for every seed; r is given for the seeds "
-        "with the smallest and the largest, ρ is their mean.",
+        spread if max(seeds) > 1 else "Every point is a single training.",
         "He and Su, PNAS 120 (36), 2023.",
         origin_sentence(runs),
     )
@@ -135,6 +149,14 @@ def separation(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *
 
 def optimisers(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the figure of optimisers shows."""
+    counts = [
+        count
+        for table in by_weight_decay(measurements, runs, layout).values()
+        for statistic in (NC0, NC3)
+        for count in table.loc[table.index > 0, (statistic, "count")]
+    ]
+    if not any(counts):
+        return "No run measured NC0 or NC3 (training.weight_decay above 0): there is no line."
     return joined(
         "Values at the last epoch against the weight decay on a logarithmic axis, one line per "
         "optimiser. NC0 is the norm of the sum of the classifier's rows. Black crosses: NC0 "
@@ -142,7 +164,7 @@ def optimisers(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *
         "there is a closed form. NC3 is the squared distance between the normalised classifier "
         "and class means. Coupled decay (SGD, Adam) is part of the gradient, decoupled decay "
         "(SGDW, AdamW) is not.",
-        seeds_sentence(measurements, layout),
+        points_sentence(counts),
         "After Zhao et al., ICLR 2026.",
         origin_sentence(runs),
     )
@@ -163,12 +185,16 @@ def losses(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -
 
 def imbalance(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the figure of imbalance shows."""
+    found = by_ratio(measurements, runs, layout)
+    if not found:
+        return "No run trained on unequal classes (data.imbalance): there is no ratio to draw."
+    counts = [table.xs("count", axis=1, level=1).to_numpy().ravel() for table in found.values()]
     return joined(
         "Values at the last epoch against the ratio of majority to minority train images "
         "(data.imbalance) on a logarithmic axis: mean cosine between the classifiers of minority "
         "classes, 1 if they are equal, and accuracy on test images of these classes. Hollow "
         "squares: minority images are repeated in each epoch until all classes have equal counts.",
-        seeds_sentence(measurements, layout),
+        points_sentence(np.concatenate(counts)),
         "After Fang, He, Long and Su, PNAS 2021.",
         origin_sentence(runs),
     )

@@ -88,7 +88,7 @@ def _draw_optimisers(ax: Axes, tables: dict[str, pd.DataFrame], statistic: str) 
         known = table[(table[statistic]["min"] > 0) & (table.index > 0)]
         if known.empty:
             continue
-        drawn.append(known[statistic].to_numpy())
+        drawn.append(known[statistic][["min", "max"]].to_numpy())
         _draw_seeds(ax, known[statistic], name, _optimiser_look(name))
         if statistic == NC0:
             predicted = known[NC0_PREDICTED]["mean"].dropna()

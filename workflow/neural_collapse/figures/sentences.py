@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -51,6 +51,19 @@ def seeds_sentence(frame: pd.DataFrame, layout: Layout) -> str:
         return "Every curve is a single training (one seed), so there is no band."
     return (
         f"Curves are means over {smallest_to_largest(counts)} seeds; bands or bars reach from the "
+        "smallest to the largest value."
+    )
+
+
+def points_sentence(counts: Iterable[float]) -> str:
+    """How many trainings a point stands for, and what its bar is; empty if there are no points."""
+    known = [int(count) for count in counts if count > 0]
+    if not known:
+        return ""
+    if max(known) == 1:
+        return "Every point is a single training."
+    return (
+        f"Points are means over {smallest_to_largest(known)} trainings; bars reach from the "
         "smallest to the largest value."
     )
 

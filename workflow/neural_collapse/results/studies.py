@@ -65,8 +65,8 @@ def by_weight_decay(
 ) -> dict[tuple[str, str], pd.DataFrame]:
     """NC0, its prediction and NC3 at the last epoch by (dataset, optimiser's name).
 
-    A table is indexed by weight decay, rising; its columns are (statistic, mean | min | max) over
-    seeds and over cells that share a decay; nan where one was not measured.
+    A table is indexed by weight decay, rising; its columns are (statistic, mean | min | max |
+    count) over seeds and over cells that share a decay; nan where one was not measured.
     """
 
     def described(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def by_weight_decay(
         return {}
     table["optimiser"] = pd.Categorical(table["optimiser"], list(OPTIMISERS))
     return {
-        key: part.groupby("weight_decay")[shown].agg(["mean", "min", "max"])
+        key: part.groupby("weight_decay")[shown].agg(["mean", "min", "max", "count"])
         for key, part in table.groupby(["dataset", "optimiser"], observed=True)
     }
 
