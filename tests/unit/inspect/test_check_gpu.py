@@ -124,6 +124,42 @@ def test_check_gpu_times_the_other_ways_where_one_fails(checked, config, tmp_pat
     assert [network["failure"] for network in written] == failures
 
 
+def test_steps_in_nchw_get_images_of_one_channel_in_nchw(config):
+    """By the strides of images and weights cuDNN chooses the layout of all maps."""
+    recipe, size = networks_of(config, quick=True)[0]
+    data = gpu_checks.made_up_data(16, 1, size.side_px, size.num_classes)
+    changed = recipe.training.model_copy(update={"batch_size": 16})
+    recipe = recipe.model_copy(update={"training": changed})
+    trainer = gpu_speed.Trainer(recipe, data, 1e-4, 0, torch.device("cpu"), stream=False)
+    strides, step, side = [], trainer.step, size.side_px
+
+    def noted(batch, learning_rate):
+        strides.append(batch.inputs.stride())
+        return step(batch, learning_rate)
+
+    trainer.step = noted
+    for channels_last in (False, True):
+        gpu_speed._steps(trainer, channels_last, 0.01)
+    assert set(strides[: len(strides) // 2]) == {(side**2, side**2, side, 1)}
+    assert set(strides[len(strides) // 2 :]) == {(side**2, 1, side, 1)}
+
+
+@pytest.mark.parametrize(
+    ("run_s", "runs", "rate"), [(1.0, 3, 1.0), (0.2, 3, 5.0), (0.02, 2 + 9, 50.0)]
+)
+def test_a_run_longer_than_the_time_is_timed_once(monkeypatch, run_s, runs, rate):
+    clock, done = [0.0], []
+
+    def run():
+        clock[0] += run_s
+        done.append(run_s)
+
+    monkeypatch.setattr(gpu_speed.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(gpu_speed, "MOST_STEPS", 30)
+    found = gpu_speed.runs_per_second(run, torch.device("cpu"), 0.15)
+    assert len(done) == runs and found == pytest.approx(rate)
+
+
 def test_check_gpu_compares_steps_of_one_batch_size(checked, config, monkeypatch):
     ways = [(64, False, 100.0), (64, True, 200.0), (128, False, 1000.0), (128, True, 1010.0)]
     timed = [

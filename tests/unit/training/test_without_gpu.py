@@ -99,6 +99,9 @@ class Cuda:
     def __init__(self):
         self.waits: list[tuple[str, str]] = []
 
+    def graph_pool_handle(self):
+        return (0, 7)
+
     def Stream(self, device):
         return Stream("own", self.waits)
 
@@ -134,9 +137,13 @@ def test_a_recorded_step_gives_the_bits_of_the_step(monkeypatch, make_data, make
     assert cuda.waits == [("own", "current"), ("own", "entered"), ("current", "own")]
 
 
-def test_a_recording_that_fails_leaves_its_stream(monkeypatch, make_data, make_recipe):
+def test_a_recording_that_fails_leaves_its_stream_and_its_pool(monkeypatch, make_data, make_recipe):
     """In torch, cuda.graph does not: an error at the recording's end comes before that."""
     left = []
+
+    def end(device, pool):
+        left.append(pool)
+        raise RuntimeError("not currently recording")
 
     class Failing(Cuda):
         @contextmanager
@@ -150,8 +157,9 @@ def test_a_recording_that_fails_leaves_its_stream(monkeypatch, make_data, make_r
             raise RuntimeError("the recording was invalidated")
 
     monkeypatch.setattr(trainer, "cuda", Failing())
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
     trained = Trainer(make_recipe(), make_data(40), 0.05, 0, torch.device("cpu"))
     trained.graphed = True
     with pytest.raises(UserError, match="cannot be recorded"):
         trained.train_epoch(1)
-    assert left == ["own"]
+    assert left == [(0, 7), "own"]

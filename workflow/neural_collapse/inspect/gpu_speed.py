@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import torch
@@ -49,16 +49,23 @@ def synchronise(device: torch.device) -> None:
 
 
 def runs_per_second(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """How often `run` is done in a second, after three times that do not count."""
-    for _ in range(3):
+    """How often `run` is done in a second, after two times that do not count.
+
+    A run that takes longer than `seconds` is timed once.
+    """
+    for _ in range(2):
+        began = time.perf_counter()
         run()
-    synchronise(device)
+        synchronise(device)
+        once = time.perf_counter() - began
+    # Several at a time, since a GPU that is waited for after each run computes less.
+    together = 3 if 3 * once < seconds else 1
     began, done, took = time.perf_counter(), 0, 0.0
     while took < seconds and done < MOST_STEPS:
-        for _ in range(3):
+        for _ in range(together):
             run()
         synchronise(device)
-        done, took = done + 3, time.perf_counter() - began
+        done, took = done + together, time.perf_counter() - began
     return done / took
 
 
@@ -129,19 +136,23 @@ def speeds(recipe: Recipe, size: DataSize, device: torch.device, seconds: float)
                 yield Speed(*fields, failure=failure)
         del trainer
         if device.type == "cuda":
-            torch.cuda.empty_cache()
+            # After a failed recording torch's allocator refuses, as if it still went on.
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
 
 def _steps(trainer: Trainer, channels_last: bool, seconds: float) -> tuple[float, int]:
     """(steps a second, the memory that they take at most) on one batch."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     trainer.network.to(memory_format=layout).train()
+    trainer.network.zero_grad()  # of a step that failed
     # What it keeps must lie as the weights do.
     trainer.optimiser = Optimiser(trainer.training, trainer.network)
     device = trainer.device
     with closing(trainer.data.batches(0, 1)) as batches:
         inputs, labels, examples = next(batches)
-    batch = Batch(inputs.contiguous(memory_format=layout), labels, examples)
+    # One channel fits both layouts: `contiguous` would leave the strides that cuDNN goes by.
+    batch = Batch(inputs.clone(memory_format=layout), labels, examples)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with arithmetic(trainer.training.precision):

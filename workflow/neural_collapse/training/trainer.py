@@ -266,11 +266,21 @@ class GraphedStep:
         with cuda.stream(stream):
             for _ in range(WARM_UP_STEPS):
                 step(self.inputs, self.labels, self.learning_rate)
-            self.graph = cuda.CUDAGraph()
-            # On the stream that warmed up, whose workspaces no other graph shares; other threads,
-            # which read images, may go on. A recording that fails does not leave the stream itself.
-            with cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
-                self.loss = step(self.inputs, self.labels, self.learning_rate)
+            self.graph, pool = cuda.CUDAGraph(), cuda.graph_pool_handle()
+            try:
+                # On the stream that warmed up, whose workspaces no other graph shares; other
+                # threads, which read images, may go on. A recording that fails does not leave the
+                # stream itself.
+                with cuda.graph(
+                    self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                ):
+                    self.loss = step(self.inputs, self.labels, self.learning_rate)
+            except RuntimeError:
+                # Otherwise torch's allocator (2.11 to 2.15) would go on recording: it would free
+                # no memory and record no other step.
+                with contextlib.suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(inputs.device.index, pool)
+                raise
         cuda.current_stream(inputs.device).wait_stream(stream)
         for name, value in state().items():
             value.copy_(before[name])
