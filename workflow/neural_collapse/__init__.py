@@ -1,4 +1,4 @@
-"""Measure neural collapse, and reproduce Papyan, Han and Donoho (PNAS 2020).
+"""Measure neural collapse; reproduce Papyan, Han and Donoho (PNAS 2020).
 
     >>> import neural_collapse as nc
     >>> result = nc.measure([[1.0, 0.0], [-1.0, 0.0]], labels=[0, 1])

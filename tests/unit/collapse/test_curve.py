@@ -43,9 +43,9 @@ def test_panels_are_the_papers_figures():
 
 
 def test_curve_wrong_use_is_one_sentence():
-    with pytest.raises(nc.UserError, match="Nothing has been logged of the split 'train'"):
+    with pytest.raises(nc.UserError, match="Nothing has been logged for the split 'train'"):
         nc.CollapseCurve().plot()
     with pytest.raises(nc.UserError, match="'vci' has not been logged"):
         curve().plot(["vci"])
-    with pytest.raises(nc.UserError, match="Epoch 1 of the split 'train' has been logged already"):
+    with pytest.raises(nc.UserError, match="Epoch 1 of the split 'train' has already been logged"):
         curve(epochs=(1, 1))

@@ -374,8 +374,8 @@ def test_extract_wrong_input_is_one_sentence(network, data):
     mistake("classes", num_classes=4)
     mistake("Sequential is not a network of this project", network=nn.Sequential(nn.Linear(4, 3)))
     mistake("batch_size", batch_size=0)
-    mistake("Rows run from", keep_rows=[37])
-    mistake("Rows are chosen", keep_rows=[0.5])
+    mistake("keep_rows run from", keep_rows=[37])
+    mistake("keep_rows are", keep_rows=[0.5])
     mistake("no example of class 2", (images, np.minimum(labels, 1)))
     with torch.no_grad():
         network.squeeze.weight[0, 0] = torch.nan
@@ -440,7 +440,7 @@ def test_layers_leave_the_features_moments_as_they_are(data):
 
 
 def test_batches_that_leave_one_image_are_refused(data):
-    with pytest.raises(UserError, match="batch_norm_examples: 36 leave a batch of one image"):
+    with pytest.raises(UserError, match="batch_norm_examples: 36 leaves a last batch of one image"):
         run_both(mlp(), data, data, watched=Watched(batch_norm_examples=36))
 
 
@@ -451,6 +451,6 @@ def test_batches_that_decide_the_result_are_not_halved_where_memory_runs_out(dat
 
     net = mlp()
     net.hidden[0].register_forward_pre_hook(limited)
-    with pytest.raises(UserError, match="batch_norm_examples: 20 images a batch are more than"):
+    with pytest.raises(UserError, match="batch_norm_examples: 20 images per batch do not fit"):
         run_both(net, data, data, watched=Watched(batch_norm_examples=20))
     assert net.training

@@ -296,8 +296,8 @@ def test_spoiled_features_are_counted(bad):
         (lambda a: a.astype(complex), "features of the test split are complex"),
         (lambda a: torch.from_numpy(a).to(torch.complex64), "test split are complex"),
         (lambda a: a.astype(np.longdouble), r"are (longdouble|float128), which torch"),
-        (scipy.sparse.csr_matrix, r"sparse matrix; give its .toarray\(\)"),
-        (lambda a: torch.from_numpy(a).to_sparse(), r"sparse tensor; give its .to_dense\(\)"),
+        (scipy.sparse.csr_matrix, r"sparse matrix; pass its .toarray\(\)"),
+        (lambda a: torch.from_numpy(a).to_sparse(), r"sparse tensor; pass its .to_dense\(\)"),
         (lambda a: [list(row) for row in a[:-1]] + [[1.0]], "rows of different lengths"),
         (lambda a: np.array([*map(list, a[:-1]), [1.0]], dtype=object), "of different lengths"),
         (lambda a: np.ma.masked_less(a, 3), "masked values"),
@@ -335,7 +335,7 @@ def test_labels_of_any_form_give_the_same_bits(wrap):
 
 
 def test_a_transposed_classifier_and_another_width_are_said():
-    mistake(r"weight is transposed, give its .T of shape \(3, 5\)", weight=np.ones((5, 3)))
+    mistake(r"weight is transposed, pass its .T of shape \(3, 5\)", weight=np.ones((5, 3)))
     mistake(
         r"weight has shape \(3, 5\), .* features of the test split have 4 columns",
         features_ND=np.ones((12, 4)),
@@ -393,7 +393,7 @@ def test_foreign_and_incomplete_safetensors_are_named(tmp_path):
     with pytest.raises(UserError, match=r"weights\.safetensors: is no moments"):
         load_moments(path)
     save_file({"weight": torch.zeros(3)}, path, {"format": FORMAT})
-    with pytest.raises(UserError, match=r"weights\.safetensors: is no complete"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: is not a complete"):
         load_moments(path)
 
 

@@ -143,14 +143,14 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     for file, words in [
         ("nowhere.npy", "cannot be read"),
         ("text.npy", "corrupt"),
-        ("two.npz", "holds a, b; call the array of the features 'features'"),
+        ("two.npz", "contains a, b; name the array of the features 'features'"),
         ("objects.npy", "of plain numbers"),
-        ("run.pt", "holds Python objects besides tensors"),
-        ("empty.pt", "holds no array"),
+        ("run.pt", "contains Python objects besides tensors"),
+        ("empty.pt", "contains no array"),
         ("text.pt", "is corrupt"),
         ("text.safetensors", "is corrupt"),
         ("text.parquet", "is corrupt"),
-        ("words.csv", "the column 'a' of the features holds no numbers"),
+        ("words.csv", "the column 'a' of the features contains no numbers"),
         ("matrix.mat", "its suffix is not one of .npy, .npz"),
     ]:
         assert run("--features", tmp_path / file, "--labels", model, "--classifier", model) == 2
@@ -166,7 +166,7 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "narrow.npy" in said and "features of the test split have 5 columns" in said
     assert whole(model, "--test-features", model) == 2
-    assert "belong together" in capsys.readouterr().err
+    assert "or neither" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

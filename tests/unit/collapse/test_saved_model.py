@@ -92,15 +92,15 @@ def test_torchvisions_models_have_imagenets_normalisation(folder, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (given(model="small"), "give torchvision:NAME or MODULE:FUNCTION"),
+        (given(model="small"), "pass torchvision:NAME or MODULE:FUNCTION"),
         (given(model="torchvision:resnet17"), "torchvision has no model 'resnet17'"),
         (given(model="nets_to_measure:broken"), "ValueError: no such width"),
-        (given(model="nets_to_measure:number"), "it returned int, no nn.Module"),
+        (given(model="nets_to_measure:number"), "it returned int; an nn.Module"),
         (given(model="nowhere_at_all:x"), "No module named 'nowhere_at_all'"),
         (given(weights="data.npz"), "its suffix is not one of .pt, .pth"),
         (given(weights="absent.pt"), "absent.pt: cannot be read"),
         (given(data="w.pt"), "neither a folder of images nor a .npz file"),
-        (given(), "Give --mean and --std"),
+        (given(), "Pass --mean and --std"),
         ([*given(), *NORM, "--crop-px", "4"], "are for folders of images"),
         ([*given(), *NORM, "--layer", "fc"], "has no layer 'fc'"),
         ([*given(), "--mean", "0.5", "--std", "0.2"], "mean and std have 1 and 1 numbers"),

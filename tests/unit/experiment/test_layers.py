@@ -41,8 +41,11 @@ def config(measurement, network=None, data=None):
     [
         ({"layers": ["input", "hidden.2"]}, "no layer 'hidden.2'; it has input, hidden, hidden.0"),
         ({"layers": ["classifier"]}, "no layer 'classifier'"),
-        ({"batch_norm_examples": 1399}, "batch_norm_examples: 1399 leave a batch of one image"),
-        ({"batch_norm_examples": 396}, "of the 397 of the test split"),
+        (
+            {"batch_norm_examples": 1399},
+            "1399 leaves a last batch of one image",
+        ),
+        ({"batch_norm_examples": 396}, "of the 397 images of the test split"),
         (
             {"other_dataset": "mnist"},
             "other_dataset: prepared images of mnist have 28 pixels a side, those of digits 8; ",
@@ -60,12 +63,12 @@ def test_what_the_network_or_data_lack_is_one_sentence_that_names_the_cell(measu
 def test_batches_that_leave_one_image_of_another_dataset_are_named():
     data = {"image_size_px": 8, "examples_per_class": 100, "test_examples_per_class": 30}
     wrong = config({"other_dataset": "mnist", "batch_norm_examples": 333}, data=data)
-    with pytest.raises(UserError, match="one image of the 1000 of the train split"):
+    with pytest.raises(UserError, match="of the 1000 images of the train split"):
         check_layers(wrong)
     wrong = config(
         {"other_dataset": "mnist", "batch_norm_examples": 909}, data={"image_size_px": 8}
     )
-    with pytest.raises(UserError, match="one image of the 10000 of the mnist test split"):
+    with pytest.raises(UserError, match="of the 10000 images of the mnist test split"):
         check_layers(wrong)
 
 

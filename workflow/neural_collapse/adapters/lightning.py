@@ -1,4 +1,4 @@
-"""Neural collapse after the epochs of a Lightning training."""
+"""A Lightning callback that measures neural collapse during training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from ..collapse.model import measure_model
 
 
 class NeuralCollapse(Callback):
-    """Measures the module on its train set and logs to the trainer's loggers, as `collapse/...`.
+    """Measures the module after training epochs, with `neural_collapse.measure_model`.
 
-    Every process measures the whole of the loaders that it is given.
+    The statistics of the train set are logged to the trainer's loggers as `collapse/<name>`. Every
+    process measures all batches of its loaders; results of several processes are not merged.
 
     Args:
         every: epochs between measurements; the last epoch is always measured.
-        train_loader: what is measured; by default the trainer's own train loader.
-        test_loader: measured as well, by the train set's means.
-        measure: of `neural_collapse.measure_model`: layer, labels_key, pool, ...
+        train_loader: the loader to measure. Default: the trainer's train loader.
+        test_loader: also measured, if given; its statistics are only in `curve`.
+        measure: keyword arguments of `measure_model`: layer, labels_key, pool, ...
 
     Attributes:
-        curve: `neural_collapse.CollapseCurve` of the newest training, epochs from 1.
+        curve: `neural_collapse.CollapseCurve` of the most recent training; epochs start at 1.
+
+    Raises:
+        UserError: from the callback's methods, in all cases of `measure_model`.
     """
 
     def __init__(

@@ -14,19 +14,24 @@ from ..collapse.model import last_layer_of
 
 
 class NeuralCollapse(Metric):
-    """The statistics that one pass over the features gives, as a dict of tensors by name.
+    """The statistics of one pass over the features, as a dict of tensors by name.
 
-    Processes are joined as by `CollapseMetric.merge`, exact up to float64 rounding. NC4 needs a
-    second pass and is absent: see `neural_collapse.CollapseMetric.second_pass`.
+    torchmetrics synchronises the processes; they are merged as in `CollapseMetric.merge`, exact up
+    to float64 rounding. NC4 needs a second pass and is absent: see
+    `neural_collapse.CollapseMetric.second_pass`.
 
     Args:
         num_classes: C.
-        dim: d.
-        scatter: as in `CollapseMetric`; likewise:
-        ignore_index: as there.
-        pool: as there.
-        classifier: the last layer, read by `compute`; without it NC3 is absent.
-        kwargs: torchmetrics' own.
+        dim: d, the feature dimension.
+        scatter: as in `CollapseMetric`.
+        classifier: the last layer, whose weight and bias `compute` reads; without it NC3 and all
+            other statistics of the classifier are absent.
+        ignore_index: as in `CollapseMetric`.
+        pool: as in `CollapseMetric`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
+
+    Raises:
+        UserError: in all cases of `CollapseMetric`.
     """
 
     is_differentiable = False
@@ -53,14 +58,15 @@ class NeuralCollapse(Metric):
             self.add_state(name, value, dist_reduce_fx=None)
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Take a batch: features (B, d), labels (B,)."""
+        """Add a batch: features (B, d) and labels (B,), or other shapes of
+        `CollapseMetric.update`."""
         metric = self._joined()
         metric.update(features, labels)
         for name, value in metric.state_dict().items():
             setattr(self, name, value)
 
     def compute(self) -> dict[str, Tensor]:
-        """Name of each statistic -> its value, float64."""
+        """A dict from the full name of each statistic to its value, a float64 tensor ()."""
         layer = self._classifier[0]
         weight, bias = (None, None) if layer is None else last_layer_of(layer)
         result = self._joined().compute(weight, bias)
@@ -68,7 +74,7 @@ class NeuralCollapse(Metric):
         return dict(zip(result, values, strict=True))
 
     def _joined(self) -> CollapseMetric:
-        """The states as one metric; torchmetrics stacks those of several processes."""
+        """One metric of all states; torchmetrics stacks those of several processes."""
         state = {name: getattr(self, name) for name in self._defaults}
         together = state["counts"].dim() > 1
         joined = self._new(device=state["counts"].device)

@@ -1,4 +1,4 @@
-"""Neural collapse after the epochs of a Hugging Face Trainer."""
+"""A Hugging Face Trainer callback that measures neural collapse during training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from ..collapse.model import measure_model
 
 
 class NeuralCollapse(TrainerCallback):
-    """Measures the model on the Trainer's train set after every epoch, and where it is stopped.
+    """Measures the model on the Trainer's train set, with `neural_collapse.measure_model`.
 
-    `trainer.add_callback(NeuralCollapse(log=trainer.log))` once the Trainer is made.
+    Add it after the Trainer is constructed:
+    `trainer.add_callback(NeuralCollapse(log=trainer.log))`.
 
     Args:
-        log: the Trainer's `log`, to pass the statistics on to its loggers as `collapse/...`.
-        every: epochs between measurements.
-        test_loader: measured as well, by the train set's means.
-        measure: of `neural_collapse.measure_model`: layer, labels_key, ignore_index, ...
+        log: `trainer.log`, to log the statistics of the train set as `collapse/<name>`. Default:
+            not logged.
+        every: epochs between measurements. A training that stops within an epoch is also measured.
+        test_loader: also measured, if given; its statistics are only in `curve`.
+        measure: keyword arguments of `measure_model`: layer, labels_key, ignore_index, ...
 
     Attributes:
-        curve: `neural_collapse.CollapseCurve` of the newest training.
+        curve: `neural_collapse.CollapseCurve` of the most recent training.
+
+    Raises:
+        UserError: from the callback's methods, in all cases of `measure_model`.
     """
 
     def __init__(

@@ -14,21 +14,25 @@ _REAL = "fiu"  # numpy's kinds of real numbers
 
 
 def real_array(values: Any, name: str) -> np.ndarray | Tensor:
-    """Numbers as an array or a detached tensor of a real dtype that torch can widen to float64.
+    """Values as an array or a detached tensor of a real dtype that torch can convert to float64.
 
-    name: subject of the UserError about complex, sparse, ragged, longdouble values or no numbers.
+    Args:
+        name: what the values are, plural, for error messages.
+
+    Raises:
+        UserError: complex, sparse, masked, ragged or longdouble values, or no numbers.
     """
     if isinstance(values, Tensor):
         values = values.detach()
         if values.layout != torch.strided:
-            raise UserError(f"The {name} are a sparse tensor; give its .to_dense().")
+            raise UserError(f"The {name} are a sparse tensor; pass its .to_dense().")
         if values.is_quantized:
             values = values.dequantize()
         if values.is_complex():
-            raise UserError(f"The {name} are complex; the statistics are those of real numbers.")
+            raise UserError(f"The {name} are complex; real numbers are needed.")
         return values
     if type(values).__module__.startswith("scipy.sparse"):
-        raise UserError(f"The {name} are a sparse matrix; give its .toarray().")
+        raise UserError(f"The {name} are a sparse matrix; pass its .toarray().")
     if not isinstance(values, np.ndarray):
         try:
             values = np.asarray(values)
@@ -40,10 +44,10 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
         raise UserError(f"The {name} are a masked array with masked values; leave those rows out.")
     kind = values.dtype.kind
     if kind == "c":
-        raise UserError(f"The {name} are complex; the statistics are those of real numbers.")
+        raise UserError(f"The {name} are complex; real numbers are needed.")
     if kind == "f" and values.dtype.itemsize > 8:
         raise UserError(
-            f"The {name} are {values.dtype}, which torch does not have; give .astype('float64')."
+            f"The {name} are {values.dtype}, which torch does not support; pass .astype('float64')."
         )
     if kind == "O" and values.ndim and all(np.ndim(row) for row in values.flat):
         raise UserError(f"The {name} are rows of different lengths.")
@@ -53,9 +57,10 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
 
 
 def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.ndarray:
-    """Labels (N,) or (N, 1), whole numbers of any dtype, as (N,) int64.
+    """Labels (N,) or (N, 1), integers of any dtype, as (N,) int64.
 
-    Raises UserError for another shape, fractions, labels outside [0, num_classes).
+    Raises:
+        UserError: another shape, fractions, labels outside 0..num_classes - 1.
     """
     name = f"labels of the {split} split"
     if isinstance(labels, Tensor):
@@ -65,12 +70,12 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (examples,):
-        hint = " (one-hot rows? give their .argmax(1))" if labels.ndim == 2 else ""
+        hint = " (one-hot rows? pass their .argmax(1))" if labels.ndim == 2 else ""
         raise UserError(
             f"The {split} split has {examples} examples but labels of shape {labels.shape}{hint}."
         )
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
-        raise UserError(f"The {name} are {labels.dtype} with fractions or NaN, not whole numbers.")
+        raise UserError(f"The {name} are {labels.dtype} with fractions or NaN, not integers.")
     if examples and not (labels.min() >= 0 and labels.max() < num_classes):
         raise UserError(
             f"The {name} run from {labels.min()} to {labels.max()}, but with {num_classes} classes "
@@ -80,9 +85,10 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
 
 
 def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
-    """A parameter of the last layer, or means, as a float64 copy on the CPU; None for None.
+    """A parameter of the last layer, or class means, as a float64 copy on the CPU; None for None.
 
-    Raises UserError for another shape, NaN or infinite values.
+    Raises:
+        UserError: another shape, NaN or infinite values.
     """
     if values is None:
         return None
@@ -90,7 +96,7 @@ def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
     tensor = tensor.cpu().to(torch.float64)
     found = tuple(tensor.shape)
     if found != shape:
-        hint = "; it is transposed, give its .T" if found == shape[::-1] else ""
+        hint = "; it is transposed, pass its .T" if found == shape[::-1] else ""
         raise UserError(f"{name} has shape {found}, but {shape} is needed{hint}.")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{name} holds NaN or infinite values; the training has diverged.")
@@ -98,7 +104,7 @@ def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:
 
 
 def centres(train_means: Any, shape: tuple[int, ...]) -> Tensor | None:
-    """Class means as `parameter` has them, where a row of NaN is a class without examples."""
+    """Class means (C, d), as `parameter`; a row of NaN stands for a class without examples."""
     if train_means is None:
         return None
     given = torch.as_tensor(native(real_array(train_means, "values of train_means"))).cpu()
@@ -111,9 +117,9 @@ def check_weight(weight: Any, dim: int, split: str) -> None:
     """Raise UserError unless weight is (C, d) for a split's features (N, d)."""
     shape = tuple(real_array(weight, "values of weight").shape)
     if len(shape) != 2:
-        raise UserError(f"weight has shape {shape}; (C, d) is needed, one row a class.")
+        raise UserError(f"weight has shape {shape}; (C, d) is needed, one row per class.")
     if shape[1] != dim:
-        hint = f"; weight is transposed, give its .T of shape {shape[::-1]}" * (shape[0] == dim)
+        hint = f"; weight is transposed, pass its .T of shape {shape[::-1]}" * (shape[0] == dim)
         raise UserError(
             f"weight has shape {shape}, (C, d) of {shape[1]} features, but the features of the "
             f"{split} split have {dim} columns{hint}."
@@ -121,14 +127,14 @@ def check_weight(weight: Any, dim: int, split: str) -> None:
 
 
 def native(values: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """In the machine's byte order, with strides that torch takes; a copy only where necessary."""
+    """The values in native byte order with strides that torch accepts; copied only if needed."""
     if isinstance(values, Tensor):
         return values
     return np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
 
 
 def float64_tensor(values: Any) -> Tensor:
-    """A float64 tensor on the device where the values are; the CPU for arrays."""
+    """A float64 tensor on the device of the values; on the CPU for arrays."""
     tensor = torch.as_tensor(native(real_array(values, "values")))
     if tensor.device.type == "mps":  # which has no float64
         tensor = tensor.cpu()
@@ -136,20 +142,21 @@ def float64_tensor(values: Any) -> Tensor:
 
 
 def check_pool(pool: str | None) -> None:
-    """Raise UserError for an unknown way to make rows of maps."""
+    """Raise UserError for an unknown `pool`."""
     if pool not in (None, "mean", "flatten"):
         raise UserError(f'pool is {pool!r}; pool="mean", pool="flatten" or None is needed.')
 
 
 def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor, Tensor]:
-    """A batch as rows: features (B, d) as they are typed, and labels (B,) int64 on their device.
+    """A batch as rows: features (B, d) with their dtype, and labels (B,) int64 on their device.
 
     Args:
         features: (B, d), tokens (B, T, d) with labels (B, T), or maps (B, d, height, width).
-        labels: (B,), (B, 1) or (B, T); fractions become a number that is no label.
+        labels: (B,), (B, 1) or (B, T); fractions become a number that is not a valid label.
         pool: "mean" or "flatten", for maps.
 
-    Raises UserError for shapes that do not fit together, an unknown `pool`, and maps without one.
+    Raises:
+        UserError: shapes that do not fit together, an unknown `pool`, and maps without one.
     """
     check_pool(pool)
     h = torch.as_tensor(native(real_array(features, "features")))
@@ -157,7 +164,7 @@ def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor,
     if h.dim() == 4:
         if pool is None:
             raise UserError(
-                f"The features are maps of shape {tuple(h.shape)}; say how they become vectors: "
+                f"The features are maps of shape {tuple(h.shape)}; choose how they become vectors: "
                 'pool="mean" or pool="flatten".'
             )
         h = h.flatten(2).to(torch.float64).mean(2) if pool == "mean" else h.flatten(1)
@@ -184,9 +191,9 @@ def _label_numbers(labels: Any, name: str) -> np.ndarray | Tensor:
 def feature_rows(
     features: Any, labels: Any, ignore_index: int | None, pool: str | None
 ) -> tuple[np.ndarray | Tensor, np.ndarray | Tensor]:
-    """Features and labels of a whole set, as `flat_examples` where they are not (N, d), (N,).
+    """Features (N, d) and labels (N,) of a whole set, converted by `flat_examples` if needed.
 
-    Rows to be ignored are left out.
+    Rows with the label `ignore_index` are left out.
     """
     check_pool(pool)
     features = real_array(features, "features")

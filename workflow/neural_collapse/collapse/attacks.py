@@ -1,4 +1,4 @@
-"""DeepFool (Moosavi-Dezfooli, Fawzi and Frossard, CVPR 2016), batched; figure 8's robustness.
+"""DeepFool (Moosavi-Dezfooli, Fawzi and Frossard, CVPR 2016), batched; robustness of Figure 8.
 
 Shape suffixes: N inputs, A of them still active (not yet fooled), K candidate classes besides the
 original one, X the input axes.
@@ -26,12 +26,14 @@ from .features import check_images, in_batches, measurement_mode
 
 
 class DeepFoolResult(NamedTuple):
-    """Attributes:
-    perturbation: (N, ...) r, overshoot included, in the inputs' shape and dtype.
-    steps: (N,) int64, linearised steps taken.
-    converged: (N,) bool, whether the decision at inputs + perturbation is another class.
-    original_class: (N,) int64, the decision at the inputs.
-    adversarial_class: (N,) int64, the decision at inputs + perturbation.
+    """The result of `deepfool`.
+
+    Attributes:
+        perturbation: (N, ...), r including the overshoot, in the inputs' shape and dtype.
+        steps: (N,) int64, number of linearised steps.
+        converged: (N,) bool, whether the decision at inputs + perturbation is another class.
+        original_class: (N,) int64, the decision at the inputs.
+        adversarial_class: (N,) int64, the decision at inputs + perturbation.
     """
 
     perturbation: Tensor
@@ -49,20 +51,25 @@ def deepfool(
     overshoot: float = 0.02,
     max_steps: int = 50,
 ) -> DeepFoolResult:
-    """Smallest perturbations that change a network's decisions, by successive linearisation.
+    """Small perturbations that change the decisions of a network, by successive linearisation
+    (Moosavi-Dezfooli, Fawzi and Frossard 2016, algorithm 2).
 
     Args:
-        network: maps (N, ...) inputs to (N, C) logits, each input on its own; run in eval mode.
+        network: maps inputs (N, ...) to logits (N, C), independently for each input; run in eval
+            mode. An output object with an attribute `logits` is accepted.
         inputs: (N, ...) float tensor on the network's device, normalised as in training.
-        candidates: classes considered, the original one included: those of the largest logits at
-            the input. The decision itself is always over all classes.
-        overshoot: the decision is tested at x + (1 + overshoot) r, r the sum of the minimal steps.
-        max_steps: linearised steps at most.
+        candidates: number of classes considered, including the original one: those with the
+            largest logits at the input. Decisions are always over all classes.
+        overshoot: the decision is tested at x + (1 + overshoot) r, with r the sum of the steps.
+        max_steps: maximum number of linearised steps.
 
     Returns:
-        See `DeepFoolResult`. An input whose decision never changes, for want of steps or because
-        all gradients vanish or something overflows, has `converged` False and the perturbation
-        reached so far.
+        A `DeepFoolResult`. If the decision for an input does not change (too few steps, vanishing
+        gradients or overflow), `converged` is False and `perturbation` is the last one reached.
+
+    Raises:
+        UserError: invalid parameters, inputs that are not a float tensor or are on another device,
+            a network without gradients, or an output that is not (N, C) logits with C >= 2.
 
     >>> network = nn.Linear(2, 2, bias=False)
     >>> network.weight.data = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
@@ -70,13 +77,16 @@ def deepfool(
     >>> result.perturbation, bool(result.converged)
     (tensor([[-3.0600,  0.0000]]), True)
 
-    The authors' Python code adds 1e-4 to every step's length (relative to |f| / |w|, in units of
-    the input); here, as in the paper's algorithm 2, nothing is added.
+    The authors' Python code adds 1e-4 to the length of every step, in units of the input; their
+    algorithm 2 and this function do not.
     """
     if candidates < 2:
         raise UserError(f"DeepFool needs at least 2 candidate classes, not {candidates}.")
     if not (overshoot >= 0 and max_steps >= 0):
-        raise UserError("DeepFool's overshoot and max_steps must not be negative.")
+        raise UserError(
+            f"DeepFool's overshoot and max_steps are {overshoot} and {max_steps}; neither may be "
+            "negative."
+        )
     # Gradients are needed, whatever mode the caller is in; a clone made here can have them.
     with torch.inference_mode(False), measurement_mode(network):
         _check_inputs(network, inputs)
@@ -204,15 +214,27 @@ def robustness(
     overshoot: float = 0.02,
     max_steps: int = 50,
 ) -> np.ndarray:
-    """Figure 8: |r(x)| / |x| of each image, x the normalised network input, r DeepFool's.
+    """|r(x)|_2 / |x|_2 of each image (Figure 8), with x the normalised image and r(x) the
+    perturbation found by DeepFool.
 
     Args:
-        images: (N, channels, height, width) uint8; mean, std: one number a channel.
-        batch_size: images attacked together; halved whenever the device runs out of memory.
+        network: maps normalised images (N, channels, height, width) to logits (N, C); moved to
+            `device`.
+        images: (N, channels, height, width) uint8.
+        mean: one number per channel, of images scaled to [0, 1].
+        std: likewise; all greater than 0.
+        batch_size: images attacked at once; halved if the device runs out of memory.
+        device: where the network runs.
+        candidates: as in `deepfool`.
+        overshoot: as in `deepfool`.
+        max_steps: as in `deepfool`.
 
     Returns:
-        (N,) float64. NaN, with one warning, for images whose decision DeepFool could not change
-        and for x = 0; average with numpy.nanmean.
+        (N,) float64; NaN, with one RuntimeWarning, for images whose decision DeepFool did not
+        change and for x = 0. Average with numpy.nanmean.
+
+    Raises:
+        UserError: images, mean or std of another shape or dtype, and all cases of `deepfool`.
     """
     check_images(images, mean, std, "given")
     device = torch.device(device)
@@ -236,7 +258,7 @@ def robustness(
     if failed:
         warnings.warn(
             f"DeepFool found no perturbation that changes the decision for {failed} of "
-            f"{len(images)} images within {max_steps} steps; theirs is given as NaN.",
+            f"{len(images)} images within {max_steps} steps; their value is NaN.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Statistics over the epochs of a training, as a table or plotted as in the paper."""
+"""Statistics over the epochs of a training, as a table or plotted like the paper's figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PANELS = (6, 2, 3, 4, 5, 7)
 
 
 class CollapseCurve:
-    """Results by epoch.
+    """A list of results by epoch and split, as a table or a plot.
 
     >>> from neural_collapse import measure
     >>> curve = CollapseCurve()
@@ -31,17 +31,18 @@ class CollapseCurve:
         self._rows: list[dict[str, Any]] = []
 
     def log(self, epoch: float, result: CollapseResult, split: str = "train") -> None:
-        """Add a result; its `test` goes in as the split "test".
+        """Add a result, and its `test`, if present, as the split "test".
 
         Args:
-            epoch: of the training, or any position along it.
-            split: what the result was measured on.
+            epoch: epoch of the training; may be fractional.
+            result: from `measure`, `measure_model` or `CollapseMetric.compute`.
+            split: name of the split on which it was measured.
 
         Raises:
-            UserError: that epoch and split are there already.
+            UserError: that epoch and split have already been logged.
         """
         if any(row["epoch"] == epoch and row["split"] == split for row in self._rows):
-            raise UserError(f"Epoch {epoch} of the split {split!r} has been logged already.")
+            raise UserError(f"Epoch {epoch} of the split {split!r} has already been logged.")
         self._rows += [
             {"epoch": epoch, "split": split, "statistic": name, "value": value}
             for name, value in result.items()
@@ -50,21 +51,24 @@ class CollapseCurve:
             self.log(epoch, result.test, "test")
 
     def to_frame(self) -> pd.DataFrame:
-        """A table in long form: epoch, split, statistic, value. Needs pandas."""
+        """A table in long form with columns epoch, split, statistic, value. Needs pandas."""
         import pandas as pd
 
         return pd.DataFrame(self._rows, columns=["epoch", "split", "statistic", "value"])
 
     def plot(self, statistics: Sequence[str] | None = None, split: str = "train") -> np.ndarray:
-        """Draw over the epochs, a panel for each of the paper's figures 2 to 7, class means in
-        solid and classifiers in dashed lines. Needs matplotlib.
+        """Plot statistics over the epochs: by default one panel for each of the paper's Figures 2
+        to 7, class means as solid and classifiers as dashed lines. Needs matplotlib.
 
         Args:
-            statistics: names to draw, each in a panel of its own, instead of the paper's.
-            split: of the examples measured.
+            statistics: full names to plot instead, one panel each.
+            split: the split to plot.
 
         Returns:
-            The matplotlib Axes, in an array.
+            A 1-D array of matplotlib Axes.
+
+        Raises:
+            UserError: nothing, or one of the statistics, has not been logged for that split.
         """
         import matplotlib.pyplot as plt
         import numpy as np
@@ -98,11 +102,15 @@ class CollapseCurve:
     def _panels(self, statistics: Sequence[str] | None, split: str) -> dict[str, list[str]]:
         logged = {row["statistic"] for row in self._rows if row["split"] == split}
         if not logged:
-            raise UserError(f"Nothing has been logged of the split {split!r}.")
+            known = ", ".join(sorted({str(row["split"]) for row in self._rows})) or "none"
+            raise UserError(f"Nothing has been logged for the split {split!r}; logged: {known}.")
         if statistics is not None:
             missing = [name for name in statistics if name not in logged]
             if missing:
-                raise UserError(f"{missing[0]!r} has not been logged of the split {split!r}.")
+                raise UserError(
+                    f"{missing[0]!r} has not been logged for the split {split!r}; "
+                    "to_frame() lists the full names."
+                )
             return {name: [name] for name in statistics}
         panels: dict[str, list[str]] = {}
         for figure in _PANELS:

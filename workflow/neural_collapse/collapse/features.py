@@ -37,15 +37,15 @@ DEFAULT_MEMORY_LIMIT_BYTES = 8 * 2**30
 
 @dataclass(frozen=True)
 class Watched:
-    """What else is measured in the same pass, and how."""
+    """Further layers measured in the same pass, and the mode of batch normalisation."""
 
     layers: tuple[str, ...] = ()
-    """Further layers, as `networks.layers.LayerOutputs` has them."""
+    """Names of further layers, as in `networks.layers.LayerOutputs`."""
     pool: Pool = "mean"
-    """How their maps become rows."""
+    """How their feature maps become rows."""
     batch_norm_examples: int | None = None
     """Batch normalisation uses the mean and variance of each batch of this many images, as in
-    training, instead of its running ones."""
+    training, instead of the running ones. None: the running ones."""
 
 
 NOTHING_ELSE = Watched()
@@ -57,11 +57,11 @@ class Splits(NamedTuple):
     train: Moments
     test: Moments
     kept: np.ndarray | None
-    """(n, d) float32, of the chosen train examples."""
+    """(n, d) float32, raw features of the chosen train examples."""
     layers: dict[str, tuple[Moments, Moments]]
     """Train and test moments of further layers, by name; they have no classifier."""
     test_rows: np.ndarray | None
-    """(N, d) float32, of the test split."""
+    """(N, d) float32, raw features of the test split."""
 
 
 def extract_splits(
@@ -74,17 +74,20 @@ def extract_splits(
     watched: Watched = NOTHING_ELSE,
     **options: Any,
 ) -> Splits:
-    """Moments of both splits, of the features and of further layers, each image passed once.
+    """Moments of both splits, of the features and of further layers, in one pass per split.
 
-    The test split's nearest-class-centre decisions are by the train means.
+    The nearest-class-centre decisions on the test split use the class means of the train split.
 
     Args:
-        trained_on: the dataset of which the network has learned, where that is not `data`. Its
-            mean and std normalise the images, and moments have no classifier, since the network
-            decides between other classes.
-        keep_rows: indices of the train examples whose raw features to return.
-        keep_test: whether to return those of the test split.
-        options: of `extract`: batch_size, device, scatter.
+        network: see the module docstring.
+        data: the dataset to measure.
+        trained_on: the dataset that the network was trained on, if it is not `data`. Its mean and
+            std normalise the images, and moments have no classifier, because the network's classes
+            are others.
+        keep_rows: indices of the train examples whose raw features are returned.
+        keep_test: whether to return the raw features of the test split.
+        watched: further layers.
+        options: passed to `extract`: batch_size, device, scatter.
     """
     normalised_as = data if trained_on is None else trained_on
     test_rows = np.arange(len(data.test_labels)) if keep_test else None
@@ -129,28 +132,40 @@ def extract(
     watched: Watched = NOTHING_ELSE,
     own_classes: bool = True,
 ) -> tuple[list[Moments], np.ndarray | None]:
-    """Moments of a network's outputs on one split, and the raw features of chosen rows.
+    """Moments of the features of one split, computed in one pass over its images.
+
+    The network runs in eval mode and in float32 without TF32 or autocast.
 
     Args:
-        network: see the module docstring; moved to `device`, otherwise left as it was.
-        images: (N, channels, height, width) uint8, may be a memory map.
-        labels: (N,) whole numbers in [0, num_classes).
-        mean: one number a channel, of images scaled to [0, 1]; `std` likewise.
-        batch_size: images a forward pass; halved whenever the device runs out of memory.
-        train_means: the train split's class means of each output when this is the test split.
-        keep_rows: indices of the examples whose raw features to return.
-        split: the split's name, for error messages.
-        memory_limit_bytes: features larger than this go to a temporary file.
-        scatter: see `CollapseMetric`; of the features alone.
-        watched: further layers.
-        own_classes: whether labels are of the network's classes; else moments have no classifier.
+        network: has `features(x)`, which returns the input (B, d) of its last layer, and
+            `classifier`, that nn.Linear, as all networks of `build_network`. It is moved to
+            `device` and otherwise not changed.
+        images: (N, channels, height, width) uint8; may be a memory map.
+        labels: (N,), integers in [0, num_classes).
+        mean: one number per channel, of images scaled to [0, 1].
+        std: likewise; all greater than 0.
+        batch_size: images per forward pass, at most 128 on a CPU; halved if a GPU runs out of
+            memory.
+        device: where the network runs.
+        num_classes: C.
+        train_means: for a test split, the class means (C, d) of the train split, one for the
+            features and one for each further layer.
+        keep_rows: indices of the examples whose raw features are returned.
+        split: name of the split, for error messages.
+        memory_limit_bytes: if the features are larger than this, they are stored in a temporary
+            file until the moments are computed.
+        scatter: as in `CollapseMetric`; applies to the features, not to further layers.
+        watched: further layers to measure.
+        own_classes: whether the labels are the network's classes; if not, the moments have no
+            classifier.
 
     Returns:
-        The moments of the features and of each further layer, these without a classifier; and a
-        float32 array (len(keep_rows), d), or None without `keep_rows`.
+        A list with the moments of the features and of each further layer (these without a
+        classifier), and the raw features (len(keep_rows), d) float32, or None.
 
     Raises:
-        UserError: input that does not fit, NaN or infinite features, a full disk.
+        UserError: input that does not fit, NaN or infinite features, no disk space for the
+            temporary file, or a GPU whose memory does not hold one image.
     """
     check_images(images, mean, std, split)
     _check_network(network, num_classes if own_classes else None)
@@ -232,16 +247,18 @@ def check_batches(examples: int, batch_norm_examples: int | None, split: str) ->
     """Raise UserError if batches of this size leave a last batch of one image."""
     if batch_norm_examples is not None and examples % batch_norm_examples == 1:
         raise UserError(
-            f"measurement.batch_norm_examples: {batch_norm_examples} leave a batch of one image of "
-            f"the {examples} of the {split} split, which has no variance; choose another number"
+            f"measurement.batch_norm_examples: {batch_norm_examples} leaves a last batch of one "
+            f"image, which has no variance, of the {examples} images of the {split} split; choose "
+            "another number"
         )
 
 
 @contextmanager
 def measurement_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode, true float32 and repeatable convolutions; all as before on leaving.
+    """Eval mode, float32 without TF32 or autocast, and deterministic convolutions; restored on
+    exit.
 
-    4-D weights lie channels-last meanwhile, which is the faster layout on CPU and GPU.
+    Inside, 4-D weights are in channels-last layout, which is faster on CPU and GPU.
     """
     training = {module: module.training for module in network.modules()}
     layouts = {p: p.data for p in network.parameters() if p.dim() == 4}
@@ -249,7 +266,7 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
     before = cudnn.benchmark, cudnn.deterministic
     device_type = next((p.device.type for p in network.parameters()), "cpu")
     try:
-        cudnn.benchmark, cudnn.deterministic = False, True  # a benchmark picks the way by a race
+        cudnn.benchmark, cudnn.deterministic = False, True  # a benchmark's choice varies
         for parameter, data in layouts.items():
             parameter.data = data.contiguous(memory_format=torch.channels_last)
         network.eval()
@@ -266,10 +283,13 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
 def in_batches(
     count: int, batch_size: int, run: Callable[[int, int], None], *, fixed: bool = False
 ) -> None:
-    """Call `run(start, stop)` over range(count); where memory runs out, halve the batch and go on.
+    """Call `run(start, stop)` over range(count); if memory runs out, halve the batch and retry.
 
-    `run` must leave nothing behind when it fails. Raises UserError where one alone does not fit,
-    or a whole batch where it is `fixed`, since it decides the result.
+    `run` must have no effect if it fails.
+
+    Raises:
+        UserError: a batch size below 1, not enough memory for one example, or for a whole batch
+            if it is `fixed` because it decides the result.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -283,14 +303,14 @@ def in_batches(
                 raise
             if fixed:
                 raise UserError(
-                    f"measurement.batch_norm_examples: {batch_size} images a batch are more than "
-                    "the GPU's memory holds; lower it (the results change with it), or stop other "
-                    "programs on it"
+                    f"measurement.batch_norm_examples: {batch_size} images per batch do not fit "
+                    "into the GPU's memory; lower it, which changes the results, or stop other "
+                    "programs on the GPU"
                 ) from None
             if stop - start == 1:
                 raise UserError(
-                    "not even one image fits into the GPU's memory; stop other programs on it or "
-                    f"use a smaller network ({str(error).partition(chr(10))[0]})"
+                    "not even one image fits into the GPU's memory; stop other programs on the GPU "
+                    f"or use a smaller network ({str(error).partition(chr(10))[0]})"
                 ) from None
             batch_size = (stop - start) // 2
         else:
@@ -394,8 +414,7 @@ def _check_network(network: nn.Module, num_classes: int | None) -> None:
         )
     if num_classes not in (None, classifier.out_features):
         raise UserError(
-            f"The network decides between {classifier.out_features} classes, the data set has "
-            f"{num_classes}."
+            f"The network has {classifier.out_features} classes, the dataset {num_classes}."
         )
 
 
@@ -418,9 +437,11 @@ def check_images(images: np.ndarray, mean, std, split: str) -> None:
 def _row_index(rows: Sequence[int] | np.ndarray, examples: int) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-        raise UserError(f"Rows are chosen by whole numbers, not {rows.dtype} {rows.shape}.")
+        raise UserError(
+            f"keep_rows are {rows.dtype} of shape {rows.shape}; a list of integers is needed."
+        )
     if rows.size and not (rows.min() >= 0 and rows.max() < examples):
         raise UserError(
-            f"Rows run from {rows.min()} to {rows.max()}, but there are {examples} examples."
+            f"keep_rows run from {rows.min()} to {rows.max()}, but there are {examples} examples."
         )
     return rows.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Moments and statistics of complete features, in memory or in a memory map.
+"""Moments and statistics of features in memory or in a memory map.
 
 Shape suffixes: N examples, C classes, d (written D) feature dimension, B rows of one block.
 """
@@ -35,28 +35,33 @@ def measure(
     ignore_index: int | None = None,
     pool: str | None = None,
 ) -> CollapseResult:
-    """Neural collapse of given features: every statistic, exact to float64 rounding.
+    """Compute every statistic of given features, in float64.
 
     Args:
-        features: (N, d) array or tensor on any device, of any real dtype; tokens (N, T, d); or
-            maps (N, d, height, width), see `pool`.
-        labels: (N,), (N, 1) or (N, T), whole numbers from 0.
-        weight: (C, d) of the last layer; without it NC3, NC4 and all else of the classifier is
-            absent.
-        bias: (C,), or None for a layer without one.
-        train_means: (C, d) class means of the train set, where these are a test set's features:
-            the centres that NC4 decides by.
-        num_classes: C; by default the rows of `weight`, else of `train_means`, else the largest
+        features: (N, d) array or tensor of any real dtype, on any device; tokens (N, T, d); or
+            feature maps (N, d, height, width), see `pool`.
+        labels: (N,), (N, 1), or (N, T) for tokens; integers from 0, of any dtype.
+        weight: (C, d), weight of the last layer. Without it, NC3, NC4 and all other statistics of
+            the classifier are absent.
+        bias: (C,), bias of the last layer; None if it has none.
+        train_means: (C, d), class means of the train set, if `features` are those of a test set:
+            the centres of the nearest-class-centre decision (NC4). Default: the class means of
+            `features`.
+        num_classes: C. Default: the rows of `weight`, else of `train_means`, else the largest
             label + 1.
-        scatter: "projected", or "full" for the variability collapse index as well (d x d), or
-            "none" for very many classes, without NC1.
-        ignore_index: a label whose rows are left out.
-        pool: how maps become rows: "mean" or "flatten".
+        scatter: what is stored of the within-class covariance. "projected": its projection on the
+            span of the class means (C x C), enough for NC1; "full": all of it (d x d), needed for
+            the variability collapse index; "none": nothing, for very many classes: NC1 is absent.
+        ignore_index: a label, such as -100 for padding tokens, whose rows are left out.
+        pool: how feature maps become rows: "mean" over the map, or "flatten".
+
+    Returns:
+        A `CollapseResult`. Statistics that need the mean of a class without examples are NaN, with
+        one `UndefinedStatisticWarning`.
 
     Raises:
-        UserError: input that does not fit, NaN or infinite features.
-
-    A class without examples makes what needs its mean NaN, with one warning.
+        UserError: shapes or dtypes that do not fit together, labels outside 0..C - 1, and
+            features that are NaN, infinite or larger than 1e140.
 
     >>> import torch
     >>> features = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
@@ -101,16 +106,19 @@ def compute_moments(
 ) -> Moments:
     """Moments of features in memory or in a memory map, by both passes of `CollapseMetric`.
 
-    Features are visited in class order and fixed blocks, so the batches in which they were made
-    leave no trace; they are never held in float64 as a whole.
+    Features are read in class order and in blocks of fixed size, so results do not depend on the
+    batches in which they were computed; only one block at a time is converted to float64.
 
     Args:
-        features_ND: (N, d). Fastest where each class's rows lie together.
-        labels_N, weight, bias, train_means, scatter: as of `measure`.
-        rows_N: the row of each example's features; None: they lie in the order of the examples.
-        allow_empty: whether classes may have no example.
-        split: its name, for error messages.
-        device: where the float64 arithmetic runs (a device that has float64).
+        features_ND: (N, d). Fastest if the rows of each class are contiguous.
+        labels_N, weight, bias, train_means, scatter: as in `measure`.
+        rows_N: (N,), the row of each example's features; None: in the order of the examples.
+        allow_empty: whether a class may have no examples.
+        split: name of the split, for error messages.
+        device: where the float64 arithmetic runs; it must support float64.
+
+    Raises:
+        UserError: as in `measure`, and a class without examples unless `allow_empty`.
     """
     features_ND = real_array(features_ND, f"features of the {split} split")
     if features_ND.ndim != 2 or 0 in features_ND.shape:
@@ -157,10 +165,10 @@ def _refuse(features_ND: np.ndarray | Tensor, device: torch.device, split: str) 
     """Say what is wrong with features whose means are not finite or too large."""
     examples = len(features_ND)
     blocks = _blocks(features_ND, np.arange(examples), device)
-    spoiled = sum(int((~torch.isfinite(h_BD).all(dim=1)).sum()) for _, h_BD in blocks)
-    if spoiled:
+    bad = sum(int((~torch.isfinite(h_BD).all(dim=1)).sum()) for _, h_BD in blocks)
+    if bad:
         raise UserError(
-            f"{spoiled} of the {examples} examples of the {split} split have NaN "
+            f"{bad} of the {examples} examples of the {split} split have NaN "
             "or infinite features; the training has probably diverged: lower its learning rate."
         )
     raise UserError(
@@ -172,8 +180,8 @@ def _refuse(features_ND: np.ndarray | Tensor, device: torch.device, split: str) 
 def _blocks(
     features_ND: np.ndarray | Tensor, rows_N: np.ndarray, device: torch.device
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of `rows_N`, and the features of those rows, (B, d) float64 on the device that
-    computes, each in the place of those before."""
+    """Slices of `rows_N`, and the features of those rows: (B, d) float64 on the device, in one
+    buffer that each block overwrites."""
     size = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cpu"])
     shape = min(size, len(rows_N)), features_ND.shape[1]
     buffer_BD = torch.empty(shape, dtype=torch.float64, device=device)

@@ -3,11 +3,11 @@
 Shape suffixes: B rows of one batch, R runs of one class in it (see `Runs`), C classes, d (D)
 feature dimension.
 
-The first example of a class is its anchor, and all sums are of deviations from the anchor. Near
-collapse all features of a class are close to it, so float64 represents the deviations accurately
-for any norm of the features. Batches and metrics are merged by Chan's pairwise update (Chan, Golub
-and LeVeque 1983): two parts with n and n' examples, means m and m' and scatters S and S' have
-together the scatter S + S' + (m - m')(m - m')^T n n' / (n + n'). No step waits for the device.
+All sums are of deviations from the first example of the class, its anchor. Near collapse all
+features of a class are close to it, so float64 represents the deviations accurately for any norm
+of the features. Batches and metrics are merged by the pairwise update of Chan, Golub and LeVeque
+(1983): two parts with n and n' examples, means m and m' and scatters S and S' have the joint
+scatter S + S' + (m - m')(m - m')^T n n' / (n + n'). On a GPU, updates do not synchronise.
 """
 
 from __future__ import annotations
@@ -32,27 +32,31 @@ SCATTERS = ("projected", "full", "none")
 
 
 class CollapseMetric:
-    """Neural collapse from batches of features, in the manner of torchmetrics.
+    """Statistics of neural collapse from batches of features, with the interface of torchmetrics.
 
-    One pass (`update`, then `compute`) gives what class means and variances give (NC2, CDNV, NC3),
-    and NC1 and the variability collapse index with `scatter="full"`. What needs the class means
-    before it can look at an example takes a second pass over the same examples: the decisions of
-    the nearest class centre (NC4), and NC1 with `scatter="projected"`, whose C x C matrix is in
-    coordinates of the final means, which no smaller summary of one pass can supply.
+    One pass (`update` with every batch, then `compute`) gives the statistics of class means and
+    variances (NC2, NC3, CDNV and others); with `scatter="full"` also NC1 and the variability
+    collapse index. Two statistics need the final class means and therefore a second pass over the
+    same examples (`second_pass`, then `update` with every batch again): NC4, and NC1 with
+    `scatter="projected"`.
 
-    Results do not depend on batches, their order or `merge` beyond float64 rounding, about 1e-15
-    relative. The first update costs about 10 passes over the batch in float64, and 2 B d^2
-    operations with `scatter="full"`.
+    Results depend on batch size, batch order and `merge` only by float64 rounding, about 1e-15
+    relative. An update costs about 10 passes over the batch in float64, and with `scatter="full"`
+    2 B d^2 operations in addition.
 
     Args:
         num_classes: C; labels are 0..C - 1.
-        dim: d.
-        scatter: "full" keeps one d x d matrix (d = 2048: 34 MB); "projected" C x C, filled by the
-            second pass; "none" neither, for tens of thousands of classes.
-        device: where the sums lie; a device with float64 (not mps).
-        ignore_index: a label whose rows are left out, such as -100 for padding tokens.
+        dim: d, the feature dimension.
+        scatter: "full" stores one d x d float64 matrix (34 MB for d = 2048); "projected" a C x C
+            matrix, computed in the second pass; "none" neither, for tens of thousands of classes.
+        device: device of the sums and of the arithmetic; it must support float64 (not mps).
+            Default: the CPU.
+        ignore_index: a label, such as -100 for padding tokens, whose rows are left out.
         pool: how feature maps (B, d, height, width) become rows: "mean" over the map, or
-            "flatten"; None refuses them.
+            "flatten"; with None they raise UserError.
+
+    Raises:
+        UserError: an unknown `scatter` or `pool`, sizes below 1, or device mps.
 
     >>> metric = CollapseMetric(num_classes=2, dim=2)
     >>> metric.update(torch.tensor([[1.0, 0.2], [-1.0, 0.0]]), torch.tensor([0, 1]))
@@ -84,7 +88,7 @@ class CollapseMetric:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen."""
+        """Discard all batches and start with a first pass."""
         # One more row than classes: rows to be ignored count as a class of their own.
         rows = self.num_classes + 1
         zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
@@ -99,16 +103,17 @@ class CollapseMetric:
     # ------------------------------------------------------------------------------------ updates
 
     def update(self, features: Any, labels: Any) -> None:
-        """Take a batch.
+        """Add a batch.
 
         Args:
-            features: (B, d), tokens (B, T, d), or maps, see `pool`; any real dtype and device; no
-                graph is kept.
-            labels: (B,), (B, 1) or (B, T), whole numbers of any dtype.
+            features: (B, d), tokens (B, T, d), or feature maps, see `pool`; any real dtype and
+                device. They are detached from the autograd graph.
+            labels: (B,), (B, 1), or (B, T) for tokens; integers of any dtype.
 
         Raises:
-            UserError: shapes or dtypes that do not fit. Labels outside 0..C - 1 and NaN or
-                infinite features are found at once on the CPU, on other devices by `compute`.
+            UserError: shapes or dtypes that do not fit together, labels outside 0..C - 1, NaN or
+                infinite features. The last two are raised at once on the CPU; on other devices
+                they are raised by `compute` or `second_pass`, to avoid a synchronisation.
         """
         h_BD, c_B = flat_examples(features, labels, self.pool)
         if h_BD.shape[1] != self.dim:
@@ -131,7 +136,8 @@ class CollapseMetric:
         self.add_sorted(h_BD, c_B)
 
     def add_sorted(self, h_BD: Tensor, c_B: Tensor) -> None:
-        """`update` with a batch in class order: h_BD float64, finite, is overwritten; c_B int64."""
+        """`update` with rows sorted by class: h_BD finite float64, which is overwritten, and c_B
+        int64."""
         if not len(c_B):
             return
         if self._second is not None:
@@ -160,13 +166,19 @@ class CollapseMetric:
             self._scatter.addmm_(rows_XD.T, rows_XD)
 
     def second_pass(self, weight: Any = None, bias: Any = None, *, train_means: Any = None) -> None:
-        """End the first pass; `update` then takes the same examples again.
+        """End the first pass; then call `update` with the same examples again, in any batches.
 
         Args:
-            weight: (C, d) of the last layer, for the network's decisions; bias: (C,).
-            train_means: (C, d), the centres of the nearest-class-centre decision, where these
-                examples are a test set, a row of NaN for a class that the train set lacks. None:
-                this metric's own class means.
+            weight: (C, d), weight of the last layer, for the network's decisions; without it NC4
+                is absent.
+            bias: (C,), bias of the last layer; None if it has none.
+            train_means: (C, d), class means of the train set, if these examples are a test set:
+                the centres of the nearest-class-centre decision. A row of NaN stands for a class
+                without train examples. Default: the class means of this metric.
+
+        Raises:
+            UserError: the second pass has already begun, shapes that do not fit, NaN or infinite
+                values, and invalid batches of the first pass (see `update`).
         """
         _refuse(self._refused, self.num_classes)
         if self._second is not None:
@@ -189,18 +201,18 @@ class CollapseMetric:
 
     @property
     def counts(self) -> Tensor:
-        """(C,) int64, examples a class."""
+        """(C,) int64, number of examples of each class."""
         return self._counts[:-1]
 
     @property
     def class_means(self) -> Tensor:
-        """(C, d) float64; zero for a class without examples."""
+        """(C, d) float64; a row of zeros for a class without examples."""
         return self._anchors[:-1] + self._offsets[:-1]
 
     def moments(
         self, weight: Any = None, bias: Any = None, *, min_count: int | None = None
     ) -> Moments:
-        """What has been summed, on the CPU; arguments as in `compute`."""
+        """The `Moments` of all batches so far, on the CPU; arguments and errors as in `compute`."""
         _refuse(self._refused, self.num_classes)
         means_CD, counts_C = self.class_means.cpu(), self.counts.cpu()
         sums = {} if self._second is None else self._second.sums
@@ -238,23 +250,32 @@ class CollapseMetric:
     def compute(
         self, weight: Any = None, bias: Any = None, *, min_count: int | None = None
     ) -> CollapseResult:
-        """The statistics of everything seen so far.
+        """The statistics of all batches so far.
 
         Args:
-            weight: (C, d) of the last layer; without it NC3 and all else of the classifier is
-                absent. By default the second pass's.
-            bias: (C,).
-            min_count: leave out classes of fewer examples; with `scatter="none"` only, since
-                scatter matrices are sums over all classes.
+            weight: (C, d), weight of the last layer; without it NC3 and all other statistics of
+                the classifier are absent. Default: that given to `second_pass`.
+            bias: (C,), bias of the last layer; None if it has none.
+            min_count: leave out classes with fewer examples. Only with `scatter="none"`, because
+                the scatter matrices are sums over all classes.
+
+        Raises:
+            UserError: shapes that do not fit, a second pass over other examples than the first,
+                invalid batches on a GPU (see `update`), and a `min_count` that no class reaches
+                or that the scatter matrix does not allow.
         """
         return CollapseResult.of(self.moments(weight, bias, min_count=min_count))
 
     # -------------------------------------------------------------------------------- joining parts
 
     def merge(self, other: CollapseMetric) -> CollapseMetric:
-        """Add what another metric of the same kind has seen; returns this one.
+        """Add the batches of another metric to this one, which is returned.
 
-        In the second pass both must have the same first pass, as after `sync`.
+        In the second pass both must share the same first pass, as after `sync`.
+
+        Raises:
+            UserError: other num_classes, dim or scatter, another pass, or in the second pass
+                another first pass.
         """
         kind = (self.num_classes, self.dim, self.scatter, self._second is None)
         others = (other.num_classes, other.dim, other.scatter, other._second is None)
@@ -288,11 +309,15 @@ class CollapseMetric:
             self._scatter = self._scatter + state["scatter"] + delta_CD.T @ delta_CD
 
     def sync(self, group: Any = None) -> CollapseMetric:
-        """A new metric with what all processes of torch.distributed have seen, the same bits on
-        each; this one's copy where no process group is initialised. This one is left as it was.
+        """A new metric of the batches of all processes of torch.distributed, bit-identical on all
+        of them; a copy of this metric if no process group is initialised. This metric does not
+        change.
 
-        After the first pass: `total = metric.sync()`, `total.second_pass(...)`, updates, and
-        `total.sync()` again.
+        With a second pass: `total = metric.sync()`, `total.second_pass(...)`, `total.update(...)`
+        with the batches of the process, and `total.sync()` again.
+
+        Args:
+            group: a process group. Default: all processes.
         """
         distributed = torch.distributed
         together = distributed.is_available() and distributed.is_initialized()
@@ -316,7 +341,7 @@ class CollapseMetric:
         return other
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All sums, for `load_state_dict` of a metric made alike."""
+        """All sums by name, for `load_state_dict` of a metric with the same arguments."""
         state = {
             "counts": self._counts,
             "anchors": self._anchors,
@@ -329,7 +354,11 @@ class CollapseMetric:
         return state | ({} if self._second is None else self._second.sums)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave; a second pass must have been begun if it had been."""
+        """Restore the sums that `state_dict` returned, in the same pass.
+
+        Raises:
+            UserError: the state is of a metric with other arguments, or of another pass.
+        """
         own = self.state_dict()
         if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
             raise UserError("The state is that of another kind of metric, or of another pass.")

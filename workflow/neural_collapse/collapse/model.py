@@ -1,4 +1,4 @@
-"""Neural collapse of any PyTorch model: a hook on a layer's input, and measurement of loaders.
+"""Neural collapse of any PyTorch model: a hook on a layer's input, and measurement over loaders.
 
 Shape suffixes: B examples of a batch, d (D) feature dimension.
 """
@@ -22,15 +22,19 @@ from .result import CollapseResult
 
 
 def watch(model: nn.Module, layer: str | nn.Module | None = None) -> LayerInput:
-    """The input of one layer at every forward pass, inside a `with` block.
+    """Capture the input of one layer at every forward pass inside a `with` block.
 
     Args:
-        model: any module; DistributedDataParallel and compiled ones are looked into.
-        layer: its name in `model.named_modules()`, or the module itself; by default the last
+        model: any nn.Module; the wrappers of DataParallel, DistributedDataParallel and
+            torch.compile are unwrapped.
+        layer: a name in `model.named_modules()`, or the module itself. Default: the last
             nn.Linear.
 
+    Returns:
+        A `LayerInput`, whose `value` is the input at the most recent forward pass.
+
     Raises:
-        UserError: no such layer.
+        UserError: the model has no such layer, or no nn.Linear if `layer` is None.
 
     >>> import torch
     >>> from torch import nn
@@ -44,10 +48,12 @@ def watch(model: nn.Module, layer: str | nn.Module | None = None) -> LayerInput:
 
 
 class LayerInput:
-    """What `watch` gives.
+    """A context manager that captures the input of one layer; made by `watch`.
+
+    A forward pass raises UserError if the layer's first positional argument is not a tensor.
 
     Attributes:
-        name: the layer's name.
+        name: name of the layer in the model.
         layer: the module.
     """
 
@@ -65,15 +71,19 @@ class LayerInput:
 
     def _take(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not inputs or not isinstance(inputs[0], Tensor):
-            raise UserError(f"The layer {self.name!r} is called without a tensor to watch.")
+            raise UserError(
+                f"The first argument of the layer {self.name!r} is not a tensor; name another "
+                "layer: layer=..."
+            )
         self._value = inputs[0].detach()
 
     @property
     def value(self) -> Tensor:
-        """The layer's newest input, detached, as it came: (B, d), maps, or tokens.
+        """The layer's input at the most recent forward pass, detached, with its original shape,
+        dtype and device.
 
         Raises:
-            UserError: the model has not been run yet.
+            UserError: the layer has not been called yet.
         """
         if self._value is None:
             raise UserError(f"The layer {self.name!r} has not been called; run the model first.")
@@ -81,7 +91,7 @@ class LayerInput:
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[str, nn.Module]:
-    """The name and module of a layer; by default the last nn.Linear."""
+    """The name and module of a layer, by default the last nn.Linear; arguments as in `watch`."""
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
@@ -106,7 +116,10 @@ def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[
 
 
 def last_layer_of(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """The weight (C, d) and bias (C,) of a linear layer, dequantised; None, None of others."""
+    """The weight (C, d) and bias (C,) of a linear layer, dequantised.
+
+    The bias is None if the layer has none; (None, None) for a layer that is not linear.
+    """
     values = []
     for name in ("weight", "bias"):
         value = getattr(layer, name, None)
@@ -136,26 +149,39 @@ def measure_model(
     ignore_index: int | None = None,
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
 ) -> Any:
-    """Neural collapse of a model on a train set, and on a test set by the train set's means.
+    """Measure the neural collapse of a model on a train set, and optionally on a test set.
 
-    The model runs once over each loader, in eval mode and true float32, and is left as it was; so
-    are torch's random numbers, so that a training goes on as if nothing had been measured.
-    The features are kept in float32, since both passes of the statistics must see the same ones.
+    The model runs once over each loader, in eval mode and in float32 without TF32 or autocast.
+    Its train/eval mode and the states of torch's CPU generator and of the loaders' generators are
+    restored, so measuring does not change a training in progress. Features are stored in float32
+    (float64 features in float64) until the statistics are computed.
 
     Args:
-        model: any module.
-        train_loader: yields (inputs, labels), or dicts; `test_loader` likewise.
-        layer: whose input is measured, see `watch`; or a list of names.
-        device: where the model runs; by default where its parameters are.
-        inputs_key: of dicts, what the model is called with; by default all but the labels, named.
-        labels_key: of dicts, the labels.
-        num_classes: C; by default the outputs of the last nn.Linear, else the largest label + 1.
-        scatter: as in `measure`; `pool` and `ignore_index` likewise.
-        memory_limit_bytes: features larger than this go to a temporary file.
+        model: any nn.Module.
+        train_loader: yields pairs (inputs, labels), or dicts.
+        test_loader: likewise. Its nearest-class-centre decisions (NC4) use the class means of the
+            train set; all other statistics use those of the test set.
+        layer: the layer whose input is measured, as in `watch`; or a list of names.
+        device: the model is moved there and runs there. Default: the device of its parameters.
+        inputs_key: for dicts, the key of the model's input. Default: all keys except the labels
+            are passed as keyword arguments.
+        labels_key: for dicts, the key of the labels.
+        num_classes: C. Default: the outputs of the last nn.Linear, or the largest train label + 1
+            if there is none.
+        scatter: as in `measure`.
+        pool: as in `measure`.
+        ignore_index: as in `measure`.
+        memory_limit_bytes: if the features of one split and layer are larger than this, they are
+            stored in a temporary file.
 
     Returns:
-        The train set's `CollapseResult`, with the test set's as its `test`, or a dict of them by
-        layer. What needs a classifier is there where the layer is an nn.Linear with C outputs.
+        The `CollapseResult` of the train set, whose attribute `test` is that of the test set; for
+        a list of layers, a dict from name to result. Statistics of the classifier are present if
+        the layer is linear with C outputs.
+
+    Raises:
+        UserError: an unknown layer, a loader without batches, batches of another structure, no
+            disk space for the temporary file, and all cases of `measure`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)
@@ -192,7 +218,7 @@ def measure_model(
 
 @contextmanager
 def _random_numbers_kept(loaders: Sequence[Any]) -> Iterator[None]:
-    """torch's random numbers and those of the loaders, which an iterator draws from, as before."""
+    """Restore torch's CPU generator and those of the loaders, from which iterators draw."""
     owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
     found = [getattr(owner, "generator", None) for owner in owners]
     generators = [one for one in found if isinstance(one, torch.Generator)]

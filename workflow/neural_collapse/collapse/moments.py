@@ -26,17 +26,18 @@ from .statistics import UndefinedStatistic, centred_class_means
 
 FORMAT = "neural_collapse.moments/2"
 CALIBRATION_BINS = 15
-"""Equal intervals of confidence, as Guo et al. (2017) have them."""
+"""Bins of equal width in confidence, as in Guo et al. (2017)."""
 
 
 class Decisions(NamedTuple):
-    """How many of each class's examples were decided how; (C,) int64 each.
+    """Counts of decisions for each class; (C,) int64 each.
 
     Attributes:
         counted: examples of the class.
-        ncc_correct: whose nearest class centre, among the train class means, is their own class.
-        network_correct: for which argmax_c <w_c, h> + b_c is their own class.
-        agreeing: which both decide alike.
+        ncc_correct: examples whose nearest class centre, among the train class means, is that of
+            their class.
+        network_correct: examples for which argmax_c w_c . h + b_c is their class.
+        agreeing: examples for which the two decisions are equal.
     """
 
     counted: Tensor
@@ -53,24 +54,25 @@ def _by_name(decisions: Decisions | None) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Summary of the features of one split at one checkpoint, on the CPU. What is None was not
-    measured, and statistics that need it are absent. Real fields are float64.
+    """Moments of the features of one split, on the CPU; floating-point fields are float64.
+
+    A field that was not measured is None, and statistics that need it are absent.
 
     Attributes:
-        counts: (C,) int64, examples a class.
+        counts: (C,) int64, examples of each class.
         class_means: (C, d), mu_c; a row of zeros for a class without examples.
         class_variances: (C,), mean squared distance of class c's features to mu_c
             (the trace of its covariance).
-        scatter_projected: (C, C), (1/N) sum_i y_i y_i^T with y_i = Q^T (h_i - mu_c(i)) and
-            Q = U V^T of M = [mu_c - mu_G] = U diag(s) V^T, of this same split; Q^T Sigma_W Q.
+        scatter_projected: (C, C), Q^T Sigma_W Q with Q = U V^T of M = U diag(s) V^T of this split.
         scatter_balanced: (C, C), the same with examples weighted by N / (C n_c), so that all
-            classes count alike; of the second pass, where classes have unequal counts.
+            classes have equal weight; only for unbalanced classes, from a second pass.
         scatter: (d, d), Sigma_W.
         weight: (C, d), the last layer's rows w_c.
         bias: (C,), the last layer's bias; zeros where it has none.
-        decisions: see `Decisions`; all zero without a weight, but for `ncc_correct`.
-        calibration: (15, 3), of the examples whose largest softmax probability p lies in
-            (k / 15, (k + 1) / 15]: how many, the sum of p, how many the network decides rightly.
+        decisions: see `Decisions`; without a weight, `network_correct` and `agreeing` are zero.
+        calibration: (15, 3), for the examples whose largest softmax probability p lies in
+            (k / 15, (k + 1) / 15]: their number, the sum of p, and the number that the network
+            classifies correctly.
     """
 
     counts: Tensor
@@ -106,7 +108,7 @@ class Moments:
 
     @cached_property
     def empty_classes(self) -> list[int]:
-        """Classes without examples, which have no mean."""
+        """Indices of the classes without examples."""
         return (self.counts == 0).nonzero().flatten().tolist()
 
     @cached_property
@@ -115,7 +117,7 @@ class Moments:
         return centred_class_means(self.class_means)
 
     def share(self, count: Callable[[Decisions], Tensor]) -> float:
-        """A count of `decisions` as a share of all examples."""
+        """A count of `decisions` as a fraction of all examples."""
         assert self.decisions is not None
         examples = int(self.decisions.counted.sum())
         if not examples:
@@ -124,7 +126,7 @@ class Moments:
 
     @property
     def balanced(self) -> bool:
-        """Whether all classes have as many examples."""
+        """Whether all classes have the same number of examples."""
         return bool((self.counts == self.counts[0]).all())
 
     @cached_property
@@ -149,15 +151,15 @@ class Moments:
 
 
 class StoredMoments(NamedTuple):
-    """What one file holds: `train, test, extra, metadata, layers = load_moments(path)`."""
+    """The content of a moments file."""
 
     train: Moments
     test: Moments | None
     extra: dict[str, Tensor]
-    """Whatever else was stored, by name."""
+    """Other tensors, by name."""
     metadata: dict[str, str]
     layers: dict[str, tuple[Moments, Moments]]
-    """Train and test moments of further layers, by name and in the order of measuring."""
+    """Train and test moments of further layers, by name, in the order of measurement."""
 
 
 _SHARED = ("weight", "bias")
@@ -172,11 +174,11 @@ def save_moments(
     extra: Mapping[str, Tensor] | None = None,
     layers: Mapping[str, tuple[Moments, Moments]] | None = None,
 ) -> None:
-    """Write both splits' moments as one safetensors file, atomically.
+    """Write the moments of both splits to one safetensors file, atomically.
 
-    Tensors are named `train.class_means`, `test.class_means`, ...; the last layer, which both
-    splits share, `weight` and `bias`; `extra.*` are those of `extra`; `layers.0.train.class_means`
-    those of the first of the further layers, whose names stand in the metadata. Equal content
+    Tensors are named `train.class_means`, `test.class_means`, ...; `weight` and `bias` are stored
+    once for both splits; those of `extra` are named `extra.*`, those of further layers
+    `layers.0.train.class_means`, ..., with the names of the layers in the metadata. Equal content
     gives equal bytes.
     """
     from ..io.tensors import write_tensors  # safetensors, which measuring does not need
@@ -197,7 +199,7 @@ def load_moments(path: str | Path) -> StoredMoments:
     """Read what `save_moments` wrote.
 
     Raises:
-        UserError: the file is missing, cut short, or something else than stored moments.
+        UserError: the file is missing, truncated or not a moments file.
     """
     from ..io.tensors import read_tensors
 
@@ -217,21 +219,21 @@ def load_moments(path: str | Path) -> StoredMoments:
                 raise ValueError(f"{name} holds NaN or infinite values")
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: is no complete moments file ({error}); delete it and extract the features "
+            f"{path}: is not a complete moments file ({error}); delete it and extract the features "
             "again"
         ) from None
     return StoredMoments(train, test, _under("extra.", tensors), metadata, layers)
 
 
 def _own(moments: Moments) -> dict[str, Tensor]:
-    """What a split does not share with the other, by name."""
+    """The tensors of one split that the other does not share, by name."""
     names = [f.name for f in fields(Moments) if f.name not in (*_SHARED, "decisions")]
     own = {name: getattr(moments, name) for name in names} | _by_name(moments.decisions)
     return {name: tensor for name, tensor in own.items() if tensor is not None}
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose names begin with the prefix, without it."""
+    """The tensors whose names begin with the prefix, under their names without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 

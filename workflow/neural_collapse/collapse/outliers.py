@@ -1,9 +1,9 @@
-"""Detection of outliers from the features of a trained network: scores, NC5, AUROC and FPR.
+"""Outlier detection from the features of a trained network: scores, NC5, AUROC and FPR.
 
-Shape suffixes: N examples, C classes, K directions, d (D) feature dimension. h are features, the
-input of the last layer, z = W h + b logits, mu the mean of all train features. Every score is
-larger for an example that looks like those of training. Arrays are NumPy's, computed in float64;
-`detection` needs scikit-learn.
+Shape suffixes: N examples, M outliers, C classes, K directions, d (D) feature dimension. h are
+features, the input of the last layer; z = W h + b are logits; mu is the mean of all train
+features. Scores are larger for in-distribution examples than for outliers. Arrays are NumPy
+arrays, computed in float64; `detection` needs scikit-learn.
 
 Sources: maximum softmax probability, Hendrycks and Gimpel (ICLR 2017, arXiv:1610.02136); energy,
 Liu et al. (NeurIPS 2020, arXiv:2010.03759); NC5 and NECO, Ben Ammar et al. (ICLR 2024,
@@ -24,11 +24,17 @@ from .statistics import UndefinedStatistic
 NCI_ALPHA = 1e-4
 """The weight of |h|_1 in NCI: OpenOOD's default; its sweep goes up to 0.1."""
 RECALL = 0.95
-"""Share of the outliers that are detected where the false positive rate is taken."""
+"""True positive rate at which the false positive rate is read."""
 
 
 def max_softmax(logits_NC: ArrayLike) -> np.ndarray:
-    """The largest softmax probability of each example, (N,), from 1 / C to 1.
+    """The largest softmax probability of each example (Hendrycks and Gimpel 2017).
+
+    Args:
+        logits_NC: (N, C).
+
+    Returns:
+        (N,), from 1 / C to 1.
 
     >>> max_softmax([[0.0, 0.0], [0.0, 800.0]]).tolist()
     [0.5, 1.0]
@@ -38,7 +44,13 @@ def max_softmax(logits_NC: ArrayLike) -> np.ndarray:
 
 
 def energy(logits_NC: ArrayLike) -> np.ndarray:
-    """log sum_c exp(z_c), (N,): minus the free energy, at temperature 1.
+    """log sum_c exp(z_c): the negative free energy at temperature 1 (Liu et al. 2020).
+
+    Args:
+        logits_NC: (N, C).
+
+    Returns:
+        (N,).
 
     >>> energy([[0.0, 0.0], [0.0, 800.0]]).round(6).tolist()
     [0.693147, 800.0]
@@ -51,17 +63,17 @@ def energy(logits_NC: ArrayLike) -> np.ndarray:
 def principal_directions(
     counts_C: ArrayLike, class_means_CD: ArrayLike, scatter_DD: ArrayLike, count: int
 ) -> np.ndarray:
-    """The leading principal directions of features, of which the moments are known.
+    """The leading principal directions of features, computed from their moments.
 
     Args:
-        counts_C: (C,) examples a class.
-        class_means_CD: (C, d).
-        scatter_DD: (d, d), the within-class covariance over all examples.
-        count: how many; at most d.
+        counts_C: (C,), examples of each class.
+        class_means_CD: (C, d), mu_c.
+        scatter_DD: (d, d), Sigma_W, the within-class covariance over all examples.
+        count: number of directions.
 
     Returns:
-        (min(count, d), d), orthonormal rows: eigenvectors of the covariance about the mean of all
-        features, the largest eigenvalue first.
+        (min(count, d), d), orthonormal rows: eigenvectors of the total covariance, in descending
+        order of the eigenvalue.
 
     >>> principal_directions([1, 1], [[3.0, 0.0], [-3.0, 0.0]], [[0, 0], [0, 1.0]], 1).round(6) ** 2
     array([[1., 0.]])
@@ -76,16 +88,19 @@ def principal_directions(
 
 
 def neco(features_ND: ArrayLike, mean_D: ArrayLike, directions_KD: ArrayLike) -> np.ndarray:
-    """|P (h - mu)| / |h - mu|, (N,), from 0 to 1; 0 where h is mu.
+    """NECO score |P (h - mu)| / |h - mu| (Ben Ammar et al. 2024).
 
     Args:
-        features_ND: (N, d).
+        features_ND: (N, d), h.
         mean_D: (d,), mu.
         directions_KD: (K, d), P, orthonormal rows; see `principal_directions`.
 
-    The authors' code centres and scales each feature by the train set's mean and deviation before
-    the principal components; here it is centred alone, since scaling undoes collapse's geometry
-    (they advise so as well where NC1 holds).
+    Returns:
+        (N,), from 0 to 1; 0 for h = mu.
+
+    The authors' code standardises each feature by the mean and standard deviation of the train set
+    before the principal component analysis. Here features are only centred, because scaling
+    changes the geometry of the class means; the authors recommend the same if NC1 holds.
 
     >>> neco([[3.0, 4.0], [0.0, 0.0]], [0.0, 0.0], [[1.0, 0.0]]).round(6).tolist()
     [0.6, 0.0]
@@ -102,13 +117,18 @@ def nci(
     weight_CD: ArrayLike,
     alpha: float = NCI_ALPHA,
 ) -> np.ndarray:
-    """<w_y, h - mu> / |h - mu| + alpha |h|_1, (N,), with y the class that the network decides.
+    """NCI score w_y . (h - mu) / |h - mu| + alpha |h|_1 (Liu and Qin 2025), with y the class that
+    the network predicts.
 
     Args:
-        features_ND: (N, d); logits_NC: (N, C), of the same examples.
+        features_ND: (N, d), h.
+        logits_NC: (N, C), of the same examples.
         mean_D: (d,), mu.
         weight_CD: (C, d), rows w_c of the last layer.
         alpha: weight of the second term.
+
+    Returns:
+        (N,). For h = mu, the first term is 0.
 
     >>> nci([[3.0, 4.0]], [[0.0, 1.0]], [0.0, 0.0], [[1.0, 0.0], [0.0, 2.0]], alpha=0.1).round(6)
     array([2.3])
@@ -125,15 +145,16 @@ def _quotient(above_N: np.ndarray, below_N: np.ndarray) -> np.ndarray:
 
 
 def nc5(class_means_CD: ArrayLike, outlier_mean_D: ArrayLike, centre_D: ArrayLike = 0) -> float:
-    """NC5: mean over c of |cos(mu_c - centre, mu_out - centre)|; 0 where outliers are orthogonal.
+    """NC5 (Ben Ammar et al. 2024): mean over c of |cos(mu_c - centre, mu_out - centre)|; 0 if the
+    outliers' mean is orthogonal to the class means.
 
     Args:
         class_means_CD: (C, d), mu_c of the train set.
-        outlier_mean_D: (d,), mu_out, the mean of all outliers' features.
-        centre_D: (d,), such as mu_G; without it the cosines are those of the means as they are.
+        outlier_mean_D: (d,), mu_out, the mean of the features of all outliers.
+        centre_D: (d,), such as mu_G. Default: 0, no centring.
 
     Raises:
-        UndefinedStatistic: a vector is zero and has no direction.
+        UndefinedStatistic: one of the vectors is zero, so its cosine is undefined.
 
     >>> nc5([[1.0, 0.0], [0.0, 1.0]], [0.0, 5.0])
     0.5
@@ -148,21 +169,23 @@ def nc5(class_means_CD: ArrayLike, outlier_mean_D: ArrayLike, centre_D: ArrayLik
 
 
 class Detection(NamedTuple):
-    """How well a score tells outliers from the examples of the data that a network learned."""
+    """How well a score separates outliers from in-distribution examples."""
 
     auroc: float
-    """Area under the receiver operating characteristic: the chance that a random outlier has the
-    smaller score; 1/2 where the score tells nothing."""
+    """Area under the receiver operating characteristic: the probability that a random outlier has
+    a smaller score than a random in-distribution example; 1/2 is chance."""
     fpr95: float
-    """False positive rate: fraction of own examples detected as outliers at 95 % true positives."""
+    """False positive rate at a true positive rate of 95 %: the fraction of in-distribution
+    examples that are detected as outliers."""
 
 
 def detection(scores_N: ArrayLike, outlier_scores_M: ArrayLike) -> Detection:
-    """How well a score detects outliers, the positive class, by scikit-learn.
+    """AUROC and FPR at 95 % TPR of a score, with outliers as the positive class. Needs
+    scikit-learn.
 
     Args:
-        scores_N: of examples of the data that the network learned.
-        outlier_scores_M: of outliers. Larger scores mean less of an outlier.
+        scores_N: (N,), of in-distribution examples.
+        outlier_scores_M: (M,), of outliers, which should have smaller scores.
 
     >>> detection([0.9, 0.8, 0.7, 0.2], [0.1, 0.3])
     Detection(auroc=0.875, fpr95=0.25)
@@ -179,15 +202,18 @@ def detection(scores_N: ArrayLike, outlier_scores_M: ArrayLike) -> Detection:
 def outlier_statistics(
     train: Moments, test_features_ND: np.ndarray, outlier_features_MD: np.ndarray
 ) -> dict[str, float]:
-    """NC5, and how well each score detects outliers, by their names in the registry.
+    """NC5, and AUROC and FPR of every score, by their names in `REGISTRY`.
 
-    NC5 is about mu_G and, as `..._uncentred`, about 0; NECO takes C - 1 principal directions, as
-    many as a simplex has. NaN where a formula does not define a value.
+    NC5 is centred at mu_G and, as `..._uncentred`, at 0; NECO uses C - 1 principal directions, the
+    dimension of a simplex. Needs scikit-learn.
 
     Args:
-        train: of the train features, with the last layer and the full scatter.
-        test_features_ND: (N, d), of the test set of the data that the network learned.
-        outlier_features_MD: (M, d).
+        train: moments of the train features, with weight, bias and the full scatter.
+        test_features_ND: (N, d), of the test set of the same dataset.
+        outlier_features_MD: (M, d), of the outliers.
+
+    Returns:
+        A dict from name to value; NaN if a formula is undefined.
     """
     assert train.scatter is not None and train.weight is not None and train.bias is not None
     counts, means, scatter, weight, bias = (

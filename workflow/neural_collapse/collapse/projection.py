@@ -17,8 +17,8 @@ _RANK_TOLERANCE = 1e-9
 def simplex_etf_vertices(num_classes: int) -> np.ndarray:
     """Three vertices (3, 3) of the `num_classes`-simplex ETF, as rows in coordinates x, y, z.
 
-    Unit vectors whose pairwise cosine is -1/(C-1).  They stand around the z axis at equal angles,
-    the first towards +y; with C = 3 they lie in the plane z = 0.
+    Unit vectors with pairwise cosine -1/(C-1), at equal angles around the z axis, the first
+    towards +y; for C = 3 they lie in the plane z = 0.
     """
     cosine = -1 / (num_classes - 1)
     height = np.sqrt(max((1 + 2 * cosine) / 3, 0.0))
@@ -35,23 +35,28 @@ def project_three_classes(
     weight: np.ndarray,
     classes: Sequence[int],
 ) -> pd.DataFrame:
-    """Points of Figure 1 for one network: rows kind, class_index, x, y, z.
+    """The points of Figure 1 for one network.
 
-    Everything is centred by the mean of all class means and projected on the 3-D space that the
-    three centred class means span.  Features and class means are divided by the average norm of
-    the C centred class means, classifiers by the average norm of the C rows of the weight, as in
-    self-duality: collapsed, all of them meet at the vertices of the ETF, which have norm one.
+    Features and class means are centred at the mean of all class means and, like the classifiers,
+    projected on the 3-D space that the three centred class means span. Features and class means
+    are divided by the mean norm of the C centred class means, classifiers by the mean norm of the
+    C rows of the weight. At collapse all of them coincide with the vertices of the ETF, which have
+    norm one.
 
-    The rotation between means and ETF is the orthogonal Procrustes one.  The picture's axes are
-    fixed to the ETF, which changes no distance and lets pictures of several epochs be compared.
-    Where the means span less than a space (C = 3, or equal means), the axes that are missing are
-    the leading principal directions of what the span leaves of the features.
+    The coordinates are rotated by the orthogonal Procrustes solution that maps the class means to
+    the ETF, so figures of several epochs are comparable. If the means span fewer than three
+    dimensions (C = 3, or equal means), the missing axes are the leading principal directions of
+    the features orthogonal to the span.
 
     Args:
         features_by_class: three arrays (n_k, d), the features of `classes` in that order.
-        class_means: (C, d), uncentred train means of all classes.
-        weight: (C, d), the last layer's.
+        class_means: (C, d), train class means of all classes, not centred.
+        weight: (C, d), weight of the last layer.
         classes: three different class indices.
+
+    Returns:
+        A table with columns kind ("feature", "class_mean", "classifier" or "etf_vertex"),
+        class_index, x, y, z.
     """
     classes = list(classes)
     means_Cd, weight_Cd = (np.asarray(rows, dtype=np.float64) for rows in (class_means, weight))
@@ -84,13 +89,14 @@ def project_three_classes(
 
 
 def _average_norm(rows: np.ndarray) -> float:
-    """Mean norm of the rows; 1 where all are zero, so that a zero stays a zero."""
+    """Mean norm of the rows; 1 if all are zero, to avoid a division by zero."""
     norm = float(np.linalg.norm(rows, axis=1).mean())
     return norm if norm > 0 else 1.0
 
 
 def _directions(rows: np.ndarray, scale: float) -> np.ndarray:
-    """Right singular vectors that matter, (r, d), each with its largest entry positive."""
+    """Right singular vectors (r, d) of the singular values that are not zero, each with its
+    largest entry positive."""
     if rows.size == 0:
         return np.zeros((0, rows.shape[1]))
     _, values, vectors = np.linalg.svd(rows, full_matrices=False)

@@ -48,13 +48,13 @@ _DEEPFOOL = Source("Moosavi-Dezfooli, Fawzi and Frossard", 2016, "CVPR", "10.110
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """What a figure of the paper shows, in words.
+    """The texts of one of the paper's figures.
 
     Attributes:
-        collapse: NC1 to NC4, or empty.
-        name: of what is measured.
-        title: of the figure.
-        axis: of its vertical axis; mathematics between dollars.
+        collapse: "NC1" to "NC4", or empty.
+        name: name of the measured property.
+        title: title of the figure.
+        axis: label of the vertical axis; LaTeX between dollar signs.
     """
 
     collapse: str
@@ -64,7 +64,7 @@ class PaperFigure:
 
     @property
     def label(self) -> str:
-        """NC1 to NC4 and the name."""
+        """`collapse` and `name`."""
         return f"{self.collapse} {self.name}".strip()
 
 
@@ -116,21 +116,21 @@ PAPER_FIGURES = {
 
 @dataclass(frozen=True)
 class Statistic:
-    """One statistic.
+    """One statistic of the registry.
 
     Attributes:
-        name: as in tables and files.
-        what: one line, in plain text.
+        name: full name, as in tables and files.
+        what: description in one line of plain text.
         formula: LaTeX.
-        tends_to: its value at neural collapse.
-        source: where it was defined.
-        figure: the paper's figure that shows it, or None.
-        alias: a short name, `nc1`, or None.
+        tends_to: its limit at neural collapse, as text.
+        source: the publication that defined it.
+        figure: number of the paper's figure that shows it, or None.
+        alias: a short name such as "nc1", or None.
         needs: fields of `Moments` without which it is absent.
-        compute: function of (the module `statistics`, moments); None where it is not a function
-            of a split's moments.
-        unbalanced: whether it is there for classes of unequal counts alone; elsewhere it equals
-            the entry after which it is named.
+        compute: function of (the module `statistics`, moments); None if it cannot be computed
+            from the moments of one split.
+        unbalanced: whether it is only computed if classes have different numbers of examples;
+            otherwise it equals the statistic from which its name is derived.
     """
 
     name: str
@@ -146,13 +146,13 @@ class Statistic:
 
     @property
     def of(self) -> str:
-        """What it is measured of, where one formula serves both: "class means", "classifiers"."""
+        """ "class means" or "classifiers" if the formula applies to both, else empty."""
         ends = {"means": "class means", "classifier": "classifiers"}
         return ends.get(self.name.rsplit("_", 1)[-1], "")
 
     @property
     def label(self) -> str:
-        """How figures, claims and the report call it."""
+        """The name in figures, claims and the report."""
         if self.figure is None:
             return self.name.replace("_", " ")
         label = PAPER_FIGURES[self.figure].label
@@ -160,7 +160,7 @@ class Statistic:
 
     @property
     def short_label(self) -> str:
-        """The same in a column's width; M: class means, W: classifiers."""
+        """A label for a narrow column; M stands for class means, W for classifiers."""
         if self.figure is None:
             return (self.alias or self.label).upper()
         shown = PAPER_FIGURES[self.figure]
@@ -203,8 +203,8 @@ _SCORES = {
         _NCI,
     ),
 }
-"""By which outliers are detected: what a score is, its formula, its source. z = W h + b, mu is the
-mean of all train features."""
+"""The scores that detect outliers: description, formula, source. z = W h + b; mu is the mean of
+all train features."""
 
 
 def _detection(measure: str, what: str, formula: str, ideal: str) -> tuple[Statistic, ...]:
@@ -330,7 +330,7 @@ _ENTRIES = (
     ),
     Statistic(
         "etf_error_classifier",
-        "the same of W",
+        "distance of W W^T, normalised, from a simplex ETF's Gram matrix (Zhu 2021)",
         _ETF + r"W W^\top",
         source=_ZHU,
         needs=_WEIGHT,
@@ -338,7 +338,7 @@ _ENTRIES = (
     ),
     Statistic(
         "etf_error_product",
-        "the same of W M",
+        "distance of W M, normalised, from a simplex ETF's Gram matrix (Zhu 2021)",
         _ETF + "W M",
         source=_ZHU,
         needs=_BOTH,
@@ -372,7 +372,7 @@ _ENTRIES = (
     ),
     Statistic(
         "gnc2_hyperspherical_uniformity_classifier",
-        "the same of the classifiers",
+        "hyperspherical energy of the classifiers (Liu 2023)",
         _ENERGY + _ROWS,
         tends_to=_LEAST_ENERGY,
         source=_LIU,
@@ -477,20 +477,20 @@ _ENTRIES = (
     ),
     Statistic(
         "nc0_prediction_error",
-        "|NC0 - predicted| / NC0 before training: rounding alone",
+        "|NC0 - predicted| / NC0 before training; only rounding if the closed form holds",
         r"\lvert \mathrm{NC0} - \mathrm{predicted} \rvert / \lVert s_0 \rVert_2",
         source=_ZHAO,
     ),
     Statistic(
         "minority_classifier_cosine",
-        "mean over pairs of a recipe's minority classes of cos(w_c, w_c') (Fang 2021)",
+        "mean over pairs of the recipe's minority classes of cos(w_c, w_c') (Fang 2021)",
         r"\mathrm{Avg}_{c \ne c' \in \mathrm{minority}} \cos(w_c, w_{c'})",
         tends_to="-1 / (C - 1), or 1 where the minority collapses",
         source=_FANG,
     ),
     Statistic(
         "minority_accuracy",
-        "test accuracy of a recipe's minority classes (0 to 1)",
+        "test accuracy of the recipe's minority classes (0 to 1)",
         r"\mathrm{Avg}_{i:\, y_i \in \mathrm{minority}}"
         r" [\arg\max_c \langle w_c, h_i \rangle + b_c = y_i]",
         tends_to="1, or 0 where the minority collapses",
@@ -498,7 +498,7 @@ _ENTRIES = (
     ),
     Statistic(
         "mse_nc1",
-        "part of the least MSE that variability within classes causes (Han 2022)",
+        "MSE of the least-squares classifier due to variability within classes (Han 2022)",
         r"\tfrac{1}{2} \mathrm{Tr}\, W_{LS} (\Sigma_W + \lambda I) W_{LS}^\top"
         r" + \tfrac{\lambda}{2} \lVert b_{LS} \rVert^2",
         tends_to="falls",
@@ -506,7 +506,7 @@ _ENTRIES = (
     ),
     Statistic(
         "mse_nc23",
-        "part of the least MSE that the class means cause (Han 2022)",
+        "MSE of the least-squares classifier due to the class means (Han 2022)",
         r"\tfrac{1}{2C} \lVert W_{LS} [\mu_c] + b_{LS} \mathbf{1}^\top - I \rVert_F^2",
         tends_to="falls",
         source=_HAN,
@@ -545,9 +545,12 @@ _ENTRIES = (
         source=_NECO,
     ),
     Statistic(
-        "nc5_outlier_orthogonality_uncentred", "the same about 0", _NC5 + r"\mu", source=_NECO
+        "nc5_outlier_orthogonality_uncentred",
+        "NC5 without centring: the class means and the outliers' mean about 0 (Ben Ammar 2024)",
+        _NC5 + r"\mu",
+        source=_NECO,
     ),
-    *_detection("auroc", "how well outliers are detected, 1/2 to 1, by", "AUROC", "1"),
+    *_detection("auroc", "AUROC of detecting outliers (1/2 is chance) by", "AUROC", "1"),
     *_detection("fpr95", "false positive rate at 95 % detected outliers, by", "FPR_{95}", "0"),
     Statistic(
         "loss",
@@ -557,19 +560,19 @@ _ENTRIES = (
     ),
     Statistic(
         "error",
-        "share of examples classified wrongly (0 to 1), every epoch",
+        "fraction of examples classified wrongly (0 to 1), every epoch",
         r"\mathrm{Avg}_i\, [\arg\max_c \langle w_c, h_i \rangle + b_c \ne y_i]",
     ),
     Statistic(
         "separation_rate",
-        "rho of the line log D_l = a + l log rho over the layers l that a recipe names (He 2023)",
+        "rho of the fit log D_l = a + l log rho over the recipe's layers l (He 2023)",
         r"\rho = \exp\big(\mathrm{Cov}_l(l, \log D_l) / \mathrm{Var}_l(l)\big)",
         tends_to="below 1",
         source=_HE_SU,
     ),
     Statistic(
         "separation_linearity",
-        "Pearson's correlation of l and log D_l over those layers (He 2023)",
+        "Pearson correlation of l and log D_l over the recipe's layers l (He 2023)",
         r"r = \mathrm{Corr}_l(l, \log D_l)",
         tends_to="-1",
         source=_HE_SU,
@@ -588,19 +591,19 @@ REGISTRY: dict[str, Statistic] = {entry.name: entry for entry in _ENTRIES}
 """Every statistic by name."""
 
 OF_MOMENTS = {name: entry for name, entry in REGISTRY.items() if entry.compute is not None}
-"""Those that a split's moments give, in the order in which they are computed and printed."""
+"""Those computed from the moments of a split, in the order of computing and printing."""
 
 OF_OTHER_DATASET = tuple(
     name
     for name in REGISTRY
     if name.startswith(("transfer_", "nc5_", "outlier_")) or name.endswith("_test_means")
 )
-"""Those that are measured, on the test split, where a recipe names another dataset."""
+"""Those measured on the test split if a recipe names another dataset."""
 
 ALIASES = {entry.alias: entry.name for entry in _ENTRIES if entry.alias}
-"""Short name -> name."""
+"""Full name by short name."""
 
 
 def of_figure(number: int) -> tuple[Statistic, ...]:
-    """What a figure of the paper shows."""
+    """The statistics that a figure of the paper shows."""
     return tuple(entry for entry in _ENTRIES if entry.figure == number)

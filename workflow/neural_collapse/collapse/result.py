@@ -23,20 +23,21 @@ _WHY_ABSENT = {
 
 
 class UndefinedStatisticWarning(RuntimeWarning):
-    """Names statistics that were given as NaN, and the reason."""
+    """Some statistics are NaN; its text names them and the reason."""
 
 
 class CollapseResult(Mapping[str, float]):
     """Statistics by name, as a mapping, as attributes, and as a printed table.
 
     `result["nc1_within_class_variability"]`, `result["nc1"]` and `result.nc1` are the same number.
-    A statistic is absent where what it needs was not given, and NaN where its formula does not
-    define it. Iteration is over full names, in the registry's order.
+    A statistic is absent if its input was not given (KeyError or AttributeError, with the reason),
+    and NaN if its formula is undefined for the input. Iteration is over full names, in the order
+    of `REGISTRY`.
 
     Attributes:
-        moments: what the statistics were computed from.
-        absent: name of each absent statistic -> the reason.
-        test: the test set's result, where one was measured as well.
+        moments: the `Moments` from which the statistics were computed.
+        absent: dict from the name of each absent statistic to the reason.
+        test: the `CollapseResult` of the test set, or None.
 
     >>> from neural_collapse import measure
     >>> result = measure([[1.0, 0.0], [-1.0, 0.0]], [0, 1], weight=[[1.0, 0.0], [-1.0, 0.0]])
@@ -50,7 +51,7 @@ class CollapseResult(Mapping[str, float]):
 
     @classmethod
     def of(cls, moments: Moments) -> CollapseResult:
-        """All statistics that the moments give."""
+        """All statistics that can be computed from the moments."""
         values: dict[str, float] = {}
         absent: dict[str, str] = {}
         undefined: dict[str, list[str]] = {}
@@ -100,7 +101,7 @@ class CollapseResult(Mapping[str, float]):
         return [*super().__dir__(), *ALIASES, *self._values]
 
     def to_dict(self) -> dict[str, float]:
-        """Full name -> value."""
+        """A dict from full name to value."""
         return dict(self._values)
 
     def __repr__(self) -> str:
@@ -109,7 +110,7 @@ class CollapseResult(Mapping[str, float]):
         return f"<CollapseResult of {m.num_examples} examples, {shape}>"
 
     def __str__(self) -> str:
-        """A table: name, value (and the test set's), what it tends to, what it is."""
+        """A table: name, value on each split, limit at neural collapse, description."""
         width = max(map(len, self._values))
         columns = ["train", "test"] if self.test is not None else ["value"]
         lines = [f"{'statistic':{width}}" + "".join(f"{c:>12}" for c in columns) + "  tends to"]
@@ -123,9 +124,10 @@ class CollapseResult(Mapping[str, float]):
 
 
 def compute_statistics(moments: Moments) -> dict[str, float]:
-    """All statistics that a split's moments give, by name, in the registry's order.
+    """All statistics that can be computed from the moments of a split, by name, in the order of
+    `REGISTRY`.
 
-    NaN, with one `UndefinedStatisticWarning` a reason, where a formula does not define them.
+    NaN, with one `UndefinedStatisticWarning` per reason, if a formula is undefined.
     """
     return CollapseResult.of(moments).to_dict()
 

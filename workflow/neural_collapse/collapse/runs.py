@@ -14,17 +14,19 @@ _FEW = 64  # runs for which a loop over slices beats one gather
 
 
 class Runs:
-    """Runs of one class.
+    """Runs of equal classes in a batch.
 
-    On the CPU there are as many as there are; elsewhere their number is not asked for, R is a
-    bound, and surplus runs have count 0.
+    On the CPU, R is the number of runs. On other devices, reading that number would synchronise:
+    R is `bound`, and surplus runs have count 0.
 
     Args:
         c_B: (B,) int64, B > 0.
-        bound: R is at most this; at least the number of runs.
+        bound: at least the number of runs.
 
     Attributes:
-        start_R: the first row of each run. class_R: its class. count_R: its rows. All int64.
+        start_R: int64, the first row of each run.
+        class_R: int64, its class.
+        count_R: int64, its number of rows.
     """
 
     def __init__(self, c_B: Tensor, bound: int) -> None:

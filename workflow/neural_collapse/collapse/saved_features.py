@@ -1,4 +1,4 @@
-"""Statistics of features saved in files of arrays."""
+"""Statistics of features saved in array files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .measure import compute_moments
 from .registry import REGISTRY
 from .result import CollapseResult
 
-# How an array may be called in a file that holds several.
+# Names of an array in a file that contains several.
 NAMES = {
     "features": ("features",),
     "labels": ("labels",),
@@ -30,8 +30,8 @@ NAMES = {
 
 
 def read_array(path: Path, what: str) -> np.ndarray:
-    """One array of numbers from a file: the only one, or that called by one of `NAMES[what]`; of
-    a table one row an example. Nothing in the file is run."""
+    """Read one array of numbers: the only one of the file, or that named as in `NAMES[what]`; of a
+    table, one row per example. No code in the file is executed."""
     array = _chosen(_read(path, _READERS), path, what)
     try:
         array = real_array(array, what)
@@ -43,7 +43,7 @@ def read_array(path: Path, what: str) -> np.ndarray:
 
 
 def read_tensor_file(path: Path) -> Any:
-    """What a .safetensors or a torch file holds; nothing in it is run."""
+    """The content of a .safetensors or torch file; no code in the file is executed."""
     return _read(path, _TENSOR_READERS)
 
 
@@ -61,9 +61,9 @@ def _read(path: Path, readers: Mapping[str, Callable[[Path], Any]]) -> Any:
         reason = "is corrupt"
         if readers[kind] is _torch and "GLOBAL" in str(error):
             reason = (
-                "holds Python objects besides tensors (save the tensors or the state_dict alone)"
+                "contains Python objects besides tensors (save only the tensors or the state dict)"
             )
-        raise UserError(f"{path}: {reason}, or is no {kind} file of plain numbers") from None
+        raise UserError(f"{path}: {reason}, or is not a {kind} file of plain numbers") from None
 
 
 def _numpy(path: Path) -> Any:
@@ -98,7 +98,7 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def _chosen(found: Any, path: Path, what: str) -> Any:
-    """The array called by one of its names, or the only one there is."""
+    """The array with one of its names, or the only one."""
     if isinstance(found, pd.DataFrame):
         return _columns(found, path, what)
     if not isinstance(found, Mapping):
@@ -108,23 +108,24 @@ def _chosen(found: Any, path: Path, what: str) -> Any:
     if len(names) != 1:
         listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise UserError(
-            f"{path}: holds {listed or 'no array'}; call the array of the {what} {NAMES[what][0]!r}"
+            f"{path}: contains {listed or 'no array'}; name the array of the {what} "
+            f"{NAMES[what][0]!r}"
         )
     return arrays[names[0]]
 
 
 def _columns(table: pd.DataFrame, path: Path, what: str) -> np.ndarray:
-    """The column of that name, or all others; an index that was written is no feature."""
+    """The column of that name, or all feature columns; an index that pandas wrote is dropped."""
     table = table.loc[:, [not str(name).startswith("Unnamed:") for name in table.columns]]
     if "features" in what or what == "classifier":
         table = table.drop(columns=["labels", "test_labels"], errors="ignore")
         text = [str(name) for name in table.columns if table[name].dtype.kind not in "fiu"]
         if text:
-            raise UserError(f"{path}: the column {text[0]!r} of the {what} holds no numbers")
+            raise UserError(f"{path}: the column {text[0]!r} of the {what} contains no numbers")
         return table.to_numpy()
     named = [name for name in NAMES[what] if name in table.columns]
     if not named and table.shape[1] != 1:
-        raise UserError(f"{path}: has {table.shape[1]} columns; call one {NAMES[what][0]!r}")
+        raise UserError(f"{path}: has {table.shape[1]} columns; name one {NAMES[what][0]!r}")
     return table[named[0] if named else table.columns[0]].to_numpy()
 
 
@@ -136,10 +137,10 @@ def measure_files(
     test_features: Path | None = None,
     test_labels: Path | None = None,
 ) -> CollapseResult:
-    """Every statistic of the arrays in files, shaped as `measure` takes them, and of a test set, by
-    the train set's means, as the result's `test`."""
+    """Every statistic of arrays in files, with the shapes of `measure`; the result's attribute
+    `test` is that of the test set, whose NC4 uses the class means of the train set."""
     if (test_features is None) != (test_labels is None):
-        raise UserError("test features and test labels belong together; give both or none")
+        raise UserError("Pass both --test-features and --test-labels, or neither.")
     weight = read_array(classifier, "classifier")
     offset = None if bias is None else read_array(bias, "bias")
 
@@ -162,14 +163,14 @@ def measure_files(
 
 
 def check_table_path(path: Path) -> None:
-    """Raise UserError where `write_result` could not write."""
+    """Raise UserError if `write_result` cannot write to the path."""
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"{path}: the table's file must end in .parquet or .csv")
     require_writable(path)
 
 
 def write_result(result: CollapseResult, path: Path) -> None:
-    """Write split, statistic, value and what it is as parquet or CSV, by the file's ending."""
+    """Write split, statistic, value and description as Parquet or CSV, by the file's suffix."""
     splits = {"train": result} | ({} if result.test is None else {"test": result.test})
     rows = [
         {"split": split, "statistic": name, "value": value, "what it is": REGISTRY[name].what}

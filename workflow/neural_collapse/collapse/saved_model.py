@@ -24,7 +24,7 @@ from .result import CollapseResult
 from .saved_features import read_tensor_file
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and std that torchvision's own weights were trained with."""
+"""Mean and std per channel with which torchvision's weights were trained."""
 
 
 def measure_saved_model(
@@ -41,17 +41,23 @@ def measure_saved_model(
     device: str = "cpu",
     pool: str | None = None,
 ) -> CollapseResult:
-    """Both splits of a dataset, by a model that is named and read from files.
+    """Measure a saved model on both splits of a dataset.
 
     Args:
-        model: "torchvision:NAME", or "MODULE:FUNCTION" of your own code, which returns an
-            nn.Module and is given `num_classes` where it takes it.
-        data: a folder of train/<class>/ and test/<class>/ or val/<class>/, or a .npz file.
-        weights: a file with a state dict; None: as the function returns it.
-        mean, std: one number a channel, of images scaled to 0..1; by default ImageNet's for
-            torchvision's models.
-        resize_px, crop_px: of a folder's images: the shorter side, and the centre square.
-        layer, device, pool: as of `measure_model`.
+        model: "torchvision:NAME", or "MODULE:FUNCTION" for your own code: the function returns an
+            nn.Module and is called with `num_classes` if it has that parameter.
+        data: a folder with train/<class>/ and test/<class>/ or val/<class>/, or a .npz file with
+            the arrays train_images, train_labels, test_images and test_labels.
+        weights: a file with a state dict; None: the weights that the function returns.
+        mean, std: one number per channel, of images scaled to 0..1. Default for torchvision's
+            models: ImageNet's.
+        resize_px, crop_px: for a folder: resize the shorter side, then crop the centre square.
+        batch_size: images per forward pass.
+        layer, device, pool: as in `measure_model`.
+
+    Raises:
+        UserError: an unknown model, weights that do not fit it, unreadable data, no mean and std,
+            and all cases of `measure_model`.
     """
     splits = _splits(data, resize_px, crop_px)
     classes = int(max(labels.max() for _, labels in splits.values())) + 1
@@ -61,7 +67,7 @@ def measure_saved_model(
     if mean is None and std is None and model.startswith("torchvision:"):
         mean, std = IMAGENET
     if mean is None or std is None:
-        raise UserError("Give --mean and --std, one number a channel, of images scaled to 0..1.")
+        raise UserError("Pass --mean and --std, one number per channel, of images scaled to 0..1.")
     say(f"pixels are scaled to 0..1, then normalised by mean {list(mean)} and std {list(std)}")
     for name, (images, _) in splits.items():
         check_images(images[:1], mean, std, name)
@@ -86,7 +92,7 @@ class _Folder:
         if len({image.shape for image in images}) > 1:
             raise UserError(
                 f"{self.refs[rows.start]}: the images differ in size; "
-                "give --resize-px and --crop-px"
+                "pass --resize-px and --crop-px"
             )
         return np.stack(images)
 
@@ -130,7 +136,7 @@ def _batches(
 def _model(name: str, classes: int) -> nn.Module:
     module, _, function = name.partition(":")
     if not function:
-        raise UserError(f"--model {name}: give torchvision:NAME or MODULE:FUNCTION.")
+        raise UserError(f"--model {name}: pass torchvision:NAME or MODULE:FUNCTION.")
     if module == "torchvision":
         from torchvision import models
 
@@ -149,7 +155,9 @@ def _model(name: str, classes: int) -> nn.Module:
     finally:
         sys.path.remove("")
     if not isinstance(network, nn.Module):
-        raise UserError(f"--model {name}: it returned {type(network).__name__}, no nn.Module.")
+        raise UserError(
+            f"--model {name}: it returned {type(network).__name__}; an nn.Module is needed."
+        )
     return network
 
 
@@ -159,7 +167,7 @@ def _load(network: nn.Module, path: Path) -> None:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping):
-        raise UserError(f"{path}: holds no state dict")
+        raise UserError(f"{path}: contains no state dict; save model.state_dict()")
     for prefix in ("module.", "_orig_mod."):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     try:

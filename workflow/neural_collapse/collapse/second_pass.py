@@ -21,13 +21,14 @@ _SCORES = 2**24  # float64 numbers held at a time
 
 
 class SecondPass:
-    """Sums over examples, given the class means of the first pass; `sums` by name.
+    """Sums over examples that need the class means of the first pass; `sums` by name.
 
     Args:
-        means_CD: (C, d) of all examples; a row of zeros for a class without any.
-        counts_C: (C,) examples a class.
-        centres_CD: (C, d), what the NCC decision compares with, a row of NaN for a class without.
-        weight: (C, d), or None for NCC decisions alone; bias: (C,).
+        means_CD: (C, d), class means; a row of zeros for a class without examples.
+        counts_C: (C,), examples of each class.
+        centres_CD: (C, d), centres of the NCC decision; a row of NaN for a class without one.
+        weight: (C, d), or None for NCC decisions only.
+        bias: (C,), or None.
         basis: whether to sum the scatter on the span of the means.
     """
 
@@ -82,7 +83,8 @@ class SecondPass:
         self.countdown_C = torch.arange(classes, 0, -1, dtype=dtype, device=device)
 
     def update(self, h_BD: Tensor, c_B: Tensor) -> Tensor:
-        """Add a batch, float64 features that are overwritten; returns the decisions (1 or 2, B)."""
+        """Add a batch of float64 features, which are overwritten; returns the decisions (1 or 2,
+        B)."""
         size = max(1, _SCORES // len(self.rows_PD))
         parts = zip(h_BD.split(size), c_B.split(size), strict=True)
         return torch.cat([self._update(h, c) for h, c in parts], dim=1)
@@ -128,7 +130,7 @@ class SecondPass:
             tensor += sums[name]
 
     def copy(self) -> SecondPass:
-        """With sums of its own."""
+        """A copy with its own sums."""
         other = copy.copy(self)
         other.sums = {name: tensor.clone() for name, tensor in self.sums.items()}
         return other

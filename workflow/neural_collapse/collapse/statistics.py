@@ -1,4 +1,4 @@
-"""The formulas of neural collapse: pure functions of arrays or tensors, computed in float64.
+"""The formulas of neural collapse: pure functions of arrays or tensors, in float64.
 
 Shape suffixes: N examples, C classes, d (written D) feature dimension, P pairs of classes.
 
@@ -9,22 +9,25 @@ Shape suffixes: N examples, C classes, d (written D) feature dimension, P pairs 
     Sigma_W     average over all N examples of (h - mu_c)(h - mu_c)^T   scatter_DD
     Sigma_B     average over the C classes of (mu_c - mu_G)(mu_c - mu_G)^T = M M^T / C
 
-"The paper" is Papyan, Han and Donoho, PNAS 117 (40), 2020, doi:10.1073/pnas.2015509117; figures
-are its figures. All statistics are pure numbers (no unit) unless stated. Standard deviations have
-ddof 0, as in the paper's formulas; the authors' notebook has torch.std (ddof 1), larger by
-sqrt(C / (C - 1)) in figure 2.
+The paper is Papyan, Han and Donoho, PNAS 117 (40), 2020, doi:10.1073/pnas.2015509117; figure
+numbers refer to it. All statistics are dimensionless unless stated. Standard deviations have ddof
+0, as in the paper's formulas; the authors' notebook uses torch.std (ddof 1), which is larger by
+the factor sqrt(C / (C - 1)) in Figure 2.
 
-Arguments of any real dtype are widened to float64, and results are Python floats. Pairs of classes
-are visited in tiles, so that C = 50,000 classes need no C x C matrix.
+Arguments may be arrays, tensors or nested lists of any real dtype and are converted to float64;
+statistics are returned as Python floats. Pairs of classes are processed in tiles, so 50,000
+classes need no C x C matrix.
 
-Degenerate input. A statistic that its formula does not define (a division by a norm that is zero)
-raises `UndefinedStatistic`. Two thresholds say what counts as zero:
+Errors. Input that is not an array of real numbers raises `UserError`. If the formula of a
+statistic is undefined (a division by a norm that is zero), `UndefinedStatistic` is raised. Two
+thresholds decide what is zero:
 
-* a centred mean, or a distance of two class means, of at most 64 eps max_c |mu_c| (1.4e-14
-  relative, eps = 2.2e-16) is the rounding error of float64 means, and is zero;
-* NC1 divides by the singular values of M, min(d, C - 1) of them. One that is at most 1e-9 of the
-  largest, or of max_c |mu_c|, is zero: two class means coincide, or one is in the span of the
-  others. Above that NC1's relative error is about eps / (smallest / largest): 1e-9 at 1e-7.
+* a centred mean, or a distance between two class means, of at most 64 eps max_c |mu_c| (1.4e-14
+  relative, eps = 2.2e-16), the rounding error of float64 means;
+* for NC1, which divides by the min(d, C - 1) singular values of M: a singular value of at most
+  1e-9 times the largest one, or times max_c |mu_c|. Then two class means coincide, or the centred
+  means depend linearly on each other. Otherwise NC1 has a relative error of about
+  eps / (smallest / largest singular value): 1e-9 at a ratio of 1e-7.
 """
 
 from __future__ import annotations
@@ -49,11 +52,11 @@ Result = TypeVar("Result")
 
 
 class UndefinedStatistic(ArithmeticError):
-    """The input leaves a statistic without a value; its text says why."""
+    """The formula of a statistic is undefined for the input; the message gives the reason."""
 
 
 class ReducedRankWarning(UserWarning):
-    """There are fewer dimensions than C - 1, so NC1 sums over d directions instead."""
+    """The feature dimension d is less than C - 1, so the pseudo-inverse in NC1 has rank d."""
 
 
 def _of_arrays(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -74,10 +77,14 @@ def _of_arrays(function: Callable[..., Result]) -> Callable[..., Result]:
 
 @_of_arrays
 def centred_class_means(class_means_CD: Tensor, counts_C: Tensor | None = None) -> Tensor:
-    """M^T, (C, d): the rows mu_c - mu_G, with mu_G the unweighted mean of the class means.
+    """M^T, (C, d): rows mu_c - mu_G, with mu_G the unweighted mean of the class means.
 
-    With counts_C, examples a class, the origin is the mean of all examples instead,
-    sum_c n_c mu_c / N. A row no longer than the rounding error of the means is set to exactly zero.
+    Rows whose norm is at most the rounding error of the means are exactly zero.
+
+    Args:
+        class_means_CD: (C, d), mu_c.
+        counts_C: (C,), examples of each class; if given, the mean of all examples,
+            sum_c n_c mu_c / N, is subtracted instead of mu_G.
 
     >>> centred_class_means([[1.0, 0.0], [0.0, 1.0]]).tolist()
     [[0.5, -0.5], [-0.5, 0.5]]
@@ -92,14 +99,15 @@ def centred_class_means(class_means_CD: Tensor, counts_C: Tensor | None = None) 
 
 
 class SpanOfMeans(NamedTuple):
-    """M = U diag(s) V^T, at most K = min(d, C - 1) singular values, in descending order.
+    """The singular value decomposition M = U diag(s) V^T with K = min(d, C - 1) singular values.
 
     Attributes:
-        singular_values: (K,), all of them, also those that count as zero.
-        rank: how many are not zero.
+        singular_values: (K,), in descending order, including those treated as zero.
+        rank: number of singular values that are not treated as zero.
         vectors_CK: (C, K), V.
-        basis_CD: (C, d), Q^T = V U^T over the `rank` directions that count. Its rows span what the
-            centred class means do; Q is the nearest matrix to M with singular values 0 and 1.
+        basis_CD: (C, d), Q^T = V U^T over the first `rank` directions. Its rows span the same
+            space as the centred class means; Q is the matrix nearest to M with singular values 0
+            and 1.
     """
 
     singular_values: Tensor
@@ -110,7 +118,7 @@ class SpanOfMeans(NamedTuple):
 
 @_of_arrays
 def span_of_means(class_means_CD: Tensor) -> SpanOfMeans:
-    """The directions in which the class means (C, d) differ; always computed on the CPU.
+    """The `SpanOfMeans` of class means (C, d), computed on the CPU.
 
     >>> span_of_means([[1.0, 0.0], [-1.0, 0.0]]).rank
     1
@@ -127,7 +135,11 @@ def span_of_means(class_means_CD: Tensor) -> SpanOfMeans:
 
 @_of_arrays
 def project_scatter(scatter_DD: Tensor, class_means_CD: Tensor) -> Tensor:
-    """Q^T Sigma_W Q, (C, C), which `within_class_variability` takes; Q: see `SpanOfMeans`.
+    """Q^T Sigma_W Q, (C, C), the input of `within_class_variability`; for Q see `SpanOfMeans`.
+
+    Args:
+        scatter_DD: (d, d), Sigma_W.
+        class_means_CD: (C, d), mu_c.
 
     >>> project_scatter([[4.0, 0.0], [0.0, 9.0]], [[1.0, 0.0], [-1.0, 0.0]]).round(decimals=9)
     tensor([[ 2., -2.],
@@ -138,13 +150,17 @@ def project_scatter(scatter_DD: Tensor, class_means_CD: Tensor) -> Tensor:
 
 
 def simplex_etf(classes: int, dim: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """The vertices (C, d) of a simplex equiangular tight frame, float64: unit vectors whose
-    cosines are all -1 / (C - 1), which is what centred class means and W tend to.
+    """The vertices (C, d) of a simplex equiangular tight frame (ETF), float64: unit vectors with
+    pairwise cosines -1 / (C - 1), the limit of the normalised centred class means and rows of W.
 
     Args:
         classes: C >= 2.
         dim: d >= C - 1.
-        generator: rotates it at random; without one it uses the first C - 1 coordinates.
+        generator: for a random rotation. Default: no rotation; only the first C - 1 coordinates
+            are not zero.
+
+    Raises:
+        UserError: C < 2 or d < C - 1.
 
     >>> (simplex_etf(3, 5) @ simplex_etf(3, 5).T).round(decimals=6)
     tensor([[ 1.0000, -0.5000, -0.5000],
@@ -174,15 +190,18 @@ def simplex_etf(classes: int, dim: int, *, generator: torch.Generator | None = N
 
 @_of_arrays
 def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tensor) -> float:
-    """NC1, figure 6: Tr(Sigma_W Sigma_B^+) / C.
+    """NC1 (Figure 6): Tr(Sigma_W Sigma_B^+) / C.
 
     Args:
         class_means_CD: (C, d), mu_c.
-        scatter_projected_CC: (C, C), Q^T Sigma_W Q as `project_scatter` gives it.
+        scatter_projected_CC: (C, C), Q^T Sigma_W Q, from `project_scatter`.
 
-    With M = U diag(s) V^T, Sigma_B^+ = C U diag(s)^-2 U^T, so the trace is
-    sum_k v_k^T (Q^T Sigma_W Q) v_k / s_k^2. The pseudo-inverse has rank min(d, C - 1); where that
-    is d < C - 1, a `ReducedRankWarning` says so.
+    Raises:
+        UndefinedStatistic: the centred class means have rank less than min(d, C - 1).
+
+    With M = U diag(s) V^T, Sigma_B^+ = C U diag(s)^-2 U^T, so the statistic is
+    sum_k v_k^T (Q^T Sigma_W Q) v_k / s_k^2. The pseudo-inverse has rank min(d, C - 1); if d <
+    C - 1, a `ReducedRankWarning` is issued.
 
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
     >>> scatter = project_scatter([[4.0, 0.0], [0.0, 9.0]], means)
@@ -205,7 +224,7 @@ def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tenso
 
 @_of_arrays
 def equinorm(vectors_CD: Tensor) -> float:
-    """NC2, figure 2: std_c |v_c| / mean_c |v_c|, of centred class means or of the rows of W.
+    """NC2 (Figure 2): std_c |v_c| / mean_c |v_c| of vectors (C, d): centred class means, or W.
 
     >>> equinorm([[1.0, 0.0], [0.0, 3.0]])
     0.5
@@ -218,7 +237,8 @@ def equinorm(vectors_CD: Tensor) -> float:
 
 @_of_arrays
 def equiangularity(vectors_CD: Tensor) -> float:
-    """NC2, figure 3: std over the pairs c != c' of cos(v_c, v_c').
+    """NC2 (Figure 3): std over pairs c != c' of cos(v_c, v_c') of vectors (C, d): centred class
+    means, or W.
 
     >>> round(equiangularity([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]), 12)
     0.471404520791
@@ -238,7 +258,8 @@ def equiangularity(vectors_CD: Tensor) -> float:
 
 @_of_arrays
 def maximal_angle(vectors_CD: Tensor) -> float:
-    """NC2, figure 4: mean over the pairs c != c' of |cos(v_c, v_c') + 1 / (C - 1)|.
+    """NC2 (Figure 4): mean over pairs c != c' of |cos(v_c, v_c') + 1 / (C - 1)| of vectors (C, d):
+    centred class means, or W.
 
     >>> maximal_angle([[1.0, 0.0], [-1.0, 0.0]])
     0.0
@@ -250,8 +271,8 @@ def maximal_angle(vectors_CD: Tensor) -> float:
 
 @_of_arrays
 def mean_cosine(vectors_CD: Tensor) -> float:
-    """Mean over the pairs c != c' of cos(v_c, v_c'); 1 where all have one direction (minority
-    collapse, Fang et al. 2021), -1 / (C - 1) for a simplex ETF of C vectors.
+    """Mean over pairs c != c' of cos(v_c, v_c') of vectors (C, d): 1 if all have one direction
+    (minority collapse, Fang et al. 2021), -1 / (C - 1) for a simplex ETF.
 
     >>> mean_cosine([[1.0, 0.0], [0.0, 2.0]])
     0.0
@@ -261,7 +282,11 @@ def mean_cosine(vectors_CD: Tensor) -> float:
 
 @_of_arrays
 def self_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
-    """NC3, figure 5: squared Frobenius norm of W^T / |W|_F - M / |M|_F.
+    """NC3 (Figure 5): squared Frobenius norm of W^T / |W|_F - M / |M|_F.
+
+    Args:
+        weight_CD: (C, d), W.
+        centred_CD: (C, d), M^T, from `centred_class_means`.
 
     >>> round(self_duality([[2.0, 0.0], [0.0, 2.0]], [[0.5, -0.5], [-0.5, 0.5]]), 12)
     0.585786437627
@@ -273,7 +298,7 @@ def self_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
 
 
 def mismatch(decisions_N: Any, others_N: Any) -> float:
-    """NC4, figure 7: share of examples on which two decisions (N,) differ.
+    """NC4 (Figure 7): fraction of examples on which two decisions (N,), class indices, differ.
 
     >>> mismatch([0, 1, 1, 2], [0, 1, 2, 2])
     0.25
@@ -288,7 +313,10 @@ def mismatch(decisions_N: Any, others_N: Any) -> float:
 def trace_ratio(counts_C: Tensor, variances_C: Tensor, centred_CD: Tensor) -> float:
     """Tr Sigma_W / Tr Sigma_B (Tirer, Huang and Niles-Weed 2023).
 
-    variances_C: mean squared distance of each class's features to mu_c.
+    Args:
+        counts_C: (C,), examples of each class.
+        variances_C: (C,), mean squared distance of each class's features from mu_c.
+        centred_CD: (C, d), M^T.
 
     >>> trace_ratio([5, 5], [1.0, 3.0], [[1.0, 0.0], [-1.0, 0.0]])
     2.0
@@ -304,19 +332,19 @@ def trace_ratio(counts_C: Tensor, variances_C: Tensor, centred_CD: Tensor) -> fl
 def separation_fuzziness(
     counts_C: Tensor, class_means_CD: Tensor, scatter_projected_CC: Tensor
 ) -> float:
-    """Separation fuzziness D = Tr(SS_w SS_b^+) (He and Su 2023), of a layer's outputs.
+    """Separation fuzziness D = Tr(SS_w SS_b^+) of the outputs of a layer (He and Su 2023).
 
     SS_w = (1/N) sum_i (h_i - mu_c(i)) (h_i - mu_c(i))^T and
-    SS_b = sum_c (n_c / N) (mu_c - mu) (mu_c - mu)^T, with mu the mean of all N examples. With as
-    many examples of every class it is C times NC1.
+    SS_b = sum_c (n_c / N) (mu_c - mu) (mu_c - mu)^T, with mu the mean of all N examples. For
+    balanced classes it is C times NC1.
 
     Args:
-        counts_C: examples a class, n_c.
+        counts_C: (C,), examples of each class, n_c.
         class_means_CD: (C, d), mu_c.
-        scatter_projected_CC: (C, C), Q^T Sigma_W Q as `project_scatter` gives it.
+        scatter_projected_CC: (C, C), Q^T Sigma_W Q, from `project_scatter`.
 
-    The pseudo-inverse is at the rank of the means: that of fewer than C - 1 directions, in a layer
-    that has lost some, is no error.
+    Unlike NC1, it is defined for class means of a rank below min(d, C - 1): the pseudo-inverse
+    has that rank.
 
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
     >>> scatter = project_scatter([[4.0, 0.0], [0.0, 9.0]], means)
@@ -338,8 +366,12 @@ def separation_fuzziness(
 
 @_of_arrays
 def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tensor) -> float:
-    """CDNV (Galanti, György and Hutter 2022): mean over c < c' of
-    (v_c + v_c') / (2 |mu_c - mu_c'|^2), v_c the mean squared distance to mu_c.
+    """CDNV (Galanti, György and Hutter 2022): mean over pairs c < c' of
+    (v_c + v_c') / (2 |mu_c - mu_c'|^2).
+
+    Args:
+        class_means_CD: (C, d), mu_c.
+        variances_C: (C,), v_c, mean squared distance of the features of class c from mu_c.
 
     >>> class_distance_normalized_variance([[1.0, 0.0], [-1.0, 0.0]], [1.0, 3.0])
     0.5
@@ -354,10 +386,11 @@ def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tens
 
 @_of_arrays
 def etf_error(left_CD: Tensor, right_CD: Tensor) -> float:
-    """Distance of G = left right^T (C, C) from the simplex ETF's Gram matrix (Zhu et al. 2021):
+    """Distance of G = left right^T (C, C) from the Gram matrix of a simplex ETF (Zhu et al. 2021):
     | G / |G|_F - (I - 1 1^T / C) / sqrt(C - 1) |_F.
 
-    Of the means: both arguments M^T; of the classifier: both W; of W M: W and M^T.
+    For the class means, pass M^T twice; for the classifier, W twice; for W M, W and M^T, all
+    (C, d).
 
     >>> round(etf_error([[1.0, 0.0], [-1.0, 0.0]], [[2.0, 0.0], [-2.0, 0.0]]), 12)
     0.0
@@ -381,7 +414,7 @@ def etf_error(left_CD: Tensor, right_CD: Tensor) -> float:
 
 @_of_arrays
 def bias_collapse(weight_CD: Tensor, bias_C: Tensor, global_mean_D: Tensor) -> float:
-    """|W mu_G + b|_2 (Zhu et al. 2021), in units of the logits.
+    """|W mu_G + b|_2 (Zhu et al. 2021), in units of the logits; W (C, d), b (C,), mu_G (d,).
 
     >>> bias_collapse([[1.0, 0.0], [0.0, 1.0]], [-1.0, -2.0], [1.0, 5.0])
     3.0
@@ -391,8 +424,8 @@ def bias_collapse(weight_CD: Tensor, bias_C: Tensor, global_mean_D: Tensor) -> f
 
 @_of_arrays
 def sum_of_rows(weight_CD: Tensor) -> float:
-    """NC0 (Zhao et al. 2026, arXiv:2602.16642): |W^T 1|_2, the norm of the sum of the classifier's
-    rows, in units of the weights, as their code has it; their theorem has its square over C.
+    """NC0 (Zhao et al. 2026, arXiv:2602.16642): |W^T 1|_2, the norm of the sum of the rows of W
+    (C, d), in units of the weights, as in their code; their theorem uses its square divided by C.
 
     >>> sum_of_rows([[1.0, 0.0], [2.0, 4.0]])
     5.0
@@ -402,11 +435,12 @@ def sum_of_rows(weight_CD: Tensor) -> float:
 
 @_of_arrays
 def expected_calibration_error(calibration_B3: Tensor) -> float:
-    """ECE (Guo et al. 2017, arXiv:1706.04599): sum over bins of confidence, weighted by their
-    examples, of |accuracy - mean confidence|; confidence is the largest softmax probability.
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599): mean over bins, weighted by
+    their examples, of |accuracy - mean confidence|. Confidence is the largest softmax probability.
 
-    calibration_B3: of each bin examples, their summed confidence, and how many are right
-        (`Moments.calibration`: 15 equal bins).
+    Args:
+        calibration_B3: (bins, 3), for each bin of confidence the number of examples, the sum of
+            their confidences, and the number classified correctly (`Moments.calibration`).
 
     >>> expected_calibration_error([[0.0, 0.0, 0.0], [10.0, 9.0, 8.0]])
     0.1
@@ -419,12 +453,13 @@ def expected_calibration_error(calibration_B3: Tensor) -> float:
 
 @_of_arrays
 def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
-    """GNC2 (Liu et al. 2023, arXiv:2303.06484): the hyperspherical energy of s = 0, a pair.
+    """GNC2 (Liu et al. 2023, arXiv:2303.06484): hyperspherical energy with the logarithmic kernel
+    (s = 0), per pair.
 
-    Mean over the pairs c != c' of log(1 / |u_c - u_c'|) with u_c = v_c / |v_c|, the logarithmic
-    (s = 0) kernel, independent of d. Lower is more uniform. For C <= d + 1 the least value is
-    the simplex ETF's, -log(2 C / (C - 1)) / 2; for more classes there is no closed form. (Wu and
-    Papyan 2024 report the coefficient of variation of the same kernel instead of its mean.)
+    Mean over pairs c != c' of log(1 / |u_c - u_c'|), with u_c = v_c / |v_c| of vectors (C, d):
+    centred class means, or W. Lower is more uniform. For C <= d + 1 the minimum is that of the
+    simplex ETF, -log(2 C / (C - 1)) / 2; for more classes there is no closed form. (Wu and Papyan
+    2024 report the coefficient of variation of the same kernel instead of its mean.)
 
     >>> round(hyperspherical_uniformity([[1.0, 0.0], [-3.0, 0.0]]), 12)  # -log 2
     -0.69314718056
@@ -438,7 +473,7 @@ def hyperspherical_uniformity(vectors_CD: Tensor) -> float:
 
 @_of_arrays
 def cosine_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
-    """GNC3 (Jiang et al. 2024): mean over c of 1 - cos(w_c, mu_c - mu_G).
+    """GNC3 (Jiang et al. 2024): mean over c of 1 - cos(w_c, mu_c - mu_G); W and M^T are (C, d).
 
     >>> cosine_duality([[1.0, 0.0], [0.0, 1.0]], [[5.0, 0.0], [0.0, -5.0]])
     1.0
@@ -456,9 +491,12 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
         class_means_CD: (C, d), mu_c.
         scatter_DD: (d, d), Sigma_W.
 
-    In an orthonormal basis that begins with span(M), Sigma_W has the blocks A, X, X^T, Z, and
-    with G = A - X Z^+ X^T and D = diag(s^2) / C the index is Tr((D + G)^-1 G) / K: no
-    difference of two almost equal traces.
+    Raises:
+        UndefinedStatistic: the centred class means have rank less than K = min(d, C - 1).
+
+    In an orthonormal basis that begins with span(M), Sigma_W has the blocks A, X, X^T, Z. With
+    G = A - X Z^+ X^T and D = diag(s^2) / C, the index is Tr((D + G)^-1 G) / K, which avoids the
+    difference of two almost equal numbers.
 
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
     >>> round(variability_collapse_index(means, [[1.0, 0.0], [0.0, 9.0]]), 12)  # 1 - 1 / (1 + 1)
@@ -478,7 +516,7 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
 
 
 class MSEParts(NamedTuple):
-    """The regularised mean squared error as a sum: see `mse_decomposition`."""
+    """The three parts of the regularised mean squared error; see `mse_decomposition`."""
 
     nc1: float
     nc23: float
@@ -493,21 +531,25 @@ def mse_decomposition(
     bias_C: Tensor,
     weight_decay: Tensor | float,
 ) -> MSEParts:
-    """The loss sum_i |W h_i + b - y_i|^2 / (2 N) + weight_decay (|W|^2 + |b|^2) / 2 in three parts
-    (Han, Papyan and Donoho 2022, arXiv:2106.02073), y_i the one-hot label, for balanced classes.
+    """Decompose the regularised MSE of balanced classes into three parts that sum to it (Han,
+    Papyan and Donoho 2022, arXiv:2106.02073).
+
+    The MSE is sum_i |W h_i + b - y_i|^2 / (2 N) + weight_decay (|W|^2 + |b|^2) / 2, with one-hot
+    labels y_i.
 
     Args:
         class_means_CD: (C, d), mu_c, not centred.
         scatter_DD: (d, d), Sigma_W.
-        weight_CD: (C, d); bias_C: (C,).
-        weight_decay: > 0, of the last layer. torch.nn.MSELoss averages over classes as well and
-            has no 1/2: it is 2 / C times this error, so that training with it and a decay w, whose
-            gradient is w W, is this with C w / 2.
+        weight_CD: (C, d), W.
+        bias_C: (C,), b.
+        weight_decay: positive, of the last layer. torch.nn.MSELoss also averages over classes and
+            has no factor 1/2, so it is 2 / C times this error: training with it and weight decay
+            w corresponds to weight_decay = C w / 2.
 
     Returns:
-        `nc1` and `nc23`, which the least-squares classifier of these features leaves, by the
-        variability within classes and by the class means; `perpendicular`, by how far W and b are
-        from that classifier.
+        `nc1` and `nc23`, the MSE of the least-squares classifier of the same features, due to the
+        variability within classes and due to the class means; `perpendicular`, the rest, due to
+        the difference of W and b from that classifier.
 
     >>> identity, scatter = [[1.0, 0.0], [0.0, 1.0]], [[0.1, 0.0], [0.0, 0.1]]
     >>> parts = mse_decomposition(identity, scatter, identity, [0.0, 0.0], 0.1)

@@ -1,6 +1,6 @@
-"""Accuracy of a network's frozen features on the classes of another dataset.
+"""Transfer: accuracy of the frozen features of a network on the classes of another dataset.
 
-After Hui, Belkin and Nakkiran (2022, arXiv:2202.08384). Needs scikit-learn. Shape suffixes: N
+Source: Hui, Belkin and Nakkiran (2022, arXiv:2202.08384). Needs scikit-learn. Shape suffixes: N
 examples, d (D) feature dimension.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 PROBE_ITERATIONS = 1000
 PROBE_EXAMPLES = 20_000
-"""Train images of the other dataset that a probe learns from, at most."""
+"""Maximum number of train images of the other dataset that the probe is trained on."""
 
 
 def linear_probe_accuracy(
@@ -23,16 +23,22 @@ def linear_probe_accuracy(
     test_features_ND: ArrayLike,
     test_labels_N: ArrayLike,
 ) -> float:
-    """Accuracy (0 to 1) on test features of a linear classifier trained on train features.
+    """Accuracy on test features of a linear classifier trained on train features.
 
     scikit-learn's LogisticRegression with its defaults (L2 penalty, C = 1, lbfgs), at most 1000
-    iterations, in float64, on features of which each has mean 0 and variance 1 over the train set;
-    one that does not vary is left out by that. Nothing is random in it. NaN where it does not
-    converge.
+    iterations, in float64, on features standardised over the train set. It is deterministic.
 
     Args:
-        train_features_ND: (N, d); train_labels_N: (N,), of at least two classes.
-        test_features_ND: (N', d); test_labels_N: (N',).
+        train_features_ND: (N, d).
+        train_labels_N: (N,), of at least two classes.
+        test_features_ND: (N', d).
+        test_labels_N: (N',).
+
+    Returns:
+        The accuracy, 0 to 1; NaN if the fit does not converge.
+
+    Raises:
+        ValueError: from scikit-learn, for shapes that do not fit, NaN, or fewer than two classes.
 
     >>> linear_probe_accuracy([[0.0], [1.0], [5.0], [6.0]], [0, 0, 1, 1], [[-1.0], [7.0]], [0, 1])
     1.0

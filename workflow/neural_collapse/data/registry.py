@@ -37,13 +37,13 @@ class DatasetEntry:
     num_classes: int | None = None
     """Number of classes, C."""
     channels: int | None = None
-    """1 for grey, 3 for RGB images."""
+    """Channels of the images: 1 (grey) or 3 (RGB)."""
     image_size_px: int | None = None
-    """Published height and width, before pooling and padding; for ImageNet after its crop."""
+    """Height and width as published, before pooling and padding; for ImageNet after the crop."""
     train_examples: int | None = None
-    """Published train images."""
+    """Number of train images as published."""
     test_examples: int | None = None
-    """Published test images."""
+    """Number of test images as published."""
     format: Format = "idx"
     """The parser of its files."""
     files: tuple[SourceFile, ...] = ()
@@ -51,9 +51,9 @@ class DatasetEntry:
     class_names: tuple[str, ...] | None = None
     """Names of the classes if the files do not contain them."""
     train_per_class: int | None = None
-    """Published train images of the smallest class."""
+    """Number of train images of the smallest class, as published."""
     test_per_class: int | None = None
-    """Published test images of the smallest class."""
+    """Number of test images of the smallest class, as published."""
     package: str | None = None
     """The Python package that contains an embedded dataset."""
     path: Path | None = None
@@ -61,12 +61,12 @@ class DatasetEntry:
 
     @property
     def largest_class(self) -> int:
-        """Upper bound of the train images per class, if known for a built-in dataset."""
+        """Upper bound of the train images per class; only for a built-in dataset."""
         return self.train_examples - (self.num_classes - 1) * self.train_per_class
 
     @property
     def download_bytes(self) -> int:
-        """Approximate bytes of the download; 0 without a download."""
+        """Approximate size of the download in bytes; 0 without a download."""
         return sum(file.size_bytes or 0 for file in self.files if file.urls)
 
 
@@ -142,9 +142,14 @@ DATASETS: dict[str, DatasetEntry] = {
 
 
 def dataset_entry(custom_datasets: Mapping[str, CustomDataset], name: str) -> DatasetEntry:
-    """The entry of a dataset by name, built-in or custom, without opening its files.
+    """The entry of a built-in or user-defined dataset, without opening its files.
 
-    Raises UserError if it is unknown.
+    Args:
+        custom_datasets: user-defined datasets by name; may be empty.
+        name: name of the dataset.
+
+    Raises:
+        UserError: there is no dataset of that name.
     """
     if name in DATASETS:
         return DATASETS[name]

@@ -1,4 +1,4 @@
-"""From a recipe to a network with its initial weights."""
+"""Construction of networks from recipes, with initial weights."""
 
 import math
 import random
@@ -31,25 +31,26 @@ FAMILIES: dict[str, Callable[..., Network]] = {
 def build_network(
     recipe: NetworkRecipe, *, channels: int, num_classes: int, image_size_px: int, seed: int
 ) -> Network:
-    """A network with fresh weights, on the CPU and in training mode.
+    """A network with initial weights, on the CPU and in train mode.
 
-    The weights depend on ``recipe``, the sizes and ``seed`` alone; they are drawn on the CPU, so
-    that every device starts from the same bits. No random state outside is changed.
+    The weights depend only on ``recipe``, the sizes and ``seed``; they are drawn on the CPU, so
+    they are bit-identical for all devices. Global random states are not changed.
 
     Args:
-        recipe: which network.
-        channels: of the images.
+        recipe: from `resolve_network`.
+        channels: channels of the images.
         num_classes: outputs of the classifier, at least 2.
         image_size_px: height and width of the images.
-        seed: of the initial weights, 0 or more.
+        seed: seed of the initial weights, at least 0.
 
     Returns:
-        A network whose ``features`` maps (B, channels, image_size_px, image_size_px) to (B, d) and
-        whose ``classifier`` is an ``nn.Linear(d, num_classes)``.
+        A module whose ``features(x)`` maps (B, channels, image_size_px, image_size_px) to (B, d),
+        whose ``classifier`` is an ``nn.Linear(d, num_classes)``, and whose ``forward`` is
+        ``classifier(features(x))``.
 
     Raises:
-        UserError: the images are too small for the network, or a custom function does not give
-            what its recipe promises.
+        UserError: the images are too small for the network, a user-defined function fails or
+            returns no suitable network, or ``classifier: etf`` does not apply to it.
     """
     with _isolated_randomness(seed), torch.device("cpu"):
         network = _construct(recipe, channels, num_classes, image_size_px)
@@ -61,10 +62,10 @@ def build_network(
 def construct_without_weights(
     recipe: NetworkRecipe, *, channels: int, num_classes: int, image_size_px: int
 ) -> Network:
-    """The network on the meta device: shapes and no memory; a custom one in full.
+    """The network on the meta device, without memory for weights; a user-defined one on the CPU.
 
     Raises:
-        UserError: as ``build_network``.
+        UserError: as in ``build_network``.
     """
     device = "cpu" if recipe.family == "custom" else "meta"
     with _isolated_randomness(0), torch.device(device):
@@ -86,7 +87,7 @@ def _construct(
 
 
 def _require_fixable(network: Network, name: str) -> None:
-    """Raise UserError where fixing the last layer would not fix its weights, or others too."""
+    """Raise UserError if the weights of the last layer cannot be fixed on their own."""
     layer = network.classifier
     classes, dim = layer.out_features, layer.in_features
     if dim < classes:
@@ -106,22 +107,22 @@ def _require_fixable(network: Network, name: str) -> None:
         if weight is not None and (key not in own or weight in elsewhere):
             why = "is shared with another layer" if key in own else "is parametrised"
             raise UserError(
-                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} {why}; give "
-                "it a plain nn.Linear of its own"
+                f"'classifier: etf' cannot fix the last layer of {name}, whose {key} {why}; end "
+                "the network in a plain nn.Linear"
             )
 
 
 @torch.no_grad()
 def _fix_classifier(layer: nn.Linear) -> None:
-    """Make a last layer d -> C a simplex ETF that no training changes (Zhu et al. 2021).
+    """Make a last layer d -> C a fixed simplex ETF (Zhu et al. 2021).
 
-    Its weight becomes W^T = sqrt(C / (C - 1)) P (I - 11^T / C), rows of length 1, with P (d, C)
-    orthonormal columns drawn from torch's generator; its bias zero. Neither has a gradient, so that
-    optimisers leave them alone, weight decay included.
+    Its weight becomes W^T = sqrt(C / (C - 1)) P (I - 11^T / C), rows of norm 1, with random
+    orthonormal columns P (d, C) drawn from torch's generator; its bias becomes zero. Neither has a
+    gradient, so optimisers do not change them, not even by weight decay.
     """
     classes, dim = layer.weight.shape
     P, R = torch.linalg.qr(torch.randn(dim, classes, dtype=torch.float64))
-    P *= R.diagonal().sign()  # so that every frame is as likely
+    P *= R.diagonal().sign()  # uniform over all frames
     centring = torch.eye(classes, dtype=torch.float64) - 1 / classes
     layer.weight.copy_(math.sqrt(classes / (classes - 1)) * (P @ centring).T)
     if layer.bias is not None:
@@ -131,10 +132,10 @@ def _fix_classifier(layer: nn.Linear) -> None:
 
 @contextmanager
 def _isolated_randomness(seed: int) -> Iterator[None]:
-    """Seeds the CPU's generators inside, and gives back their former state on leaving.
+    """Seed the CPU generators of torch, Python and NumPy inside; restore their states on exit.
 
-    Not ``torch.manual_seed``, which would reach the GPUs' generators as well. Python's and NumPy's
-    are covered for the sake of custom functions.
+    ``torch.manual_seed`` is not used, because it also seeds the GPUs' generators. User-defined
+    functions may draw from Python's and NumPy's.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:

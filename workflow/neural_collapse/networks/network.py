@@ -12,15 +12,16 @@ class Network(nn.Module):
     """
 
     classifier: nn.Linear
-    """The last layer, d -> K; its weight is W (K, d), its bias b (K)."""
+    """The last layer, d -> K, with weight W (K, d) and bias b (K,)."""
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
-        """Names of convolutions and of the norms that alone see their outputs."""
+        """Pairs of names: a convolution, and the batch normalisation that is the only consumer of
+        its output."""
         return []
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """Activations h of the images ``x``, (B, C, P, P) -> (B, d): what the classifier sees."""
+        """Features h of the images ``x``, the input of the classifier: (B, C, P, P) -> (B, d)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images ``x``, (B, C, P, P) -> (B, K)."""
@@ -28,9 +29,9 @@ class Network(nn.Module):
 
 
 def mean_over_image(x: Tensor) -> Tensor:
-    """(B, C, P, P) -> (B, C), pooled over the image as adaptive average pooling to 1 px.
+    """(B, C, P, P) -> (B, C), the same as adaptive average pooling to 1 px.
 
-    By way of the pixels' own axis, so that the gradient is channels-last, as this project's maps
-    are. Pooling's is not, and what mixes the two is many times slower.
+    The permutation makes the gradient channels-last, like the feature maps; that of torch's pooling
+    is not, and mixing the two layouts is many times slower.
     """
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)

@@ -61,26 +61,29 @@ NAMED: Mapping[str, NetworkRecipe] = MappingProxyType(
         "densenet250": _densenet_bc(24, 41, 41, 41),
     }
 )
-"""Published networks, each in its form for small images; ImageNet's form adds ``stem: imagenet``
-(ResNet, DenseNet) or ``pooled_size_px: 7`` (VGG)."""
+"""Published networks, in their form for small images; the form for ImageNet adds
+``stem: imagenet`` (ResNet, DenseNet) or ``pooled_size_px: 7`` (VGG)."""
 
 _DISPLAY = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "mlp": "MLP"}
 
-# Keys that fit a network to an image size or a machine: with another value it is still ResNet18.
+# Keys that adapt a network to an image size or a machine; they do not change its name.
 _FITTINGS = frozenset({"stem", "pooled_size_px", "memory_efficient"})
 
 
 def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
-    """The recipe that a config entry means.
+    """The network recipe of a config entry.
 
     Args:
-        spec: ``{"name": "resnet18", "width": 8}``: a published network, every other key in place
-            of its own; or, without ``name``, ``{"family": "resnet", ...}`` with all that the
-            family needs.
+        spec: ``{"name": "resnet18", "width": 8}``, a published network in which the other keys
+            replace its own values; or ``{"family": "resnet", ...}`` with all required keys of the
+            family.
+
+    Returns:
+        A validated recipe, the input of `build_network`.
 
     Raises:
-        UserError: an unknown name, family or key (naming the valid ones and the nearest), or a
-            value that the key cannot have.
+        UserError: an unknown name, family or key (the message suggests valid ones), a missing
+            key, or an invalid value.
     """
     if not isinstance(spec, Mapping):
         raise UserError(
@@ -114,8 +117,7 @@ def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
 def label(recipe: NetworkRecipe) -> str:
     """A short name for titles: ``ResNet18``, or ``ResNet (1,1,1,1) width 8`` for a changed one.
 
-    The stem, the pooled size and the memory-saving form do not make another network; everything
-    else does, and is said.
+    ``stem``, ``pooled_size_px`` and ``memory_efficient`` do not change the name; all other keys do.
     """
     if recipe.classifier == "etf":
         return f"{label(recipe.model_copy(update={'classifier': 'learned'}))}, fixed ETF classifier"
@@ -157,11 +159,11 @@ def _chosen(kind: str, name: object, known: Mapping[str, Any]) -> Any:
 def _sentence(
     error: ValidationError, title: str, given: Mapping[str, Any], fields: list[str]
 ) -> str:
-    """Pydantic's first complaint, in one clause that says which key and what to write."""
+    """Pydantic's first error as one clause with the key and what to write."""
     # An unknown key comes first: a misspelt one also makes the right one "missing".
-    complaint = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    key = str(complaint["loc"][0])
-    match complaint["type"]:
+    problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    key = str(problem["loc"][0])
+    match problem["type"]:
         case "extra_forbidden":
             return f"unknown key {key!r} for {title}; {did_you_mean(key, fields)}"
         case "missing":
@@ -171,5 +173,5 @@ def _sentence(
         case "tuple_type":
             message = "write a list of whole numbers, for example [1, 1, 1, 1]"
         case _:
-            message = complaint["msg"].removeprefix("Value error, ")
+            message = problem["msg"].removeprefix("Value error, ")
     return f"{key!r} is {given.get(key)!r}: {message[0].lower()}{message[1:]}"

@@ -1,9 +1,9 @@
-"""Training far past zero error, resumable with the same bits.
+"""Training far past zero training error; an interrupted training resumes bit-identically.
 
-The state after an epoch consists of weights, buffers, optimiser state (momentum, or Adam's moments
-and steps) and the number of the epoch; see ``trainer``. It is written after kept epochs, after the
-last one, and often enough that a kill loses at most one minute or one epoch, whichever is longer.
-Several processes share each batch of the same order.
+The resume state of an epoch contains weights, buffers, optimiser state (momentum, or Adam's moments
+and steps) and the number of the epoch; see ``trainer``. It is written after epochs with a
+checkpoint, after the last one, and often enough that a kill loses at most one minute or one epoch,
+whichever is longer. With several processes, each computes a part of every batch.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def training_fingerprint(
     checkpoint_epochs: Collection[int],
     evaluated_epochs: Collection[int] | None = None,
 ) -> str:
-    """What a resume state must agree on: recipe, data, rate, seed, kept and evaluated epochs (the
-    first and the last always are), code version."""
+    """A hash of all that the result depends on: recipe, data, learning rate, seed, checkpoint
+    epochs, evaluated epochs (the first and last always are), code version."""
     always = {0, recipe.training.epochs}
     return fingerprint(
         version=versions.TRAINING,
@@ -69,36 +69,39 @@ def train(
     processes: int = 1,
     **options: Any,
 ) -> tuple[History, nn.Module]:
-    """Train to the last epoch, continuing where an earlier try of the same training stopped.
+    """Train to the last epoch of the recipe, or resume the same training after an interruption.
 
     Args:
-        recipe: its network and training.
+        recipe: `experiment.recipe.Recipe`, of which `network` and `training` are used.
         data: the prepared dataset.
-        device: where it is computed.
-        processes: how many share the training, each a part of every batch; on "cuda" each has a
-            GPU.
-        **options: these keywords, of which the first three must be given:
+        device: where the training runs.
+        processes: number of processes, each of which computes a part of every batch; on "cuda"
+            each uses its own GPU.
+        **options: keyword arguments, of which the first three are required:
 
-            - learning_rate: the initial one.
-            - seed: decides initial weights and order.
-            - state_root: folder where resume states of interrupted trainings lie.
-            - checkpoint_folder: receives the weights of checkpoint_epochs once the training is
-              complete.
-            - checkpoint_epochs: by default none.
-            - evaluated_epochs: when both sets are evaluated, besides the first and the last epoch;
-              by default after each.
-            - stream: whether images are streamed from the memory map; by default where they do not
-              fit.
-            - tensorboard_folder: receives event files for TensorBoard; by default none are written.
-            - keep_state: leave the last state, from which results can be made again at once, to
-              ``locks.clear_finished``.
+            - learning_rate: the initial learning rate.
+            - seed: seed of the initial weights and of the order of the images.
+            - state_root: folder of the resume states.
+            - checkpoint_folder: the weights of checkpoint_epochs are written there at the end of
+              the training. Default: none are written.
+            - checkpoint_epochs: epochs whose weights are kept, 0 for the initial ones. Default:
+              none.
+            - evaluated_epochs: epochs after which both splits are evaluated, in addition to epoch
+              0 and the last one. Default: all.
+            - stream: whether images are streamed from the memory map. Default: if they do not fit
+              into memory.
+            - tensorboard_folder: folder for TensorBoard event files. Default: none are written.
+            - keep_state: whether to keep the last resume state, from which the results can be
+              written again without training. Default: False.
 
     Returns:
-        The learning curve and the network. A loss that is not finite ends the training with error
-        1 in its last record and `diverged`.
+        The learning curve (`History`) and the trained network. If the loss is not finite, training
+        stops, the last record has error 1, and the curve's attribute `diverged` is True.
 
     Raises:
-        UserError: another process works on the same training.
+        UserError: another process works on the same training, the images are too small for the
+            network, the batch size does not fit the data or the number of processes, or GPU memory
+            does not hold one example.
     """
     if processes == 1:
         return _train(ALONE, device, recipe, data, **options)
@@ -129,7 +132,7 @@ def _train(
     tensorboard_folder: str | Path | None = None,
     keep_state: bool = False,
 ) -> tuple[History, nn.Module]:
-    """What :func:`train` does, in one of its processes. Only the first one touches files."""
+    """:func:`train` in one of its processes. Only the first process reads and writes files."""
     last, rate = recipe.training.epochs, learning_rate_name(learning_rate)
     label = f"{recipe.dataset} x {recipe.architecture}  seed {seed}  learning rate {rate}"
     decides = data.data_hash, learning_rate, seed, checkpoint_epochs, evaluated_epochs
@@ -177,7 +180,7 @@ def _checkpoints(folder: StateFolder, epochs: Collection[int]) -> list[Path]:
 
 
 def _report(epoch: int, record: EpochRecord, events: Events, progress: Progress) -> None:
-    """Say how far the training is; with losses and errors if the record is of this epoch."""
+    """Print progress, with losses and errors if the record is of this epoch."""
     said = {}
     if record.epoch == epoch:
         values = {
@@ -198,7 +201,7 @@ def _report(epoch: int, record: EpochRecord, events: Events, progress: Progress)
 def _resume(
     trainer: Trainer, folder: StateFolder | None, checkpoint_epochs: Collection[int], label: str
 ) -> History:
-    """The learning curve up to the newest complete state, which the trainer takes up."""
+    """Restore the newest complete state in the trainer; returns the learning curve up to it."""
     found = None if folder is None else folder.read()
     if folder is not None and found is not None:
         epoch, tensors, facts = found
@@ -231,8 +234,8 @@ def _write(
     facts: Any,
     recipe: Recipe | None,
 ) -> None:
-    """Write the checkpoint of a recipe, if one is given, and then the state, which says that the
-    checkpoint is there."""
+    """Write the checkpoint, if a recipe is given, and then the state, which implies that the
+    checkpoint exists."""
     if recipe is not None:
         metadata = {
             "epoch": str(epoch),
