@@ -1,15 +1,29 @@
-"""Generated pages of the site: from other folders, the registry and the command line."""
+"""Generated pages of the site, from other folders, the registry and the command line; and
+docstrings' examples as code."""
 
 import argparse
+import re
 from functools import partial
 from pathlib import Path
 
+from griffe import Extension
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 from neural_collapse import REGISTRY
 from neural_collapse.cli.main import build_parser
 
 ELSEWHERE = {"config/README.md": "configuration.md", "CHANGELOG.md": "changelog.md"}
+
+
+class Examples(Extension):
+    """Examples (>>>) in docstrings as code blocks; Markdown would make quotations of them."""
+
+    def on_instance(self, *, obj, **_):
+        if obj.docstring:
+            example = r"(?ms)^(\s*)(>>> .*?)(?=\n\s*\n|\s*\Z)"
+            text = re.sub(example, r"\1```pycon\n\2\n```", obj.docstring.value)
+            obj.docstring.value = text
 
 
 def on_files(files, config):
@@ -35,19 +49,25 @@ def statistics() -> str:
     parts = [""]
     for name, entry in REGISTRY.items():
         source = entry.source
-        figure = f"; figure {entry.figure} of the paper" if entry.figure else ""
+        figure = f" Figure {entry.figure} of the paper." if entry.figure else ""
+        alias = f" Short name: `{entry.alias}`." if entry.alias else ""
         parts += [
             f"## {name}",
             "",
-            f"{entry.what}. Tends to: {entry.tends_to}{figure}.",
+            f"{entry.what[0].upper()}{entry.what[1:]}. Tends to: {entry.tends_to}.{figure}{alias}",
             "",
-            f"```latex\n{entry.formula}\n```",
+            f'<div style="overflow-x: auto">{formula(entry.formula)}</div>',
             "",
             f"Source: {source.authors}, {source.venue} {source.year}, "
             f"[doi:{source.doi}](https://doi.org/{source.doi}).",
             "",
         ]
     return "\n".join(parts)
+
+
+def formula(latex: str) -> str:
+    """MathML, which browsers show without a script."""
+    return convert(latex.replace(r"\arg", r"\mathrm{arg}\,"), display="block")
 
 
 def commands() -> str:

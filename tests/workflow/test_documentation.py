@@ -76,7 +76,30 @@ def test_pages_that_are_written_elsewhere_are_there(site):
     assert 'src="images/quickstart-figure-6.png"' in index
     assert "25 learning rates" in (site / "paper.html").read_text(encoding="utf-8")
     api = (site / "api.html").read_text(encoding="utf-8")
-    assert 'id="neural_collapse.collapse.measure.measure"' in api
+    assert 'id="neural_collapse.measure"' in api
+
+
+def test_every_public_name_is_in_the_python_reference(site):
+    import neural_collapse as nc
+
+    api = (site / "api.html").read_text(encoding="utf-8")
+    for name in set(nc.__all__) - {"REGISTRY", "simplex_etf"}:
+        assert f'id="neural_collapse.{name}"' in api, name
+    assert 'id="neural_collapse.functional.simplex_etf"' in api
+
+
+def test_examples_are_code_and_formulas_are_mathml(site):
+    from neural_collapse import REGISTRY
+
+    api = (site / "api.html").read_text(encoding="utf-8")
+    assert '<span class="gp">&gt;&gt;&gt;' in api and "<blockquote>" not in api
+    statistics = (site / "statistics.html").read_text(encoding="utf-8")
+    assert statistics.count("<math ") == len(REGISTRY)
+    assert not re.findall(r"\\[a-z]+", statistics)
+
+
+def test_search_has_its_index_as_a_script(site):
+    assert (site / "search/search_index.js").read_text(encoding="utf-8").startswith("var __index")
 
 
 def test_broken_links_fail_the_build(tmp_path):
