@@ -41,7 +41,7 @@ def test_check_gpu_compares_and_times_every_network(config, tmp_path):
     text = program.check_gpu(config, quick=True, output=None, device="cpu")
     written = json.loads((tmp_path / "check-gpu.json").read_text())
     checks = written["checks"]
-    assert len(checks) == 11 and all(check["passed"] for check in checks)
+    assert len(checks) == 15 and all(check["passed"] for check in checks)
     assert f"{len(checks)} of {len(checks)} checks passed" in text
     networks = written["networks"]
     assert len(networks) == len(networks_of(config, quick=True)) * 3 * 2
@@ -56,7 +56,7 @@ def test_check_gpu_checks_and_times_a_gpu(config, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "ceilings", lambda device, seconds, _: ceilings(device, 0.1, 256))
     text = program.check_gpu(config, quick=True, output=None)
     written = json.loads((tmp_path / "check-gpu.json").read_text())
-    assert len(written["checks"]) == 13 and written["machine"]["gpu"]
+    assert len(written["checks"]) == 17 and written["machine"]["gpu"]
     assert {network["cuda_graphs"] for network in written["networks"]} == {True, False}
     assert all(network["failure"] == "" for network in written["networks"])
     assert "cuda_graphs  " in text and "gpu_slots    4 by memory" in text
@@ -72,6 +72,23 @@ def test_check_gpu_that_finds_a_difference_writes_all_and_fails(config, tmp_path
     monkeypatch.setattr(program, "networks_of", lambda config, quick: [])
     with pytest.raises(UserError, match="3 checks failed, the first one: VGG, first steps in"):
         program.check_gpu(config, quick=True, output=tmp_path / "own.json", device="cpu")
+
+
+@pytest.mark.parametrize(("error", "failed"), [(0.0, []), (1e-4, ["float32"] * 2)])
+def test_products_that_are_not_float32_fail(monkeypatch, error, failed):
+    """TF32 in float32's place errs by 3e-4."""
+    rough = [
+        lambda *tensors, layer=layer: (
+            layer(*tensors) * (1 + error * (tensors[0].dtype.itemsize < 8))
+        )
+        for layer in (torch.nn.functional.linear, torch.nn.functional.conv2d)
+    ]
+    monkeypatch.setattr(gpu_checks.functional, "linear", rough[0])
+    monkeypatch.setattr(gpu_checks.functional, "conv2d", rough[1])
+    monkeypatch.setattr(gpu_checks, "FAMILIES", {})
+    found = gpu_checks.run_checks(torch.device("cpu"))
+    assert [check.name.split()[2] for check in found if not check.passed] == failed
+    assert len(found) == 4
 
 
 @pytest.fixture

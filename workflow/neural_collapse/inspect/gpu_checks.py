@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from ..collapse.attacks import deepfool
 from ..collapse.features import extract
@@ -28,6 +30,9 @@ FAMILIES = {
 }
 FIRST_STEPS = {"float32": 1e-4, "tf32": 5e-2, "bfloat16": 0.2}
 """How far the losses of the first steps may be from the CPU's in float32, relatively."""
+EXACTNESS = {"float32": 1e-5, "tf32": 2e-3}
+"""How far products may be from float64's, relatively. Float32 errs by 1e-7, as Winograd's
+convolution by some 1e-6, TF32 by 3e-4."""
 MIB = 2**20
 
 
@@ -72,25 +77,46 @@ def made_up_data(examples: int, channels: int, side_px: int, num_classes: int) -
     )
 
 
+Checks = Iterator[tuple[str, float, Callable[[], float]]]
+"""(name, tolerance, what computes the difference)."""
+
+
 def run_checks(device: torch.device) -> list[Check]:
-    """Every check of every family of networks. What a check raises makes it fail."""
+    """Every check of products, and of every family of networks. One that raises has failed."""
     data, found = made_up_data(96, 1, 8, 3), []
-    for family, network in FAMILIES.items():
-        for name, tolerance, difference in _checks(network, data, device):
+    listed = {"": _product_checks(device)}
+    listed |= {f"{name}, ": _checks(network, data, device) for name, network in FAMILIES.items()}
+    for family, checks in listed.items():
+        for name, tolerance, difference in checks:
             try:
-                check = Check(f"{family}, {name}", difference(), tolerance)
+                check = Check(f"{family}{name}", difference(), tolerance)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                check = Check(f"{family}, {name}", 0.0, tolerance, reason)
+                check = Check(f"{family}{name}", 0.0, tolerance, reason)
             found.append(check)
     return found
 
 
-def _checks(
-    network: dict, data: PreparedDataset, device: torch.device
-) -> Iterator[tuple[str, float, Callable[[], float]]]:
-    """(name, tolerance, what computes the difference)."""
+def _product_checks(device: torch.device) -> Checks:
+    generator = torch.Generator().manual_seed(0)
+    for name, layer, window in (
+        ("products", functional.linear, ()),
+        ("convolutions", functional.conv2d, (3, 3)),
+    ):
+        inputs = torch.randn(8, 128, *(4 * side for side in window), generator=generator)
+        weight = torch.randn(64, 128, *window, generator=generator)
 
+        def error(precision: str, layer=layer, inputs=inputs, weight=weight) -> float:
+            exact = layer(inputs.double(), weight.double())
+            with arithmetic(precision):
+                found = layer(inputs.to(device), weight.to(device)).cpu()
+            return ((found - exact).norm() / exact.norm()).item()
+
+        for precision, tolerance in EXACTNESS.items():
+            yield f"{name} in {precision} as in float64", tolerance, partial(error, precision)
+
+
+def _checks(network: dict, data: PreparedDataset, device: torch.device) -> Checks:
     def of(precision: str = "float32", **training) -> Recipe:
         training = {"epochs": 2, "batch_size": 16, "precision": precision} | training
         return Recipe(
