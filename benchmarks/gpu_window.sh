@@ -139,7 +139,7 @@ first() {
   step facts 40 bash -c facts
   signal=INT step tests "${NC_WINDOW_TESTS:-120}" \
     $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
-    $($python -c 'import xdist' 2>/dev/null && echo '-n=4') \
+    $($python -c 'import xdist' 2>/dev/null && echo '-n=8') \
     tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
   nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
   # A training that ends within this command leaves the other for what follows it.

@@ -1,8 +1,9 @@
 """A GPU emulated on the CPU: every operation on CUDA tensors is computed by the CPU's kernel on the
 same memory, which the stub of the CUDA runtime (``runtime.cpp``) takes from main memory.
 
-It shows mixed devices, wrong dtypes, what waits for the device, and that every CUDA branch runs. It
-cannot show speed, races, the rounding and determinism of a GPU's own kernels, cuDNN, cuBLAS, NCCL.
+It shows mixed devices, wrong dtypes, what waits for the device, operations without a deterministic
+kernel where one is asked for, and that every CUDA branch runs. It cannot show speed, races, the
+rounding and determinism of a GPU's own kernels, cuDNN, cuBLAS, NCCL.
 """
 
 from __future__ import annotations
@@ -27,6 +28,14 @@ MEMORY_ALONE = {
 READS = {"_local_scalar_dense", "equal", "nonzero"}
 """Operations whose result the CPU waits for."""
 TAKES_BOTH_DEVICES = {"copy_", "_to_copy", "index", "index_put_", "_index_put_impl_"}
+
+BY_ANOTHER_LIBRARY = {
+    *("addmm", "addmm_", "addmv", "baddbmm", "bmm", "convolution", "convolution_backward", "dot"),
+    *("linalg_eigh", "mm", "mv", "nonzero"),
+}
+"""Operations that the stub cannot do: cuBLAS, cuDNN, or a number read from the device."""
+ACCEPTED: set[tuple] = set()
+"""Operations that CUDA has a deterministic kernel for, with kinds of arguments."""
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,6 +88,8 @@ class Emulated(TorchDispatchMode):
             if mixed and any(tensor.is_cuda for tensor in tensors):
                 raise RuntimeError(f"emulated GPU: {name}: tensors on CPU and GPU")
         self._count(name, args, target)
+        if torch.are_deterministic_algorithms_enabled() and self.graph is None:
+            _refuse_as_cuda_does(function, name, args, kwargs)
         return self._compute(function, name, args, kwargs, target)
 
     def _count(self, name: str, args: tuple, target: str | None) -> None:
@@ -136,6 +147,33 @@ def _is_view(function) -> bool:
     return any(r.alias_info and not r.alias_info.is_write for r in returns) and not any(
         a.alias_info and a.alias_info.is_write for a in arguments
     )
+
+
+def _refuse_as_cuda_does(function, name: str, args: tuple, kwargs: dict) -> None:
+    """Call torch's CUDA code, whose kernels do nothing, once for each kind of arguments, for what
+    it says of determinism."""
+    if name in BY_ANOTHER_LIBRARY | READS | {"copy_", "_to_copy"}:
+        return
+    kind = (function, *map(_kind, tree_leaves((args, kwargs))))
+    if kind in ACCEPTED:
+        return
+    with _disable_current_modes(), torch.no_grad():
+        # Copies, since it may move memory.
+        args, kwargs = tree_map(
+            lambda x: x.clone() if isinstance(x, torch.Tensor) and x.is_cuda else x, (args, kwargs)
+        )
+        try:
+            function(*args, **kwargs)
+        except RuntimeError as error:
+            if "deterministic" in str(error):
+                raise
+    ACCEPTED.add(kind)
+
+
+def _kind(argument: Any) -> str:
+    if isinstance(argument, torch.Tensor):
+        return f"{argument.dtype} {argument.dim()} {argument.device}"
+    return repr(argument)
 
 
 class _Graph(RecordedGraph):

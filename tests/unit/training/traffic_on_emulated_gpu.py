@@ -49,3 +49,8 @@ def test_reading_while_a_graph_is_recorded_is_refused_as_by_a_gpu():
         torch.cuda.graph(torch.cuda.CUDAGraph()),
     ):
         torch.ones(3, device=GPU).sum().item()
+
+
+def test_an_operation_without_a_deterministic_kernel_is_refused_as_by_a_gpu(deterministic):
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        torch.ones(3, device=GPU).histc()
