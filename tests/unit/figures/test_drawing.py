@@ -18,7 +18,7 @@ from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, draw, make_tables, 
 
 from neural_collapse import figures
 from neural_collapse.cli.main import main
-from neural_collapse.figures import FIGURES, style
+from neural_collapse.figures import FIGURES, captions, style
 from neural_collapse.figures.specs import final_errors
 from neural_collapse.figures.style import short_number
 from neural_collapse.io.errors import UserError
@@ -229,6 +229,27 @@ def test_a_diverged_candidate_counts_as_all_wrong_whatever_its_last_error(tables
     sweep.loc[sweep.diverged, "value"] = 0.01
     errors = final_errors(sweep)
     assert (errors.loc[errors.diverged, "error_percent"] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("splits", "error", "of_the_paper"),
+    [
+        (("test", "test"), "test error", True),
+        (("held_out", "held_out"), "held-out error", False),
+        (("test", "held_out"), "test or held-out error", False),
+    ],
+)
+def test_sweep_names_the_error_that_selected(splits, error, of_the_paper, tables, layout):
+    sweep, cell = tables["sweep"].copy(), tables["sweep"]["dataset"] == "digits"
+    for rows, split in zip((cell, ~cell), splits, strict=True):
+        sweep.loc[rows & (sweep["split"] == "test"), "split"] = split
+    assert set(sweep["split"]) == {"train", *splits}
+    figure = figures.sweep(sweep, tables["runs"], layout)
+    assert figure.get_supylabel() == f"{error.capitalize()} at the last epoch (%)"
+    caption = captions.sweep(sweep, tables["runs"], layout)
+    assert caption.startswith(f"{error.capitalize()} at the last epoch")
+    assert f"the lowest {error}" in caption
+    assert ("as in the paper" in caption) == of_the_paper
 
 
 def test_an_error_of_zero_is_drawn(tables, layout):

@@ -31,7 +31,14 @@ from .sentences import (
     smallest_to_largest,
     terminal_phase_sentence,
 )
-from .specs import DEFAULT_LOOK, GridFigure, Look, choose_picture, final_errors
+from .specs import (
+    DEFAULT_LOOK,
+    GridFigure,
+    Look,
+    choose_picture,
+    final_errors,
+    selecting_error,
+)
 
 # --------------------------------------------------------------------------- the paper's figures
 
@@ -94,10 +101,13 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     number = smallest_to_largest(counts)
     diverged = sum(int(part["diverged"].sum()) for part in present)
     crosses = f"Crosses: {counted(diverged, 'training')} that diverged, counted as 100 % error."
+    error = selecting_error(sweep)
+    held_out = "held-out" in error
     return joined(
-        f"Test error at the last epoch of {number} learning rates a network, one training each; "
-        "both axes are logarithmic. The star marks the selected one, the lowest test error at the "
-        "last epoch, as in the paper.",
+        f"{error.capitalize()} at the last epoch of {number} learning rates a network, one "
+        "training each; both axes are logarithmic. The star marks the selected one, the lowest "
+        f"{error} at the last epoch{'' if held_out else ', as in the paper'}.",
+        "Held-out images are train images that these trainings leave out." if held_out else "",
         crosses if diverged else "",
         size_sentence(runs, layout),
         origin_sentence(errors),

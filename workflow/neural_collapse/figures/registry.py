@@ -67,7 +67,7 @@ _ENTRIES = (
         FigureEntry(f"figure_{n}", "grid", partial(captions.grid, spec), spec.paper.title)
         for n, spec in specs.SPECS.items()
     ),
-    FigureEntry("sweep", "sweep_figure", captions.sweep, "Test error over learning rate", "sweep"),
+    FigureEntry("sweep", "sweep_figure", captions.sweep, "Error over learning rate", "sweep"),
     FigureEntry("overview", "overview_figure", captions.overview, "Overview of every training"),
     FigureEntry(
         *("separation", "separation_figure", captions.separation),

@@ -178,8 +178,17 @@ def choose_picture(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout
 # --------------------------------------------------------------------------- the sweep
 
 
+def selecting_error(sweep: pd.DataFrame) -> str:
+    """What the errors of a table `sweep` are, by which its recipes select: test error, held-out
+    error (of train images that the sweep does not train on), or both."""
+    splits = set(sweep["split"])
+    words = [word for word in ("test", "held-out") if word.replace("-", "_") in splits]
+    return f"{' or '.join(words or ['test'])} error"
+
+
 def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
-    """A row per candidate: its cell, learning_rate, test error in % at the end, diverged, selected.
+    """A row per candidate: its cell, learning_rate, the error by which one is selected in % at the
+    end, diverged, selected.
 
     A candidate that diverged has an error of 100 %.
     """

@@ -1,4 +1,4 @@
-"""The learning-rate sweep: test error at the last epoch over learning rate, a panel per cell."""
+"""The learning-rate sweep: error at the last epoch over learning rate, a panel per cell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..results.layout import origins_of, rows_of
 from . import style
 from .grid import blank_panel
 from .sentences import size_sentence
-from .specs import final_errors
+from .specs import final_errors, selecting_error
 
 _TRIED = {**style.MEANS, "markersize": 3}
 _SELECTED = {
@@ -60,7 +60,8 @@ def sweep(sweep, runs, layout, look) -> Figure:
             _rate_axis(axes[-1, column], limits, narrow)
             axes[-1, column].tick_params(labelbottom=True)
     style.label_rows(axes, layout)
-    figure.supylabel("Test error at the last epoch (%)", fontsize=7)
+    what = selecting_error(sweep).capitalize()
+    figure.supylabel(f"{what} at the last epoch (%)", fontsize=7)
     handles = [
         Line2D([], [], label="tried", **_TRIED),
         Line2D([], [], label="selected", **_SELECTED),
