@@ -195,3 +195,13 @@ def test_the_terminal_phase_starts_at_the_first_epoch_that_is_accurate_enough():
     assert terminal_phase_epoch(curve(), 0.5) is None
     several = curve(0.9, 0.002, 0.001)
     assert terminal_phase_epoch(several, pd.Series(0.99, index=several.index)) == 1
+
+
+@pytest.mark.parametrize("examples", [1000, 50_000, 1_281_000])
+def test_the_terminal_phase_starts_at_exactly_its_accuracy_for_any_threshold(examples):
+    for thousandths in range(1, 1001):
+        most_wrong = examples * (1000 - thousandths) // 1000
+        errors = [(most_wrong + 1) / examples, most_wrong / examples]
+        frame = pd.DataFrame({"epoch": [1, 2], "split": "train", "statistic": "error"})
+        frame["value"] = errors
+        assert terminal_phase_epoch(frame, thousandths / 1000) == 2

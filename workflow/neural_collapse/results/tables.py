@@ -401,5 +401,6 @@ def terminal_phase_epoch(curve: pd.DataFrame, accuracy: float | pd.Series) -> in
     None where none is.
     """
     judged = (curve["split"] == "train") & (curve["statistic"] == "error")
-    reached = curve.loc[judged & (1 - curve["value"] >= accuracy), "epoch"]
+    # 1 - 0.07 is below 0.93 in float64; counts of fewer than 10^9 examples differ by more.
+    reached = curve.loc[judged & (1 - curve["value"] >= accuracy - 1e-12), "epoch"]
     return int(reached.min()) if len(reached) else None
