@@ -126,8 +126,9 @@ SPECS: dict[int, GridFigure] = {
         ),
         GridFigure(
             8,
-            "Mean over the attacked test images of the norm of DeepFool's smallest perturbation "
-            "that changes the decision, divided by the norm of the image; higher is more robust",
+            "Mean over the attacked test images, without those whose decision DeepFool could not "
+            "change, of the norm of its perturbation divided by the norm of the image; higher is "
+            "more robust",
             split="test",
             share_y=False,
             rises=True,
