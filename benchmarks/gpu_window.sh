@@ -24,7 +24,7 @@ prepare() {
   local wheels=$here/wheels
   rm -rf $here && mkdir -p $wheels || exit 1
   for name in pydantic pydantic-core annotated-types typing-extensions typing-inspection \
-    rich-argparse tenacity; do
+    rich-argparse; do
     sed -n "s/^\($name==[^ ;]*\).*/\1/p" requirements.lock
   done > $here/names
   $python -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
@@ -80,7 +80,7 @@ facts() {
   nvidia-smi
   $python -c 'import importlib.util as u, sys, torch
 print(sys.version, torch.__version__, torch.version.cuda, torch.backends.cudnn.version())
-names = "pydantic rich_argparse tenacity httpx pandas pyarrow safetensors sklearn pytest xdist".split()
+names = "pydantic rich_argparse httpx pandas pyarrow safetensors sklearn pytest xdist".split()
 print("missing here:", *[name for name in names if u.find_spec(name) is None])'
   df -h "$work" && dd if=/dev/zero of="$work/zeros" bs=64M count=8 conv=fsync; rm -f "$work/zeros"
 }
@@ -179,6 +179,10 @@ if [ -d $here/wheels ] && [ ! -d "$work/site" ]; then
   $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" $here/wheels/*.whl
 fi
 export PYTHONPATH=$PWD/workflow:$PWD:$work/site PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+if ! $python -c 'import pydantic, rich_argparse, torch'; then
+  echo "gpu_window.sh: Python packages are missing; run its prepare first and bring $here along" >&2
+  exit 2
+fi
 # What a command cut off loses at most; the next one goes on from there.
 export NC_STATE_SECONDS=${NC_STATE_SECONDS:-5}
 export -f choose; export config dataset work

@@ -133,6 +133,14 @@ def test_a_training_that_has_not_ended_brings_home_its_learning_curve(stub, tmp_
     assert (found["epoch"], found["facts"]) == ("3", [records, False])
 
 
+def test_a_machine_without_the_wheels_is_not_kept_waiting(stub, tmp_path):
+    environment = stub(0)
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 1\n")
+    done = run("first", **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "packages are missing; run its prepare first" in done.stderr
+
+
 def test_without_a_command_it_says_what_there_are():
     done = run()
     assert done.returncode == 2
