@@ -49,3 +49,11 @@ def test_curve_wrong_use_is_one_sentence():
         curve().plot(["vci"])
     with pytest.raises(nc.UserError, match="Epoch 1 of the split 'train' has already been logged"):
         curve(epochs=(1, 1))
+    with pytest.raises(nc.UserError, match=r"log\(epoch, result\) was given a int"):
+        nc.CollapseCurve().log(nc.measure([[1.0], [2.0]], [0, 1]), 1)
+
+
+def test_short_names_are_drawn():
+    (nc1,) = curve().plot("nc1")
+    assert nc1.get_title() == "nc1_within_class_variability"
+    assert [ax.get_title() for ax in curve().plot(["cdnv", "nc3"])] == ["cdnv", "nc3_self_duality"]

@@ -124,7 +124,7 @@ def test_features_beyond_the_limit_go_to_a_file(model, splits, tmp_path, monkeyp
 def test_a_test_set_that_lacks_a_class_keeps_nc4(model, splits):
     images, labels = splits[1].tensors
     kept = labels != 1
-    with pytest.warns(nc.UndefinedStatisticWarning, match="class 1 has no example") as caught:
+    with pytest.warns(nc.UndefinedStatisticWarning, match="no example of class 1") as caught:
         result = nc.measure_model(model, DataLoader(splits[0], 40), [(images[kept], labels[kept])])
     assert len(caught) == 1
     assert 0 <= result.test.nc4 <= 1 and np.isnan(result.test.nc1)
@@ -160,7 +160,19 @@ def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
         ({"layer": nn.Linear(2, 2)}, "Linear is not a part of the model"),
         ({"train_loader": []}, "gave no batches"),
         ({"train_loader": [torch.zeros(2, 1, 5, 5)]}, "gave a Tensor; pairs"),
+        ({"train_loader": [(0, 1, 2)]}, r"gave a tuple of 3 parts; pairs .* \(\(x, y\) for"),
+        ({"train_loader": TensorDataset(torch.zeros(2, 1))}, "is a dataset; give DataLoader"),
+        (
+            {"train_loader": [(torch.zeros(2, 1, 5, 5), torch.eye(3)[:2])]},
+            r"labels of shape \(2, 3\) do not fit.*One-hot .* \.argmax\(1\)",
+        ),
         ({"model": nn.Conv2d(1, 1, 1)}, "Conv2d has no nn.Linear; name the layer"),
+        ({"model": nn.Sequential(nn.ReLU())}, "layer=..., such as '0'"),
+        ({"model": torch.nn.functional.relu}, "The model is a function; an nn.Module"),
+        (
+            {"model": nn.Linear(2, 2, device="meta"), "train_loader": [(torch.ones(1, 2), [0])]},
+            "The model is on the device 'meta'",
+        ),
     ],
 )
 def test_measure_model_wrong_input_is_one_sentence(model, splits, arguments, sentence):
@@ -178,6 +190,14 @@ def test_measure_model_classifier_of_any_kind_is_found(splits, classes, bias):
         warnings.simplefilter("ignore", nc.ReducedRankWarning)  # nine classes in six dimensions
         result = nc.measure_model(Classifier(classes, bias), [(images, labels)])
     assert set(result.absent) == {"vci"} and np.isfinite(list(result.values())).all()
+
+
+def test_a_network_of_one_output_has_two_classes():
+    torch.manual_seed(0)
+    batch = torch.randn(20, 4), torch.arange(20.0) % 2
+    result = nc.measure_model(nn.Linear(4, 1), [batch])
+    assert result.nc1 == pytest.approx(nc.measure(*batch).nc1, rel=1e-12)
+    assert "one row per class" in result.absent["nc3_self_duality"]
 
 
 def test_weights_that_are_quantised_or_tied():

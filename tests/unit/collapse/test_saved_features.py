@@ -79,6 +79,22 @@ def test_statistics_of_a_file_an_array_are_those_of_one_file(
     assert capsys.readouterr().out == expected
 
 
+def test_a_column_of_lists_and_no_classifier(arrays, tmp_path, capsys):
+    rows = {"features": list(arrays["features"]), "labels": arrays["labels"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "m.parquet")
+    files = [tmp_path / "m.parquet", tmp_path / "t.csv"]
+    names = ("features", "labels", "test-features", "test-labels")
+    assert run(*(part for n in names for part in (f"--{n}", files[0])), "--output", files[1]) == 0
+    found = pd.read_csv(files[1]).query("split == 'test'").set_index("statistic").value
+    expected = measure(arrays["features"], arrays["labels"])
+    assert found.to_dict() == pytest.approx(expected.to_dict())
+    assert "one row per class" in capsys.readouterr().out
+    rows["features"][3] = [1.0]
+    pd.DataFrame(rows).to_parquet(files[0])
+    assert run("--features", files[0], "--labels", files[0]) == 2
+    assert "m.parquet: the rows of 'features' differ in length" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending", [".pt", ".safetensors", ".csv"])
 def test_arrays_of_one_file_are_found_by_their_names(ending, arrays, model, tmp_path, capsys):
     whole(model)

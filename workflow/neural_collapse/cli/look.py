@@ -123,7 +123,8 @@ def _add_own_model(cli: Commands) -> None:
         "statistics", "print NC1 to NC4 of saved features", statistics,
         path("features", f"(N, d), the input of the last linear layer: {array}"),
         path("labels", f"(N,), classes from 0: {array}"),
-        path("classifier", f"(C, d), the last layer's weight: {array}"),
+        path("classifier", f"(C, d), the last layer's weight, for NC3, NC4 and all else of the "
+             f"classifier: {array}", required=False),
         path("bias", f"(C,), its bias: {array}", required=False),
         path("test-features", "features of a test set, which is measured as well", required=False),
         path("test-labels", f"labels of the test set: {array}", required=False),
@@ -134,7 +135,8 @@ def _add_own_model(cli: Commands) -> None:
         option("--model", required=True, metavar="MODEL",
                help="torchvision:NAME, or MODULE:FUNCTION of your own code"),
         path("weights", "its state dict, .safetensors or a torch file", required=False),
-        path("data", "a folder with train/ and test/ or val/, or a .npz file"),
+        path("data", "a folder with train/ and test/ or val/, or a .npz file of train_images, "
+             "train_labels, test_images and test_labels"),
         option("--layer", metavar="NAME",
                help="layer whose input is measured (default: the last nn.Linear)"),
         option("--mean", type=numbers, metavar="M,M,M",

@@ -26,6 +26,8 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
         values = values.detach()
         if values.layout != torch.strided:
             raise UserError(f"The {name} are a sparse tensor; pass its .to_dense().")
+        if values.is_meta:
+            raise UserError(f"The {name} are on the device 'meta', which holds no numbers.")
         if values.is_quantized:
             values = values.dequantize()
         if values.is_complex():
@@ -51,6 +53,8 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
         )
     if kind == "O" and values.ndim and all(np.ndim(row) for row in values.flat):
         raise UserError(f"The {name} are rows of different lengths.")
+    if values.ndim == 0 and isinstance(values.item(), torch.nn.Module):
+        raise UserError(f"The {name} are a module; give its .weight and .bias.")
     if kind not in _REAL:
         raise UserError(f"The {name} are {values.dtype}, not numbers.")
     return values
@@ -173,9 +177,10 @@ def flat_examples(features: Any, labels: Any, pool: str | None) -> tuple[Tensor,
     if c.dim() == 2 and c.shape[1] == 1:
         c = c[:, 0]
     if h.dim() != 2 or c.shape != h.shape[:1]:
+        hint = " One-hot or smoothed labels: give their .argmax(1)." if c.dim() == 2 else ""
         raise UserError(
             f"Features of shape {tuple(h.shape)} and labels of shape {tuple(c.shape)} do not fit; "
-            "(B, d) and (B,), or tokens (B, T, d) and (B, T), are needed."
+            f"(B, d) and (B,), or tokens (B, T, d) and (B, T), are needed.{hint}"
         )
     if c.is_floating_point():
         c = torch.where(c == c.round(), c, 2.0**62)

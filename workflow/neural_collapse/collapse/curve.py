@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..io.errors import UserError
-from .registry import PAPER_FIGURES, of_figure
+from .registry import ALIASES, PAPER_FIGURES, of_figure
 from .result import CollapseResult
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class CollapseCurve:
         Raises:
             UserError: that epoch and split have already been logged.
         """
+        if not isinstance(result, CollapseResult):
+            raise UserError(f"log(epoch, result) was given a {type(result).__name__} as result.")
         if any(row["epoch"] == epoch and row["split"] == split for row in self._rows):
             raise UserError(f"Epoch {epoch} of the split {split!r} has already been logged.")
         self._rows += [
@@ -56,12 +58,14 @@ class CollapseCurve:
 
         return pd.DataFrame(self._rows, columns=["epoch", "split", "statistic", "value"])
 
-    def plot(self, statistics: Sequence[str] | None = None, split: str = "train") -> np.ndarray:
+    def plot(
+        self, statistics: str | Sequence[str] | None = None, split: str = "train"
+    ) -> np.ndarray:
         """Plot statistics over the epochs: by default one panel for each of the paper's Figures 2
         to 7, class means as solid and classifiers as dashed lines. Needs matplotlib.
 
         Args:
-            statistics: full names to plot instead, one panel each.
+            statistics: names to plot instead, such as "nc1" or "cdnv", one panel each.
             split: the split to plot.
 
         Returns:
@@ -99,12 +103,14 @@ class CollapseCurve:
             ax.remove()
         return np.array(flat[: len(panels)])
 
-    def _panels(self, statistics: Sequence[str] | None, split: str) -> dict[str, list[str]]:
+    def _panels(self, statistics: str | Sequence[str] | None, split: str) -> dict[str, list[str]]:
         logged = {row["statistic"] for row in self._rows if row["split"] == split}
         if not logged:
             known = ", ".join(sorted({str(row["split"]) for row in self._rows})) or "none"
             raise UserError(f"Nothing has been logged for the split {split!r}; logged: {known}.")
         if statistics is not None:
+            given = [statistics] if isinstance(statistics, str) else statistics
+            statistics = [ALIASES.get(name, name) for name in given]
             missing = [name for name in statistics if name not in logged]
             if missing:
                 raise UserError(

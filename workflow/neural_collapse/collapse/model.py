@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ..io.errors import UserError
 from .arrays import flat_examples
@@ -95,6 +96,8 @@ def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
+    if not isinstance(model, nn.Module):
+        raise UserError(f"The model is a {type(model).__name__}; an nn.Module is needed.")
     modules = dict(model.named_modules())
     if isinstance(layer, nn.Module):
         names = [name for name, module in modules.items() if module is layer]
@@ -106,7 +109,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[
         if not linear:
             raise UserError(
                 f"{type(model).__name__} has no nn.Linear; name the layer whose input is to be "
-                "measured: layer=..."
+                f"measured: layer=..., such as {list(modules)[-1]!r}."
             )
         return linear[-1], modules[linear[-1]]
     if layer not in modules:
@@ -167,7 +170,7 @@ def measure_model(
             are passed as keyword arguments.
         labels_key: for dicts, the key of the labels.
         num_classes: C. Default: the outputs of the last nn.Linear, or the largest train label + 1
-            if there is none.
+            if there is none or it has one output.
         scatter: as in `measure`.
         pool: as in `measure`.
         ignore_index: as in `measure`.
@@ -199,6 +202,8 @@ def measure_model(
             [stack.enter_context(closing(_Rows(memory_limit_bytes))) for _ in layers]
             for _ in loaders
         ]
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise UserError("The model is on the device 'meta', which holds no numbers.")
         stack.enter_context(measurement_mode(model))
         stack.enter_context(_random_numbers_kept(loaders))
         for loader, kept in zip(loaders, rows, strict=True):
@@ -247,7 +252,7 @@ def _result(layer: nn.Module, splits: list[_Rows], options: dict[str, Any]) -> C
 def _num_classes(model: nn.Module, largest_label: int) -> int:
     if any(isinstance(module, nn.Linear) for module in model.modules()):
         weight, _ = last_layer_of(find_layer(model)[1])
-        if weight is not None:
+        if weight is not None and len(weight) > 1:  # one output tells two classes apart
             return len(weight)
     return largest_label + 1
 
@@ -256,6 +261,8 @@ def _batches(
     loader: Iterable[Any], inputs_key: str | None, labels_key: str
 ) -> Iterator[tuple[Any, Any]]:
     """Inputs and labels of a loader's batches."""
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise UserError("The loader is a dataset; give DataLoader(dataset, batch_size=100).")
     batch = None
     for batch in loader:
         if isinstance(batch, Mapping):
@@ -271,9 +278,10 @@ def _batches(
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
             yield batch[0], batch[1]
         else:
+            parts = f" of {len(batch)} parts" if isinstance(batch, (tuple, list)) else ""
             raise UserError(
-                f"The loader gave a {type(batch).__name__}; pairs (inputs, labels) or dicts are "
-                "needed."
+                f"The loader gave a {type(batch).__name__}{parts}; pairs (inputs, labels) or dicts "
+                "are needed, such as ((x, y) for x, y, *_ in loader)."
             )
     if batch is None:
         raise UserError("The loader gave no batches.")

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..io.text import did_you_mean
 from . import statistics
 from .moments import Moments
 from .registry import ALIASES, OF_MOMENTS
 from .statistics import UndefinedStatistic
 
 _WHY_ABSENT = {
-    "weight": "the last layer's weight was not given",
+    "weight": "it needs the last layer's weight, one row per class",
     "scatter_projected": 'it needs scatter="full", or a second pass with scatter="projected"',
     "scatter_balanced": "it needs a second pass over the features",
     "scatter": 'it needs scatter="full"',
@@ -80,6 +81,8 @@ class CollapseResult(Mapping[str, float]):
         name = ALIASES.get(name, name)
         if name in self.absent:
             raise KeyError(f"{name} is absent: {self.absent[name]}")
+        if name not in self._values:
+            raise KeyError(f"no statistic {name!r}; {did_you_mean(name, [*ALIASES, *self])}")
         return self._values[name]
 
     def __getattr__(self, name: str) -> Any:
@@ -87,8 +90,7 @@ class CollapseResult(Mapping[str, float]):
             try:
                 return self[name]
             except KeyError as error:
-                if ALIASES.get(name, name) in self.absent:
-                    raise AttributeError(error.args[0]) from None
+                raise AttributeError(error.args[0]) from None
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __iter__(self) -> Iterator[str]:
@@ -107,18 +109,20 @@ class CollapseResult(Mapping[str, float]):
     def __repr__(self) -> str:
         m = self.moments
         shape = f"C = {m.num_classes}, d = {m.feature_dim}"
-        return f"<CollapseResult of {m.num_examples} examples, {shape}>"
+        short = [f"{a} = {self[a]:.4g}" for a in ("nc1", "nc3", "nc4") if ALIASES[a] in self]
+        return f"<CollapseResult of {m.num_examples} examples, {', '.join([shape, *short])}>"
 
     def __str__(self) -> str:
         """A table: name, value on each split, limit at neural collapse, description."""
         width = max(map(len, self._values))
+        limit = max(len(OF_MOMENTS[name].tends_to) for name in self._values)
         columns = ["train", "test"] if self.test is not None else ["value"]
         lines = [f"{'statistic':{width}}" + "".join(f"{c:>12}" for c in columns) + "  tends to"]
         for name, value in self._values.items():
             of_test = [] if self.test is None else [self.test.get(name, math.nan)]
             numbers = "".join(f"{v:>12.4g}" for v in [value, *of_test])
             entry = OF_MOMENTS[name]
-            lines.append(f"{name:{width}}{numbers}  {entry.tends_to:8}  {entry.what}")
+            lines.append(f"{name:{width}}{numbers}  {entry.tends_to:{limit}}  {entry.what}")
         lines += [f"{name:{width}}{'absent':>12}  {why}" for name, why in self.absent.items()]
         return "\n".join(lines)
 
@@ -137,7 +141,7 @@ def _value(name: str, moments: Moments) -> float:
     if moments.empty_classes and "class_means" in entry.needs:
         named = ", ".join(map(str, moments.empty_classes[:10]))
         raise UndefinedStatistic(
-            f"class {named}{', ...' * (len(moments.empty_classes) > 10)} has no example"
+            f"there is no example of class {named}{', ...' * (len(moments.empty_classes) > 10)}"
         )
     assert entry.compute is not None
     value = entry.compute(statistics, moments)

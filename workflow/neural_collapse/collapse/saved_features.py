@@ -119,6 +119,12 @@ def _columns(table: pd.DataFrame, path: Path, what: str) -> np.ndarray:
     table = table.loc[:, [not str(name).startswith("Unnamed:") for name in table.columns]]
     if "features" in what or what == "classifier":
         table = table.drop(columns=["labels", "test_labels"], errors="ignore")
+        lists = [name for name in NAMES[what] if name in table and table[name].dtype == object]
+        if lists:  # one column, a list per example
+            try:
+                return np.stack(table[lists[0]].to_numpy())
+            except ValueError:
+                raise UserError(f"{path}: the rows of {lists[0]!r} differ in length") from None
         text = [str(name) for name in table.columns if table[name].dtype.kind not in "fiu"]
         if text:
             raise UserError(f"{path}: the column {text[0]!r} of the {what} contains no numbers")
@@ -132,27 +138,30 @@ def _columns(table: pd.DataFrame, path: Path, what: str) -> np.ndarray:
 def measure_files(
     features: Path,
     labels: Path,
-    classifier: Path,
+    classifier: Path | None = None,
     bias: Path | None = None,
     test_features: Path | None = None,
     test_labels: Path | None = None,
 ) -> CollapseResult:
     """Every statistic of arrays in files, with the shapes of `measure`; the result's attribute
-    `test` is that of the test set, whose NC4 uses the class means of the train set."""
+    `test` is that of the test set, whose NC4 uses the class means of the train set. Without
+    a classifier there are as many classes as the largest train label + 1."""
     if (test_features is None) != (test_labels is None):
         raise UserError("Pass both --test-features and --test-labels, or neither.")
-    weight = read_array(classifier, "classifier")
+    weight = None if classifier is None else read_array(classifier, "classifier")
     offset = None if bias is None else read_array(bias, "bias")
 
     def measured(split: str, features: Path, labels: Path, what: str, means: Any) -> CollapseResult:
         h = read_array(features, f"{what}features")
         c = read_array(labels, f"{what}labels")
+        known = next((array for array in (weight, means) if array is not None), None)
+        classes = len(known) if known is not None else int(c.max(initial=-1)) + 1
         try:
-            moments = compute_moments(
-                h, c, len(weight), weight, offset, train_means=means, split=split
-            )
+            moments = compute_moments(h, c, classes, weight, offset, train_means=means, split=split)
         except UserError as error:
-            raise UserError(f"{features}, {classifier}: {error}") from None
+            raise UserError(
+                f"{', '.join(map(str, filter(None, (features, classifier))))}: {error}"
+            ) from None
         return CollapseResult.of(moments)
 
     result = measured("train", features, labels, "", None)
