@@ -68,6 +68,11 @@ def test_status_killed_process_is_stopped_after_its_state(job):
         (job.state / "abc" / f"state-{epoch:06d}-0.safetensors").touch()
     status = status_of(job)
     assert (status.state, status.note) == ("stopped", "resumes after epoch 3")
+    (job.state / "def").mkdir()  # of an earlier recipe
+    earlier = job.state / "def" / "state-000009-0.safetensors"
+    earlier.touch()
+    os.utime(earlier, (0, 0))
+    assert status_of(job).note == "resumes after epoch 3"
 
 
 def test_status_lock_of_another_recipe_hides_no_process(job):

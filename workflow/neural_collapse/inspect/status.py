@@ -68,7 +68,9 @@ def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset
     states = {path for path in job.state.glob("*") if path.is_dir()} if job.state else set()
     kept = [path for state in states - useless for path in state.glob("state-*.safetensors")]
     if kept:
-        epoch = max(int(path.stem.split("-")[1]) for path in kept)
+        # Of several recipes the one that was in use last.
+        newest = max(kept, key=lambda path: (path.stat().st_mtime, path.name))
+        epoch = int(newest.stem.split("-")[1])
         return JobStatus(job, "stopped", f"resumes after epoch {epoch}", *_pace(progress))
     if lines and job.state and job.state.exists() and not states & useless:
         return JobStatus(job, "stopped", note, *_pace(progress))
