@@ -319,3 +319,7 @@ def test_layout_takes_labels_of_cells_that_were_not_run():
     tables = make_tables(("digits",), ("vgg",), last=5)
     layout = Layout.of(tables["runs"], ("digits", "svhn"), ("vgg",), {"svhn": "Street numbers"})
     assert layout.title("svhn", "vgg") == "Street numbers × VGG"
+    with pytest.raises(UserError, match="unknown dataset 'digit'; did you mean 'digits'"):
+        Layout.of(tables["runs"], ("digit",))
+    with pytest.raises(UserError, match="unknown architecture 'rnn'; the tables have: vgg"):
+        Layout.of(tables["runs"], architectures=("rnn",))

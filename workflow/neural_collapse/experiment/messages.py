@@ -37,6 +37,10 @@ _WORDS = (
     (r"^(Tuple|List|String) should have ", "must have "),
     (r" after validation, not [0-9]+$", ""),
     (
+        r"^String should match pattern .*_\.-.*",
+        "must be made of letters, digits, _, . and -, and begin with a letter or digit",
+    ),
+    (
         r"^String should match pattern .*",
         "must be made of letters, digits and _, and begin with a letter or digit",
     ),

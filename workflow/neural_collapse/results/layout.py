@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..io.errors import UserError
+from ..io.text import did_you_mean
 from . import paper
 from .tables import ORIGINS, OWN, where
 
@@ -34,6 +36,9 @@ class Layout:
             datasets: the columns in order; left out, those of `runs` in the paper's order.
             architectures: the rows in order; left out, those of `runs` in the paper's order.
             labels: titles by name, for cells that `runs` does not hold; they win over its own.
+
+        Raises:
+            UserError: a name that neither `runs` nor `labels` has.
         """
         labels = labels or {}
 
@@ -41,7 +46,12 @@ class Layout:
             if names is None:
                 names = paper.paper_order(sorted(set(runs[kind])), known)
             own = dict(zip(runs[kind], runs[f"{kind}_label"], strict=True))
-            return {name: labels.get(name, own.get(name, name)) for name in names}
+            titles = own | dict(labels)
+            unknown = [name for name in names if name not in titles]
+            if unknown:
+                hint = did_you_mean(unknown[0], own, "the tables have")
+                raise UserError(f"unknown {kind} {unknown[0]!r}; {hint}")
+            return {name: titles[name] for name in names}
 
         return cls(
             titled("dataset", datasets, paper.DATASETS),

@@ -243,7 +243,10 @@ def read_table(path: str | Path, name: str) -> pd.DataFrame:
     schema = SCHEMAS[name]
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: this {name} table does not exist; run the rule that makes it")
+        raise UserError(
+            f"{path}: this {name} table does not exist; run the rule that makes it, "
+            "or give the folder that holds it"
+        )
     # ParquetFile, not read_table: a folder called "key=value" must not add a column.
     with (
         reading(path, "a parquet file", "delete it and make it again"),
