@@ -157,10 +157,10 @@ def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
     "arguments, sentence",
     [
         ({"layer": "head"}, "Classifier has no layer 'head'; it has hidden, fc"),
-        ({"layer": nn.Linear(2, 2)}, "Linear is not a part of the model"),
-        ({"train_loader": []}, "gave no batches"),
-        ({"train_loader": [torch.zeros(2, 1, 5, 5)]}, "gave a Tensor; pairs"),
-        ({"train_loader": [(0, 1, 2)]}, r"gave a tuple of 3 parts; pairs .* \(\(x, y\) for"),
+        ({"layer": nn.Linear(2, 2)}, "Linear is not part of the model"),
+        ({"train_loader": []}, "yields no batches"),
+        ({"train_loader": [torch.zeros(2, 1, 5, 5)]}, "yields Tensor; pairs"),
+        ({"train_loader": [(0, 1, 2)]}, r"yields tuple of 3 parts; pairs .* \(\(x, y\) for"),
         ({"train_loader": TensorDataset(torch.zeros(2, 1))}, "is a dataset; give DataLoader"),
         (
             {"train_loader": [(torch.zeros(2, 1, 5, 5), torch.eye(3)[:2])]},

@@ -390,7 +390,7 @@ def test_foreign_and_incomplete_safetensors_are_named(tmp_path):
 
     path = tmp_path / "weights.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(UserError, match=r"weights\.safetensors: is no moments"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: is not a moments"):
         load_moments(path)
     save_file({"weight": torch.zeros(3)}, path, {"format": FORMAT})
     with pytest.raises(UserError, match=r"weights\.safetensors: is not a complete"):

@@ -92,7 +92,7 @@ def test_npz_each_layout_is_read_channels_first(shape, axes, tmp_path):
         ({"train_labels": np.zeros(12)}, "float64 .* one integer"),
         ({"train_labels": np.array([None] * 12)}, "Object arrays"),
         ({"test_images": np.zeros((6, 9, 9), np.uint8)}, "differ"),
-        ({"test_images": None}, "holds no array 'test_images'"),
+        ({"test_images": None}, "contains no array 'test_images'"),
     ],
 )
 def test_npz_wrong_array_is_named(change, reason, tmp_path):

@@ -86,7 +86,7 @@ def test_show_several_runs_or_none_is_one_sentence(folder, tmp_path, capsys):
     assert "choose one training" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["show", str(tmp_path / "empty")]) == 2
-    assert "holds no training that is finished" in capsys.readouterr().err
+    assert "contains no training" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def end_epochs(job, last, key="0123456789abcdef"):
 def test_show_unfinished_training_is_its_curve_so_far(begun, capsys):
     folder, jobs = begun
     assert main(["show", str(folder)]) == 2
-    assert "holds no training that is finished or has ended an epoch" in capsys.readouterr().err
+    assert "contains no training with a finished epoch" in capsys.readouterr().err
     job = jobs["vgg", "train_model", "seed-3"]
     end_epochs(job, 5)
     before = sorted(folder.rglob("*"))

@@ -102,7 +102,7 @@ def test_what_is_no_safetensors_file_is_one_sentence(tmp_path, payload):
 def test_another_format_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
     path = tmp_path / "x.safetensors"
     write_tensors(path, TENSORS, {}, "neural_collapse.other/1")
-    with pytest.raises(UserError, match="is no test file of this version"):
+    with pytest.raises(UserError, match="is not a test file of this version"):
         read_tensors(path, "test file", FORMAT)
     path.write_bytes(_with_header(b'{"__metadata__":null}'))
     with pytest.raises(UserError):

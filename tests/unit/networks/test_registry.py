@@ -99,11 +99,11 @@ def test_family_alone_is_enough():
         ({"family": "custom"}, "needs the key 'function'"),
         (
             {"family": "custom", "function": "a:b", "arguments": {"x": [{"y": "$classes"}]}},
-            "$classes stands for nothing; known are $channels",
+            "unknown placeholder $classes; known: $channels",
         ),
         (
             {"family": "custom", "function": "a:b", "arguments": {"x": "$xé"}},
-            "$xé stands for nothing",
+            "unknown placeholder $xé",
         ),
     ],
 )

@@ -36,14 +36,14 @@ def status(results: Path | None, config: Path | None) -> str:
 
 
 def statistics(output: Path | None, **arrays: Path | None) -> str:
-    """Print NC1 to NC4 of saved features."""
+    """Print every statistic of saved features."""
     from ..collapse.saved_features import measure_files
 
     return _result(measure_files, output, arrays)
 
 
 def measure(output: Path | None, **options: Any) -> str:
-    """Print NC1 to NC4 of a saved model."""
+    """Print every statistic of a saved model."""
     from ..collapse.saved_model import measure_saved_model
 
     return _result(measure_saved_model, output, options)
@@ -84,7 +84,7 @@ def add_to(cli: Commands) -> None:
         "plan", "print the cost of a config before it starts", plan,
         one_of=(
             path("config", "a config file", required=False),
-            option("--config-json", type=json_text, help="a config, as JSON"),
+            option("--config-json", type=json_text, metavar="JSON", help="a config"),
         ),
     )  # fmt: skip
     cli.add(
@@ -101,7 +101,7 @@ def add_to(cli: Commands) -> None:
     cli.add(
         "watch", "show a running experiment, refreshed until it is done", "inspect.watch:watch",
         option("--interval", type=at_least(1), default=2, metavar="SECONDS",
-               help="seconds between two refreshes"),
+               help="seconds between two refreshes (default: 2)"),
         one_of=EXPERIMENT,
     )  # fmt: skip
     cli.add(
@@ -111,7 +111,8 @@ def add_to(cli: Commands) -> None:
         option("--dataset", metavar="NAME", help="only trainings of this dataset"),
         option("--architecture", metavar="NAME", help="only trainings of this architecture"),
         option("--seed", type=int, metavar="N", help="only trainings of this seed"),
-        option("--width", type=at_least(1), help="characters per line (default: the terminal's)"),
+        option("--width", type=at_least(1), metavar="N",
+               help="characters per line (default: the terminal's)"),
     )  # fmt: skip
     _add_own_model(cli)
 
@@ -120,32 +121,38 @@ def _add_own_model(cli: Commands) -> None:
     array = "a .npy, .npz, .pt, .safetensors, .csv or .parquet file"
     cli.group("your own model")
     cli.add(
-        "statistics", "print NC1 to NC4 of saved features", statistics,
+        "statistics", "print every statistic of saved features", statistics,
         path("features", f"(N, d), the input of the last linear layer: {array}"),
         path("labels", f"(N,), classes from 0: {array}"),
         path("classifier", f"(C, d), the last layer's weight, for NC3, NC4 and all else of the "
              f"classifier: {array}", required=False),
         path("bias", f"(C,), its bias: {array}", required=False),
-        path("test-features", "features of a test set, which is measured as well", required=False),
-        path("test-labels", f"labels of the test set: {array}", required=False),
-        path("output", "write the table as .parquet or .csv", required=False),
+        path("test-features", f"(M, d), features of a test set, also measured: {array}",
+             required=False),
+        path("test-labels", f"(M,), labels of the test set: {array}", required=False),
+        path("output", "also write the table to a .parquet or .csv file", required=False),
     )  # fmt: skip
     cli.add(
-        "measure", "print NC1 to NC4 of a saved model on your images", measure,
+        "measure", "print every statistic of a saved model on your images", measure,
         option("--model", required=True, metavar="MODEL",
                help="torchvision:NAME, or MODULE:FUNCTION of your own code"),
-        path("weights", "its state dict, .safetensors or a torch file", required=False),
-        path("data", "a folder with train/ and test/ or val/, or a .npz file of train_images, "
-             "train_labels, test_images and test_labels"),
+        path("weights", "state dict of the model: a .safetensors or torch file "
+             "(default: initial weights for torchvision, those of your function otherwise)",
+             required=False),
+        path("data", "a folder with train/<class>/ and test/<class>/ or val/<class>/, or a .npz "
+             "file with train_images, train_labels, test_images and test_labels"),
         option("--layer", metavar="NAME",
                help="layer whose input is measured (default: the last nn.Linear)"),
         option("--mean", type=numbers, metavar="M,M,M",
-               help="mean of pixels scaled to 0..1 (default for torchvision: ImageNet's)"),
+               help="mean per channel of pixels scaled to 0..1 (default for torchvision: "
+                    "ImageNet's)"),
         option("--std", type=numbers, metavar="S,S,S", help="standard deviation, likewise"),
         option("--resize-px", type=at_least(1), metavar="PX", help="resize the shorter side"),
         option("--crop-px", type=at_least(1), metavar="PX", help="then crop the centre square"),
-        option("--batch-size", type=at_least(1), default=100, metavar="N", help="images per batch"),
-        option("--device", default="cpu", help="device of the model: cpu, cuda, mps"),
+        option("--batch-size", type=at_least(1), default=100, metavar="N",
+               help="images per batch (default: 100)"),
+        option("--device", default="cpu",
+               help="device of the model: cpu, cuda or mps (default: cpu)"),
         option("--pool", choices=("mean", "flatten"), help="how feature maps become vectors"),
-        path("output", "write the table as .parquet or .csv", required=False),
+        path("output", "also write the table to a .parquet or .csv file", required=False),
     )  # fmt: skip

@@ -14,9 +14,11 @@ TABLES = path("tables-folder", "output folder of collect-tables")
 OUTPUT = path("output", "the file to write")
 OUTPUT_FOLDER = path("output-folder", "the folder to write")
 DATASET = option("--dataset", required=True, metavar="NAME", help="name in a config")
-CUSTOM = option("--custom", type=json_text, help="a user-defined dataset, as JSON")
+CUSTOM = option("--custom", type=json_text, metavar="JSON", help="a user-defined dataset")
 SEED = option("--seed", type=at_least(0), required=True, metavar="N", help="seed of the run")
-LABELS = option("--labels", type=titles, default={}, help="titles, as JSON")
+LABELS = option(
+    "--labels", type=titles, default={}, metavar="JSON", help="titles of columns and rows"
+)
 REFERENCE = path("reference-folder", "reference runs to include", required=False)
 DONE_STATES = paths("done-states", "states of finished jobs, to delete")
 RUNS = paths("runs", "run.json of every run")
@@ -28,8 +30,8 @@ PROCESSES = option(
 )
 _DEFAULT = "default: those of the runs, in the paper's order"
 LAYOUT = (
-    option("--datasets", nargs="+", help=f"columns, in order; {_DEFAULT}"),
-    option("--architectures", nargs="+", help=f"rows, in order; {_DEFAULT}"),
+    option("--datasets", nargs="+", metavar="NAME", help=f"columns, in order; {_DEFAULT}"),
+    option("--architectures", nargs="+", metavar="NAME", help=f"rows, in order; {_DEFAULT}"),
     LABELS,
 )
 
@@ -41,14 +43,17 @@ def device_options() -> tuple[Option, ...]:
             "--device",
             choices=("auto", "cpu", "cuda"),
             default=os.environ.get("NC_DEVICE", "auto"),
-            help="auto uses a GPU if there is one (or the variable NC_DEVICE)",
+            help="auto uses a GPU if there is one (default: the environment variable NC_DEVICE, or "
+            "auto)",
         ),
-        option("--gpus", type=at_least(0), default=1, help="number of GPUs of the job"),
+        option(
+            "--gpus", type=at_least(0), default=1, metavar="N", help="GPUs of the job (default: 1)"
+        ),
         option(
             "--gpu-slots",
             type=at_least(1),
             metavar="N",
-            help="jobs that may share one GPU (default: 1, or the variable NC_GPU_SLOTS)",
+            help="jobs that may share one GPU (default: environment variable NC_GPU_SLOTS, or 1)",
         ),
         path("state-root", "folder of resume states"),
     )
@@ -67,7 +72,8 @@ def add_to(cli: Commands) -> None:
         "experiment.export:export_reference",
         path("results-folder", "results of the experiment, such as results/paper"),
         path("output-folder", "folder of the set, such as results/reference/paper"),
-        path("resources-folder", "downloads", required=False, default=Path("resources")),
+        path("resources-folder", "folder of the downloads (default: resources)",
+             required=False, default=Path("resources")),
         option("--figures", nargs="+", metavar="NAME", default=(),
                help="figures in the set's config (default: the paper's)"),
     )  # fmt: skip
@@ -77,7 +83,7 @@ def add_to(cli: Commands) -> None:
         path("sets-folder", "folder of the sets (default: results/reference)",
              required=False, default=Path("results/reference")),
         option("--processes", type=at_least(1), default=1, metavar="N",
-               help="processes that draw"),
+               help="processes that draw (default: 1)"),
     )  # fmt: skip
     cli.add("config-schema", "print the config's JSON schema", "experiment.generated:json_schema")
     cli.add(
@@ -87,21 +93,24 @@ def add_to(cli: Commands) -> None:
 
 def _add_data(cli: Commands) -> None:
     cli.add(
-        "download-dataset", "fetch a dataset's files and check them",
+        "download-dataset", "download a dataset's files and verify their checksums",
         "experiment.stages.prepare:download",
         DATASET, OUTPUT_FOLDER, CUSTOM,
         option("--mirror", default=os.environ.get("NC_DATA_MIRROR"),
-               help="folder or URL with the datasets' files (or the variable NC_DATA_MIRROR)"),
-        path("imagenet-folder", "folder of ILSVRC-2012 (or the variable NC_IMAGENET_FOLDER)",
+               help="folder or URL with the datasets' files (default: the environment variable "
+                    "NC_DATA_MIRROR)"),
+        path("imagenet-folder", "folder of ILSVRC-2012 (default: the environment variable "
+             "NC_IMAGENET_FOLDER)",
              required=False, default=os.environ.get("NC_IMAGENET_FOLDER")),
     )  # fmt: skip
     cli.add(
         "prepare-dataset", "decode, balance and pad a dataset once",
         "experiment.stages.prepare:prepare",
         DATASET, path("raw-folder", "output folder of download-dataset"), OUTPUT_FOLDER, CUSTOM,
-        option("--data-recipe", type=json_text, required=True, help="the data recipe, as JSON"),
+        option("--data-recipe", type=json_text, required=True, metavar="JSON",
+               help="the data recipe"),
         option("--workers", type=at_least(1), default=1, metavar="N",
-               help="threads that decode images"),
+               help="threads that decode images (default: 1)"),
     )  # fmt: skip
 
 
@@ -110,7 +119,8 @@ def _add_trainings(cli: Commands) -> None:
         "train-candidate", "train one learning rate of the sweep",
         "experiment.stages.train:train_candidate",
         RECIPE, DATA, OUTPUT, PROCESSES, *device_options(),
-        option("--learning-rate", type=float, required=True, help="a learning rate of the sweep"),
+        option("--learning-rate", type=float, required=True, metavar="RATE",
+               help="a learning rate of the sweep"),
     )  # fmt: skip
     cli.add(
         "select-learning-rate", "select the learning rate of the sweep",
@@ -143,8 +153,8 @@ def _add_measurements(cli: Commands) -> None:
         "experiment.stages.measure:compute_statistics",
         RECIPE, SEED, DONE_STATES,
         path("features-folder", "output folder of extract-features"),
-        path("statistics", "NC1 to NC4 of every measured epoch"),
-        path("activations", "features of a few examples, for Figure 1"),
+        path("statistics", "the table of statistics to write"),
+        path("activations", "the table of features for Figure 1 to write"),
     )  # fmt: skip
     cli.add(
         "measure-robustness", "run DeepFool on every checkpoint",
@@ -159,14 +169,14 @@ def _add_results(cli: Commands) -> None:
         "experiment.stages.collect:collect_tables",
         OUTPUT_FOLDER, REFERENCE, LABELS, RUNS, DONE_STATES,
         paths("histories", "the learning curves of the runs"),
-        paths("statistics", "NC1 to NC4 of every measured epoch"),
-        paths("robustness", "DeepFool's results for every checkpoint"),
-        paths("activations", "features of a few examples, for Figure 1"),
+        paths("statistics", "the tables of statistics of the runs"),
+        paths("robustness", "the tables of DeepFool's results"),
+        paths("activations", "the tables of features for Figure 1"),
         paths("sweeps", "the tables of the sweeps"),
         paths("recipes", "the recipe.json of every cell"),
     )  # fmt: skip
     cli.add(
-        "compare-with-paper", "write Table 1 and judge the claims",
+        "compare-with-paper", "write Table 1 and evaluate the claims",
         "experiment.stages.collect:compare",
         TABLES, OUTPUT_FOLDER, *LAYOUT,
     )  # fmt: skip
@@ -179,15 +189,15 @@ def _add_results(cli: Commands) -> None:
              "for Figure 1 also .gif and .html", required=False, nargs="+"),
         path("output-folder", "folder to write for several figures", required=False),
         option("--formats", nargs="+", default=["png", "svg", "pdf"], metavar="FORMAT",
-               help="formats in the folder; gif and html only for Figure 1"),
+               help="formats in the folder (default: png svg pdf); gif and html only for Figure 1"),
         option("--epoch-axis", choices=("linear", "log"), default="linear",
-               help="scale of the epoch axis"),
+               help="scale of the epoch axis (default: linear)"),
         option("--width", choices=("auto", "column", "page"), default="auto",
                help="width of the figures (default: by their panels)"),
         option("--shared-y-axis", choices=("auto", "figure", "row", "none"), default="auto",
                help="panels that share a vertical scale"),
         option("--processes", type=at_least(1), default=1, metavar="N",
-               help="processes that draw"),
+               help="processes that draw (default: 1)"),
         *LAYOUT,
     )  # fmt: skip
     cli.add(
@@ -195,5 +205,5 @@ def _add_results(cli: Commands) -> None:
         TABLES, OUTPUT, RUNS, REFERENCE, *LAYOUT,
         path("figures-folder", "folder of the figures"),
         paths("cards", "the data cards"),
-        option("--config-json", type=json_text, required=True, help="the config"),
+        option("--config-json", type=json_text, required=True, metavar="JSON", help="the config"),
     )  # fmt: skip

@@ -40,7 +40,7 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
             values = np.asarray(values)
         except (ValueError, TypeError, RuntimeError) as error:
             ragged = isinstance(error, ValueError) and "inhomogeneous" in str(error)
-            reason = "rows of different lengths" if ragged else "not an array of numbers"
+            reason = "rows of different lengths; pad or cut them" if ragged else "not numbers"
             raise UserError(f"The {name} are {reason}.") from None
     if isinstance(values, np.ma.MaskedArray) and values.mask.any():
         raise UserError(f"The {name} are a masked array with masked values; leave those rows out.")
@@ -52,9 +52,9 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
             f"The {name} are {values.dtype}, which torch does not support; pass .astype('float64')."
         )
     if kind == "O" and values.ndim and all(np.ndim(row) for row in values.flat):
-        raise UserError(f"The {name} are rows of different lengths.")
+        raise UserError(f"The {name} are rows of different lengths; pad or cut them.")
     if values.ndim == 0 and isinstance(values.item(), torch.nn.Module):
-        raise UserError(f"The {name} are a module; give its .weight and .bias.")
+        raise UserError(f"The {name} are a module; pass its .weight and .bias.")
     if kind not in _REAL:
         raise UserError(f"The {name} are {values.dtype}, not numbers.")
     return values

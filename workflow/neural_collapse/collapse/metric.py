@@ -83,7 +83,9 @@ class CollapseMetric:
         self.num_classes, self.dim, self.scatter = num_classes, dim, scatter
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type == "mps":
-            raise UserError('mps has no float64; give device="cpu", features are copied there.')
+            raise UserError(
+                'mps does not support float64; pass device="cpu": features are copied there.'
+            )
         self.ignore_index, self.pool = ignore_index, pool
         self.reset()
 
@@ -117,7 +119,7 @@ class CollapseMetric:
         """
         h_BD, c_B = flat_examples(features, labels, self.pool)
         if h_BD.shape[1] != self.dim:
-            raise UserError(f"The features have {h_BD.shape[1]} columns, the metric {self.dim}.")
+            raise UserError(f"The features have {h_BD.shape[1]} columns, but dim is {self.dim}.")
         h_BD, c_B = h_BD.to(self.device), c_B.to(self.device)
         kept_B = torch.ones_like(c_B, dtype=torch.bool)
         if self.ignore_index is not None:
@@ -286,7 +288,10 @@ class CollapseMetric:
         state = {name: tensor.to(self.device) for name, tensor in other.state_dict().items()}
         if self._second is not None:
             if not torch.equal(self._counts, state["counts"]):
-                raise UserError("In the second pass only parts of the same first pass are merged.")
+                raise UserError(
+                    "In the second pass only metrics with the same first pass can be merged; call "
+                    "sync() before second_pass()."
+                )
             self._second.add(state)
         else:
             self._merge_first_pass(state)
@@ -361,7 +366,9 @@ class CollapseMetric:
         """
         own = self.state_dict()
         if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
-            raise UserError("The state is that of another kind of metric, or of another pass.")
+            raise UserError(
+                "The state is of a metric with other num_classes, dim or scatter, or another pass."
+            )
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
@@ -369,9 +376,12 @@ class CollapseMetric:
 def _refuse(refused: Tensor, classes: int) -> None:
     outside, bad = refused.tolist()
     if outside:
-        raise UserError(f"{outside} labels are not whole numbers in 0..{classes - 1}.")
+        raise UserError(f"{outside} labels are not integers in 0..{classes - 1}.")
     if bad:
-        raise UserError(f"{bad} examples have NaN, infinite or too large features.")
+        raise UserError(
+            f"{bad} examples have NaN, infinite or too large features; the training has probably "
+            "diverged."
+        )
 
 
 def _symmetric(sums: Tensor, examples: int) -> Tensor:
@@ -386,7 +396,7 @@ def _frequent_classes(moments: Moments, min_count: int) -> Moments:
     if moments.scatter is not None or moments.scatter_projected is not None:
         raise UserError('min_count needs scatter="none": scatters are sums over all classes.')
     if not len(kept):
-        raise UserError(f"No class has {min_count} examples.")
+        raise UserError(f"No class has {min_count} examples; lower min_count.")
     rows: dict[str, Any] = {}
     for name in ("counts", "class_means", "class_variances", "weight", "bias"):
         tensor = getattr(moments, name)

@@ -102,7 +102,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[
     if isinstance(layer, nn.Module):
         names = [name for name, module in modules.items() if module is layer]
         if not names:
-            raise UserError(f"The layer {type(layer).__name__} is not a part of the model.")
+            raise UserError(f"The layer {type(layer).__name__} is not part of the model.")
         return names[0], layer
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     if layer is None:
@@ -280,11 +280,11 @@ def _batches(
         else:
             parts = f" of {len(batch)} parts" if isinstance(batch, (tuple, list)) else ""
             raise UserError(
-                f"The loader gave a {type(batch).__name__}{parts}; pairs (inputs, labels) or dicts "
+                f"The loader yields {type(batch).__name__}{parts}; pairs (inputs, labels) or dicts "
                 "are needed, such as ((x, y) for x, y, *_ in loader)."
             )
     if batch is None:
-        raise UserError("The loader gave no batches.")
+        raise UserError("The loader yields no batches; a generator can be used only once.")
 
 
 @torch.no_grad()

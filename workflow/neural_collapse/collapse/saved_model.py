@@ -48,7 +48,8 @@ def measure_saved_model(
             nn.Module and is called with `num_classes` if it has that parameter.
         data: a folder with train/<class>/ and test/<class>/ or val/<class>/, or a .npz file with
             the arrays train_images, train_labels, test_images and test_labels.
-        weights: a file with a state dict; None: the weights that the function returns.
+        weights: a file with a state dict; None: initial weights for torchvision's models, those
+            that the function returns otherwise.
         mean, std: one number per channel, of images scaled to 0..1. Default for torchvision's
             models: ImageNet's.
         resize_px, crop_px: for a folder: resize the shorter side, then crop the centre square.

@@ -156,7 +156,7 @@ def read_npz(path: str | Path) -> Arrays:
         for split in ("train", "test"):
             for name in (f"{split}_images", f"{split}_labels"):
                 if name not in archive:
-                    raise UserError(f"{path}: holds no array {name!r}")
+                    raise UserError(f"{path}: contains no array {name!r}")
             images = _channels_first(archive[f"{split}_images"], f"{path}: its {split}_images")
             labels = archive[f"{split}_labels"]
             if labels.dtype.kind not in "ui" or labels.shape != (len(images),):

@@ -189,7 +189,7 @@ def choose_curves(
     found = list(known.values())
     if not found:
         raise UserError(
-            f"{path}: holds no training that is finished or has ended an epoch; give a run's "
+            f"{path}: contains no training with a finished epoch; give a run's "
             "folder such as results/quickstart/digits/resnet/seed-0, or see "
             "`neural-collapse status`"
         )

@@ -88,5 +88,5 @@ def read_tensors(
     with reading(path, f"a {kind}"):
         tensors, metadata = from_bytes(Path(path).read_bytes())
     if metadata.pop("format", None) != file_format:
-        raise UserError(f"{path}: is no {kind} of this version, {file_format!r}")
+        raise UserError(f"{path}: is not a {kind} of this version, {file_format!r}")
     return tensors, metadata

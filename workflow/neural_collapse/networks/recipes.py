@@ -145,7 +145,7 @@ class CustomRecipe(_Recipe):
     def _known_placeholders(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         for word in _strings(arguments):
             if word.startswith("$") and word not in PLACEHOLDERS:
-                raise ValueError(f"{word} stands for nothing; known are {', '.join(PLACEHOLDERS)}")
+                raise ValueError(f"unknown placeholder {word}; known: {', '.join(PLACEHOLDERS)}")
         return arguments
 
 

@@ -139,7 +139,7 @@ def _last_layer(network: nn.Module, example: Tensor, name: str) -> tuple[nn.Line
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"{name} returns {found} and not one row of logits an image; let its forward "
+            f"{name} returns {found} and not one row of logits per image; let its forward "
             "return a tensor of shape (images, classes)"
         )
     for layer, output in outputs.items():

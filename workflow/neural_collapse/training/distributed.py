@@ -195,14 +195,14 @@ def _raise(workers: list[_Worker], noticed: _Worker) -> None:
         raise UserError(failure.sentence)
     if failure.status in (-signal.SIGKILL, -signal.SIGTERM):
         raise UserError(
-            f"{which} was killed, perhaps because memory ran out, and all were ended; run "
+            f"{which} was killed, perhaps because memory ran out, and the others were stopped; run "
             "again: the training resumes after its last saved epoch"
         )
-    how, trace = f"failed, and all were ended: {failure.sentence}", failure.trace
+    how, trace = f"failed, and the others were stopped: {failure.sentence}", failure.trace
     if failure.status is not None:
         name = signal.Signals(-failure.status).name if failure.status < 0 else None
         died = f"died of {name}" if name else f"ended with status {failure.status}"
-        how, trace = f"{died}, and all were ended", "".join(noticed.said)
+        how, trace = f"{died}, and the others were stopped", "".join(noticed.said)
     error = RuntimeError(f"{which} {how}")
     error.add_note(trace)
     raise error

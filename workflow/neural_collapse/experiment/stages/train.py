@@ -39,7 +39,7 @@ def _read_curve(path: Path, recipe: Recipe) -> pd.DataFrame:
     cells = set(zip(curve["dataset"], curve["architecture"], strict=True))
     if cells != {(recipe.dataset, recipe.architecture)}:
         raise UserError(
-            f"{path}: is no learning curve of {recipe.dataset} x {recipe.architecture}; "
+            f"{path}: is not a learning curve of {recipe.dataset} x {recipe.architecture}; "
             "delete it and run again"
         )
     return curve
@@ -157,7 +157,7 @@ def train_model(
     if winner is not None:
         learning_rate = float(_read_curve(winner, recipe)["learning_rate"].iloc[0])
     elif learning_rate is None:
-        raise UserError(f"{recipe_path}: pins no learning rate, so --winner must be given")
+        raise UserError(f"{recipe_path}: has no fixed learning rate, so --winner must be given")
     kept = [checkpoint_folder / checkpoint_name(epoch) for epoch in recipe.measured_epochs]
     require_writable(*kept, history_path, run_path)
     started = time.monotonic()
