@@ -174,8 +174,8 @@ def measure_model(
         scatter: as in `measure`.
         pool: as in `measure`.
         ignore_index: as in `measure`.
-        memory_limit_bytes: if the features of one split and layer are larger than this, they are
-            stored in a temporary file.
+        memory_limit_bytes: if the features of one split and layer are larger than this (by default
+            8 GiB), they are stored in a temporary file.
 
     Returns:
         The `CollapseResult` of the train set, whose attribute `test` is that of the test set; for
@@ -205,7 +205,7 @@ def measure_model(
         if any(parameter.is_meta for parameter in model.parameters()):
             raise UserError("The model is on the device 'meta', which holds no numbers.")
         stack.enter_context(measurement_mode(model))
-        stack.enter_context(_random_numbers_kept(loaders))
+        stack.enter_context(_random_states_restored(loaders))
         for loader, kept in zip(loaders, rows, strict=True):
             for inputs, labels in _batches(loader, inputs_key, labels_key):
                 _call(model, inputs, device)
@@ -222,7 +222,7 @@ def measure_model(
 
 
 @contextmanager
-def _random_numbers_kept(loaders: Sequence[Any]) -> Iterator[None]:
+def _random_states_restored(loaders: Sequence[Any]) -> Iterator[None]:
     """Restore torch's CPU generator and those of the loaders, from which iterators draw."""
     owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
     found = [getattr(owner, "generator", None) for owner in owners]

@@ -93,9 +93,12 @@ def decode_images(
 ) -> None:
     """Decode images into `folder`/<split>_images.npy, uint8 (N, 3, height, width).
 
-    Resumes what a killed call left in `folder`: the file `done` holds the fingerprint of images and
-    decoding, then one byte per chunk, which is 1 when the chunk is on disk. Raises UserError naming
-    an image that cannot be decoded or has another size than the first.
+    A killed call is resumed: the file `done` in `folder` contains a fingerprint of the images and
+    of the decoding, then one byte per chunk, which is 1 if the chunk is on disk.
+
+    Raises:
+        UserError: an image cannot be decoded or differs in size from the first, or the disk is too
+            small.
     """
     first = decoding(splits["train"][0])
     check_square(first.shape, splits["train"][0])

@@ -232,17 +232,22 @@ def download_dataset(
 ) -> dict[str, Any]:
     """Put a dataset's raw files into `folder`, verified, and write `folder`/source.json last.
 
-    `mirror` is an http(s) address that holds `<dataset>/<file>` or `<file>`, or a folder that
-    holds them, unpacked or not, also in torchvision's layout; None reads the environment variable
-    NC_DATA_MIRROR.  A download that was killed resumes when it is started again.  Of ImageNet
-    (`imagenet_folder`) and of a user-defined dataset (`custom`) nothing is copied: source.json says
-    where they are.
+    A killed download resumes when it is started again. ImageNet (`imagenet_folder`) and a
+    user-defined dataset (`custom`) are not copied: source.json contains their path.
 
-    Returns what source.json holds: `dataset`, `kind` (the format), `folder` (where the raw files
-    are; null for `folder` itself), `package` (name and version, for embedded datasets) and `files`,
-    each with `name`, `size_bytes`, `sha256`, `content` (checksums of what is inside),
-    `verified_by` and `source`.  Raises UserError naming every source that was tried and why it
-    was not accepted.
+    Args:
+        mirror: an http(s) address with `<dataset>/<file>` or `<file>`, or a folder with these
+            files, unpacked or not, also in torchvision's layout. None: the environment variable
+            NC_DATA_MIRROR.
+
+    Returns:
+        The content of source.json: `dataset`, `kind` (the format), `folder` (of the raw files; null
+        for `folder` itself), `package` (name and version, for embedded datasets) and `files`, each
+        with `name`, `size_bytes`, `sha256`, `content` (checksums of the decoded content),
+        `verified_by` and `source`.
+
+    Raises:
+        UserError: no source was accepted; the message names each one and the reason.
     """
     entry = dataset_entry({name: custom} if custom else {}, name)
     folder = Path(folder)

@@ -186,9 +186,13 @@ def _split(folder: Path, left_out: LeftOut) -> dict[str, list[ImageRef]]:
 def index_image_folder(folder: str | Path) -> ImageIndex:
     """The images of train/<class>/ and test/<class>/ (or val/<class>/) in `folder`.
 
-    Classes are numbered in the alphabetical order of their folders; sub-folders of a class are
-    read, hidden files and those that are no images are counted in `left_out`.  Raises UserError
-    where a split is missing, or a class has no train images; one without test images is kept.
+    Classes are numbered in the alphabetical order of their folders. Sub-folders of a class are
+    read; hidden files and files that are not images are counted in `left_out`. A class without
+    test images is kept.
+
+    Raises:
+        UserError: a split is missing, a class has no train images, or a class is only in the test
+            split.
     """
     folder = Path(folder)
     left_out: LeftOut = []
@@ -244,10 +248,10 @@ def _validation_wnids(devkit: Path) -> list[str]:
 
 
 def index_ilsvrc(folder: Path) -> ImageIndex:
-    """ILSVRC-2012's images in its verified tar files; only headers are read.
+    """The images of ILSVRC-2012 in its verified tar files; only headers are read.
 
-    ILSVRC2012_img_train.tar is a tar of one tar a class, ILSVRC2012_devkit_t12.tar.gz has the
-    labels of the images in ILSVRC2012_img_val.tar. Classes are in alphabetical order of their
+    ILSVRC2012_img_train.tar contains one tar file per class; ILSVRC2012_devkit_t12.tar.gz contains
+    the labels of the images in ILSVRC2012_img_val.tar. Classes are in alphabetical order of their
     WordNet ids.
     """
     train_path, val_path = folder / "ILSVRC2012_img_train.tar", folder / "ILSVRC2012_img_val.tar"

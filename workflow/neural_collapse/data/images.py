@@ -23,9 +23,11 @@ READERS = 4  # threads that read a batch for a GPU: a disk answers several quest
 
 
 class Normalisation:
-    """(x / 255 - mean) / std for each channel, on the device where the images are.
+    """(x / 255 - mean) / std for each channel, on the device of the images.
 
-    mean, std: of the published train set in units of 1 (white = 1), as in the data card.
+    Args:
+        mean, std: one number per channel, of images scaled to [0, 1], as in the data card.
+        device: device of the images.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device | str):
@@ -37,7 +39,7 @@ class Normalisation:
         self.shift = torch.tensor(shift, dtype=torch.float32, device=device).view(shape)
 
     def __call__(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
-        """float32, channels_last."""
+        """Images (N, C, H, W) uint8 -> the same shape, float32, in channels-last layout."""
         floats = images_u8_NCHW.to(torch.float32, memory_format=torch.channels_last)
         return torch.addcmul(self.shift, floats, self.scale)
 
@@ -66,7 +68,7 @@ class ResidentImages:
             yield self.images[batch]
 
     def in_order(self, rows: range, batch_size: int) -> Iterator[torch.Tensor]:
-        """The images of a range without gaps, `batch_size` a batch."""
+        """The images of a contiguous range, in batches of `batch_size`."""
         for first in rows[::batch_size]:
             yield self.images[first : min(first + batch_size, rows.stop)]
 
@@ -74,10 +76,14 @@ class ResidentImages:
 class StreamedImages:
     """Images that stay in a memory map; threads read the next batch while one is in use.
 
-    On a GPU batches go through two pinned buffers and are copied on a stream of their own. The
-    interface is that of :class:`ResidentImages`, and so are the bytes; but a batch is good only
-    until the next one is asked for.
-    images: uint8 (N, C, H, W), in C order. readers: threads that share the reading of a batch.
+    On a GPU, batches go through two pinned buffers and are copied on a separate CUDA stream. The
+    interface and the returned values are those of :class:`ResidentImages`, but a batch is valid
+    only until the next one is requested.
+
+    Args:
+        images: uint8 (N, C, H, W), in C order.
+        device: where batches are returned.
+        readers: threads that share the reading of a batch.
     """
 
     def __init__(self, images: np.ndarray, device: torch.device | str, readers: int | None = None):
@@ -187,9 +193,13 @@ def place_images(
     stream: bool | None = None,
     processes: int = 1,
 ) -> dict[str, Images]:
-    """Each split on the device where there is room, the others streamed from where they lie.
+    """Each split as images on the device if they fit into its memory, otherwise streamed.
 
-    stream: forces one or the other. processes: on the CPU so many share the main memory.
+    Args:
+        splits: uint8 images (N, C, H, W) by split.
+        device: where batches are used.
+        stream: True or False forces one of the two. Default: by the free memory.
+        processes: number of processes on a CPU that share the main memory.
     """
     device = torch.device(device)
     room = room_bytes(device) // (processes if device.type == "cpu" else 1)
@@ -204,8 +214,8 @@ def place_images(
 
 
 def room_bytes(device: torch.device) -> int:
-    """How much memory images may take: a quarter of what a GPU has free, since networks need much
-    more than images do; half of the main memory."""
+    """Bytes of memory that images may use: a quarter of a GPU's free memory, because networks need
+    most of it; on a CPU, half of the main memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -24,7 +24,7 @@ class Arrays:
     """A whole dataset in memory.
 
     `train_images`, `test_images`: uint8 (N, channels, height, width); `train_labels`,
-    `test_labels`: int64 (N,); `class_names`: one a class where the files give them.
+    `test_labels`: int64 (N,); `class_names`: one per class if the files contain them.
     """
 
     train_images: np.ndarray
@@ -62,11 +62,14 @@ def read_mnist(folder: str | Path) -> Arrays:
 
 
 def read_cifar(path: Path, file: SourceFile, num_classes: int) -> Arrays:
-    """CIFAR10 (10 classes) or CIFAR100 (100, the fine labels) out of its .tar.gz `file`.
+    """CIFAR10 (10 classes) or CIFAR100 (100 classes, the fine labels) from its .tar.gz `file`.
 
-    Binary version: an image is a record of its label (CIFAR100: coarse, then fine) and three planes
-    of 32 x 32 bytes. The Python version is a pickle, which can run any code, so `path` must have
-    been verified. Raises UserError.
+    In the binary version, an image is a record of its label (CIFAR100: coarse, then fine) and three
+    planes of 32 x 32 bytes. The Python version is a pickle, which can run any code, so `path` must
+    have been verified.
+
+    Raises:
+        UserError: the file is missing or corrupt.
     """
     fine = num_classes == 100
     python = "python" in file.name
@@ -146,7 +149,10 @@ def read_npz(path: str | Path) -> Arrays:
     """A dataset from a .npz file with train_images, train_labels, test_images, test_labels.
 
     Images are uint8, N x H x W, N x H x W x channels or N x channels x H x W with 1 or 3
-    channels; labels are integers from 0.  Nothing pickled is read.  Raises UserError.
+    channels; labels are integers from 0. Pickled objects are refused.
+
+    Raises:
+        UserError: the file is missing or corrupt, or its arrays have other shapes or dtypes.
     """
     arrays = []
     with (

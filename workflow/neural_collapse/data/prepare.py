@@ -52,12 +52,14 @@ Progress = Callable[[str, int, int], None]
 def balanced_subset(
     labels: np.ndarray, num_classes: int, count: int | Sequence[int] | None, seed: int, key: str
 ) -> np.ndarray:
-    """The indices, ascending, of `count` examples a class, or of so many of each class; all where
-    `count` is None.
+    """Ascending indices of a subset with `count` examples per class (one number for all classes, or
+    one for each); all indices if `count` is None.
 
-    Class c keeps the examples that the first numbers of the generator seeded with (seed, c) rank
-    lowest, so that neither other classes nor `count` change who comes first.  Raises UserError
-    naming the class and the config key where there are too few.
+    Examples of class c are ranked by random numbers from a generator seeded with (seed, c), so the
+    order within a class depends neither on other classes nor on `count`.
+
+    Raises:
+        UserError: a class has too few examples; the message names the class and the config key.
     """
     if count is None:
         return np.arange(len(labels))
@@ -98,10 +100,10 @@ def _kept(
 
 
 def shuffled_labels(labels: np.ndarray, num_classes: int, share: float, seed: int) -> np.ndarray:
-    """The labels (N,), those of round(share N) examples permuted among themselves.
+    """The labels (N,), with those of round(share N) random examples permuted.
 
-    As in Zhang et al. (2017, arXiv:1611.03530), but counts a class stay. seed: with `num_classes`
-    it draws the examples and the permutation.
+    As in Zhang et al. (2017, arXiv:1611.03530), but class counts do not change. `seed` and
+    `num_classes` seed the generator of the examples and of the permutation.
     """
     generator = np.random.default_rng([seed, num_classes])  # classes' own end at num_classes - 1
     chosen = generator.permutation(len(labels))[: round(share * len(labels))]
@@ -111,7 +113,7 @@ def shuffled_labels(labels: np.ndarray, num_classes: int, share: float, seed: in
 
 
 def data_hash(array_hashes: dict[str, str], mean: list[float], std: list[float]) -> str:
-    """One hash over all that training sees: the four arrays, mean and standard deviation."""
+    """A hash of the input of training: the four arrays, mean and standard deviation."""
     lines = [f"{name} {array_hashes[name]}" for name in sorted(array_hashes)]
     lines += [
         f"{name} {[value.hex() for value in v]}" for name, v in (("mean", mean), ("std", std))
@@ -305,13 +307,17 @@ def prepare_dataset(
     workers: int = 1,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Make the arrays of one dataset from what :func:`.download.download_dataset` left.
+    """Make the arrays of one dataset from the output of :func:`.download.download_dataset`.
 
-    `workers` threads decode image files; the bytes written do not depend on how many, and memory
-    stays bounded.  Killed while decoding, it resumes from `<output_folder>.partial`.
+    `workers` threads decode image files, with bounded memory; their number does not change the
+    output. If it is killed while decoding, the next call resumes from `<output_folder>.partial`.
 
-    Returns what card.json holds.  Raises UserError where raw files are missing or corrupt, a
-    class has too few images for `recipe.examples_per_class`, or images differ in size.
+    Returns:
+        The content of card.json.
+
+    Raises:
+        UserError: raw files are missing or corrupt, a class has too few images for
+            `recipe.examples_per_class`, or images differ in size.
     """
     entry = dataset_entry({name: custom} if custom else {}, name)
     output = Path(output_folder)

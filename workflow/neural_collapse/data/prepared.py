@@ -1,4 +1,4 @@
-"""The prepared arrays, opened without copying them into memory."""
+"""Prepared datasets, opened as memory maps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ AGAIN = "prepare the dataset again"
 
 @dataclass(frozen=True, eq=False)
 class PreparedDataset:
-    """One dataset as training sees it.
+    """One prepared dataset.
 
     `train_images`, `test_images`: read-only memory maps, uint8 (N, channels, size, size);
-    `train_labels`, `test_labels`: int64 (N,), from 0.  Networks see (image / 255 - mean) / std.
+    `train_labels`, `test_labels`: int64 (N,), from 0. The input of networks is
+    (image / 255 - mean) / std.
     """
 
     name: str
@@ -34,7 +35,7 @@ class PreparedDataset:
     std: tuple[float, ...]
     """Of each channel, in [0, 1]; never 0."""
     data_hash: str
-    """Changes whenever an array, the mean or the standard deviation does."""
+    """Hash of the arrays, the mean and the standard deviation."""
     train_images: np.ndarray
     train_labels: np.ndarray
     test_images: np.ndarray
@@ -44,10 +45,13 @@ class PreparedDataset:
 
     @classmethod
     def open(cls, folder: str | Path) -> PreparedDataset:
-        """Open what :func:`.prepare.prepare_dataset` wrote; raises UserError naming the file.
+        """Open the output of :func:`.prepare.prepare_dataset`.
 
-        Checks types, shapes and the labels' counts against the card, not the checksums, which would
-        read every byte.
+        Types, shapes and class counts are checked against the card; checksums are not, because
+        that would read all images.
+
+        Raises:
+            UserError: a file is missing or corrupt, or differs from the card.
         """
         path = Path(folder) / CARD_FILE
         with reading(path, "a data card", AGAIN):
@@ -69,7 +73,7 @@ class PreparedDataset:
             labels = _open_array(labels_path, np.int64, (sum(counts),))
             with reading(labels_path, "the card's labels", AGAIN):
                 if np.bincount(labels, minlength=len(counts)).tolist() != counts:
-                    raise ValueError("its counts a class differ from the card's")
+                    raise ValueError("its counts per class differ from the card's")
             images_path = Path(folder) / f"{split}_images.npy"
             values[f"{split}_images"] = _open_array(images_path, np.uint8, (len(labels), *shape))
             values[f"{split}_labels"] = labels

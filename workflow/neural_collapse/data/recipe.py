@@ -32,7 +32,7 @@ class ImbalanceRecipe(Model):
 
     @property
     def name(self) -> str:
-        """In the name of the prepared arrays' folder; a hash where the classes are many."""
+        """Part of the name of the prepared arrays' folder; with a hash for many classes."""
         order = (
             self.minority_classes if self.kind == "exponential" else sorted(self.minority_classes)
         )
@@ -105,7 +105,7 @@ class DataRecipe(Model):
 
     @property
     def name(self) -> str:
-        """How the prepared arrays' folder is called: what is not as published."""
+        """Name of the prepared arrays' folder: the keys that differ from the published dataset."""
         parts = [
             ("train", self.examples_per_class, None),
             ("test", self.test_examples_per_class, None),
@@ -126,14 +126,14 @@ class DataRecipe(Model):
         return [*available] if self.imbalance is None else self.imbalance.counts(available)
 
     def train_examples(self, published: int, classes: int) -> int:
-        """Train images kept of so many in all, taken as equally many of each class where the
-        recipe does not say how many."""
+        """Train images kept of `published` ones; classes are assumed to be equally large if the
+        recipe does not set their size."""
         if self.examples_per_class is None and self.imbalance is None:
             return published
         return sum(self._of_equal_classes(published, classes))
 
     def oversampled_examples(self, published: int, classes: int) -> int:
-        """Images of an epoch that repeats those of smaller classes, taken likewise."""
+        """Images in an epoch with oversampling, with the same assumption."""
         return classes * max(self._of_equal_classes(published, classes))
 
     def _of_equal_classes(self, published: int, classes: int) -> list[int]:
@@ -141,6 +141,6 @@ class DataRecipe(Model):
         return of_each if self.imbalance is None else self.imbalance.kept(of_each)
 
     def side_px(self, published_px: int) -> int:
-        """Height and width of the prepared images of published ones of that size."""
+        """Height and width of the prepared images, given those of the published ones."""
         size = self.image_size_px or published_px
         return -(-size // self.average_pooling) + 2 * self.padding_pixels

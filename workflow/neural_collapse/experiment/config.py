@@ -188,8 +188,8 @@ class Config(Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run; `auto` uses a GPU if there is one."""
     mirror: PathText | None = None
-    """The first place to look for the datasets' files, as <mirror>/<dataset>/<file> or
-    <mirror>/<file>: an http URL, or a folder, also with unpacked or torchvision's files. The
+    """The first place to look for the datasets' files, as `<mirror>/<dataset>/<file>` or
+    `<mirror>/<file>`: an http URL, or a folder, also with unpacked or torchvision's files. The
     environment variable NC_DATA_MIRROR does the same."""
     imagenet_folder: PathText | None = None
     """Folder of ILSVRC-2012: its tar files or an ImageFolder. Without it, ImageNet's cells are left

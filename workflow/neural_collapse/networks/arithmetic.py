@@ -8,12 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Within the block true float32, or for "tf32" TF32 on GPUs that have it.
+    """Inside the block, float32 products are exact float32; for "tf32", TF32 on GPUs that have it.
 
-    In bfloat16 what autocast leaves in float32, such as the last layer, is true float32.
-
-    PyTorch leaves TF32 on for convolutions by default: 10 bits of mantissa instead of 23, a floor
-    of 2e-8 in NC1.
+    For "bfloat16", operations that autocast leaves in float32 are exact float32. PyTorch enables
+    TF32 for convolutions by default: 10 bits of mantissa instead of 23, which limits NC1 to 2e-8.
     """
     from torch import backends
 
@@ -43,7 +41,7 @@ OUT_OF_MEMORY = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
-"""What torch's RuntimeErrors say where a device's memory ran out inside a library."""
+"""Texts of torch's RuntimeErrors if a device's memory ran out inside a library."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

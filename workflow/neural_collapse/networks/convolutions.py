@@ -1,4 +1,4 @@
-"""Convolutions that every CPU computes correctly."""
+"""Strided 1x1 convolutions without oneDNN's wrong weight gradients."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch.nn.functional import conv2d
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution with a stride, computed as one of stride 1 on every stride-th pixel.
+    """A strided 1x1 convolution, computed with stride 1 on every stride-th pixel; equivalent.
 
-    The same function. oneDNN's kernels for the weight gradient of the strided form write out of
-    bounds where the input has fewer channels than their block (8 with AVX2, 16 with AVX-512; oneDNN
-    issue 6035): depending on shape and threads, gradients are wrong or the process crashes.
+    oneDNN's kernels for the weight gradient of the strided form write out of bounds if the input
+    has fewer channels than their block (8 with AVX2, 16 with AVX-512; oneDNN issue 6035): depending
+    on shape and threads, gradients are wrong or the process crashes.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,9 +25,8 @@ class PointwiseConv2d(nn.Conv2d):
 
 
 def make_safe(network: nn.Module) -> nn.Module:
-    """`network`, its strided 1x1 convolutions computed as :class:`PointwiseConv2d` does.
-
-    Parameters, names and state keys stay. For networks whose layers are not of this project.
+    """Replace a user-defined network's strided 1x1 convolutions by :class:`PointwiseConv2d`, in
+    place; returns the network. Parameters, names and state keys do not change.
     """
     for module in network.modules():
         if (

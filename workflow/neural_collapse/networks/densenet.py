@@ -20,8 +20,8 @@ _BOTTLENECK_MULTIPLE = 4  # a bottleneck layer's 1x1 convolution makes 4 * growt
 class DenseLayer(nn.Module):
     """Norm, ReLU, 3x3 convolution; with a bottleneck: norm, ReLU, 1x1, norm, ReLU, 3x3.
 
-    Not torchvision's ``_DenseLayer``, which always has the bottleneck and, checkpointed, moves
-    the running statistics of ``norm1`` twice a step (pytorch/pytorch#96136).
+    torchvision's ``_DenseLayer`` always has the bottleneck and, with checkpointing, updates the
+    running statistics of ``norm1`` twice per step (pytorch/pytorch#96136).
     """
 
     def __init__(
@@ -71,16 +71,17 @@ def _recomputed(function: Callable[..., Tensor], norm: nn.BatchNorm2d, *inputs: 
         *inputs,
         use_reentrant=False,
         preserve_rng_state=False,  # nothing in here is random
-        context_fn=lambda: (nullcontext(), _StillStatistics(norm)),
+        context_fn=lambda: (nullcontext(), _FrozenStatistics(norm)),
     )
 
 
-class _StillStatistics:
-    """Lends a norm copies of its running statistics, so that the real ones stay as they are.
+class _FrozenStatistics:
+    """Inside, a norm updates copies of its running statistics instead of the real ones.
 
-    The forward pass has counted this batch already; its recomputation must not count it again.
-    (Without any statistics the norm would save fewer tensors than in the forward pass, which
-    ``checkpoint`` refuses.) It can be entered again: a kept graph may be walked more than once.
+    The forward pass has already counted this batch; its recomputation must not count it again.
+    (Without running statistics the norm would save fewer tensors than in the forward pass, which
+    ``checkpoint`` refuses.) It can be entered again, because a retained graph may be traversed
+    more than once.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
@@ -110,12 +111,13 @@ class DenseBlock(nn.ModuleDict):
 class DenseNet(Network):
     """DenseNet and DenseNet-BC.
 
-    With the stem "imagenet", bottleneck and compression 0.5 it *is* torchvision's: same layers,
-    order of construction and initialisation (the same random seed gives the same weights), same
-    state keys but for ``body``, which is torchvision's ``features``. The stem "small" is the
-    paper's for CIFAR: one 3x3 convolution.
+    With the stem "imagenet", bottleneck and compression 0.5 it equals torchvision's: the same
+    layers, order of construction and initialisation (the same random seed gives the same weights),
+    and the same state keys except that ``body`` is torchvision's ``features``. The stem "small" is
+    that of the DenseNet paper for CIFAR: one 3x3 convolution.
 
-    Raises UserError where the images are too small for the transitions.
+    Raises:
+        UserError: the images are too small for the transitions.
     """
 
     def __init__(
@@ -172,7 +174,8 @@ class DenseNet(Network):
         return mean_over_image(x)
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
-        """A bottleneck's first convolution and ImageNet's stem: the others' outputs are kept."""
+        """The first convolution of each bottleneck and that of the ImageNet stem; the outputs of
+        the others are also used elsewhere."""
         pairs = [
             (f"{name}.conv1", f"{name}.norm2")
             for name, layer in self.named_modules()

@@ -10,12 +10,12 @@ from .network import Network
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:
-    """A copy of a network in eval mode, its norms folded where a convolution's output goes nowhere
-    else; the network itself where it knows of no such pair.
+    """A copy of a network in eval mode with batch norms folded into the convolutions before them.
 
-    Weights are folded in float64 and rounded once, so features differ from the network's by
-    float32 rounding alone (about 1e-6 of the largest). Later changes of the network's weights do
-    not reach the copy.
+    Pairs are those of `Network.normed_convolutions`; without any, the network itself is returned.
+    Weights are folded in float64 and rounded once, so features differ from the network's only by
+    float32 rounding (about 1e-6 of the largest). The copy does not follow later changes of the
+    network's weights.
     """
     pairs = network.normed_convolutions() if isinstance(network, Network) else ()
     if not pairs:

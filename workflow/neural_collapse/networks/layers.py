@@ -1,4 +1,4 @@
-"""Outputs of a network's inner layers, collected while it computes its features."""
+"""Outputs of inner layers, collected by hooks while the network computes its features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..io.errors import UserError
 
 INPUT = "input"
-"""Name of the images among the layers."""
+"""Name of the images in a list of layers."""
 Pool = Literal["mean", "flatten"]
 LISTED = 40
-"""Names in an error sentence."""
+"""Maximum number of names in an error message."""
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -25,11 +25,15 @@ def layer_names(network: nn.Module) -> list[str]:
 
 
 class LayerOutputs:
-    """The outputs of chosen layers during a forward pass, as rows; for use in a `with` statement.
+    """A context manager that collects the outputs of chosen layers during a forward pass, as rows.
 
-    names: of modules, or :data:`INPUT`. pool: how a map (B, d, H, W) becomes rows: its mean over
-    the image, or all its numbers; the images are always taken as all their numbers. Raises
-    UserError for a layer that the network does not have, or that has no single output.
+    Args:
+        names: names of modules, or :data:`INPUT` for the images.
+        pool: how a feature map (B, d, H, W) becomes rows: "mean" over the image, or "flatten".
+            Images are always flattened.
+
+    Raises:
+        UserError: the network has no such layer, or the layer has no single output.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], pool: Pool = "mean"):
@@ -94,9 +98,12 @@ class LayerOutputs:
 def layer_dimensions(
     network: nn.Module, names: Sequence[str], pool: Pool, image_shape: Sequence[int]
 ) -> list[int]:
-    """d of each layer for images (C, P, P); raises UserError for one that cannot be measured.
+    """The dimension d of each layer for images (C, P, P).
 
-    The network is in eval mode, on any device, also the one without numbers.
+    The network must be in eval mode; it may be on any device, including meta.
+
+    Raises:
+        UserError: a layer cannot be measured.
     """
     device = next(network.parameters()).device
     with LayerOutputs(network, names, pool) as outputs:

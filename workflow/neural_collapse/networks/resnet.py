@@ -11,7 +11,7 @@ from .recipes import ResNetRecipe
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut. inputs, planes: channels; stride: of the first."""
+    """Two 3x3 convolutions with a shortcut; `stride` is that of the first."""
 
     expansion = 1
 
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut; the stride is the 3x3's (version 1.5)."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; the 3x3 has the stride (version 1.5)."""
 
     expansion = 4
 
@@ -61,11 +61,11 @@ class Bottleneck(nn.Module):
 class ResNet(Network):
     """ResNet of any width and number of stages.
 
-    With the stem "imagenet" and four stages of width 64 it *is* torchvision's: same layers, order
-    of construction and initialisation (the same random seed gives the same weights), same state
-    keys but for ``classifier``, which is torchvision's ``fc``. With the stem "small", ``conv1`` is
-    3x3 of stride 1 and the max-pool an identity, as in the authors' notebook. Padded throughout,
-    it takes images of any size.
+    With the stem "imagenet" and four stages of width 64 it equals torchvision's: the same layers,
+    order of construction and initialisation (the same random seed gives the same weights), and the
+    same state keys except that ``classifier`` is torchvision's ``fc``. With the stem "small",
+    ``conv1`` is 3x3 with stride 1 and the max-pool is an identity, as in the authors' notebook.
+    All convolutions are padded, so images may have any size.
     """
 
     def __init__(

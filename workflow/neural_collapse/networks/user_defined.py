@@ -16,10 +16,10 @@ from .recipes import CustomRecipe
 
 
 class CustomNetwork(Network):
-    """The network that a recipe's function returns, cut in two before its last ``nn.Linear``.
+    """The network that a recipe's function returns, split before its last ``nn.Linear``.
 
-    Its logits (B, K) must be the very output of that layer. One pass over two images in eval mode
-    finds it.
+    The network must return the output of that layer itself as logits (B, K). The layer is found by
+    one pass over two images in eval mode.
 
     Raises:
         UserError: the function fails or returns no such network, or the network uses that layer in
@@ -68,7 +68,7 @@ class CustomNetwork(Network):
 
 
 def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
-    """What the recipe's function returns; numbers: what the placeholders stand for."""
+    """Call the recipe's function; numbers: values of the placeholders."""
     function = _imported(recipe.function)
     arguments = _substitute(recipe.arguments, numbers)
     try:
@@ -152,7 +152,7 @@ def _last_layer(network: nn.Module, example: Tensor, name: str) -> tuple[nn.Line
 
 
 def _brief(error: Exception) -> str:
-    """Kind and first line of somebody else's exception; the whole is in the error's cause."""
+    """Type and first line of an exception; the error's cause has all of it."""
     first, *_ = str(error).splitlines() or ["(no message)"]
     return f"{type(error).__name__}: {first}"
 

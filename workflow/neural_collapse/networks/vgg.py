@@ -13,7 +13,7 @@ _STAGE_WIDTHS = (1, 2, 4, 8, 8)
 
 
 class VGG(Network):
-    """torchvision's ``vggNN_bn`` convolutions, with its two dropout layers made ``BatchNorm1d``.
+    """torchvision's ``vggNN_bn`` with its two dropout layers replaced by ``BatchNorm1d``.
 
     Layers, order of construction and initialisation are torchvision's, so the same random seed
     gives the same weights. State keys: ``convolutions`` is torchvision's ``features``,
@@ -21,7 +21,8 @@ class VGG(Network):
     ``classifier.6``. In training mode a batch needs at least two images, as for every network with
     ``BatchNorm1d``.
 
-    Raises UserError where the map that is left is smaller than `pooled_size_px`.
+    Raises:
+        UserError: the last feature map is smaller than `pooled_size_px`.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class VGG(Network):
 def pooled(x: Tensor, size: int) -> Tensor:
     """``nn.AdaptiveAvgPool2d(size)``, (B, C, P, P) -> (B, C, size, size).
 
-    By ways whose gradients GPUs have deterministic kernels for; that of torch's layer has none.
+    Its gradient has deterministic GPU kernels; that of torch's layer has none.
     """
     px = x.shape[-1]
     if px == size:

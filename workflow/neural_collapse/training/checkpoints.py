@@ -14,26 +14,28 @@ FORMAT = "neural_collapse.checkpoint/1"
 
 
 def checkpoint_name(epoch: int) -> str:
-    """The file name of an epoch's checkpoint; padded, so that names sort by epoch."""
+    """The file name of an epoch's checkpoint, zero-padded so that names sort by epoch."""
     return f"epoch-{epoch:04d}.safetensors"
 
 
 def save_checkpoint(
     path: str | Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a network's state, parameters and buffers, with `metadata` beside it."""
+    """Write a network's state dict (parameters and buffers) with metadata, atomically."""
     write_tensors(path, state, metadata, FORMAT)
 
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
-    """(shape, dtype) by name, which say whether tensors are of one network."""
+    """(shape, dtype) by name, to compare the tensors of two networks."""
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str]:
     """Load a checkpoint's weights into `network` and return its metadata.
 
-    Raises UserError where the file is broken or holds another network, or NaN.
+    Raises:
+        UserError: the file is missing, corrupt, or of another network, or contains NaN or infinite
+            values.
     """
     tensors, metadata = read_tensors(path, "checkpoint", FORMAT)
     differing = dict(shapes(network.state_dict()).items() ^ shapes(tensors).items())
@@ -53,7 +55,7 @@ def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str
 
 
 def list_checkpoints(folder: str | Path) -> dict[int, Path]:
-    """The checkpoints in a folder by epoch, ascending; raises UserError where there are none."""
+    """Paths of the checkpoints in a folder by epoch, ascending; UserError if there are none."""
     found = {
         int(path.stem.removeprefix("epoch-")): path
         for path in sorted(Path(folder).glob("epoch-*.safetensors"))

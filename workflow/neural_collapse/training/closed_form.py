@@ -1,4 +1,4 @@
-"""Prediction of the sum of the classifier's rows before training, for any data.
+"""Closed form of the sum of the classifier's rows during training, independent of the data.
 
 The gradient of a loss of softmax(z) with respect to the logits z sums to zero over the classes, so
 the gradient of the last layer's weight W (C, d) does not change s = W^T 1; only weight decay does.
@@ -16,14 +16,20 @@ SOFTMAX_LOSSES = frozenset({"cross_entropy", "label_smoothing", "focal"})
 def sum_of_rows_factors(
     training: TrainingRecipe, learning_rate: float, examples: int
 ) -> list[float] | None:
-    """s(epoch) / s(0) after each epoch from 0 on, s = W^T 1; None where there is no closed form.
+    """s(epoch) / s(0) after each epoch, starting with epoch 0, with s = W^T 1.
 
-    For `sgd`, momentum beta, coupled decay lambda and learning rate eta every step is
+    With `sgd`, momentum beta, coupled decay lambda and learning rate eta, each step is
     v <- beta v + lambda s, s <- s - eta v, from v = 0 (after Zhao et al. 2026, arXiv:2602.16642);
-    for `sgdw` it is s <- (1 - eta lambda) s. MSE does not depend on softmax(z) alone, and Adam's
-    step is no linear function of the gradient: there is none for them.
+    with `sgdw` it is s <- (1 - eta lambda) s.
 
-    learning_rate: the initial one; examples: of the train set.
+    Args:
+        training: the recipe.
+        learning_rate: the initial learning rate.
+        examples: size of the train set.
+
+    Returns:
+        epochs + 1 factors; None for MSE, which is not a function of softmax(z), and for Adam, whose
+        step is not linear in the gradient.
     """
     name = training.optimizer.name
     if name not in ("sgd", "sgdw") or training.loss not in SOFTMAX_LOSSES:

@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Ask a GPU for deterministic kernels, or for the fastest it finds. Before CUDA starts."""
+    """Select deterministic GPU kernels, or the fastest; call it before CUDA starts."""
     # The same either way, since cuBLAS chooses its kernels by the room that it has.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
@@ -46,8 +46,8 @@ def device_for(
 ) -> Iterator[Any]:
     """A torch device, set up: lease, threads, determinism.
 
-    choice: auto, cpu or cuda. gpus: how many the job was given; 0 computes on the CPU. slots: how
-    many jobs share a card; None asks NC_GPU_SLOTS.
+    choice: auto, cpu or cuda. gpus: number of GPUs of the job; 0 computes on the CPU. slots: number
+    of jobs that share a GPU; None reads NC_GPU_SLOTS.
     """
     wanted = choice != "cpu" and gpus > 0
     if wanted and choice == "auto" and not visible_gpus():

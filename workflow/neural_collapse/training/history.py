@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Losses (the mean of the recipe's loss) and errors (share, 0..1) over the whole sets after an
-    epoch, in eval mode; epoch 0 is the network before training."""
+    """Losses (mean of the recipe's loss) and errors (fraction, 0..1) over both whole splits after
+    an epoch, in eval mode; epoch 0 is the network before training."""
 
     epoch: int
     train_loss: float
@@ -35,11 +35,11 @@ class History:
     records: list[EpochRecord] = field(default_factory=list)
     diverged: bool = False
     resumed_after: int = 0
-    """The epoch after which this process took up the training; 0 where it began it."""
+    """The epoch after which this process resumed the training; 0 if it started it."""
 
     @classmethod
     def of_state(cls, facts: Any, learning_rate: float, epoch: int = 0) -> History | None:
-        """The curve in the facts of a resume state; None where they hold none."""
+        """The curve in the facts of a resume state; None if they contain none."""
         try:
             records, diverged = facts
             records = [EpochRecord(**record) for record in records]
@@ -48,11 +48,11 @@ class History:
         return cls(learning_rate, records, diverged, epoch) if records else None
 
     def facts(self) -> list:
-        """The curve for a resume state, as JSON can hold it."""
+        """The curve as JSON values, for a resume state."""
         return [[vars(record) for record in self.records], self.diverged]
 
     def add(self, record: EpochRecord) -> None:
-        """One more record; a loss that is not finite ends the curve, with all decisions wrong."""
+        """Add a record; a train loss that is not finite sets `diverged`, and errors to 1."""
         self.diverged = not math.isfinite(record.train_loss)
         if self.diverged:
             record = EpochRecord(record.epoch, record.train_loss, 1.0, record.test_loss, 1.0)
@@ -60,9 +60,10 @@ class History:
 
 
 def history_frame(recipe: Recipe, history: History, seed: int | None = None) -> pd.DataFrame:
-    """The learning curve `history` as a table.
+    """The learning curve as a table.
 
-    seed: of the run; None for the sweep, whose test set bears the name of the split that selects.
+    seed: seed of the run; None for the sweep, in which the split "test" is named after the split
+    that selects the rate.
     """
     frame = pd.DataFrame(
         {

@@ -106,11 +106,13 @@ def _folder_of_locks(folder: Path) -> Iterator[None]:
 def lease(count: int, slots: int | None = None, poll_seconds: float = 1.0) -> Iterator[list[str]]:
     """Hold `count` GPUs that no other job holds, and show CUDA only those.
 
-    Waits until as many are free at once, taking all or none, so that two jobs cannot wait for each
-    other; there is no queue, so jobs of one GPU may pass one that waits for several. With `slots` =
-    n (default: NC_GPU_SLOTS, else 1) up to n jobs that say the same n share a card. Inside a SLURM
-    job that sees no more cards than it asks for, the scheduler has chosen already: they are used as
-    they are. Raises UserError where the machine has fewer.
+    Waits until `count` GPUs are free at once and locks all or none, so two jobs cannot wait for
+    each other. There is no queue: jobs with one GPU may overtake one that waits for several. With
+    `slots` = n (default: NC_GPU_SLOTS, or 1), up to n jobs with the same n share a GPU. In a SLURM
+    job that sees no more GPUs than it needs, those assigned by the scheduler are used.
+
+    Raises:
+        UserError: the machine has fewer GPUs.
     """
     gpus = visible_gpus() if count > 0 else []
     if count == 0 or ("SLURM_JOB_ID" in os.environ and len(gpus) <= count):

@@ -100,8 +100,8 @@ def train(
 
     Raises:
         UserError: another process works on the same training, the images are too small for the
-            network, the batch size does not fit the data or the number of processes, or GPU memory
-            does not hold one example.
+            network, the batch size does not fit the data or the number of processes, or a training
+            step does not fit into GPU memory.
     """
     if processes == 1:
         return _train(ALONE, device, recipe, data, **options)

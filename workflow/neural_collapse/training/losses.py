@@ -32,7 +32,7 @@ def label_smoothing(
     logits_BC: Tensor, labels_B: Tensor, reduction: Reduction = "mean", *, smoothing: float
 ) -> Tensor:
     """Cross-entropy with the target (1 - smoothing) e_y + smoothing / C (Szegedy et al. 2016,
-    arXiv:1512.00567), in nats. At its least it is the entropy of the target, not 0."""
+    arXiv:1512.00567), in nats. Its minimum is the entropy of the target, not 0."""
     return functional.cross_entropy(
         logits_BC.double(), labels_B, reduction=reduction, label_smoothing=smoothing
     )
@@ -68,7 +68,7 @@ def _reduced(losses_B: Tensor, reduction: Reduction) -> Tensor:
 
 
 def loss_of(training: TrainingRecipe) -> Loss:
-    """The recipe's loss."""
+    """The recipe's loss, a function of (logits_BC, labels_B, reduction)."""
     match training.loss:
         case "cross_entropy":
             return cross_entropy

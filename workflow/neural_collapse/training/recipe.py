@@ -140,13 +140,13 @@ class TrainingRecipe(Model):
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """The epochs after which the learning rate falls: (116, 233) of 350 and ("1/3", "2/3").
-        One that is rounded down to 0 is left out."""
+        """The epochs after which the learning rate falls: (116, 233) for 350 epochs and ("1/3",
+        "2/3"). Milestones that round down to 0 are left out."""
         rounded = [math.floor(self.epochs * Fraction(f)) for f in self.learning_rate_milestones]
         return tuple(epoch for epoch in rounded if epoch > 0)
 
     def steps(self, examples: int) -> int:
-        """Steps of an epoch over `examples` train examples."""
+        """Number of steps in an epoch of `examples` train examples."""
         more = self.batch_size - 1 if self.keep_incomplete_batch else 0
         return (examples + more) // self.batch_size
 
@@ -156,7 +156,7 @@ class TrainingRecipe(Model):
         return self.weight_decay * (num_classes / 2 if self.mse_reduction == "mean" else 1)
 
     def learning_rate_at(self, initial: float, epoch: int) -> float:
-        """The learning rate during `epoch` (the first is 1) of a run that began with `initial`."""
+        """The learning rate during `epoch` (from 1), given the initial one."""
         return initial * self.learning_rate_factor ** sum(epoch > m for m in self.milestones)
 
 
@@ -198,7 +198,7 @@ class SweepRecipe(Model):
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        """Every candidate in ascending order; one alone where it is pinned."""
+        """All candidates in ascending order; a single one if `learning_rate` is set."""
         if self.learning_rate is not None:
             return (self.learning_rate,)
         import numpy
@@ -207,5 +207,5 @@ class SweepRecipe(Model):
         return tuple(sorted([*map(float, spaced), *self.additional_learning_rates]))
 
     def named(self) -> dict[str, float]:
-        """The candidates by the name that they have in paths."""
+        """The candidates by their name in paths."""
         return {learning_rate_name(rate): rate for rate in self.learning_rates}

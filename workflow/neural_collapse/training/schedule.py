@@ -8,7 +8,7 @@ more. Not the measured epochs, whose change must not train the sweep again."""
 
 
 def learning_rate_name(rate: float) -> str:
-    """How a learning rate is written in paths and tables: five significant digits."""
+    """A learning rate as text in paths and tables: five significant digits."""
     return f"{rate:.5g}"
 
 

@@ -13,10 +13,15 @@ from .state import fingerprint
 
 
 def held_out(data: PreparedDataset, fraction: float, seed: int) -> PreparedDataset:
-    """The data with a share of each class's train images in place of the test set.
+    """The data with held-out train images in place of the test set.
 
-    fraction: of each class, rounded, at least one image and never all; seed: draws them. Train
-    and test images keep their order. Raises UserError where a class has a single image.
+    Args:
+        data: the prepared dataset.
+        fraction: fraction of each class's train images, rounded; at least one image, never all.
+        seed: seed that selects the images. Images keep their order.
+
+    Raises:
+        UserError: a class has fewer than two train images.
     """
     labels = np.asarray(data.train_labels)
     kept_out = np.zeros(len(labels), dtype=bool)
@@ -40,15 +45,23 @@ def held_out(data: PreparedDataset, fraction: float, seed: int) -> PreparedDatas
 
 
 def held_out_hash(data_hash: str, fraction: float, seed: int) -> str:
-    """The hash of what :func:`held_out` makes of data with this hash."""
+    """The data hash of the result of :func:`held_out`, given that of its input."""
     return fingerprint(data=data_hash, fraction=fraction, seed=seed)
 
 
 def choose(curves: pd.DataFrame, epochs: int, split: str) -> float:
     """The learning rate with the lowest error on `split` at the last epoch.
 
-    curves: a `history` table of all candidates. Of equal errors the smaller loss wins, then the
-    smaller rate. Divergent candidates never win; raises UserError where there is no other.
+    Ties are broken by the smaller loss, then by the smaller rate. Diverged candidates are never
+    selected.
+
+    Args:
+        curves: a `history` table of all candidates.
+        epochs: the last epoch.
+        split: split whose error is compared.
+
+    Raises:
+        UserError: all candidates diverged.
     """
     final = curves[
         (curves["split"] == split) & ~curves["diverged"] & (curves["epoch"] == epochs)

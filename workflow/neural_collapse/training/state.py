@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def state_interval_seconds() -> float:
-    """How long a training goes on without writing its state: NC_STATE_SECONDS, by default 60.
+    """Seconds between two writes of a training's state: NC_STATE_SECONDS, by default 60.
 
     A network's state takes seconds to write, in which a fast GPU computes several epochs.
     """
@@ -42,7 +42,7 @@ def state_interval_seconds() -> float:
 
 
 def kernels(device: torch.device) -> str:
-    """What besides recipe and data decides the bits of a training: torch, and whose kernels."""
+    """What decides the bits of a training besides recipe and data: torch and its kernels."""
     if device.type == "cuda":
         name, cudnn = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
         return f"torch {torch.__version__}, {name}, cuDNN {cudnn}"
@@ -94,14 +94,14 @@ class StateFolder:
         delete(self.folder)
 
     def finish(self) -> None:
-        """Say that the job is done; its last state alone is kept."""
+        """Mark the job as done; only its last state is kept."""
         with atomic_path(self.folder / FINISHED) as marker:
             marker.touch()
         for old in self._files()[1:]:
             old.unlink(missing_ok=True)
 
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
-        """Keep the state after `epoch`: tensors, and `facts` that JSON can hold."""
+        """Write the state after `epoch`: tensors, and `facts`, which must be JSON values."""
         metadata = {"epoch": str(epoch), "facts": json.dumps(facts)}
         metadata["kernels"] = kernels(self.device)
         with atomic_path(self.folder / f"state-{epoch:06d}.safetensors") as temporary:
@@ -110,7 +110,7 @@ class StateFolder:
             old.unlink(missing_ok=True)
 
     def read(self) -> tuple[int, dict[str, torch.Tensor], Any] | None:
-        """The newest complete state as (epoch, tensors, facts), or None where there is none."""
+        """The newest complete state as (epoch, tensors, facts), or None."""
         for path in self._files():
             try:
                 payload = path.read_bytes()

@@ -197,7 +197,7 @@ class Trainer:
         return state | self.optimiser.state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state that :meth:`state` gave."""
+        """Restore a state returned by :meth:`state`."""
         self.network.load_state_dict(network_weights(state))
         for name, kept in self.optimiser.state().items():
             kept.copy_(state[name])
@@ -210,7 +210,7 @@ def network_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build(recipe: Recipe, data: PreparedDataset, seed: int, device: torch.device) -> nn.Module:
-    """The recipe's network with its initial weights, laid out as it trains fastest."""
+    """The recipe's network with its initial weights, on the device, in its fastest layout."""
     return build_network(
         recipe.network,
         channels=data.channels,
@@ -297,7 +297,8 @@ class GraphedStep:
 class DeviceData:
     """A prepared dataset on its device: images and labels by split, and the batches of an epoch.
 
-    Raises UserError where a batch does not fit the train set or the processes that share it.
+    Raises:
+        UserError: the batch size does not fit the train set or the number of processes.
     """
 
     def __init__(
@@ -360,8 +361,8 @@ def epoch_order(examples: int, seed: int, epoch: int) -> Tensor:
 
 
 def oversampled(labels: np.ndarray) -> Tensor:
-    """The rows of an epoch in which every class has as many as the largest; by class, those of a
-    smaller one over and over."""
+    """The rows of an epoch in which every class has as many as the largest one, ordered by class;
+    rows of smaller classes are repeated."""
     counts = np.bincount(labels)
     rows = [np.resize(np.flatnonzero(labels == c), counts.max()) for c in counts.nonzero()[0]]
     return torch.from_numpy(np.concatenate(rows))
