@@ -222,7 +222,7 @@ def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
         pytest.param("abort", RuntimeError, "process 2 of 2 died of SIGABRT", marks=SLOW),
     ],
 )
-def test_a_failure_ends_all_and_says_why(how, kind, words):
+def test_failure_of_one_process_stops_all_and_is_reported(how, kind, words):
     before = children(os.getpid())  # as of multiprocessing's resource tracker, from other tests
     with pytest.raises(kind) as caught:
         launch(2, CPU, fail, how)

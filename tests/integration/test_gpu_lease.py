@@ -462,7 +462,7 @@ def test_no_gpu_asked_takes_no_lock(machine, tmp_path):
         ({"NC_LEASE_FOLDER": "/dev/null"}, 1, None, "NC_LEASE_FOLDER"),
     ],
 )
-def test_what_cannot_be_leased_is_said_in_one_sentence(
+def test_lease_that_is_impossible_raises_one_sentence(
     machine, monkeypatch, environment, count, slots, said
 ):
     machine(2)
@@ -482,9 +482,7 @@ def test_what_cannot_be_leased_is_said_in_one_sentence(
         ("auto", 1, "this torch cannot use it"),
     ],
 )
-def test_a_device_that_cannot_be_had_is_said_in_one_sentence(
-    machine, monkeypatch, choice, gpus, said
-):
+def test_device_that_is_unavailable_raises_one_sentence(machine, monkeypatch, choice, gpus, said):
     import torch
 
     machine(2)
@@ -493,7 +491,7 @@ def test_a_device_that_cannot_be_had_is_said_in_one_sentence(
         pass
 
 
-def test_a_layer_without_deterministic_kernel_is_said_in_one_sentence():
+def test_layer_without_deterministic_kernel_raises_one_sentence():
     import torch
 
     torch.use_deterministic_algorithms(True)

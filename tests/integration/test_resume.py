@@ -207,13 +207,13 @@ def test_results_that_are_deleted_at_the_last_moment_are_made_again_at_once(plac
     assert not state.exists()
 
 
-def test_a_training_says_which_epochs_it_kept(place):
+def test_training_records_which_epochs_it_kept(place):
     """By which `status` knows that a changed measurement.epochs will train again."""
     run = json.loads((place / "whole" / "run.json").read_text())
     assert run["kept_epochs"] == [0, *MEASURED]
 
 
-def test_a_second_job_in_the_same_place_says_who_is_there(place, tmp_path, capsys):
+def test_second_job_on_the_same_state_names_the_first(place, tmp_path, capsys):
     arguments = command("train-model", place, tmp_path)
     first, status = WARM.start(arguments, tmp_path / "errors")
     wait_until(lambda: steps_done(tmp_path / "state"), "a step is done")

@@ -35,7 +35,7 @@ def plan(folder, *arguments) -> tuple[set[str], str]:
     return {*job_counts(done.stdout)}, done.stdout
 
 
-def test_reference_runs_alone_train_nothing(reference, tmp_path):
+def test_only_reference_runs_train_nothing(reference, tmp_path):
     rules, said = plan(tmp_path, reference / "config.yaml")
     assert not rules & TRAINING
     assert rules >= {"collect_tables", "plot_figures", "compare_with_paper"}

@@ -50,7 +50,7 @@ def fitted(callbacks, folder, **limit):
     return model, data, trainer
 
 
-def test_callback_measures_and_logs_and_leaves_the_training_alone(tmp_path):
+def test_callback_measures_and_logs_without_changing_the_training(tmp_path):
     callback = NeuralCollapse(every=2)
     model, data, trainer = fitted([callback], tmp_path)
     table = callback.curve.to_frame()

@@ -42,7 +42,7 @@ def fitted(folder, watch, **limit):
     return trainer, callback, data
 
 
-def test_callback_measures_and_logs_and_leaves_the_training_alone(tmp_path):
+def test_callback_measures_and_logs_without_changing_the_training(tmp_path):
     trainer, callback, data = fitted(tmp_path, watch=True)
     table = callback.curve.to_frame()
     assert sorted(set(table["epoch"])) == [1, 2, 3]

@@ -141,7 +141,7 @@ def test_a_machine_without_the_wheels_is_not_kept_waiting(stub, tmp_path):
     assert "packages are missing; run its prepare first" in done.stderr
 
 
-def test_without_a_command_it_says_what_there_are():
+def test_missing_command_lists_the_commands():
     done = run()
     assert done.returncode == 2
     assert re.findall(r"gpu_window.sh (\w+)", done.stdout) == ["prepare", "first", "second"]

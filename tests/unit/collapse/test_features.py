@@ -122,7 +122,7 @@ def test_extract_gives_features_and_moments_of_a_plain_pass(network, data):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 36, 37, 1000])
-def test_batch_size_leaves_the_features_alone(network, data, batch_size):
+def test_batch_size_does_not_change_features(network, data, batch_size):
     rows = run(network, data, batch_size=batch_size)[1]
     assert_allclose(rows, run(network, data)[1], rtol=1e-5, atol=1e-7)
 

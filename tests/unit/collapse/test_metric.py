@@ -121,7 +121,7 @@ def test_parts_of_a_second_pass_are_merged():
         first.merge(whole)
 
 
-def test_what_was_not_measured_is_absent_and_says_why():
+def test_missing_input_makes_statistics_absent_with_a_reason():
     features, labels = near_collapse(np.random.default_rng(4), 0.3, counts=[27] * CLASSES)
     metric = CollapseMetric(CLASSES, DIM, "projected")
     metric.update(features, labels)

@@ -214,7 +214,7 @@ def test_weights_that_are_quantised_or_tied():
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["torch's", "the loader's own"])
-def test_measuring_leaves_the_random_numbers_alone(own, model, splits):
+def test_measuring_does_not_change_random_states(own, model, splits):
     generator = torch.Generator() if own else None
     loader = DataLoader(splits[0], 10, shuffle=True, generator=generator)
     draws = []

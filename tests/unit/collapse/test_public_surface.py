@@ -141,12 +141,12 @@ assert nc.functional.maximal_angle(nc.simplex_etf(4, 5)) < 1e-15
 """
 
 
-def test_measuring_needs_torch_and_numpy_alone():
+def test_measuring_needs_only_torch_and_numpy():
     done = subprocess.run([sys.executable, "-c", WITHOUT_OTHERS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_command_line_says_what_it_lacks():
+def test_command_line_without_a_package_names_it():
     code = (
         "import sys; sys.modules['rich_argparse'] = None;"
         "from neural_collapse.cli.main import main; sys.exit(main(['measure', '--help']))"
@@ -155,7 +155,7 @@ def test_the_command_line_says_what_it_lacks():
     assert done.returncode == 2 and "pip install 'neural-collapse[pipeline]'" in done.stderr
 
 
-def test_every_statistic_says_what_it_is():
+def test_every_statistic_has_a_description():
     for name, entry in nc.REGISTRY.items():
         assert entry.name == name and entry.what and entry.tends_to
         assert entry.formula.count("{") == entry.formula.count("}")

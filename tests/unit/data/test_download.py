@@ -152,7 +152,7 @@ def test_download_source_that_fails_is_given_up_for_the_next(
     assert source["files"][1]["source"].startswith(f"{server.address}/first/")
 
 
-def test_download_offline_gives_up_at_once(publish, slept, monkeypatch, tmp_path):
+def test_download_offline_fails_without_retries(publish, slept, monkeypatch, tmp_path):
     publish("mnist", "http://one.example/", "http://two.example/")
     asked = []
 
@@ -353,7 +353,7 @@ def test_mirror_corrupt_unpacked_archive_is_named(publish, tmp_path):
         download_dataset("cifar10", tmp_path / "raw", mirror=str(mirror))
 
 
-def test_mirror_without_the_file_says_so(publish, tmp_path):
+def test_mirror_without_the_file_is_reported(publish, tmp_path):
     publish("mnist")
     with pytest.raises(UserError, match=f"{tmp_path} \\(holds no {IMAGES}, packed or unpacked\\)"):
         download_dataset("mnist", tmp_path / "raw", mirror=str(tmp_path))

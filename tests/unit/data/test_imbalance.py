@@ -74,7 +74,7 @@ def test_random_labels_are_a_permutation_of_a_share_of_them(share):
     np.testing.assert_array_equal(labels, np.sort(labels))  # the given ones stay
 
 
-def test_random_labels_change_train_labels_alone(prepare):
+def test_random_labels_change_only_train_labels(prepare):
     whole, data = prepare(), prepare(random_labels=1)
     np.testing.assert_array_equal(data.train_images, whole.train_images)
     np.testing.assert_array_equal(data.test_labels, whole.test_labels)
@@ -83,7 +83,7 @@ def test_random_labels_change_train_labels_alone(prepare):
     assert data.data_hash != whole.data_hash
 
 
-def test_preparations_of_other_data_lie_in_other_folders():
+def test_preparations_of_different_data_have_different_folders():
     step, minority = {"ratio": 10, "minority_classes": [1, 2]}, {"minority_classes": [2, 1]}
     other = [
         {},

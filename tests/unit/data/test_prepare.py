@@ -85,7 +85,7 @@ def test_prepare_each_dataset_gives_its_images_padded(name, raw, tmp_path):
     np.testing.assert_allclose(data.std, values.std(axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_card_says_counts_checksums_and_source(raw, tmp_path):
+def test_card_contains_counts_checksums_and_source(raw, tmp_path):
     made, folder = raw("mnist")
     recipe = DataRecipe(examples_per_class=5, subset_seed=3)
     card = prepare_dataset("mnist", folder, tmp_path / "out", recipe)

@@ -160,7 +160,7 @@ def test_plan_network_whose_size_overflows_is_one_sentence(own):
         plan(config, "cpu")
 
 
-def test_plan_override_without_effect_is_said(own):
+def test_plan_override_without_effect_is_reported(own):
     overrides = [{"datasets": ["mnist"], "recipe": {"training": {"epochs": 3}}}]
     text = plan(own(overrides=overrides), "cpu")
     assert "no effect    overrides 0 (counted from 0): match no" in text
@@ -290,7 +290,7 @@ def test_plan_counts_the_time_of_layers_and_of_another_dataset(own):
     assert other.flops - alone.flops > 2 * 60_000 * alone.network.forward_flops
 
 
-def test_plan_says_what_its_hours_rest_on(own):
+def test_plan_names_the_source_of_its_hours(own):
     assert "this machine has no run yet" in plan(own(), "cpu")
     finish(own(), 30)
     assert "1 finished run of this machine reached, each under 60 s" in plan(own(), "cpu")

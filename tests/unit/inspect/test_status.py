@@ -229,7 +229,7 @@ def test_status_sweep_is_outdated_with_its_training(config):
     assert status_of(candidate).state == "done", "made since"
 
 
-def test_status_text_says_what_was_changed(config, job, jobs):
+def test_status_text_names_changed_keys(config, job, jobs):
     trained(job, changed(config, training={"epochs": 6}))
     for rule in ("extract_features", "compute_statistics", "measure_robustness"):
         done(jobs[rule, "seed-0"])

@@ -56,7 +56,7 @@ def test_draw_running_training_shows_its_line_of_progress(config, jobs):
     assert unfinished and "0 of 4 jobs done; left:" in text
 
 
-def test_draw_failed_job_says_why(config, jobs):
+def test_draw_failed_job_shows_its_error(config, jobs):
     log(jobs["train_model"], "error: the disk is full\n")
     assert "failed: digits x vgg, training seed-0: the disk is full" in drawn(config)
 

@@ -68,6 +68,6 @@ def test_user_defined_networks_are_made_safe_and_keep_their_state():
 
 
 @pytest.mark.parametrize("options", [{"padding": 1}, {"groups": 3}, {"stride": 1}])
-def test_other_pointwise_convolutions_are_left_alone(options):
+def test_other_pointwise_convolutions_are_not_replaced(options):
     layer = nn.Conv2d(3, 3, 1, **({"stride": 2} | options))
     assert type(make_safe(nn.Sequential(layer))[0]) is nn.Conv2d

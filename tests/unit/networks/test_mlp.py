@@ -58,7 +58,7 @@ def test_label_names_what_is_left_out():
         ({"dept": 2}, "unknown key 'dept' for the family 'mlp'; did you mean 'depth'?"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_sentence(changes, said):
+def test_network_that_cannot_be_built_raises_one_sentence(changes, said):
     with pytest.raises(UserError) as error:
         recipe(**changes)
     assert said in str(error.value) and "\n" not in str(error.value)

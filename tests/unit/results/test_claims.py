@@ -117,7 +117,7 @@ def test_the_start_is_the_first_measured_epoch_of_the_terminal_phase():
         ({0: np.inf, 40: 1, 350: 0.1}, {}, "missing or not finite"),
     ],
 )
-def test_where_nothing_can_be_said_it_says_why(values, run, reason):
+def test_undecided_claim_has_a_reason(values, run, reason):
     row = verdict(values, NC1_STATISTIC, runs(run))
     assert row.holds == "cannot say"
     assert reason in row.reason

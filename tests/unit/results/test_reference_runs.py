@@ -235,7 +235,7 @@ def test_both_stand_in_one_table_and_neither_changes(own_run, reference, tmp_pat
     assert runs.epochs.to_dict() == {"own": 5, "reference": 8}
 
 
-def test_own_alone_and_reference_alone(own_run, reference, tmp_path):
+def test_only_own_and_only_reference_runs(own_run, reference, tmp_path):
     folder, _ = own_run
     assert collect(folder, tmp_path / "own") == 0
     assert collect(None, tmp_path / "reference", "--reference-folder", reference) == 0

@@ -85,7 +85,7 @@ def test_law_that_some_seed_misses_is_not_said_to_hold(linearity, holds):
 
 
 @pytest.mark.parametrize("lacking", [{"batch_norm": False}, {"activation": "identity"}])
-def test_control_is_judged_by_the_absence_of_the_line_alone(lacking):
+def test_control_is_decided_only_by_the_absence_of_the_line(lacking):
     name = "no law of data separation without batch norm or non-linearity"
     for linearity, holds in ((-0.5, "holds"), (-0.999, "does not")):
         cells = [

@@ -216,7 +216,7 @@ def test_a_value_that_is_not_defined_decides_nothing():
     assert row.holds == "cannot say" and "not defined" in row.reason
 
 
-def test_closed_form_of_nc0_is_claimed_of_sgd_alone():
+def test_closed_form_of_nc0_is_claimed_only_for_sgd():
     sgdw = {"optimizer": {"name": "sgdw"}}
     runs = [run("sgd"), run("smoothed", loss="label_smoothing"), run("sgdw", **sgdw)]
     errors = {"sgd": 2e-6, "smoothed": 2e-3, "sgdw": 5e-3}
@@ -448,7 +448,7 @@ def test_one_seed_decides_nothing():
     assert claim["reason"] == "the noise of one seed is unknown: 0.9 to 0.1"
 
 
-def test_claims_are_made_where_another_dataset_was_measured_alone():
+def test_claims_are_made_only_if_another_dataset_was_measured():
     assert LAGS not in verdicts(COLLAPSE).index
     values = COLLAPSE | {(NCC, "test"): [[0.3, 0.5, 0.6, 0.4]] * 2}
     claims = check_claims(of_seeds(values), other_runs(terminal_phase_epoch=None))

@@ -57,7 +57,7 @@ def test_the_same_recipe_gives_the_same_bits(run):
     assert first.records == again.records
 
 
-def test_training_leaves_the_global_generators_alone(run):
+def test_training_does_not_change_global_generators(run):
     torch.manual_seed(4)
     before = torch.get_rng_state()
     run("a")
@@ -358,7 +358,7 @@ def test_evaluation_halves_its_batch_for_good_when_memory_runs_out(
         (RuntimeError("no stream"), None, "cannot be recorded (no stream)"),
     ],
 )
-def test_a_step_that_cannot_be_recorded_says_why(
+def test_step_that_cannot_be_recorded_raises_with_a_reason(
     monkeypatch, make_data, make_recipe, raised, first, said
 ):
     def record(*_):

@@ -230,7 +230,7 @@ def test_a_recorded_training_goes_through_an_incomplete_batch(recipe_of, make_da
 
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_a_training_goes_on_with_the_same_bits(
+def test_resumed_training_is_bit_identical(
     recipe_of, make_data, tmp_path, interrupted, graphs, optimiser
 ):
     recipe = recipe_of(epochs=4, cuda_graphs=graphs, optimizer={"name": optimiser})

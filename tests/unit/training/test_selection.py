@@ -80,7 +80,7 @@ def test_held_out_images_are_train_images_that_training_does_not_see(data):
         assert np.array_equal(data.train_labels[images], labels)
 
 
-def test_held_out_depends_on_the_seed_alone(data):
+def test_held_out_depends_only_on_the_seed(data):
     def drawn(seed):
         return held_out(data, 0.3, seed).test_images.ravel().tolist()
 
