@@ -43,7 +43,7 @@ def draw_space(ax: Axes, chosen: Picture, epoch: int, pixels: int) -> None:
     image, outside = scene.render(scene.solids(chosen, epoch), scene.reach(chosen), pixels)
     ax.imshow(image, interpolation="antialiased")
     ax.set_axis_off()
-    ax.set_title(f"Epoch {epoch}", y=1, pad=0)
+    ax.set_title(f"Epoch {epoch}", y=1, pad=2)
     if outside:
         note = f"{100 * max(outside, 0.01):.0f} % of the features outside"
         look = {"ha": "center", "va": "top", "fontsize": 6, "color": "0.4"}

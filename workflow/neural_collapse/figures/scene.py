@@ -27,8 +27,8 @@ _LOOKS = {
 }
 ELEVATION, AZIMUTH = 42.0, -81.0
 """Degrees; from above, aslant: the vertices stand around the z axis, above the origin."""
-TARGET = np.array([0.0, 0.05, 0.4])
-"""The point in the middle of the picture."""
+TARGET = np.array([0.0, 0.0, 0.62])
+"""The point in the middle of the picture: of the origin and the vertices of ten classes."""
 REACH_MIN, REACH_MAX = 1.3, 1.9
 ASPECT = 0.8
 """Height of the picture by its width."""
@@ -66,8 +66,12 @@ def solids(picture: Picture, epoch: int) -> list[Solid]:
 
 
 def reach(picture: Picture) -> float:
-    """How far every epoch's picture reaches, in norms of the class means: nine features of ten."""
-    features = where(picture.rows, kind="feature")[["x", "y", "z"]].to_numpy()
+    """How far every epoch's picture reaches, in norms of the class means.
+
+    Nine features of ten are within it, apart from epoch 0, whose features are far apart.
+    """
+    features = where(picture.rows[picture.rows["epoch"] > 0], kind="feature")
+    features = features[["x", "y", "z"]].to_numpy()
     if len(features) == 0:
         return REACH_MIN
     radius = np.linalg.norm(features, axis=1)
