@@ -30,6 +30,8 @@ from . import parts
 HERE = Path(__file__).parent
 FIRST = ("figure_6", "overview")
 """Figures at the top."""
+SCREEN_SCALE = 0.52
+"""CSS pixels by pixels of 300 dpi: text of 6 to 7 points as large as the captions; a page fits."""
 
 
 def build_report(
@@ -107,6 +109,7 @@ def _render(**values: Any) -> str:
         lstrip_blocks=True,
     )
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    environment.filters["subscripts"] = parts.subscripts
     own = {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}
     return environment.get_template("page.html.j2").render(**own, **values)
 
@@ -180,8 +183,8 @@ def _figures(
                 "caption": caption(name, tables, look, **layout),
                 "command": shlex.join([*command, *options, "--output", str(image)]),
                 "uri": "data:image/png;base64," + base64.b64encode(data).decode(),
-                "width": int.from_bytes(data[16:20], "big"),
-                "height": int.from_bytes(data[20:24], "big"),
+                "width": round(SCREEN_SCALE * int.from_bytes(data[16:20], "big")),
+                "height": round(SCREEN_SCALE * int.from_bytes(data[20:24], "big")),
                 "files": [(f, _link(image.with_suffix(f".{f}"), output)) for f in formats],
             }
         )

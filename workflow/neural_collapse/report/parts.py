@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup, escape
 
 from ..io.text import duration_text
 from ..results import claims, table1
@@ -15,6 +17,11 @@ from ..results.tables import OWN
 
 SIGNS = {"holds": ("✓", "yes"), "does not": ("✗", "no"), "cannot say": ("?", "open")}
 """Sign and style of each verdict."""
+
+
+def subscripts(text: str) -> Markup:
+    """A caption as HTML, in which the letters after Σ_, μ_, w_, D_ and SS_ are subscripts."""
+    return Markup(re.sub(r"\b(Σ|μ|w|D|SS)_(\w)\b", r"\1<sub>\2</sub>", escape(text)))
 
 
 class Cell(NamedTuple):
