@@ -19,6 +19,7 @@ from sample_tables import ARCHITECTURES, DATASETS_2, LABELS, draw, make_tables, 
 from neural_collapse import figures
 from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES, captions, style
+from neural_collapse.figures.grid import curves_of
 from neural_collapse.figures.specs import final_errors
 from neural_collapse.figures.style import short_number
 from neural_collapse.io.errors import UserError
@@ -212,7 +213,8 @@ def test_sweep_panels_show_last_errors_selection_and_divergence(tables, layout):
     figure = figures.sweep(tables["sweep"], tables["runs"], layout)
     errors = final_errors(tables["sweep"])
     cell = errors.query("dataset == 'digits' and architecture == 'resnet'")
-    lines = {line.get_gid(): line for line in figure.axes[2].lines}
+    assert [ax.get_ylabel() for ax in figure.axes] == ["ResNet", "", "DenseNet", ""]
+    lines = {line.get_gid(): line for line in figure.axes[0].lines}
     fine = cell[~cell.diverged]
     np.testing.assert_allclose(lines["tried"].get_ydata(), fine.error_percent)
     np.testing.assert_allclose(lines["tried"].get_xdata(), fine.learning_rate)
@@ -220,8 +222,14 @@ def test_sweep_panels_show_last_errors_selection_and_divergence(tables, layout):
     (chosen,) = cell.loc[cell.selected, "learning_rate"]
     assert lines["selected"].get_xdata().tolist() == [chosen]
     assert chosen == fine.loc[fine.error_percent.idxmin(), "learning_rate"]
+    assert [t.get_text() for t in figure.axes[3].texts] == ["not run"]
+    others = tables["sweep"].drop(
+        of(tables["sweep"], dataset="digits", architecture="resnet").index
+    )
+    pinned = tables["runs"].assign(learning_rate_origin="pinned")
+    figure = figures.sweep(others, pinned, layout)
     assert [t.get_text() for t in figure.axes[0].texts] == ["pinned at\n0.05"]
-    assert [t.get_text() for t in figure.axes[5].texts] == ["not run"]
+    assert figures.sweep(others[:0], pinned, layout).axes == []
 
 
 def test_a_diverged_candidate_counts_as_all_wrong_whatever_its_last_error(tables):
@@ -256,8 +264,8 @@ def test_an_error_of_zero_is_drawn(tables, layout):
     sweep = tables["sweep"].copy()
     sweep.loc[sweep.selected & (sweep.epoch == 100) & (sweep.split == "test"), "value"] = 0.0
     figure = figures.sweep(sweep, tables["runs"], layout)
-    (star,) = [line for line in figure.axes[2].lines if line.get_gid() == "selected"]
-    assert star.get_ydata()[0] > figure.axes[2].get_ylim()[0] > 0
+    (star,) = [line for line in figure.axes[0].lines if line.get_gid() == "selected"]
+    assert star.get_ydata()[0] > figure.axes[0].get_ylim()[0] > 0
 
 
 # --------------------------------------------------------------------------- overview
@@ -288,7 +296,7 @@ def test_the_overviews_numbers_stand_clear_of_its_curves():
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     for ax in figure.axes:
-        curves = [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]
+        curves = curves_of(ax)
         assert len(ax.texts) == len(curves) > 0
         for text in ax.texts:
             box = text.get_window_extent(renderer)

@@ -50,7 +50,10 @@ def test_every_panel_shows_its_cells_values(number, tables, layout):
             np.testing.assert_allclose(drawn.get_ydata(), spec.scale * rows.value)
             assert drawn.get_marker() not in ("", "None", None), "every epoch has a marker"
             low, high = ax.get_ylim()
-            assert low < min(drawn.get_ydata()) and max(drawn.get_ydata()) < high
+            values = drawn.get_ydata()
+            assert low < min(values) and max(values[1:]) < high
+            cut = [mark.get_color() for mark in ax.lines if mark.get_gid() == "cut"]
+            assert (drawn.get_color() in cut) == (values[0] > high)
             assert ax.get_yscale() == ("log" if number == 6 else "linear")
 
 
@@ -155,6 +158,30 @@ def test_one_seed_has_no_band(tables, layout):
     assert not panel(figure, layout, "digits", "vgg").collections
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["class means", "classifiers", "start of TPT"]
+
+
+@pytest.mark.parametrize(("before", "cut"), [(1.4, False), (1.6, True)])
+def test_a_value_before_training_is_cut_where_it_would_press_the_others_flat(before, cut, tables):
+    frame = of(tables["measurements"], statistic="nc3_self_duality", split="train")
+    frame = of(frame, dataset="digits", architecture="vgg").copy()
+    frame.loc[frame.epoch == 0, "value"] = before * frame.value[frame.epoch > 0].max()
+    runs = of(tables["runs"], dataset="digits", architecture="vgg")
+    (ax,) = figures.figure_5(frame, runs).axes
+    high = ax.get_ylim()[1]
+    assert (frame.value.max() > high) == cut
+    assert frame.value[frame.epoch > 0].max() > 0.6 * high
+    assert ["cut"] * cut == [mark.get_gid() for mark in ax.lines if mark.get_gid() == "cut"]
+    only = of(frame, epoch=0)
+    assert figures.figure_5(only, runs).axes[0].get_ylim()[1] > only.value.max()
+
+
+def test_a_figure_of_many_rows_fits_a_page():
+    tables = make_tables(("digits",), [f"network_{number}" for number in range(12)], last=5)
+    figure = figures.figure_5(tables["measurements"], tables["runs"])
+    assert figure.get_figheight() < 9
+    figure.draw_without_rendering()
+    heights = [ax.get_position().height * figure.get_figheight() for ax in figure.axes]
+    assert min(heights) > 0.4
 
 
 @pytest.mark.parametrize("axis", ["linear", "log"])
@@ -285,8 +312,8 @@ def test_own_and_reference_runs_are_two_lines_never_one(number, both):
 def test_reference_runs_alone_say_so(both):
     only = {name: table[table.origin == "reference"] for name, table in both.items()}
     figure = draw(2, only, Layout.of(only["runs"]))
-    words = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "reference runs only" in words
+    words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert any(word.startswith("Reference runs.") for word in words)
     caption = captions.grid(SPECS[2], only["measurements"], only["runs"], Layout.of(only["runs"]))
     assert "All runs are reference runs" in caption
 

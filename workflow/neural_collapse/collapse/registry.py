@@ -85,7 +85,7 @@ PAPER_FIGURES = {
         "NC2",
         "maximal angle",
         "Class means and classifiers approach maximal-angle equiangularity (NC2)",
-        "Mean of |cos + 1/(C − 1)|",
+        r"Mean of $|\cos + 1/(C - 1)|$",
     ),
     5: PaperFigure(
         "NC3",

@@ -20,7 +20,6 @@ from ..results.studies import (
     correlation_with_collapse,
     measured_other,
 )
-from ..results.tables import REFERENCE
 from .sentences import (
     in_a_list,
     joined,
@@ -76,7 +75,7 @@ def grid(
     return joined(
         f"{spec.explanation}{marks if len(spec.series) > 1 else ''}.",
         "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
-        "network before training.",
+        "network before training" + ("." if spec.log_y else f", {_CUT}."),
         "" if shared == "figure" else f"Every {_SCALES[shared]} has its own vertical scale.",
         terminal_phase_sentence(runs, layout),
         size_sentence(runs, layout),
@@ -86,6 +85,7 @@ def grid(
     )
 
 
+_CUT = "an arrowhead at the top of a panel where its value lies above it"
 _SCALES = {"row": "row of panels", "none": "panel"}
 
 
@@ -108,6 +108,7 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
         "training each; both axes are logarithmic. The star marks the selected one, the lowest "
         f"{error} at the last epoch{'' if held_out else ', as in the paper'}.",
         "Held-out images are train images that these trainings leave out." if held_out else "",
+        "Datasets and networks without a sweep are left out.",
         crosses if diverged else "",
         size_sentence(runs, layout),
         origin_sentence(errors),
@@ -116,17 +117,18 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
 
 def overview(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the overview shows."""
-    shipped = "Rows titled (reference): runs shipped in results/reference."
+    several = len(origins_of(runs)) > 1
+    shipped = "Rows titled (reference): reference runs, shipped in results/reference."
     return joined(
         "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
         "else linear from zero, each panel on its own scale; mismatch and error in %; the number "
         "in the corner is the value at the last epoch. NC1 to NC3 on the train set, NC4's mismatch "
         "and robustness on the test set. Blue: class means, train error and single curves; orange: "
-        "classifiers, test error.",
+        f"classifiers, test error. Epoch 0 is the network before training, {_CUT}.",
         terminal_phase_sentence(runs, layout),
         seeds_sentence(measurements, layout),
         size_sentence(runs, layout),
-        shipped if REFERENCE in origins_of(runs) else "",
+        shipped if several else origin_sentence(runs),
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import CARETUP
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
@@ -22,7 +23,7 @@ from ..results.layout import (
     terminal_phase_epochs,
 )
 from . import style
-from .sentences import size_sentence
+from .sentences import note
 from .specs import SPECS, EpochAxis, GridFigure, Series
 
 # --------------------------------------------------------------------------- the epoch axis
@@ -38,7 +39,9 @@ def set_epoch_axis(ax: Axes, last: float, epoch_axis: EpochAxis) -> None:
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlim(-0.25, last * 1.25)
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True, steps=[1, 1.5, 2, 3, 5, 10]))
+        wide = ax.figure.get_figwidth() / ax.get_gridspec().ncols > 1.5
+        ticks = MaxNLocator(5 if wide else 3, integer=True, steps=[1, 1.5, 2, 3, 5, 10])
+        ax.xaxis.set_major_locator(ticks)
         ax.set_xlim(-0.035 * last, 1.035 * last)
     ax.xaxis.set_major_formatter(style.tick_formatter())
 
@@ -130,7 +133,31 @@ def blank_panel(ax: Axes, word: str) -> None:
 
 def curves_of(ax: Axes) -> list[Line2D]:
     """The lines of statistics."""
-    return [line for line in ax.lines if line.get_gid() not in (None, "terminal-phase")]
+    return [line for line in ax.lines if line.get_gid() not in (None, *_MARKS)]
+
+
+_MARKS = ("terminal-phase", "cut")
+EPOCH_0_RATIO = 1.5
+"""How much larger than every later value one before training may be, to be within the panel."""
+
+
+def highest(points: np.ndarray) -> float:
+    """The largest value that a linear axis shows of `points` (N, 2): epochs and values.
+
+    Values before training that are much larger would press all others flat.
+    """
+    top = points[:, 1].max()
+    later = points[points[:, 0] > 0, 1].max(initial=-np.inf)
+    return float(later if top > EPOCH_0_RATIO * later > 0 else top)
+
+
+def mark_cut_curves(ax: Axes) -> None:
+    """An arrowhead at the upper end of the panel for each curve that begins above it."""
+    for line in curves_of(ax):
+        epoch, value = line.get_xydata()[0]
+        if epoch == 0 and value > ax.get_ylim()[1]:
+            mark = {"marker": CARETUP, "markersize": 3.5, "color": line.get_color(), "gid": "cut"}
+            ax.plot([0], [1], transform=ax.get_xaxis_transform(), clip_on=False, **mark)
 
 
 # --------------------------------------------------------------------------- the grid
@@ -155,24 +182,24 @@ def draw_grid(spec: GridFigure, measurements, runs, layout, look) -> Figure:
             for ax in panels:
                 set_epoch_axis(ax, last, look.epoch_axis)
                 ax.tick_params(labelbottom=ax is panels[-1])
+            panels[-1].set_xlabel("Epoch")
     style.label_rows(axes, layout)
     _vertical_axes(spec, axes, drawn, spec.shared(look))
     figure.supylabel(spec.paper.axis, fontsize=7)
     _legend(figure, spec, measurements, runs, layout)
-    style.label_below(figure, "Epoch", size_sentence(runs, layout))
+    style.note_below(figure, note(runs, layout))
     return figure
 
 
 def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared: str) -> None:
-    limits = {ax: _limits(ax, spec.log_y) for ax in drawn}
+    points = {ax: _points(ax, spec.log_y) for ax in drawn}
     for row in axes:
         for column, ax in enumerate(row):
             if ax not in drawn:
                 continue
             in_row = [other for other in row if other in drawn]
             among = {"figure": drawn, "row": in_row, "none": [ax]}[shared]
-            low = min(limits[other][0] for other in among)
-            high = max(limits[other][1] for other in among)
+            low, high = _limits(np.concatenate([points[other] for other in among]), spec.log_y)
             if spec.log_y:
                 ax.set_yscale("log")
                 ax.set_ylim(low / (high / low) ** 0.06, high * (high / low) ** 0.05)
@@ -183,20 +210,25 @@ def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared
                     MaxNLocator(nbins=4, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10])
                 )
                 ax.yaxis.set_major_formatter(style.tick_formatter())
+                mark_cut_curves(ax)
             if shared != "none" and any(other in drawn for other in row[:column]):
                 ax.tick_params(labelleft=False)
 
 
-def _limits(ax: Axes, log_y: bool) -> tuple[float, float]:
-    """Smallest and largest value shown, bands included; a linear axis begins at zero."""
-    data = [np.asarray(line.get_ydata(), dtype=float) for line in curves_of(ax)]
-    data += [path.vertices[:, 1] for band in ax.collections for path in band.get_paths()]
-    values = np.concatenate(data)
-    values = values[np.isfinite(values) & ((values > 0) if log_y else True)]
+def _points(ax: Axes, log_y: bool) -> np.ndarray:
+    """Epochs and values (N, 2) of curves and bands that the axis can show."""
+    data = [np.asarray(line.get_xydata(), dtype=float) for line in curves_of(ax)]
+    data += [path.vertices for band in ax.collections for path in band.get_paths()]
+    points = np.concatenate(data)
+    return points[np.isfinite(points[:, 1]) & ((points[:, 1] > 0) if log_y else True)]
+
+
+def _limits(points: np.ndarray, log_y: bool) -> tuple[float, float]:
+    """Smallest and largest value shown; a linear axis begins at zero."""
+    low, high = points[:, 1].min(), points[:, 1].max()
     if log_y:
-        low, high = values.min(), values.max()
         return (low, high) if high > 1.01 * low else (low / 3, high * 3)
-    low, high = min(0.0, values.min()), values.max()
+    low, high = min(0.0, low), highest(points)
     return (low, high) if high > low else (low, low + 1.0)
 
 

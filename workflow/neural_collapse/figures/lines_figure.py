@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,20 +75,21 @@ def _draw_networks(ax, measurements, layout, dataset, statistic, split, **more: 
     _draw_logarithmic(ax, measurements, lines)
 
 
-def _finish(figure: Figure, layout: Layout, columns: int) -> None:
+def _finish(figure: Figure, axes: np.ndarray, layout: Layout, columns: int) -> None:
     handles = [
         Line2D([], [], label=label, **_look(number))
         for number, label in enumerate(layout.architectures.values())
     ]
     style.legend_above(figure, handles, columns)
-    style.label_below(figure, "Epoch")
+    for ax in axes[-1]:
+        ax.set_xlabel("Epoch")
 
 
 @style.styled
 def etf(measurements, runs, layout, look) -> Figure:
     """The figure of the fixed classifier from `measurements` and `runs`: a row per dataset."""
     datasets = layout.datasets or {"": ""}
-    figure, axes = style.new_panels(len(datasets), 4, style.figure_width(4, look.width), 1.5, 0.8)
+    figure, axes = style.new_panels(len(datasets), 4, 1.5, 0.8, sharex="all")
     for row, (dataset, label) in enumerate(datasets.items()):
         axes[row, 0].set_ylabel(label, fontweight="bold")
         for ax, shown in zip(axes[row], _ETF, strict=True):
@@ -95,7 +97,7 @@ def etf(measurements, runs, layout, look) -> Figure:
                 ax.set_title(panel_title(*shown))
             every = {"marker": "none"} if shown[0] == "error" else {}  # of every epoch
             _draw_networks(ax, measurements, layout, dataset, *shown, **every)
-    _finish(figure, layout, 4)
+    _finish(figure, axes, layout, 4)
     return figure
 
 
@@ -103,8 +105,7 @@ def etf(measurements, runs, layout, look) -> Figure:
 def losses(measurements, runs, layout, look) -> Figure:
     """The figure of losses from `measurements` and `runs`, two rows of panels per dataset."""
     datasets = layout.datasets or {"": ""}
-    width = style.figure_width(4, look.width)
-    figure, axes = style.new_panels(2 * len(datasets), 3, width, 1.6, 0.8)
+    figure, axes = style.new_panels(2 * len(datasets), 3, 1.6, 0.8, sharex="all")
     for panels, (dataset, label) in zip(axes.reshape(-1, 6), datasets.items(), strict=True):
         prefix = f"{label}, " if len(datasets) > 1 else ""
         for ax, shown in zip(panels[:5], _LOSSES, strict=True):
@@ -112,7 +113,7 @@ def losses(measurements, runs, layout, look) -> Figure:
             _draw_networks(ax, measurements, layout, dataset, *shown)
         panels[5].set_title(f"{prefix}Parts of the MSE")
         _draw_parts(panels[5], measurements, dataset, layout)
-    _finish(figure, layout, 6)
+    _finish(figure, axes, layout, 6)
     return figure
 
 
@@ -132,7 +133,7 @@ def _draw_parts(ax: Axes, measurements: pd.DataFrame, dataset: str, layout: Layo
     if lines:
         named = zip(_PART_NAMES, looks, strict=True)
         handles = [Line2D([], [], label=name, **look) for name, look in named]
-        ax.legend(handles=handles, loc="best", fontsize=5.5)
+        ax.legend(handles=handles, loc="best", fontsize=6)
 
 
 # --------------------------------------------------------------------------- another dataset
@@ -186,9 +187,7 @@ def _draw_other(rows: tuple[_Row, ...], title: str, measurements, runs, layout, 
     """A column for each cell that measures another dataset."""
     cells = measured_other(runs, layout)
     columns = max(len(cells), 1)
-    # Room for the rows' legends, beside the last column.
-    width = style.figure_width(4, look.width)
-    figure, axes = style.new_panels(len(rows), columns, width, 1.4, 0.4, sharex="col", sharey="row")
+    figure, axes = style.new_panels(len(rows), columns, 1.4, 0.4, sharex="col", sharey="row")
     for ax in axes.flatten() if not cells else ():
         blank_panel(ax, "not measured")
     for column, (cell, titles) in enumerate(cells.items()):
@@ -208,5 +207,6 @@ def _draw_other(rows: tuple[_Row, ...], title: str, measurements, runs, layout, 
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for ax, row in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(row.axis)
-    style.label_below(figure, "Epoch")
+    for ax in axes[-1]:
+        ax.set_xlabel("Epoch")
     return figure

@@ -10,8 +10,16 @@ from matplotlib.ticker import NullLocator
 from ..results.layout import empty_reason, finite_values, of_origin, origins_of, rows_of
 from ..results.tables import REFERENCE
 from . import style
-from .grid import blank_panel, curves_of, draw_curves, mark_terminal_phase, set_epoch_axis
-from .sentences import size_sentence
+from .grid import (
+    blank_panel,
+    curves_of,
+    draw_curves,
+    highest,
+    mark_cut_curves,
+    mark_terminal_phase,
+    set_epoch_axis,
+)
+from .sentences import note
 from .specs import SPECS, Series
 
 NUMBER_HEIGHT = 0.24
@@ -46,6 +54,7 @@ def overview(measurements, runs, layout, look) -> Figure:
     Each panel has its own vertical scale, from zero (NC1: logarithmic); the number in its corner
     is the mean over seeds at the last epoch.
     """
+    among_own = len(origins_of(runs)) > 1
     cells = [
         (origin, cell)
         for origin in origins_of(runs)
@@ -66,9 +75,10 @@ def overview(measurements, runs, layout, look) -> Figure:
             _draw_panel(ax, data, *panel, facts, cell, last, look.epoch_axis)
             if lasts[row : row + 1] == lasts[row + 1 : row + 2]:
                 ax.tick_params(labelbottom=False)
-        title = layout.title(*cell).split(" × ")
+        # A long title would take room from the panels.
+        title = layout.title(*cell).replace(" × ", "\n").replace(", ", "\n")
         axes[row, 0].set_ylabel(
-            "\n".join([*title, "(reference)"] if origin == REFERENCE else title),
+            f"{title}\n(reference)" if among_own and origin == REFERENCE else title,
             rotation=0,
             ha="right",
             va="center",
@@ -76,14 +86,15 @@ def overview(measurements, runs, layout, look) -> Figure:
             fontsize=6.5,
         )
     for column, (title, *_) in enumerate(_PANELS):
-        axes[0, column].set_title(title, fontsize=6.5)
+        axes[0, column].set_title(title, fontsize=6)
+        axes[-1, column].set_xlabel("Epoch", fontsize=6, labelpad=2)
     handles = [
         Line2D([], [], label="class means; train error; single curves", **style.MEANS),
         Line2D([], [], label="classifiers; test error", **style.CLASSIFIERS),
         Line2D([], [], label="start of TPT", **style.TERMINAL_PHASE),
     ]
     style.legend_above(figure, handles, columns=3)
-    style.label_below(figure, "Epoch", size_sentence(runs, layout))
+    style.note_below(figure, note(runs, layout))
     return figure
 
 
@@ -95,7 +106,7 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
     mark_terminal_phase(ax, runs, *cell, note="", markersize=2.8)
     lines = [np.asarray(line.get_xydata(), float) for line in curves_of(ax)]
     points = np.concatenate(lines)
-    low, high = points[:, 1].min(), points[:, 1].max()
+    low, high = points[:, 1].min(), points[:, 1].max() if log_y else highest(points)
     # The numbers stand in the upper right corner, except below a single curve that rises.
     rises = len(lines) == 1 and not log_y and lines[0][-1, 1] > (low + high) / 2
     if log_y:
@@ -108,6 +119,7 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
         free = 1.0 if rises else 0.96 - NUMBER_HEIGHT * len(lines)
         top = max(high + 0.12 * (high - low), low + (under - low) / free)
         ax.set_ylim(low - 0.1 * (high - low), top)
+        mark_cut_curves(ax)
     ax.yaxis.set_major_locator(NullLocator())
     ax.yaxis.set_minor_locator(NullLocator())
     set_epoch_axis(ax, last, epoch_axis)

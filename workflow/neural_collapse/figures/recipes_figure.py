@@ -28,7 +28,8 @@ def _draw_seeds(ax: Axes, table: pd.DataFrame, gid: str, look: dict) -> None:
     """The mean over the seeds, and bars from the smallest to the largest."""
     ax.plot(table.index, table["mean"], gid=gid, **look)
     error = [table["mean"] - table["min"], table["max"] - table["mean"]]
-    ax.errorbar(table.index, table["mean"], error, fmt="none", ecolor=look["color"], elinewidth=0.7)
+    bars = {"fmt": "none", "ecolor": look["color"], "elinewidth": 0.7, "zorder": 1.9}
+    ax.errorbar(table.index, table["mean"], error, **bars)  # behind hollow markers
 
 
 # --------------------------------------------------------------------------- weight decay
@@ -65,7 +66,7 @@ def optimisers(measurements, runs, layout, look) -> Figure:
     found = by_weight_decay(measurements, runs, layout)
     columns = max(len(layout.datasets), 1)
     width = style.figure_width(columns, look.width)
-    figure, axes = style.new_panels(2, columns, width, 1.7, 0.75, sharex="col")
+    figure, axes = style.new_panels(2, columns, 1.7, 0.75, width, sharex="col")
     for column, (dataset, label) in enumerate(layout.datasets.items()):
         axes[0, column].set_title(label)
         own = {name: table for (of, name), table in found.items() if of == dataset}
@@ -78,7 +79,8 @@ def optimisers(measurements, runs, layout, look) -> Figure:
     if any(table[NC0_PREDICTED]["mean"].notna().any() for table in found.values()):
         handles.append(Line2D([], [], label="predicted", **_PREDICTED))
     style.legend_above(figure, handles, columns=5)
-    style.label_below(figure, "Weight decay")
+    for ax in axes[-1]:
+        ax.set_xlabel("Weight decay")
     return figure
 
 
@@ -120,7 +122,7 @@ def imbalance(measurements, runs, layout, look) -> Figure:
         for oversampled in (False, True)
     }
     datasets = layout.datasets or {"": ""}
-    figure, axes = style.new_panels(len(datasets), 2, style.figure_width(2, look.width), 1.9, 0.9)
+    figure, axes = style.new_panels(len(datasets), 2, 1.9, 0.9, style.figure_width(2, look.width))
     for row, (dataset, label) in enumerate(datasets.items()):
         axes[row, 0].set_ylabel(label, fontweight="bold")
         own = {key[1:]: table for key, table in found.items() if key[0] == dataset}
@@ -131,7 +133,8 @@ def imbalance(measurements, runs, layout, look) -> Figure:
     used = [key for key in looks if any(key == of[1:] for of in found)]
     handles = [Line2D([], [], label=_label(*key), **looks[key]) for key in used]
     style.legend_above(figure, handles, columns=2)
-    style.label_below(figure, "Ratio of majority to minority images")
+    for ax in axes[-1]:
+        ax.set_xlabel("Majority / minority images")
     return figure
 
 
@@ -164,3 +167,4 @@ def _draw_imbalance(ax: Axes, tables: dict, looks: dict) -> None:
         return
     ax.set_xscale("log")
     style.mark_decades(ax.xaxis)
+    ax.xaxis.set_major_formatter(style.tick_formatter())

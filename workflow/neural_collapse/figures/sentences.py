@@ -106,6 +106,12 @@ def size_sentence(runs: pd.DataFrame, layout: Layout) -> str:
     return joined(*sentences)
 
 
+def note(runs: pd.DataFrame, layout: Layout) -> str:
+    """What stands under a figure: that all runs are reference runs, and what is smaller."""
+    shipped = origins_of(runs) == (REFERENCE,)
+    return joined("Reference runs." if shipped else "", size_sentence(runs, layout))
+
+
 def _sizes(runs: list[dict[str, Any]], layout: Layout) -> list[str]:
     images: dict[str, dict[str, None]] = {}
     networks: dict[str, dict[str, list[str]]] = {name: {} for name in layout.architectures}
@@ -132,4 +138,4 @@ def _sizes(runs: list[dict[str, Any]], layout: Layout) -> list[str]:
         for network, titles in found.items():
             everywhere = len(titles) == counts[architecture]
             parts.append(network if everywhere else f"{network} ({', '.join(titles)})")
-    return parts
+    return list(dict.fromkeys(parts))

@@ -14,7 +14,7 @@ from ..results.separation import LayerCurves, layer_curves
 from . import style
 from .grid import blank_panel
 
-_BEFORE = {"color": style.FAINT, "marker": "o", "markerfacecolor": "white", "markersize": 2.6}
+_BEFORE = {"color": style.GREY, "marker": "o", "markerfacecolor": "white", "markersize": 2.6}
 _DURING = {"color": style.ORANGE, "marker": "s", "markerfacecolor": "white", "markersize": 2.6}
 _AFTER = {"color": style.BLUE, "marker": "o", "markersize": 2.8, "linestyle": "none"}
 _TIMES = (("before", _BEFORE), ("during", _DURING), ("after", _AFTER))
@@ -38,8 +38,7 @@ def separation(measurements, runs, layout, look) -> Figure:
     drawn = dict(zip(places, panels, strict=True))
     titles, depths = list(dict.fromkeys(t for t, _ in places)), sorted({d for _, d in places})
     # Scales of their own and two numbers a panel: a column of the page has room for one.
-    wide = look.width == "auto" and len(depths) > 1
-    width = style.figure_width(len(depths), "page" if wide else look.width)
+    width = style.figure_width(len(depths), "page" if len(depths) > 1 else look.width)
     height = 0.8 * style.panel_height(len(depths), width)
     figure = style.new_figure(width, 0.62 + len(titles) * height)
     axes = figure.subplots(len(titles), len(depths), squeeze=False, sharey="row")
@@ -54,11 +53,12 @@ def separation(measurements, runs, layout, look) -> Figure:
         axes[row, 0].set_ylabel(title.replace(", ", "\n").replace(" × ", "\n"), fontweight="bold")
     for ax, depth in zip(axes[0], depths, strict=True):
         ax.set_title(f"{depth} layers")
+    for ax in axes[-1]:
+        ax.set_xlabel("Layer l (0: the images)")
     figure.supylabel("Separation fuzziness D", fontsize=7)
     handles = [Line2D([], [], linewidth=0.6, label=f"{n} training", **k) for n, k in _TIMES]
     handles.append(Line2D([], [], label="line after training", **_LINE))
     style.legend_above(figure, handles, columns=2 if width < 4 else 4)
-    style.label_below(figure, "Layer l (0: the images)")
     return figure
 
 
@@ -99,7 +99,7 @@ def _draw_panel(ax: Axes, panel: LayerCurves) -> None:
         text = f"ρ = {panel.rate:.2f}\nr = {_range(low_r, high_r)}"
     else:
         text = "no line: D is not\ndefined in every layer"
-    ax.text(0.03, 0.03, text, transform=ax.transAxes, fontsize=5.5, va="bottom")
+    ax.text(0.03, 0.03, text, transform=ax.transAxes, fontsize=6, va="bottom")
 
 
 def _range(low: float, high: float) -> str:

@@ -24,13 +24,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from ..io.files import atomic_path
 from ..results.layout import Layout
-from ..results.tables import OWN
 from .specs import DEFAULT_LOOK, Look
 
 ONE_COLUMN_IN = 3.42
 """Width of one column of a PNAS page, 87 mm."""
 TWO_COLUMNS_IN = 7.0
 """Width of the type area of a PNAS page, 178 mm."""
+
+TALLEST_IN = 8.3
+"""Height of the rows of panels that a PNAS page has room for, with legend and note."""
 
 PALETTE = "colorblind"
 COLOURS = sns.color_palette(PALETTE).as_hex()
@@ -152,11 +154,9 @@ def empty_figure(text: str) -> Figure:
 
 
 def origin_handles(origins: Sequence[str]) -> list[Line2D]:
-    """Legend entries for own and reference runs; none if all are own runs."""
-    if tuple(origins) == (OWN,):
-        return []
+    """Legend entries for own and reference runs, where there are both."""
     if len(origins) == 1:
-        return [Line2D([], [], linestyle="none", label="reference runs only")]
+        return []
     look = {"color": GREY, "linewidth": MEANS["linewidth"]}
     return [
         Line2D([], [], label="own runs", **look),
@@ -164,29 +164,27 @@ def origin_handles(origins: Sequence[str]) -> list[Line2D]:
     ]
 
 
-NOTE_SIZE = 5.5
+NOTE_SIZE = 6
+"""Points; the smallest text that PNAS prints."""
 
 
 def note_lines(figure: Figure, text: str) -> str:
     """A note of :data:`NOTE_SIZE` in lines that are as wide as the figure."""
-    return textwrap.fill(text, int(22 * figure.get_figwidth()))
+    return textwrap.fill(text, int(20 * figure.get_figwidth()))
 
 
-def label_below(figure: Figure, label: str, note: str = "") -> None:
-    """The horizontal axes' common label, and a small note under it."""
+def note_below(figure: Figure, note: str) -> None:
+    """A small note under the panels, unless it is empty."""
     if not note:
-        figure.supxlabel(label, fontsize=7)
         return
-    # The layout makes room for one legend, and for no text below the label.
+    # The layout makes room for a legend, but not for other text.
     figure.legend(
         handles=[Line2D([], [], linestyle="none", label=note_lines(figure, note))],
-        title=label,
-        title_fontsize=7,
         fontsize=NOTE_SIZE,
         labelcolor=GREY,
         handlelength=0,
         handletextpad=0,
-        borderpad=0,
+        borderpad=0.4,
         loc="outside lower center",
     )
 
@@ -209,7 +207,12 @@ def panel_height(columns: int, width_in: float) -> float:
 
 
 def new_panels(
-    rows: int, columns: int, width_in: float, tallest_in: float, room_in: float, **shared: str
+    rows: int,
+    columns: int,
+    tallest_in: float,
+    room_in: float,
+    width_in: float = TWO_COLUMNS_IN,
+    **shared: str,
 ) -> tuple[Figure, np.ndarray]:
     """A figure of panels that are at most so tall, with room for legends and labels."""
     height = min(panel_height(columns, width_in), tallest_in)
@@ -224,7 +227,7 @@ def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
     """
     rows, columns = len(layout.architectures), len(layout.datasets)
     inches = figure_width(columns, width)
-    figure = new_figure(inches, 0.62 + rows * panel_height(columns, inches))
+    figure = new_figure(inches, 0.62 + min(rows * panel_height(columns, inches), TALLEST_IN))
     # Row titles and tick labels fill the height between panels already.
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -298,9 +301,16 @@ def power_of_ten(value: float) -> str:
 
 
 def mark_decades(axis: Axis, every: int = 1) -> None:
-    """At most 5 powers of ten as labels of a logarithmic axis; small ticks between them."""
+    """At most 5 powers of ten as labels of a logarithmic axis; small ticks between them.
+
+    Where there are fewer than two, 1, 2 and 5 of each are labels.
+    """
     low, high = sorted(axis.get_view_interval())
     decades = np.arange(np.ceil(np.log10(low)), np.floor(np.log10(high)) + 1)
+    if len(decades) < 2:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(tick_formatter())
+        return mark_between(axis)
     # From the top, where the labels of panels above each other differ least.
     step = max(every, math.ceil(len(decades) / 5))
     axis.set_major_locator(FixedLocator(10.0 ** decades[::-1][::step]))

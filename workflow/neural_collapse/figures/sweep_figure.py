@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ..results.layout import origins_of, rows_of
+from ..results.layout import Layout, origins_of, rows_of
 from . import style
 from .grid import blank_panel
-from .sentences import size_sentence
+from .sentences import note
 from .specs import final_errors, selecting_error
 
 _TRIED = {**style.MEANS, "markersize": 3}
@@ -39,12 +39,22 @@ _TICKS_PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 @style.styled
 def sweep(sweep, runs, layout, look) -> Figure:
-    """The sweep figure from the tables `sweep` and `runs`."""
+    """The sweep figure from the tables `sweep` and `runs`.
+
+    Rows and columns without a sweep are left out.
+    """
     errors = final_errors(sweep)
+    swept = [cell for cell in layout.cells() if len(rows_of(errors, *cell))]
+    if not swept:
+        return style.empty_figure("no learning rate was swept")
+    layout = Layout(
+        {name: title for name, title in layout.datasets.items() if name in {d for d, _ in swept}},
+        {n: title for n, title in layout.architectures.items() if n in {a for _, a in swept}},
+    )
     figure, axes = style.new_grid(layout, look.width)
     narrow = figure.get_figwidth() / len(layout.datasets) < 1.1
     rates = errors["learning_rate"]
-    limits = (rates.min() / 1.8, rates.max() * 1.8) if len(rates) else (1e-4, 1.0)
+    limits = rates.min() / 1.8, rates.max() * 1.8
     for column, dataset in enumerate(layout.datasets):
         for row, architecture in enumerate(layout.architectures):
             ax = axes[row, column]
@@ -56,9 +66,10 @@ def sweep(sweep, runs, layout, look) -> Figure:
             _rate_axis(ax, limits, narrow)
         for ax in axes[:-1, column]:
             ax.tick_params(labelbottom=False)
-        if not axes[-1, column].lines and any(ax.lines for ax in axes[:, column]):
+        if not axes[-1, column].lines:
             _rate_axis(axes[-1, column], limits, narrow)
             axes[-1, column].tick_params(labelbottom=True)
+        axes[-1, column].set_xlabel("Learning rate")
     style.label_rows(axes, layout)
     what = selecting_error(sweep).capitalize()
     figure.supylabel(f"{what} at the last epoch (%)", fontsize=7)
@@ -69,9 +80,8 @@ def sweep(sweep, runs, layout, look) -> Figure:
     if errors["diverged"].any():
         handles.append(Line2D([], [], label="diverged", **_DIVERGED))
     handles += style.origin_handles(origins_of(errors))
-    if len(errors):
-        style.legend_above(figure, handles)
-    style.label_below(figure, "Learning rate", size_sentence(runs, layout))
+    style.legend_above(figure, handles)
+    style.note_below(figure, note(runs, layout))
     return figure
 
 
