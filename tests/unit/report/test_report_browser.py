@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from neural_collapse.cli.main import main
+from neural_collapse.report.build import SCREEN_SCALE
 from neural_collapse.results import TABLES
 
 REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "mnist-small"
@@ -130,7 +131,11 @@ def test_pictures_come_first_then_verdicts_and_numbers_are_folded(built, open_pa
     page = open_page(built / "report.html")
     headings = page.locator("main h2").all_inner_texts()
     assert headings[:3] == ["Do the paper's claims hold here?", "Figures", "Table 1"]
-    assert page.locator("img").first.bounding_box()["y"] < 300, "seen without scrolling"
+    image = page.locator("img").first
+    box = image.bounding_box()
+    assert box["y"] < 300, "seen without scrolling"
+    across = box["width"] / image.evaluate("(image) => image.naturalWidth")
+    assert across == pytest.approx(SCREEN_SCALE, rel=0.01), "as large as the captions"
     for name in ("claims", "runs", "data", "provenance", "config", "tables"):
         folded = page.locator(f"main > details#{name}")
         assert folded.get_attribute("open") is None
@@ -196,6 +201,13 @@ def test_a_click_on_a_title_sorts_its_table_and_another_turns_it_round(built, op
     page.locator(f"#{claims} thead button").first.click()
     datasets = [text for _, text in page.evaluate(COLUMN_OF_TABLE, [claims, 0])]
     assert datasets == ["FashionMNIST"] * 33 + ["MNIST"] * 33
+
+
+def test_a_phone_leaves_room_for_values_beside_long_names(built, open_page):
+    page = open_page(built / "report.html", PHONE)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    widths = page.locator("table.pairs td").evaluate_all("(r) => r.map((e) => e.offsetWidth)")
+    assert len(widths) > 20 and min(widths) > 120
 
 
 @pytest.mark.parametrize("name", ["report.html", "figures/figure_1.html"])

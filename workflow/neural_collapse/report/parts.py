@@ -21,7 +21,7 @@ SIGNS = {"holds": ("✓", "yes"), "does not": ("✗", "no"), "cannot say": ("?",
 
 def subscripts(text: str) -> Markup:
     """A caption as HTML, in which the letters after Σ_, μ_, w_, D_ and SS_ are subscripts."""
-    return Markup(re.sub(r"\b(Σ|μ|w|D|SS)_(\w)\b", r"\1<sub>\2</sub>", escape(text)))
+    return Markup(re.sub(r"\b(Σ|μ|w|D|SS)_(\w)\b", r"\1<sub>\2</sub>", str(escape(text))))
 
 
 class Cell(NamedTuple):
