@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -380,9 +381,10 @@ def _check_values(frame: pd.DataFrame, schema: TableSchema, where: str | Path) -
 
 def where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """The rows with these values, by column."""
+    chosen = np.ones(len(frame), dtype=bool)
     for column, value in values.items():
-        frame = frame[frame[column] == value]
-    return frame
+        chosen &= (frame[column] == value).to_numpy(dtype=bool, na_value=False)
+    return frame[chosen]
 
 
 def run_recipe(run: Mapping[str, Any] | pd.Series) -> dict[str, Any]:
