@@ -129,9 +129,11 @@ def test_plan_user_defined_dataset_is_counted(own):
     assert "jobs         20 before figures, 4 of them trainings" in text
     assert "epochs       36" in text and "checkpoints  16" in text
     assert "not counted  mine: disk and time" in text
+    assert "missing      mine: there is no mine.npz" in text
     write_card(config, "mine", [140] * 10)
     mine, digits = plan_cells(config)
     assert mine.size == digits.size and mine.flops == digits.flops > 0
+    assert "missing  " not in plan(config, "cpu")
     assert "not counted  " not in plan(config, "cpu")
 
 

@@ -214,6 +214,9 @@ def _remarks(config: Config, cells: Sequence[CellPlan]) -> list[str]:
     lines = []
     for dataset in dict.fromkeys(cell.recipe.dataset for cell in cells if cell.size is None):
         lines.append(f"not counted  {dataset}: disk and time, which are known once it is prepared")
+        custom = config.custom_datasets.get(dataset)
+        if custom is not None and not Path(custom.path).exists():
+            lines.append(f"missing      {dataset}: there is no {custom.path}; correct its path")
     for cell in cells:
         if cell.network is not None and cell.flops is None:
             lines.append(
