@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..io.errors import UserError
@@ -59,9 +59,16 @@ def _logged(path: Path | None) -> Iterator[None]:
         yield
 
 
-def _say_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """A warning as one line, without the source that it came from."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+def _one_line_warnings() -> Callable[..., None]:
+    """Shows each warning once, as one line, without the source that it came from."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in shown:  # of every epoch the same
+            shown.add(str(message))
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -92,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         argcomplete.autocomplete(parser)
     options = parser.parse_args(arguments)
-    warnings.showwarning = _say_warning
+    warnings.showwarning = _one_line_warnings()
     try:
         with _logged(options.log):
             try:
