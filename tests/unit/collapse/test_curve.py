@@ -36,6 +36,14 @@ def test_panels_are_the_papers_figures():
         *("NC1", "NC2", "NC2", "NC2", "NC3", "NC4")
     ]
     assert [len(ax.lines) for ax in axes] == [1, 2, 2, 2, 1, 1]
+    axes[0].figure.canvas.draw()
+    assert all(
+        0
+        <= ax.title.get_window_extent().x0
+        < ax.title.get_window_extent().x1
+        <= ax.figure.bbox.width
+        for ax in axes
+    )  # none is cut off
     assert axes[0].get_yscale() == "log" and list(axes[0].lines[0].get_xdata()) == [1, 10, 100]
     assert len(curve(weight=False).plot()) == 4
     (ax,) = curve().plot(["cdnv"], split="test")
@@ -56,4 +64,5 @@ def test_curve_wrong_use_is_one_sentence():
 def test_short_names_are_drawn():
     (nc1,) = curve().plot("nc1")
     assert nc1.get_title() == "nc1_within_class_variability"
+    assert repr(curve()) == "<CollapseCurve of epochs [1, 10, 100]>"
     assert [ax.get_title() for ax in curve().plot(["cdnv", "nc3"])] == ["cdnv", "nc3_self_duality"]

@@ -89,6 +89,10 @@ def test_a_column_of_lists_and_no_classifier(arrays, tmp_path, capsys):
     expected = measure(arrays["features"], arrays["labels"])
     assert found.to_dict() == pytest.approx(expected.to_dict())
     assert "one row per class" in capsys.readouterr().out
+    rows["features"] = [row[:2] for row in rows["features"]]
+    pd.DataFrame(rows).to_parquet(files[0])
+    assert run(*(part for n in names for part in (f"--{n}", files[0]))) == 0
+    assert capsys.readouterr().err.count("4 classes in 2 dimensions") == 1  # of both splits
     rows["features"][3] = [1.0]
     pd.DataFrame(rows).to_parquet(files[0])
     assert run("--features", files[0], "--labels", files[0]) == 2

@@ -52,6 +52,9 @@ class CollapseCurve:
         if result.test is not None:
             self.log(epoch, result.test, "test")
 
+    def __repr__(self) -> str:
+        return f"<CollapseCurve of epochs {sorted({row['epoch'] for row in self._rows})}>"
+
     def to_frame(self) -> pd.DataFrame:
         """A table in long form with columns epoch, split, statistic, value. Needs pandas."""
         import pandas as pd
@@ -94,7 +97,8 @@ class CollapseCurve:
                 label = "classifier" if classifier else "class means"
                 style = "--" if classifier else "-"
                 ax.plot(*zip(*points, strict=True), style, marker=".", label=label)
-            ax.set(title=title, xlabel="epoch")
+            ax.set_title(title, fontsize="medium")  # of the default size, the longest is cut off
+            ax.set_xlabel("epoch")
             if title == PAPER_FIGURES[6].label:
                 ax.set_yscale("log")
             if len(names) > 1:

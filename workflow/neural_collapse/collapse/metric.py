@@ -89,6 +89,12 @@ class CollapseMetric:
         self.ignore_index, self.pool = ignore_index, pool
         self.reset()
 
+    def __repr__(self) -> str:
+        return (
+            f"<CollapseMetric of {int(self.counts.sum())} examples, C = {self.num_classes}, "
+            f"d = {self.dim}, scatter = {self.scatter!r}>"
+        )
+
     def reset(self) -> None:
         """Discard all batches and start with a first pass."""
         # One more row than classes: rows to be ignored count as a class of their own.
