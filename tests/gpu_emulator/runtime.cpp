@@ -46,9 +46,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
   OK
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9
-           : attribute == cudaDevAttrMultiProcessorCount  ? 132 : 0;
-  OK
+  switch (attribute) {
+  case cudaDevAttrComputeCapabilityMajor: *value = 9; OK
+  case cudaDevAttrMultiProcessorCount: *value = 132; OK
+  case cudaDevAttrMaxThreadsPerBlock: *value = 1024; OK
+  case cudaDevAttrWarpSize: *value = 32; OK
+  // A scan launches blocks until it has done all.
+  case cudaDevAttrMaxGridDimX: *value = 2147483647; OK
+  default: *value = 0; OK
+  }
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *most) { *least = 0; *most = -5; OK }
 cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) { *can = 0; OK }
