@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 
 NAMES = (*(f"figure_{number}" for number in range(1, 9)), "sweep", "overview")
-"""The paper's figures and the two that sum up, in the order in which they are shown."""
+"""The paper's figures, the sweep and the overview, in the order in which they are shown."""
 STUDIES = ("separation", "optimisers", "losses", "imbalance", "etf", "outliers", "transfer")
-"""Figures of studies beyond the paper, which a config asks for by name."""
+"""Figures of studies beyond the paper, which a config can name."""
 MOVING = ("gif", "html")
-"""Formats of Figure 1 alone: an animation, and a page in which it can be turned."""
+"""Formats only for Figure 1: an animation and an interactive page."""
 
 _OF_REGISTRY = ("FIGURES", "caption", "plot")
 

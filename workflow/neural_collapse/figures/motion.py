@@ -31,7 +31,7 @@ TURN_DEGREES = 60
 def write_animation(
     activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, path: Path
 ) -> None:
-    """Write Figure 1 as a GIF: each measured epoch in turn, seen by a camera that swings."""
+    """Write Figure 1 as a GIF: the measured epochs in order, with a moving camera."""
     chosen = specs.choose_picture(activations, runs, layout)
     if chosen is None:
         pictures = [_rendered(picture.figure_1(activations, runs, layout))]
@@ -96,7 +96,7 @@ POLICY = (
 
 
 def write_page(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, path: Path) -> None:
-    """Write Figure 1 as one HTML file that opens offline: turn it, and slide through epochs."""
+    """Write Figure 1 as one HTML file that opens offline, with rotation and a slider of epochs."""
     chosen = specs.choose_picture(activations, runs, layout)
     body = "<p>No features were kept for this figure.</p>" if chosen is None else _plot(chosen)
     text = captions.figure_1(activations, runs, layout)

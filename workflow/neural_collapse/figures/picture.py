@@ -17,7 +17,7 @@ def figure_1(activations, runs, layout, look) -> Figure:
     """Figure 1 from the tables `activations` and `runs`.
 
     Small spheres are features, balls on sticks the class means (blue) and the classifiers (red),
-    green spheres the simplex ETF's vertices; shades tell the classes apart.
+    green spheres the simplex ETF's vertices; shades distinguish the classes.
     """
     chosen = choose_picture(activations, runs, layout)
     if chosen is None:
@@ -51,7 +51,7 @@ def draw_space(ax: Axes, chosen: Picture, epoch: int, pixels: int) -> None:
 
 
 def draw_legend(figure: Figure, chosen: Picture) -> None:
-    """What the kinds of points look like, and what is not of the paper's size, at the bottom."""
+    """Draw the legend of the kinds of points, and the note on smaller data or networks."""
     looks = [
         ("features", scene.FEATURES[1], 1.8, "none"),
         ("class means", scene.MEANS[1], 4.5, "-"),

@@ -124,15 +124,15 @@ def plot(
     processes: int = 1,
     **layout: Any,
 ) -> None:
-    """Draw figures, each into its files.
+    """Draw figures into files.
 
     Args:
-        tables_folder: holds runs.parquet and the figures' own tables.
-        files: by a figure's name, or number, the files to write; the ending of each is its format:
-            png, svg, pdf; rst, the caption as text; of Figure 1 also gif, an animation, and html,
-            a page in which it can be turned.
+        tables_folder: contains runs.parquet and the tables of the figures.
+        files: the files to write by name or number of a figure. The suffix is the format: png,
+            svg, pdf or rst (the caption as text); for Figure 1 also gif (an animation) and html
+            (an interactive page).
         look: axes and width.
-        processes: that share the figures.
+        processes: number of processes that draw.
         layout: datasets, architectures and labels, as for :meth:`Layout.of`.
 
     Raises:

@@ -52,7 +52,7 @@ class Solid:
 
 
 def solids(picture: Picture, epoch: int) -> list[Solid]:
-    """What stands in the space at an epoch; radii grow with the picture's reach."""
+    """The solids of an epoch; radii are proportional to `reach`."""
     rows = where(picture.rows, epoch=epoch)
     larger = reach(picture) / REACH_MIN
     found = []
@@ -66,9 +66,9 @@ def solids(picture: Picture, epoch: int) -> list[Solid]:
 
 
 def reach(picture: Picture) -> float:
-    """How far every epoch's picture reaches, in norms of the class means.
+    """Extent of the picture for all epochs, in mean norms of the class means.
 
-    Nine features of ten are within it, apart from epoch 0, whose features are far apart.
+    It contains 90 % of the features, without those of epoch 0, which are far apart.
     """
     features = where(picture.rows[picture.rows["epoch"] > 0], kind="feature")
     features = features[["x", "y", "z"]].to_numpy()

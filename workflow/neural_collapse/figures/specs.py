@@ -17,7 +17,7 @@ EpochAxis = Literal["linear", "log"]
 
 @dataclass(frozen=True)
 class Look:
-    """How figures look: part of the config's `figures`."""
+    """Style of the figures: a part of the config's `figures`."""
 
     epoch_axis: EpochAxis = "linear"
     """Epochs linear, or logarithmic with epoch 0 to the left of 1."""
@@ -27,7 +27,7 @@ class Look:
     """Which panels of Figures 2 to 8 have one vertical scale; auto is the figure's own choice."""
 
     def options(self) -> list[str]:
-        """As options of `neural-collapse plot`, where they are not the defaults."""
+        """The options of `neural-collapse plot` that differ from the defaults."""
         return [
             part
             for name, value in vars(self).items()

@@ -220,7 +220,7 @@ def new_panels(
     width_in: float = TWO_COLUMNS_IN,
     **shared: str,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of panels that are at most so tall, with room for legends and labels."""
+    """A figure of panels that are of at most the given height, with room for legends and labels."""
     height = min(panel_height(columns, width_in), tallest_in)
     figure = new_figure(width_in, room_in + rows * height)
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)

@@ -48,15 +48,15 @@ def build_report(
     """Write the report.
 
     Args:
-        tables_folder: holds runs.parquet; claims.parquet and table_1.parquet are shown if they
+        tables_folder: contains runs.parquet; claims.parquet and table_1.parquet are shown if they
             exist, and every parquet file in it is linked.
-        figures_folder: figures of which it holds a PNG are shown, other formats are linked.
+        figures_folder: figures with a PNG are shown, other formats are linked.
         output_html: the page.
         provenance: content of each run.json.  What all share is shown once.
         cards: the data cards.
         config_text: the config as it was written.
-        title: of the page, e.g. the experiment's name.
-        look: as the figures were drawn.
+        title: title of the page, such as the experiment's name.
+        look: the style in which the figures were drawn.
         layout: datasets, architectures and labels, as for :meth:`Layout.of`.
 
     Raises:

@@ -66,7 +66,7 @@ def device(run: Mapping[str, Any]) -> str:
 
 
 class Verdict(NamedTuple):
-    """One sign of the verdicts."""
+    """The symbol and text of one verdict."""
 
     sign: str
     css: str
@@ -95,7 +95,7 @@ def verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
 
 
 def study_verdicts(table: pd.DataFrame) -> list[tuple[str, list[Verdict]]]:
-    """Each claim of a study, and its verdicts in the cells in which it is judged."""
+    """Each claim of a study, and its verdicts in the cells to which it applies."""
     of_paper = [phenomenon.name for phenomenon in claims.PHENOMENA]
     studied = table[~table["phenomenon"].isin(of_paper)]
     return [
@@ -127,7 +127,7 @@ def table_1(table: pd.DataFrame) -> PageTable:
 
 
 def runs_table(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> PageTable:
-    """Every training: how it was trained, on what, and for how long."""
+    """Every training: its recipe, device and duration."""
     facts = {
         (run.get("origin", OWN), run.get("dataset"), run.get("architecture"), run.get("seed")): run
         for run in provenance
@@ -177,7 +177,7 @@ MAX_COLUMNS = 14
 def split_provenance(
     provenance: Sequence[Mapping[str, Any]],
 ) -> tuple[list[tuple[str, str]], PageTable | None]:
-    """What all runs share, and a table of what differs between them."""
+    """The provenance that all runs share, and a table of the differences."""
     flat = [dict(flatten(run)) for run in provenance]
     keys = list(dict.fromkeys(key for run in flat for key in run))
     shared = [(k, flat[0][k]) for k in keys if len({run.get(k) for run in flat}) == 1]

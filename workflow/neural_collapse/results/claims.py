@@ -1,4 +1,4 @@
-"""The claims of the paper and of the studies, judged on our tables: a row per cell and claim.
+"""The claims of the paper and of the studies, evaluated on tables: one row per cell and claim.
 
 There is no absolute threshold for collapse: a value is compared with the same network's value
 before training (epoch 0) and at the start of its terminal phase of training (TPT).
@@ -368,9 +368,9 @@ def _accuracies(dataset: str, architecture: str) -> str:
 
 
 def summary(claims: pd.DataFrame) -> pd.DataFrame:
-    """How often each claim holds: phenomenon, holds, does not, cannot say.
+    """Number of cells per claim and verdict: phenomenon, holds, does not, cannot say.
 
-    Reference runs have rows of their own, so that no count mixes them with own runs.
+    Reference runs have separate rows.
     """
     notes = [origin_note(row) for row in claims.itertuples()]
     counts = pd.crosstab(claims["phenomenon"] + notes, claims["holds"])
@@ -420,7 +420,7 @@ def display_rows(claims: pd.DataFrame) -> list[list[str]]:
 
 
 def render_claims(claims: pd.DataFrame) -> str:
-    """The claims as Markdown: a summary, the criteria, then a row a cell and phenomenon."""
+    """The claims as Markdown: a summary, the criteria, then one row per cell and claim."""
     made = set(claims["phenomenon"])
     criteria = [
         f"- {claim.name} (`{claim.quantity}`, {claim.split}): {claim.criterion}."
@@ -442,7 +442,7 @@ def render_claims(claims: pd.DataFrame) -> str:
 
 
 def write_claims(claims: pd.DataFrame, output_base: str | Path) -> list[Path]:
-    """Write `<output_base>.parquet`, `.csv` and `.md`; their paths."""
+    """Write `<output_base>.parquet`, `.csv` and `.md`; returns their paths."""
     paths = [Path(f"{output_base}.{suffix}") for suffix in ("parquet", "csv", "md")]
     write_table(claims, paths[0], "claims")
     write_text_atomically(paths[1], claims.to_csv(index=False, lineterminator="\n"))

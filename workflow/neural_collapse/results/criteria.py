@@ -1,4 +1,4 @@
-"""The kinds of claims, and how each is judged on the runs of one cell.
+"""The kinds of claims, and how each is evaluated on the runs of one cell.
 
 A `Change` is about the terminal phase of training (TPT), a `Bound` about one value, a `Contrast`
 about two cells whose recipes differ in one choice. A difference within the noise, half the width
@@ -56,7 +56,7 @@ def noise_of_mean(values: np.ndarray) -> float:
 
 
 def noise_of_shares(shares: Sequence[float], examples: float) -> float:
-    """Noise of the difference of shares p of N examples each: 1.96 sqrt(sum of p (1 - p) / N)."""
+    """Noise of a difference of proportions p of N examples: 1.96 sqrt(sum of p (1 - p) / N)."""
     return STANDARD_ERRORS * math.sqrt(sum(max(p * (1 - p), 0.0) for p in shares) / examples)
 
 
@@ -83,7 +83,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What all kinds have. `judge` returns the columns of the table `claims` from `seeds` to
+    """Base class of all kinds. `judge` returns the columns of the table `claims` from `seeds` to
     `reason`, or None if nothing is claimed about a cell."""
 
     name: str
@@ -279,7 +279,7 @@ def _span(epochs: np.ndarray) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound(Claim):
-    """A statistic lies below a bound, or does not."""
+    """A statistic is below a bound at an epoch, or is not."""
 
     bound: float
     below: bool

@@ -32,10 +32,10 @@ class Layout:
         """The layout of `runs`.
 
         Args:
-            runs: a runs table, which gives titles and, where no order is given, the cells.
-            datasets: the columns in order; left out, those of `runs` in the paper's order.
-            architectures: the rows in order; left out, those of `runs` in the paper's order.
-            labels: titles by name, for cells that `runs` does not hold; they win over its own.
+            runs: a runs table, which contains the titles and, if no order is given, the cells.
+            datasets: the columns in order. Default: those of `runs`, in the paper's order.
+            architectures: the rows in order. Default: those of `runs`, in the paper's order.
+            labels: titles by name, also for cells without runs; they replace those of `runs`.
 
         Raises:
             UserError: a name that neither `runs` nor `labels` has.
@@ -82,7 +82,7 @@ def of_origin(frame: pd.DataFrame, origin: str | None) -> pd.DataFrame:
 
 
 def origins_of(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Origins that the table holds, own first: own, reference, or both."""
+    """Origins in the table, own first: own, reference, or both."""
     present = set(frame["origin"].unique()) if "origin" in frame and len(frame) else {OWN}
     return tuple(origin for origin in ORIGINS if origin in present)
 

@@ -37,7 +37,7 @@ class LayerCurves:
 
     @property
     def epochs(self) -> tuple[int, int, int]:
-        """Before, during (a third of the measured epochs on) and after training."""
+        """Epochs before, during (after a third of the measured epochs) and after training."""
         measured = sorted(self.fuzziness)
         return measured[0], measured[round((len(measured) - 1) / 3)], measured[-1]
 
@@ -45,8 +45,8 @@ class LayerCurves:
 def layer_curves(
     measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout
 ) -> list[LayerCurves]:
-    """Every cell whose recipe names three layers or more, in the layout's order; of its own runs
-    where they measured them, otherwise of its reference runs."""
+    """Every cell whose recipe names three or more layers, in the layout's order; from its own runs
+    if they measured layers, otherwise from its reference runs."""
     found, done = [], set()
     for cell, origin in itertools.product(layout.cells(), origins_of(runs)):
         own = rows_of(runs, *cell, origin)

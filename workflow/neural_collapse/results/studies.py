@@ -87,8 +87,8 @@ def by_weight_decay(
 
 
 def shared_values(recipe: Mapping[str, Any], varies: Collection[str]) -> dict[str, Any]:
-    """What decides a training but for the keys that vary and the learning rate, by name
-    (training.optimizer.name); recipe: as a runs table's JSON holds it."""
+    """The values that decide a training, without those of the keys that vary and without the
+    learning rate, by dotted key; recipe: as in the JSON of a runs table."""
     free = tuple(f"{key}." for key in (*varies, *(f"training.{k}" for k in CHANGES_NO_RESULT)))
     parts = {part: recipe.get(part, {}) for part in ("network", "data", "training")}
     return {k: value for k, value in _leaves(parts).items() if not f"{k}.".startswith(free)}

@@ -77,7 +77,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def deviations(run: pd.Series) -> list[str]:
-    """Differences between a run's recipe and the paper's, as far as a runs table holds them."""
+    """Differences between a run's recipe and the paper's, as far as the table contains them."""
     protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
     if protocol is None:
         return []
@@ -131,8 +131,8 @@ def _said(key: str, value: Any) -> str:
 
 
 def cells_to_judge(layout: Layout, runs: pd.DataFrame) -> list[dict[str, str]]:
-    """Dataset, architecture, origin and titles of every row: each cell once, also where it was not
-    run, and twice where it has both an own and a reference run."""
+    """Dataset, architecture, origin and titles of every row: each cell once, also without runs, or
+    twice if it has own and reference runs."""
     cells = []
     for dataset, architecture in layout.cells():
         present = rows_of(runs, dataset, architecture)
@@ -254,7 +254,7 @@ def render_table_1(table: pd.DataFrame, format: str = "md") -> str:
 
 
 def write_table_1(table: pd.DataFrame, output_base: str | Path) -> list[Path]:
-    """Write `<output_base>.parquet`, `.csv`, `.md` and `.tex`; their paths."""
+    """Write `<output_base>.parquet`, `.csv`, `.md` and `.tex`; returns their paths."""
     paths = [Path(f"{output_base}.{suffix}") for suffix in SUFFIXES]
     write_table(table, paths[0], "table_1")
     for path, format in zip(paths[1:], SUFFIXES[1:], strict=True):

@@ -271,7 +271,7 @@ def read_table(path: str | Path, name: str) -> pd.DataFrame:
 
 
 def concat_tables(frames: Iterable[pd.DataFrame], name: str) -> pd.DataFrame:
-    """All rows as one table in the order of its key; a row that comes twice is a UserError."""
+    """All rows as one table in the order of its key; a duplicate row raises UserError."""
     schema = SCHEMAS[name]
     parts = [check_frame(frame, name, f"{name} table") for frame in frames]
     parts = [part for part in parts if len(part)]
@@ -393,7 +393,7 @@ def run_recipe(run: Mapping[str, Any] | pd.Series) -> dict[str, Any]:
 
 
 def recipe_values(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a recipe, as a runs table's JSON holds it, by their name: training.epochs."""
+    """The values of a recipe in a runs table by dotted key, such as training.epochs."""
     parts = {part: values for part, values in recipe.items() if isinstance(values, Mapping)}
     return {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
 
@@ -403,7 +403,7 @@ def terminal_phase_epoch(curve: pd.DataFrame, accuracy: float | pd.Series) -> in
 
     curve: rows of epoch, split, statistic and value. Returns the first epoch whose accuracy on the
     train set, 1 - error, is at least `accuracy` (0 to 1; one for all rows, or a column of theirs);
-    None where none is.
+    None if there is none.
     """
     judged = (curve["split"] == "train") & (curve["statistic"] == "error")
     # 1 - 0.07 is below 0.93 in float64; counts of fewer than 10^9 examples differ by more.
