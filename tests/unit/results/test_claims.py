@@ -227,7 +227,7 @@ def test_table_1_names_deviations_and_dashes_what_is_not_there():
     small = {"epochs": 60, "train_examples": 5000, "network": "ResNet (1,1,1,1) width 8"}
     other = {"dataset": "digits", "dataset_label": "Digits", "terminal_phase_epoch": None}
     table_runs = runs(small, small | other)
-    layout = Layout.of(table_runs, ("mnist", "digits", "svhn"), ("resnet",))
+    layout = Layout.of(table_runs, ("mnist", "digits", "svhn"), ("resnet",), {"svhn": "SVHN"})
     table = build_table_1(frame, table_runs, layout)
     mnist, digits, svhn = table.itertuples()
     assert mnist.deviations == (
@@ -240,7 +240,7 @@ def test_table_1_names_deviations_and_dashes_what_is_not_there():
     assert lines[3] == (
         "| Digits | ResNet (1,1,1,1) width 8 | – | – | – | 90.00 | – | – | 1 (0 reached TPT) | – |"
     )
-    assert lines[4] == "| svhn | ResNet18 | 94.64 | 95.70 | – | – | – | – | not run | – |"
+    assert lines[4] == "| SVHN | ResNet18 | 94.64 | 95.70 | – | – | – | – | not run | – |"
     assert "recalled" in lines[-1]
 
 
