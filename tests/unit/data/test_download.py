@@ -459,3 +459,7 @@ def test_custom_dataset_that_does_not_exist_is_named(tmp_path):
         custom = CustomDataset(label="Mine", path=str(tmp_path / path))
         with pytest.raises(UserError, match=r"custom_datasets\.mine\.path"):
             download_dataset("mine", tmp_path / "raw", custom=custom)
+    (tmp_path / "mine.csv").touch()
+    custom = CustomDataset(label="Mine", path=str(tmp_path / "mine.csv"))
+    with pytest.raises(UserError, match=r"mine\.csv is neither a \.npz file nor a folder"):
+        download_dataset("mine", tmp_path / "raw", custom=custom)

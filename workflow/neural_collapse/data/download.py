@@ -201,6 +201,8 @@ def _custom(entry: DatasetEntry) -> dict[str, Any]:
     assert entry.path is not None
     where, path = f"custom_datasets.{entry.name}.path", entry.path
     if entry.format == "image_folder":
+        if path.is_file():
+            raise UserError(f"{where}: {path} is neither a .npz file nor a folder of images")
         if not path.is_dir():
             raise UserError(f"{where}: the folder {path} does not exist")
         return _folder(path)
