@@ -142,6 +142,11 @@ def test_missing_input_makes_statistics_absent_with_a_reason():
     ):
         _ = result["nc3"]
     assert "absent" in str(result)
+    with pytest.raises(AttributeError, match="'nc2'; there are nc2_equinorm_means, nc2_equi"):
+        _ = result.nc2
+    with pytest.raises(KeyError, match="'cdvn'; did you mean 'cdnv'"):
+        result["cdvn"]
+    assert repr(result).endswith(f"examples, C = {CLASSES}, d = {DIM}>")  # neither NC1 nor NC3
 
 
 def test_metric_after_reset_or_load_equals_a_fresh_one():
