@@ -267,12 +267,12 @@ def pickled(w: World) -> bytes:
 
 
 def change_moments(change: Callable[[dict], Any]) -> Callable[[World], None]:
-    def spoil(w: World) -> None:
+    def corrupt(w: World) -> None:
         tensors, metadata = read_tensors(w / MOMENTS, "moments file", moments.FORMAT)
         change(tensors)
         write_tensors(w / MOMENTS, tensors, metadata, moments.FORMAT)
 
-    return spoil
+    return corrupt
 
 
 LAST = "epoch-0002.safetensors"
@@ -384,8 +384,8 @@ RECIPE_CASES = [
 
 # Files that can be read and hold what they should not.
 CONTENT_CASES = [
-    (command, f"{says}: {name}", says, spoil)
-    for command, says, name, spoil in [
+    (command, f"{says}: {name}", says, corrupt)
+    for command, says, name, corrupt in [
         ("extract-features", LAST, "a wider network", World.another_network),
         ("measure-robustness", LAST, "moments", lambda w: shutil.copy(w / MOMENTS, w / CHECKPOINT)),
         ("extract-features", "checkpoints", "a file", lambda w: w.file_instead("checkpoints")),
@@ -514,7 +514,7 @@ CASES = [
 
 @pytest.fixture
 def world(whole, tmp_path, monkeypatch):
-    """A copy of the whole that a case may spoil."""
+    """A copy of the whole that a case may corrupt."""
     fresh = World(tmp_path / FOLDER)
     shutil.copytree(whole.inputs, fresh.inputs, symlinks=True)
     monkeypatch.syspath_prepend(str(fresh.inputs))
@@ -577,11 +577,11 @@ def refused(arguments: list[str], capsys) -> str:
 
 
 @pytest.mark.parametrize(
-    ("command", "says", "spoil"),
+    ("command", "says", "corrupt"),
     [pytest.param(command, says, s, id=f"{command}: {name}") for command, name, says, s in CASES],
 )
-def test_bad_input_is_one_sentence_and_touches_nothing(world, command, says, spoil, capsys):
-    more = spoil(world)
+def test_bad_input_is_one_sentence_and_touches_nothing(world, command, says, corrupt, capsys):
+    more = corrupt(world)
     arguments = [command, *world.command(command), *(more if isinstance(more, list) else [])]
     for earlier in (False, True):
         if earlier:
@@ -600,7 +600,7 @@ GOOD = [*dict.fromkeys(command for command, *_ in OUTPUTS)]
 
 @pytest.mark.parametrize("command", [*GOOD, "plan", "status", "show"])
 def test_command_paths_of_any_letters_work(world, command, capsys):
-    """The same lines with nothing spoiled: the cases above fail for what they spoil alone."""
+    """The same lines with nothing corrupted: the cases above fail only for what they corrupt."""
     log = world.outputs / "logs ü" / "log"
     status = main([command, *world.command(command), "--log", str(log)])
     assert status == 0, capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_overrides_matching_no_cell_are_known():
         {"recipe": {}},
     ]
     assert check_config(minimal(overrides=overrides)).overrides_without_effect == [1, 2]
-    # The cells of ImageNet are left out for want of its folder, not for want of a name.
+    # The cells of ImageNet are left out because its folder is missing, not its name.
     assert load_config(ROOT / "config.yaml").overrides_without_effect == []
 
 

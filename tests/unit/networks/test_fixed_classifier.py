@@ -72,7 +72,7 @@ def test_a_last_layer_whose_weight_is_not_its_own_is_one_sentence(way, tmp_path,
         with pytest.raises(UserError) as error:
             make(fixed, **SIZES)
         why = "shared with another layer" if way == "tied" else "parametrised"
-        assert f"whose weight is {why}; give it a plain nn.Linear" in str(error.value)
+        assert f"whose weight is {why}; end the network in a plain nn.Linear" in str(error.value)
 
 
 @pytest.mark.parametrize("family", ["vgg", "resnet", "densenet", "mlp", "custom"])
@@ -100,7 +100,7 @@ def test_the_seed_turns_it_and_the_rest_is_that_of_the_learned_network():
 
 
 def test_any_frame_is_as_likely():
-    """Each entry's mean over seeds is zero, which a factorisation's own signs would spoil."""
+    """Each entry's mean over seeds is zero, unless the factorisation fixes its signs."""
     weights = torch.stack([built("mlp", seed).classifier.weight.detach() for seed in range(400)])
     spread = weights.std(0) / 400**0.5
     assert (weights.mean(0).abs() < 5 * spread).all()

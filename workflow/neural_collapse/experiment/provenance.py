@@ -26,7 +26,7 @@ def commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # A copy installed below somebody's own repository does not stand at its commit.
+        # A copy installed inside another git repository must not report that commit.
         git("ls-files", "--error-unmatch", "--", "__init__.py")
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")

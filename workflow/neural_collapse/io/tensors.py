@@ -58,7 +58,7 @@ def from_bytes(payload: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]
         # Besides its own error: a type that this torch does not know, a shape too large for it.
         raise ValueError(str(error)) from None
     metadata = header.get("__metadata__") or {}
-    # A file that somebody else wrote has none.
+    # Files of other programs have none.
     checksum = metadata.pop(CHECKSUM, None)
     if checksum is not None and checksum != _checksum(header, data):
         raise ValueError("its checksum does not fit")

@@ -16,7 +16,7 @@ def arithmetic(precision: str) -> Iterator[None]:
     from torch import backends
 
     # These switches can be read whichever way they were set. Reading allow_tf32, the older name,
-    # raises an error after somebody has set the newer one.
+    # raises an error if the newer one has been set.
     on_gpu = "tf32" if precision == "tf32" else "ieee"
     switches = {
         backends.cuda.matmul: on_gpu,

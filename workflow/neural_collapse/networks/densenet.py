@@ -59,7 +59,7 @@ class DenseLayer(nn.Module):
         if not self.bottleneck:
             return x
         if isinstance(self.norm2, nn.Identity):
-            # Folded: nothing is left to recompute, and the ReLU would spoil what is kept for it.
+            # Folded: nothing to recompute, and the in-place ReLU would overwrite saved tensors.
             return self._second(x)
         return _recomputed(self._second, self.norm2, x)
 
