@@ -257,6 +257,7 @@ def test_table_1_and_claims_judge_each_on_its_own(own_run, reference, tmp_path):
     out = tmp_path / "out"
     collect(folder, out, "--reference-folder", reference)
     layout = ["--datasets", "digits", "--architectures", "vgg", "resnet"]
+    layout += ["--labels", '{"resnet": "ResNet"}']
     command = ["--tables-folder", str(out), "--output-folder", str(out)]
     assert main(["compare-with-paper", *command, *layout]) == 0
     table = read_table(out / "table_1.parquet", "table_1")
