@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -11,54 +10,22 @@ import time
 from pathlib import Path
 
 import yaml
+from warm import Forks
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
-# Most of the time of a short command is Python's imports: a process that has them already forks a
-# fresh one for every command.
-FORKS = """
-import importlib, json, os, sys
-
-main, *modules = [importlib.import_module(name) for name in sys.argv[1:]]
-for line in sys.stdin:
-    arguments, folder, environment, output = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.argv[1:] = arguments
-        sys.exit(main.main(arguments))
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Forks:
-    """Runs the `main` of a module in processes forked off a warm one, one at a time."""
-
-    def __init__(self, *modules: str):
-        self.command = [sys.executable, "-c", FORKS, *modules]
-        self.process: subprocess.Popen | None = None
-
-    def start(self, arguments, output: Path, folder: Path = Path()):
-        """The process id, and a function that waits for the exit status."""
-        if self.process is None:
-            pipe = subprocess.PIPE
-            self.process = subprocess.Popen(self.command, stdin=pipe, stdout=pipe, text=True)
-        words = [str(word) for word in arguments]
-        line = [words, str(folder.resolve()), dict(os.environ), str(output.resolve())]
-        self.process.stdin.write(json.dumps(line) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline()), lambda: int(self.process.stdout.readline())
-
-
 SNAKEMAKE = Forks("snakemake.cli", "snakemake.workflow", "neural_collapse.experiment.targets")
+STAGES = Forks(
+    "neural_collapse.cli.main",
+    "neural_collapse.experiment.stages.train",
+    "neural_collapse.experiment.stages.measure",
+    "neural_collapse.results.tables",
+    "neural_collapse.training.loop",
+    "neural_collapse.collapse.features",
+    "neural_collapse.collapse.attacks",
+    "neural_collapse.networks.build",
+)
 
 
 def snakemake(*arguments, folder: Path) -> subprocess.CompletedProcess:
@@ -66,7 +33,8 @@ def snakemake(*arguments, folder: Path) -> subprocess.CompletedProcess:
     output = folder / "snakemake.out"
     output.unlink(missing_ok=True)
     words = ["--snakefile", ROOT / "Snakefile", "--cores", "2", *arguments]
-    status = SNAKEMAKE.start(words, output, folder)[1]()
+    plans = {"-n", "--dry-run"} & {*arguments}
+    status = SNAKEMAKE.start(words, output, folder, None if plans else STAGES.python())[1]()
     return subprocess.CompletedProcess(arguments, status, output.read_text(encoding="utf-8"))
 
 

@@ -9,12 +9,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from experiments import BIN, ROOT, SNAKEMAKE
+from experiments import BIN, ROOT, SNAKEMAKE, STAGES
 from sample_tables import write_experiment
 
 from neural_collapse.experiment.config import load_config, resolve_recipe
@@ -103,8 +102,8 @@ def checkout(tmp_path_factory):
     programs = folder / ".venv/bin"
     programs.mkdir(parents=True)
     for name, command in {
-        "python": f'exec {sys.executable} "$@"',
-        "neural-collapse": f'exec {sys.executable} -m neural_collapse "$@"',
+        "python": f'exec {STAGES.python()} "$@"',
+        "neural-collapse": f'exec {STAGES.python()} -m neural_collapse "$@"',
         "snakemake": f'echo "$@" >> {folder}/planned',
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{command}\n")

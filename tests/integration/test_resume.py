@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from experiments import Forks, alive, wait_until
+from experiments import STAGES, alive, wait_until
 
 from neural_collapse.cli.main import main
 from neural_collapse.experiment.recipe import Recipe, write_recipe
@@ -25,16 +25,6 @@ from neural_collapse.io.locks import clear_finished
 
 EPOCHS = 60
 MEASURED = [1, 2, 3, 5, 8, 13, 21, 30, 45, 60]
-WARM = Forks(
-    "neural_collapse.cli.main",
-    "neural_collapse.experiment.stages.train",
-    "neural_collapse.experiment.stages.measure",
-    "neural_collapse.results.tables",
-    "neural_collapse.training.loop",
-    "neural_collapse.collapse.features",
-    "neural_collapse.collapse.attacks",
-    "neural_collapse.networks.build",
-)
 # What each job delivers; run.json holds times.
 JOBS = {
     "train-model": ["checkpoints", "history.parquet"],
@@ -57,7 +47,7 @@ class Cold:
 
 def run(arguments, log: Path) -> None:
     """Run a job to its end, expecting success."""
-    assert WARM.start(arguments, log)[1]() == 0, log.read_text()
+    assert STAGES.start(arguments, log)[1]() == 0, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +166,7 @@ def check(launcher, place: Path, out: Path, job: str, kills: int, how: int, seed
     ],
 )
 def test_a_job_killed_many_times_ends_with_the_same_bits(place, tmp_path, job, kills, how, seed):
-    check(WARM, place, tmp_path, job, kills, how, seed)
+    check(STAGES, place, tmp_path, job, kills, how, seed)
 
 
 @pytest.mark.slow
@@ -215,7 +205,7 @@ def test_training_records_which_epochs_it_kept(place):
 
 def test_second_job_on_the_same_state_names_the_first(place, tmp_path, capsys):
     arguments = command("train-model", place, tmp_path)
-    first, status = WARM.start(arguments, tmp_path / "errors")
+    first, status = STAGES.start(arguments, tmp_path / "errors")
     wait_until(lambda: steps_done(tmp_path / "state"), "a step is done")
     os.kill(first, signal.SIGSTOP)
     try:
