@@ -23,7 +23,8 @@ COMPUTING := tests/unit/training tests/unit/networks tests/unit/collapse \
   tests/integration/test_resume.py::test_a_job_killed_many_times_ends_with_the_same_bits
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 STAMP := $(VENV)/.made
-SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
+SNAKEMAKE := test -f "$(CONFIG)" || { echo "there is no config $(CONFIG)"; exit 1; }; \
+  $(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart report figures study plan test test-all test-slurm bench bench-full bench-gpu gpu-window docs lint format lock schema config-page clean

@@ -1,6 +1,7 @@
 """The workflow as Snakemake sees it: dry runs, the plan, the profiles, the shipped schema."""
 
 import re
+import subprocess
 
 import pytest
 import yaml
@@ -157,3 +158,10 @@ def test_every_caption_of_snakemakes_own_report_is_there():
     named = {ROOT / "workflow/rules" / name for name in re.findall(r'caption="([^"]+)"', RULES)}
     assert len(named) == 3
     assert not [caption for caption in named if not caption.is_file()]
+
+
+@pytest.mark.parametrize("target", ["quickstart", "figures", "report"])
+def test_make_config_that_does_not_exist_is_one_sentence(target):
+    command = ["make", "--no-print-directory", "-o", ".venv/.made", target, "CONFIG=config/no.yaml"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode and done.stdout == "there is no config config/no.yaml\n"
