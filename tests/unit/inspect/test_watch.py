@@ -24,8 +24,8 @@ def jobs(config):
     return {rule: job for (rule, _), job in jobs_in(config).items()}
 
 
-def text_of(picture):
-    console = Console(file=io.StringIO(), width=200)
+def text_of(picture, width=200):
+    console = Console(file=io.StringIO(), width=width)
     console.print(picture)
     return console.file.getvalue()
 
@@ -54,6 +54,14 @@ def test_draw_running_training_shows_its_line_of_progress(config, jobs):
     for value in ("vgg", "running", "epoch  4/9", "1:30", "1.50e-03", "0.25 %", "GPU-5d5ba0d6"):
         assert value in row
     assert unfinished and "0 of 4 jobs done; left:" in text
+
+
+def test_draw_in_a_narrow_window_leaves_out_no_part_of_a_value(config, jobs):
+    start(jobs["train_model"])
+    text = text_of(watch.draw(Path(config.folder), config)[0], width=60)
+    assert "…" not in text
+    for value in ("digits", "vgg", "1:30", "1.50e-03", "0.25 %"):
+        assert value in text
 
 
 def test_draw_failed_job_shows_its_error(config, jobs):

@@ -70,7 +70,9 @@ def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
     columns = list(zip(*rows, strict=True))
     filled = [i for i, column in enumerate(columns) if any(column)]
     for i in filled:
-        table.add_column(HEADINGS[i], no_wrap=True)
+        # Of a narrow window, the columns of words give way and those of numbers stay whole.
+        whole = HEADINGS[i] in ("left", "loss", "train error", "NC1")
+        table.add_column(HEADINGS[i], no_wrap=whole, overflow="fold")
     for row in rows:
         table.add_row(*(row[i] for i in filled))
     done = sum(status.state == "done" for status in statuses)
