@@ -245,6 +245,8 @@ def test_figure_1_is_drawn_slid_through_and_turned(built, open_page):
     shipped = pd.read_parquet(REFERENCE / "tables" / "activations.parquet")
     assert epoch.text_content() == f"Epoch {shipped['epoch'].max()}"
     last = shown()
+    height = page.locator("#figure-1").bounding_box()["height"]
+    assert height == pytest.approx(0.75 * DESKTOP["viewport"]["height"], abs=2)
     box = page.locator(".slider-rail-touch-rect").bounding_box()
     page.mouse.click(box["x"] + 1, box["y"] + box["height"] / 2)
     page.locator(".slider-label", has_text="Epoch 0").wait_for()

@@ -113,7 +113,6 @@ def write_page(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, pa
 body {{ font: 15px/1.5 system-ui, sans-serif; color: {style.INK}; margin: 0 auto; max-width: 60rem;
 padding: 1rem; }}
 h1 {{ font-size: 1.2rem; margin: 0; }}
-#figure-1 {{ height: min(75vh, 46rem); }}
 </style>
 </head>
 <body>
@@ -147,12 +146,14 @@ def _plot(chosen: specs.Picture) -> str:
         f"{axis}axis": {"visible": False, "range": [at - extent, at + extent]}
         for axis, at in zip("xyz", scene.TARGET, strict=True)
     }
-    eye = dict(zip("xyz", 0.8 * scene.camera(scene.AZIMUTH)[2], strict=True))
+    camera = {"eye": dict(zip("xyz", 2 * scene.camera(scene.AZIMUTH)[2], strict=True))}
+    camera |= {"projection": {"type": "orthographic"}}  # as the still
+    cube = dict.fromkeys("xyz", 2.4)  # as large as a phone has room for
     layout = {
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "legend": {"x": 0, "y": 1, "groupclick": "togglegroup"},
         "uirevision": "kept",
-        "scene": {**axes, "aspectmode": "cube", "camera": {"eye": eye}},
+        "scene": {**axes, "aspectmode": "manual", "aspectratio": cube, "camera": camera},
         "sliders": [slider],
         "updatemenus": [menu],
     }
@@ -163,6 +164,7 @@ def _plot(chosen: specs.Picture) -> str:
         include_plotlyjs=True,
         include_mathjax=False,
         div_id="figure-1",
+        default_height="min(75vh, 46rem, 120vw)",
         config={"displaylogo": False, "responsive": True},
         auto_play=False,
         validate=False,  # which takes seconds for so many numbers
