@@ -200,6 +200,25 @@ def test_a_network_of_one_output_has_two_classes():
     assert "one row per class" in result.absent["nc3_self_duality"]
 
 
+def test_a_hidden_layer_is_not_taken_for_the_classifier(splits):
+    class Functional(Classifier):
+        """Its logits come from no nn.Linear."""
+
+        def __init__(self):
+            super().__init__()
+            self.fc, self.centres = nn.Identity(), nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x):
+            return super().forward(x) @ self.centres.T
+
+    loader = DataLoader(splits[0], 16)
+    sentence = r"'hidden', has 6 outputs, but the model has 3; .*layer="
+    with pytest.raises(nc.UserError, match=sentence):
+        nc.measure_model(Functional(), loader)
+    named = nc.measure_model(Functional(), loader, layer="hidden", num_classes=3)
+    assert np.isfinite(named.nc1)
+
+
 def test_weights_that_are_quantised_or_tied():
     layer = nn.Linear(6, 5)
     quantised = torch.ao.nn.quantized.dynamic.Linear.from_float

@@ -183,8 +183,9 @@ def measure_model(
         the layer is linear with C outputs.
 
     Raises:
-        UserError: an unknown layer, a loader without batches, batches of another structure, no
-            disk space for the temporary file, and all cases of `measure`.
+        UserError: an unknown layer, by default a last nn.Linear with other outputs than the model
+            has, a loader without batches, batches of another structure, no disk space for the
+            temporary file, and all cases of `measure`.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)
@@ -208,7 +209,9 @@ def measure_model(
         stack.enter_context(_random_states_restored(loaders))
         for loader, kept in zip(loaders, rows, strict=True):
             for inputs, labels in _batches(loader, inputs_key, labels_key):
-                _call(model, inputs, device)
+                outputs = _call(model, inputs, device)
+                if layer is None:
+                    _check_classifier(watched[0], outputs)
                 for one, rows_of_one in zip(watched, kept, strict=True):
                     rows_of_one.add(*flat_examples(one.value, labels, pool))
         if num_classes is None:
@@ -288,17 +291,28 @@ def _batches(
 
 
 @torch.no_grad()
-def _call(model: nn.Module, inputs: Any, device: str | torch.device | None) -> None:
-    """Run the model on inputs, moved to the device or to where its parameters are."""
+def _call(model: nn.Module, inputs: Any, device: str | torch.device | None) -> Any:
+    """The model's outputs for inputs, moved to the device or to where its parameters are."""
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), "cpu")
     inputs = _to(inputs, torch.device(device))
     if isinstance(inputs, Mapping):
-        model(**inputs)
-    elif isinstance(inputs, (tuple, list)):
-        model(*inputs)
-    else:
-        model(inputs)
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def _check_classifier(watched: LayerInput, outputs: Any) -> None:
+    """Raise UserError if the last nn.Linear has not as many outputs as the model has logits: it is
+    then a hidden layer, as where the model computes its logits by `x @ weight.T`."""
+    logits = getattr(outputs, "logits", outputs)
+    weight, _ = last_layer_of(watched.layer)
+    if not isinstance(logits, Tensor) or logits.dim() not in (2, 3) or weight is None:
+        return
+    if len(weight) != logits.shape[-1]:
+        raise UserError(
+            f"The last nn.Linear, {watched.name!r}, has {len(weight)} outputs, but the model has "
+            f"{logits.shape[-1]}; name the layer whose input is to be measured: layer=..."
+        )
 
 
 def _to(values: Any, device: torch.device) -> Any:
