@@ -15,7 +15,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from fontTools import subset
 from matplotlib.axis import Axis
 from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.colors import to_hex, to_rgb
@@ -111,11 +110,6 @@ _RC = {
     "axes.unicode_minus": True,
     "axes.formatter.use_locale": False,
 }
-
-
-# A PDF has no use for a font's layout tables; to reduce them is half of the time of each font.
-_UNUSED = {*subset.Options._drop_tables_default, "GDEF", "GPOS", "GSUB"}
-subset.Options._drop_tables_default = sorted(_UNUSED)
 
 
 @contextmanager
