@@ -412,7 +412,7 @@ CONTENT_CASES = [
         ("compare-with-paper", "tables", "a file", lambda w: w.file_instead("tables")),
         ("show", "recipe.json", "a list",
          lambda w: (w.remove("results/tables"), w.write(OWN_RECIPE, [1]))),
-        ("show", "results: holds no", "nothing", lambda w: w.remove("results")),
+        ("show", "results: contains no training", "nothing", lambda w: w.remove("results")),
         ("status", "results", "nothing", lambda w: w.remove("results")),
         ("status", "recipe.json", "truncated", lambda w: w.cut(OWN_RECIPE)),
         ("export-reference", "card.json", "a list",
