@@ -173,6 +173,7 @@ def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
             {"model": nn.Linear(2, 2, device="meta"), "train_loader": [(torch.ones(1, 2), [0])]},
             "The model is on the device 'meta'",
         ),
+        ({"model": nn.Linear(2, 2, device="meta"), "device": "cpu"}, "on the device 'meta'"),
     ],
 )
 def test_measure_model_wrong_input_is_one_sentence(model, splits, arguments, sentence):
@@ -217,6 +218,45 @@ def test_a_hidden_layer_is_not_taken_for_the_classifier(splits):
         nc.measure_model(Functional(), loader)
     named = nc.measure_model(Functional(), loader, layer="hidden", num_classes=3)
     assert np.isfinite(named.nc1)
+
+
+@pytest.mark.parametrize(
+    "outputs, form",
+    [
+        (3, lambda logits: logits.transpose(1, 2)),  # as torch's cross-entropy takes them
+        (3, lambda logits: logits.flatten(1)),
+        (3, lambda logits: logits.mean(1)),
+        (1, lambda logits: logits.squeeze(-1)),
+    ],
+    ids=["transposed", "flattened", "averaged", "squeezed"],
+)
+def test_logits_of_tokens_may_have_any_form(outputs, form):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, outputs)
+
+        def forward(self, x):
+            return form(self.head(x))
+
+    torch.manual_seed(0)
+    x, labels = torch.randn(8, 7, 6), torch.arange(56).reshape(8, 7) % max(outputs, 2)
+    result = nc.measure_model(Tokens(), [(x, labels)])
+    assert result.nc1 == pytest.approx(nc.measure(x, labels).nc1, rel=1e-12)
+
+
+def test_weights_that_hooks_fill_in_are_measured():
+    """As those that accelerate offloads: between passes they are on the device meta."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    batch = torch.randn(20, 4), torch.arange(20) % 2
+    expected = nc.measure_model(model, [batch])
+    layer, weight = model[1], model[1].weight
+    offloaded = nn.Parameter(weight.detach().to("meta"))
+    layer.weight = offloaded
+    layer.register_forward_pre_hook(lambda *_: setattr(layer, "weight", weight))
+    layer.register_forward_hook(lambda *_: setattr(layer, "weight", offloaded))
+    assert nc.measure_model(model, [batch]) == expected
 
 
 def test_weights_that_are_quantised_or_tied():

@@ -195,16 +195,17 @@ def measure_model(
     """
     layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
     loaders = [train_loader] if test_loader is None else [train_loader, test_loader]
-    if device is not None:
-        model.to(device)
     with ExitStack() as stack:
         watched = [stack.enter_context(watch(model, one)) for one in layers]
+        # Some may be: those that accelerate offloads are filled in by hooks.
+        if {parameter.is_meta for parameter in model.parameters()} == {True}:
+            raise UserError("The model is on the device 'meta', which holds no numbers.")
+        if device is not None:
+            model.to(device)
         rows = [
             [stack.enter_context(closing(_Rows(memory_limit_bytes))) for _ in layers]
             for _ in loaders
         ]
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise UserError("The model is on the device 'meta', which holds no numbers.")
         stack.enter_context(measurement_mode(model))
         stack.enter_context(_random_states_restored(loaders))
         for loader, kept in zip(loaders, rows, strict=True):
@@ -308,7 +309,9 @@ def _check_classifier(watched: LayerInput, outputs: Any) -> None:
     weight, _ = last_layer_of(watched.layer)
     if not isinstance(logits, Tensor) or logits.dim() not in (2, 3) or weight is None:
         return
-    if len(weight) != logits.shape[-1]:
+    # As many in all: transposed (B, C, T), flattened, or squeezed by the model.
+    own = watched.value[..., 0].numel() * len(weight)
+    if len(weight) != logits.shape[-1] and own != logits.numel():
         raise UserError(
             f"The last nn.Linear, {watched.name!r}, has {len(weight)} outputs, but the model has "
             f"{logits.shape[-1]}; name the layer whose input is to be measured: layer=..."
