@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from neural_collapse.cli.main import main
 from neural_collapse.collapse.measure import measure
 from neural_collapse.collapse.registry import OF_MOMENTS
+from neural_collapse.collapse.saved_features import measure_files
 
 
 @pytest.fixture
@@ -77,6 +78,19 @@ def test_statistics_of_a_file_an_array_are_those_of_one_file(
         options += [f"--{name}", path]
     assert run(*options) == 0
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint64", "float32"])
+def test_without_a_classifier_labels_may_have_any_dtype(dtype, arrays, tmp_path, capsys):
+    features, labels = tmp_path / "h.npy", tmp_path / "c.npy"
+    np.save(features, arrays["features"])
+    np.save(labels, arrays["labels"].astype(dtype))
+    found = measure_files(features, labels)
+    assert found == measure(arrays["features"], arrays["labels"])
+    if dtype == "float32":
+        np.save(labels, np.full(len(arrays["labels"]), np.nan))
+        assert run("--features", features, "--labels", labels) == 2
+        assert "float64 with fractions or NaN, not integers" in capsys.readouterr().err
 
 
 def test_a_column_of_lists_and_no_classifier(arrays, tmp_path, capsys):

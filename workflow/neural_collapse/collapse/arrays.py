@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,12 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
             f"they must lie in 0..{num_classes - 1}."
         )
     return labels.astype(np.int64)
+
+
+def classes_of(labels: np.ndarray | Tensor) -> int:
+    """The largest label + 1; 0 for no labels, and for NaN and infinity, which are no labels."""
+    largest = float(labels.max()) if 0 not in labels.shape else -1.0
+    return int(largest) + 1 if math.isfinite(largest) else 0
 
 
 def parameter(values: Any, shape: tuple[int, ...], name: str) -> Tensor | None:

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import centres, check_weight, feature_rows, label_array, native, parameter, real_array
+from .arrays import (
+    centres,
+    check_weight,
+    classes_of,
+    feature_rows,
+    label_array,
+    native,
+    parameter,
+    real_array,
+)
 from .metric import CollapseMetric
 from .moments import Moments
 from .result import CollapseResult
@@ -72,8 +81,7 @@ def measure(
     features_ND, labels_N = feature_rows(features, labels, ignore_index, pool)
     if num_classes is None:
         known = [len(v) for v in (weight, train_means) if v is not None and np.ndim(v)]
-        largest = int(labels_N.max()) if len(labels_N) else -1
-        num_classes = known[0] if known else largest + 1
+        num_classes = known[0] if known else classes_of(labels_N)
     on_gpu = isinstance(features_ND, Tensor) and features_ND.device.type == "cuda"
     return CollapseResult.of(
         compute_moments(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ..io.errors import UserError
 from ..io.files import atomic_path, require_writable
-from .arrays import real_array
+from .arrays import classes_of, real_array
 from .measure import compute_moments
 from .registry import REGISTRY
 from .result import CollapseResult
@@ -155,7 +155,7 @@ def measure_files(
         h = read_array(features, f"{what}features")
         c = read_array(labels, f"{what}labels")
         known = next((array for array in (weight, means) if array is not None), None)
-        classes = len(known) if known is not None else int(c.max(initial=-1)) + 1
+        classes = len(known) if known is not None else classes_of(c)
         try:
             moments = compute_moments(h, c, classes, weight, offset, train_means=means, split=split)
         except UserError as error:
