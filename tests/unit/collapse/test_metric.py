@@ -146,6 +146,7 @@ def test_missing_input_makes_statistics_absent_with_a_reason():
         _ = result.nc2
     with pytest.raises(KeyError, match="'cdvn'; did you mean 'cdnv'"):
         result["cdvn"]
+    assert 3 not in result and result.get(None) is None
     assert repr(result).endswith(f"examples, C = {CLASSES}, d = {DIM}>")  # neither NC1 nor NC3
 
 

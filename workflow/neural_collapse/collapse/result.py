@@ -82,8 +82,8 @@ class CollapseResult(Mapping[str, float]):
         if name in self.absent:
             raise KeyError(f"{name} is absent: {self.absent[name]}")
         if name not in self._values:
-            longer = ", ".join(full for full in self if full.startswith(name))
-            hint = f"there are {longer}" if longer else did_you_mean(name, [*ALIASES, *self])
+            longer = ", ".join(full for full in self if full.startswith(str(name)))
+            hint = f"there are {longer}" if longer else did_you_mean(str(name), [*ALIASES, *self])
             raise KeyError(f"no statistic {name!r}; {hint}")
         return self._values[name]
 
