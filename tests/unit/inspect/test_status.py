@@ -73,6 +73,9 @@ def test_status_killed_process_is_stopped_after_its_state(job):
     earlier.touch()
     os.utime(earlier, (0, 0))
     assert status_of(job).note == "resumes after epoch 3"
+    # As one that is deleted after it was listed.
+    (job.state / "abc" / "state-000004-0.safetensors").symlink_to("deleted")
+    assert status_of(job).note == "resumes after epoch 3"
 
 
 def test_status_lock_of_another_recipe_hides_no_process(job):
