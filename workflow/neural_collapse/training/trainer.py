@@ -277,8 +277,8 @@ class GraphedStep:
                     self.loss = step(self.inputs, self.labels, self.learning_rate)
             except RuntimeError:
                 # Otherwise torch's allocator (2.11 to 2.15) would go on recording: it would free
-                # no memory and record no other step.
-                with contextlib.suppress(RuntimeError):
+                # no memory and record no other step. It is private: a later torch may lack it.
+                with contextlib.suppress(AttributeError, RuntimeError):
                     torch._C._cuda_endAllocateToPool(inputs.device.index, pool)
                 raise
         cuda.current_stream(inputs.device).wait_stream(stream)
