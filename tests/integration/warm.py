@@ -6,6 +6,7 @@ As a program, the process that forks: python warm.py SOCKET MODULE [MODULE ...]
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -31,7 +32,9 @@ with socket.socket(socket.AF_UNIX) as server:
     socket.send_fds(server, [b" "], [0, 1, 2])
     command = [sys.argv[3:], os.getcwd(), dict(os.environ), {python!r}]
     server.sendall(json.dumps(command).encode() + b"\\n")
-    _, status = server.makefile()
+    answers = server.makefile()
+    answers.readline()  # the process id
+    status = answers.readline()  # not up to the end, which other forks hold open
 sys.exit(int(status) if int(status) >= 0 else 128 - int(status))
 """
 
@@ -97,6 +100,11 @@ def run_forked(client: socket.socket, main) -> int:
     sys.exit(main(arguments))
 
 
+def answer(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(ConnectionError):  # whoever asked was killed
+        client.sendall(f"{number}\n".encode())
+
+
 def serve(path: str, *modules: str) -> None:
     """Until standard input ends."""
     program, *_ = [importlib.import_module(name) for name in modules]
@@ -120,14 +128,14 @@ def serve(path: str, *modules: str) -> None:
             client, _ = server.accept()
             child = run_forked(client, program.main)
             running[child] = client
-            client.sendall(f"{child}\n".encode())
+            answer(client, child)
         if woken in ready:
             woken.recv(4096)
             for child in list(running):
                 ended, status = os.waitpid(child, os.WNOHANG)
                 if ended:
                     client = running.pop(child)
-                    client.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                    answer(client, os.waitstatus_to_exitcode(status))
                     client.close()
 
 
