@@ -13,7 +13,11 @@ cd "$(dirname "$0")/.."
 here=.gpu-window
 # Main memory where it has 32 GiB to spare: 50 checkpoints and states of VGG11 are 17 GB to write.
 spare=$(df --output=avail /dev/shm 2>/dev/null | tail -1)
-work=${NC_WINDOW_FOLDER:-$([ "${spare:-0}" -gt $((32 << 20)) ] && echo /dev/shm || echo /tmp)/nc-gpu-window}
+if [ -d /dev/shm/nc-gpu-window ] || [ "${spare:-0}" -gt $((32 << 20)) ]; then
+  work=${NC_WINDOW_FOLDER:-/dev/shm/nc-gpu-window} # also for the command after one that filled it
+else
+  work=${NC_WINDOW_FOLDER:-/tmp/nc-gpu-window}
+fi
 # Not there, where nothing may be executed on some machines.
 site=${NC_WINDOW_FOLDER:-/tmp/nc-gpu-window}/site
 out=${OUT:-$work/out}
