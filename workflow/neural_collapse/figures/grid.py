@@ -144,11 +144,13 @@ EPOCH_0_RATIO = 1.5
 def highest(points: np.ndarray) -> float:
     """The largest value that a linear axis shows of `points` (N, 2): epochs and values.
 
-    Values before training that are much larger would press all others flat.
+    Values before training that are much larger would press those of two or more later epochs flat.
     """
-    top = points[:, 1].max()
-    later = points[points[:, 0] > 0, 1].max(initial=-np.inf)
-    return float(later if top > EPOCH_0_RATIO * later > 0 else top)
+    top, later = points[:, 1].max(), points[points[:, 0] > 0]
+    if len(np.unique(later[:, 0])) < 2:
+        return float(top)
+    high = later[:, 1].max()
+    return float(high if top > EPOCH_0_RATIO * high > 0 else top)
 
 
 def mark_cut_curves(ax: Axes) -> None:
