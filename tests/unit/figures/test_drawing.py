@@ -20,7 +20,7 @@ from neural_collapse import figures
 from neural_collapse.cli.main import main
 from neural_collapse.figures import FIGURES, captions, style
 from neural_collapse.figures.grid import curves_of
-from neural_collapse.figures.specs import final_errors
+from neural_collapse.figures.specs import Look, final_errors
 from neural_collapse.figures.style import short_number
 from neural_collapse.io.errors import UserError
 from neural_collapse.results.layout import Layout
@@ -286,13 +286,18 @@ def test_the_overview_has_a_row_for_each_cell_that_was_run(tables, layout):
     assert figure.axes[0].texts[0].get_text() == short_number(last)
 
 
-def test_the_overviews_numbers_stand_clear_of_its_curves():
+@pytest.mark.parametrize("epoch_axis", ["linear", "log"])
+def test_the_overviews_numbers_stand_clear_of_its_curves(epoch_axis):
     tables = make_tables(("digits",), last=60)
     rows = tables["measurements"]
+    # A curve that is highest in the middle of a logarithmic axis of epochs.
+    rows.loc[(rows.statistic == "nc2_equinorm_means") & (rows.epoch > 10), "value"] = 0.01
+    rows.loc[(rows.statistic == "nc2_equinorm_means") & (rows.epoch == 20), "value"] = 1.0
     # Curves that end at their largest value, where the numbers stand.
     high = rows.statistic.str.startswith("nc2_maximal_angle")
     rows.loc[high, "value"] = 0.1 + rows.loc[high, "epoch"] / 60
-    figure = figures.overview(rows, tables["runs"], Layout.of(tables["runs"]))
+    look = Look(epoch_axis=epoch_axis)
+    figure = figures.overview(rows, tables["runs"], Layout.of(tables["runs"]), look=look)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     for ax in figure.axes:

@@ -115,7 +115,8 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
         ax.set_ylim(low / ratio**0.12, high * ratio**0.12)
     else:
         low, high = min(low, 0.0), high if high > 0 else 1.0
-        under = points[points[:, 0] > 0.5 * last, 1].max(initial=low)
+        middle = last**0.5 if epoch_axis == "log" else 0.5 * last
+        under = points[points[:, 0] > middle, 1].max(initial=low)
         free = 1.0 if rises else 0.96 - NUMBER_HEIGHT * len(lines)
         top = max(high + 0.12 * (high - low), low + (under - low) / free)
         ax.set_ylim(low - 0.1 * (high - low), top)
