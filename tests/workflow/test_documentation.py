@@ -102,6 +102,13 @@ def test_search_has_its_index_as_a_script(site):
     assert (site / "search/search_index.js").read_text(encoding="utf-8").startswith("var __index")
 
 
+def test_links_between_pages_also_work_in_the_repository():
+    for page in (ROOT / "README.md", ROOT / "config/README.md", *(ROOT / "docs").glob("*.md")):
+        linked = re.findall(r"\]\(([\w./-]+\.md)", page.read_text(encoding="utf-8"))
+        missing = [name for name in linked if not (page.parent / name).is_file()]
+        assert not missing, page.name
+
+
 def test_broken_links_fail_the_build(tmp_path):
     for name in ("docs", "config"):
         shutil.copytree(ROOT / name, tmp_path / name)
