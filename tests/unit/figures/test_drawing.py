@@ -232,6 +232,14 @@ def test_sweep_panels_show_last_errors_selection_and_divergence(tables, layout):
     assert figures.sweep(others[:0], pinned, layout).axes == []
 
 
+def test_sweep_caption_names_no_size_of_a_dataset_without_a_sweep():
+    tables = make_tables(("digits", "mnist"), last=5)
+    size = "MNIST 150 images a class"
+    assert size in captions.sweep(tables["sweep"], tables["runs"], Layout.of(tables["runs"]))
+    digits = of(tables["sweep"], dataset="digits")
+    assert size not in captions.sweep(digits, tables["runs"], Layout.of(tables["runs"]))
+
+
 def test_a_diverged_candidate_counts_as_all_wrong_whatever_its_last_error(tables):
     sweep = tables["sweep"].copy()
     sweep.loc[sweep.diverged, "value"] = 0.01

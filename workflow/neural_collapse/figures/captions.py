@@ -37,6 +37,7 @@ from .specs import (
     choose_picture,
     final_errors,
     selecting_error,
+    swept,
 )
 
 # --------------------------------------------------------------------------- the paper's figures
@@ -110,7 +111,7 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
         "Held-out images are train images that these trainings leave out." if held_out else "",
         "Datasets and networks without a sweep are left out.",
         crosses if diverged else "",
-        size_sentence(runs, layout),
+        size_sentence(runs, swept(errors, layout)),
         origin_sentence(errors),
     )
 

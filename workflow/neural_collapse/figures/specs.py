@@ -187,6 +187,15 @@ def selecting_error(sweep: pd.DataFrame) -> str:
     return f"{' or '.join(words or ['test'])} error"
 
 
+def swept(errors: pd.DataFrame, layout: Layout) -> Layout:
+    """The datasets and architectures of `layout` that have `errors`, as of :func:`final_errors`."""
+    cells = [cell for cell in layout.cells() if len(rows_of(errors, *cell))]
+    return Layout(
+        {name: title for name, title in layout.datasets.items() if name in {d for d, _ in cells}},
+        {n: title for n, title in layout.architectures.items() if n in {a for _, a in cells}},
+    )
+
+
 def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
     """A row per candidate: its cell, learning_rate, the error by which one is selected in % at the
     end, diverged, selected.

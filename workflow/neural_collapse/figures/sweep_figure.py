@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from ..results.layout import Layout, origins_of, rows_of
+from ..results.layout import origins_of, rows_of
 from . import style
 from .grid import blank_panel
 from .sentences import note
-from .specs import final_errors, selecting_error
+from .specs import final_errors, selecting_error, swept
 
 _TRIED = {**style.MEANS, "markersize": 3}
 _SELECTED = {
@@ -44,13 +44,9 @@ def sweep(sweep, runs, layout, look) -> Figure:
     Rows and columns without a sweep are left out.
     """
     errors = final_errors(sweep)
-    swept = [cell for cell in layout.cells() if len(rows_of(errors, *cell))]
-    if not swept:
+    layout = swept(errors, layout)
+    if not layout.datasets:
         return style.empty_figure("no learning rate was swept")
-    layout = Layout(
-        {name: title for name, title in layout.datasets.items() if name in {d for d, _ in swept}},
-        {n: title for n, title in layout.architectures.items() if n in {a for _, a in swept}},
-    )
     figure, axes = style.new_grid(layout, look.width)
     narrow = figure.get_figwidth() / len(layout.datasets) < 1.1
     rates = errors["learning_rate"]
