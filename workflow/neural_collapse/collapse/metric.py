@@ -36,9 +36,9 @@ class CollapseMetric:
 
     One pass (`update` with every batch, then `compute`) gives the statistics of class means and
     variances (NC2, NC3, CDNV and others); with `scatter="full"` also NC1 and the variability
-    collapse index. Two statistics need the final class means and therefore a second pass over the
-    same examples (`second_pass`, then `update` with every batch again): NC4, and NC1 with
-    `scatter="projected"`.
+    collapse index. A second pass over the same examples (`second_pass`, then `update` with every
+    batch again) gives what needs the final class means or each example's decision: NC4, accuracies
+    and the calibration error, and NC1 with `scatter="projected"`.
 
     Results depend on batch size, batch order and `merge` only by float64 rounding, about 1e-15
     relative. An update costs about 10 passes over the batch in float64, and with `scatter="full"`
