@@ -137,7 +137,8 @@ class FiguresConfig(Model):
     """Horizontal axis of Figures 2 to 8."""
     width: Literal["auto", "column", "page"] = "auto"
     """Width of a column (87 mm) or of a page (178 mm); `auto` uses a column for up to three panels
-    in a row."""
+    in a row. The overview and the figures of studies other than `optimisers` and `imbalance` are
+    always as wide as a page."""
     shared_y_axis: Literal["auto", "figure", "row", "none"] = "auto"
     """Which panels of Figures 2 to 8 share a vertical scale; `auto` is `figure`, and `none` for
     Figures 7 and 8, because their datasets differ most."""
