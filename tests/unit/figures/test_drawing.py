@@ -6,7 +6,8 @@ import subprocess
 import sys
 import zlib
 from html import unescape
-from itertools import pairwise
+from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from neural_collapse.figures.specs import Look, final_errors
 from neural_collapse.figures.style import short_number
 from neural_collapse.io.errors import UserError
 from neural_collapse.results.layout import Layout
-from neural_collapse.results.tables import empty_table, write_table
+from neural_collapse.results.tables import empty_table, read_table, write_table
 
+REFERENCE = Path(__file__).parents[3] / "results/reference/mnist-small/tables"
 ORDER = {"datasets": DATASETS_2, "architectures": ARCHITECTURES, "labels": LABELS}
 
 
@@ -140,6 +142,21 @@ def test_the_users_matplotlib_settings_change_nothing(folder, tmp_path):
 
 
 # --------------------------------------------------------------------------- Figure 1
+
+
+def test_figure_1_texts_do_not_overlap_above_a_note_of_two_lines():
+    tables = [
+        read_table(REFERENCE / f"{name}.parquet", name).query("dataset == 'mnist'")
+        for name in ("activations", "runs")
+    ]
+    figure = figures.figure_1(*tables)
+    assert "\n" in figure.legends[0].get_title().get_text()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    texts = [text for ax in figure.axes for text in (ax.title, *ax.texts)]
+    assert any("outside" in text.get_text() for text in texts)
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    assert not [1 for one, other in combinations(boxes, 2) if one.overlaps(other)]
 
 
 def test_figure_1_shows_every_kept_epoch(tables, layout):

@@ -29,6 +29,8 @@ def figure_1(activations, runs, layout, look) -> Figure:
     lines = -(-len(epochs) // columns)
     width = style.figure_width(columns, look.width)
     figure = style.new_figure(width, 0.55 + lines * (0.14 + 0.82 * width / columns))
+    more_lines = style.note_lines(figure, chosen.size).count("\n")
+    figure.set_figheight(figure.get_figheight() + more_lines * 1.2 * style.NOTE_SIZE / 72)
     figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0, hspace=0.01)
     for place, epoch in enumerate(epochs):
         ax = figure.add_subplot(lines, columns, place + 1)
