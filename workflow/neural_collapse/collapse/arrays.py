@@ -89,8 +89,12 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
     return labels.astype(np.int64)
 
 
-def classes_of(labels: np.ndarray | Tensor) -> int:
-    """The largest label + 1; 0 for no labels, and for NaN and infinity, which are no labels."""
+def classes_of(labels: np.ndarray | Tensor, *of_classes: Any) -> int:
+    """C: the rows of the first array in `of_classes` that is not None, such as weight (C, d);
+    without any the largest label + 1, or 0 for no labels, NaN and infinity, which are no labels."""
+    for values in of_classes:
+        if values is not None and np.ndim(values):
+            return len(values)
     largest = float(labels.max()) if 0 not in labels.shape else -1.0
     return int(largest) + 1 if math.isfinite(largest) else 0
 

@@ -80,8 +80,7 @@ def measure(
     """
     features_ND, labels_N = feature_rows(features, labels, ignore_index, pool)
     if num_classes is None:
-        known = [len(v) for v in (weight, train_means) if v is not None and np.ndim(v)]
-        num_classes = known[0] if known else classes_of(labels_N)
+        num_classes = classes_of(labels_N, weight, train_means)
     on_gpu = isinstance(features_ND, Tensor) and features_ND.device.type == "cuda"
     return CollapseResult.of(
         compute_moments(

@@ -154,8 +154,7 @@ def measure_files(
     def measured(split: str, features: Path, labels: Path, what: str, means: Any) -> CollapseResult:
         h = read_array(features, f"{what}features")
         c = read_array(labels, f"{what}labels")
-        known = next((array for array in (weight, means) if array is not None), None)
-        classes = len(known) if known is not None else classes_of(c)
+        classes = classes_of(c, weight, means)
         try:
             moments = compute_moments(h, c, classes, weight, offset, train_means=means, split=split)
         except UserError as error:
