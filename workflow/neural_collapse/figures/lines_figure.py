@@ -81,8 +81,7 @@ def _finish(figure: Figure, axes: np.ndarray, layout: Layout, columns: int) -> N
         for number, label in enumerate(layout.architectures.values())
     ]
     style.legend_above(figure, handles, columns)
-    for ax in axes[-1]:
-        ax.set_xlabel("Epoch")
+    style.label_below(axes, "Epoch")
 
 
 @style.styled
@@ -207,6 +206,5 @@ def _draw_other(rows: tuple[_Row, ...], title: str, measurements, runs, layout, 
         ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5))
     for ax, row in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(row.axis)
-    for ax in axes[-1]:
-        ax.set_xlabel("Epoch")
+    style.label_below(axes, "Epoch")
     return figure

@@ -79,8 +79,7 @@ def optimisers(measurements, runs, layout, look) -> Figure:
     if any(table[NC0_PREDICTED]["mean"].notna().any() for table in found.values()):
         handles.append(Line2D([], [], label="predicted", **_PREDICTED))
     style.legend_above(figure, handles, columns=5)
-    for ax in axes[-1]:
-        ax.set_xlabel("Weight decay")
+    style.label_below(axes, "Weight decay")
     return figure
 
 
@@ -133,8 +132,7 @@ def imbalance(measurements, runs, layout, look) -> Figure:
     used = [key for key in looks if any(key == of[1:] for of in found)]
     handles = [Line2D([], [], label=_label(*key), **looks[key]) for key in used]
     style.legend_above(figure, handles, columns=2)
-    for ax in axes[-1]:
-        ax.set_xlabel("Majority / minority images")
+    style.label_below(axes, "Majority / minority images")
     return figure
 
 

@@ -53,8 +53,7 @@ def separation(measurements, runs, layout, look) -> Figure:
         axes[row, 0].set_ylabel(title.replace(", ", "\n").replace(" × ", "\n"), fontweight="bold")
     for ax, depth in zip(axes[0], depths, strict=True):
         ax.set_title(f"{depth} layers")
-    for ax in axes[-1]:
-        ax.set_xlabel("Layer l (0: the images)")
+    style.label_below(axes, "Layer l (0: the images)")
     figure.supylabel("Separation fuzziness D", fontsize=7)
     handles = [Line2D([], [], linewidth=0.6, label=f"{n} training", **k) for n, k in _TIMES]
     handles.append(Line2D([], [], label="line after training", **_LINE))

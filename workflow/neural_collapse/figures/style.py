@@ -220,6 +220,12 @@ def new_panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
+def label_below(axes: np.ndarray, label: str) -> None:
+    """The same horizontal label for every panel of the last row."""
+    for ax in axes[-1]:
+        ax.set_xlabel(label)
+
+
 def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
     """A figure with a titled column for each dataset and a row for each architecture.
 
