@@ -17,7 +17,7 @@ from ..experiment.recipe import read_recipe
 from ..io.errors import UserError
 from ..results.tables import OWN, REFERENCE, RUN_KEY, read_table, terminal_phase_epoch
 from ..training.history import History, history_frame
-from .jobs import Job, experiment_jobs
+from .jobs import Job, experiment_jobs, written_at
 
 MARKS = "ox"
 BOTH = "*"
@@ -107,13 +107,8 @@ def _curve_so_far(job: Job) -> History | None:
     """The learning curve in a job's newest state that can be read, if any."""
     from safetensors import SafetensorError, safe_open
 
-    def age(path: Path) -> float:
-        try:
-            return -path.stat().st_mtime
-        except OSError:
-            return 0.0  # a newer one has replaced it meanwhile
-
-    for path in sorted(job.state.glob("*/state-*.safetensors") if job.state else (), key=age):
+    states = job.state.glob("*/state-*.safetensors") if job.state else ()
+    for path in sorted(states, key=written_at, reverse=True):
         try:
             with safe_open(path, "numpy") as file:
                 facts = json.loads(file.metadata()["facts"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -111,6 +112,14 @@ def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
         }
     )
     return [job for recipe in recipes for job in jobs_of(folder, recipe, seeds or [0])]
+
+
+def written_at(path: Path) -> float:
+    """When a state was written, in seconds; -inf for one that has been deleted since."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return -math.inf
 
 
 def changed_since(job: Job) -> str:

@@ -20,7 +20,7 @@ from typing import Literal
 
 from ..experiment.config import Config
 from ..io.text import aligned, counted, duration_text, size_text
-from .jobs import STAGES, Job, changed_since, experiment_jobs, lock_user
+from .jobs import STAGES, Job, changed_since, experiment_jobs, lock_user, written_at
 from .leftovers import find_leftovers
 
 State = Literal["done", "outdated", "running", "failed", "stopped", "waiting"]
@@ -69,19 +69,12 @@ def status_of(job: Job, now: float | None = None, useless: Set[Path] = frozenset
     kept = [path for state in states - useless for path in state.glob("state-*.safetensors")]
     if kept:
         # Of several recipes the one that was in use last.
-        newest = max(kept, key=lambda path: (_written_at(path), path.name))
+        newest = max(kept, key=lambda path: (written_at(path), path.name))
         epoch = int(newest.stem.split("-")[1])
         return JobStatus(job, "stopped", f"resumes after epoch {epoch}", *_pace(progress))
     if lines and job.state and job.state.exists() and not states & useless:
         return JobStatus(job, "stopped", note, *_pace(progress))
     return JobStatus(job, "waiting")
-
-
-def _written_at(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # the job has deleted it since
-        return -math.inf
 
 
 def _tail(path: Path) -> list[str]:
