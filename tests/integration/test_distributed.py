@@ -223,7 +223,7 @@ def test_a_dead_process_ends_the_job_with_one_sentence(prepared, tmp_path):
     ],
 )
 def test_failure_of_one_process_stops_all_and_is_reported(how, kind, words):
-    before = children(os.getpid())  # as of multiprocessing's resource tracker, from other tests
+    before = children(os.getpid())  # such as multiprocessing's resource tracker, from other tests
     with pytest.raises(kind) as caught:
         launch(2, CPU, fail, how)
     assert type(caught.value) is kind

@@ -188,7 +188,7 @@ def selecting_error(sweep: pd.DataFrame) -> str:
 
 
 def swept(errors: pd.DataFrame, layout: Layout) -> Layout:
-    """The datasets and architectures of `layout` that have `errors`, as of :func:`final_errors`."""
+    """The datasets and architectures of `layout` that have `errors`, from :func:`final_errors`."""
     cells = [cell for cell in layout.cells() if len(rows_of(errors, *cell))]
     return Layout(
         {name: title for name, title in layout.datasets.items() if name in {d for d, _ in cells}},

@@ -136,7 +136,7 @@ def speeds(recipe: Recipe, size: DataSize, device: torch.device, seconds: float)
                 yield Speed(*fields, failure=failure)
         del trainer
         if device.type == "cuda":
-            # After a failed recording torch's allocator refuses, as if it still went on.
+            # It refuses where the end of a failed recording could not be told to it.
             with suppress(RuntimeError):
                 torch.cuda.empty_cache()
 

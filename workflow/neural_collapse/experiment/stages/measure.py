@@ -168,7 +168,7 @@ def _figure_1_rows(recipe: Recipe, data):
 def measure_robustness(
     recipe_path: Path, data_folder: Path, output: Path, *, seed: int, **place: Any
 ) -> None:
-    """Attack the same test images with DeepFool at every checkpoint; place: as of
+    """Attack the same test images with DeepFool at every checkpoint; place: as in
     `extract_features`."""
     recipe = read_recipe(recipe_path)
     data = open_data(recipe, data_folder)
