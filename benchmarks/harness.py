@@ -103,7 +103,7 @@ class Settings:
 
     @property
     def rounds(self) -> int:
-        return 2 if self.form == "short" else 3
+        return 3 if self.full else 2
 
     def synchronise(self) -> None:
         """Wait for what is under way on the device."""

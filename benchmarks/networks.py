@@ -55,7 +55,7 @@ def trainer(
         dataset="mnist",
         architecture="network",
         network=resolve_network(NETWORKS[network]),
-        training=TrainingRecipe(precision=precision, batch_size=BATCH),
+        training=TrainingRecipe(precision=precision, batch_size=BATCH, cuda_graphs=True),
     )
     return Trainer(recipe, images, LEARNING_RATE, 0, torch.device(device))
 
