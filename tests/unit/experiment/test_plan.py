@@ -11,7 +11,7 @@ import torch
 from neural_collapse.collapse.features import Watched, extract_splits
 from neural_collapse.collapse.moments import save_moments
 from neural_collapse.experiment import provenance
-from neural_collapse.experiment.config import check_config, resolve_recipe
+from neural_collapse.experiment.config import check_config, load_config, resolve_recipe
 from neural_collapse.experiment.cost import plan_cells
 from neural_collapse.experiment.plan import (
     FinishedRun,
@@ -23,7 +23,8 @@ from neural_collapse.experiment.plan import (
 from neural_collapse.io.errors import UserError
 from neural_collapse.networks.build import build_network
 
-REFERENCE = Path(__file__).parents[3] / "results" / "reference" / "mnist-small" / "runs.json"
+ROOT = Path(__file__).parents[3]
+REFERENCE = ROOT / "results" / "reference" / "mnist-small" / "runs.json"
 CUSTOM = """
 import torch
 from torch import nn
@@ -298,3 +299,21 @@ def test_plan_names_the_source_of_its_hours(own):
     assert "1 finished run of this machine reached, each under 60 s" in plan(own(), "cpu")
     resnet = own(recipe={"network": {"name": "resnet18"}}, architectures=["resnet"])
     assert "(none of them like ResNet18)" in plan(resnet, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "architecture", "train", "images_per_second"),
+    [("mnist", "vgg", 50_000, 52_921), ("fashion_mnist", "densenet", 60_000, 431)],
+)
+def test_plan_without_measurements_takes_the_hours_of_an_h100(
+    dataset, architecture, train, images_per_second, tmp_path
+):
+    """Images a second as check-gpu printed them, in TF32 with CUDA graphs."""
+    config = load_config(ROOT / "config.yaml")
+    changes = {"datasets": [dataset], "architectures": [architecture]}
+    changes["results_folder"] = str(tmp_path)
+    row, *_ = plan(config.model_copy(update=changes), device="cuda").splitlines()[3:]
+    # Evaluation is a third of a step: after each of 350 epochs, and at 50 of each of 25 rates.
+    trained, evaluated = 26 * 350 * train, (350 + 25 * 50) * (train + 10_000)
+    hours = (trained + evaluated / 3) / images_per_second / 3600
+    assert float(row.split()[-2]) == pytest.approx(hours, rel=0.03)

@@ -27,11 +27,10 @@ from .cost import (
 )
 from .layers import check_layers
 
-# Floating-point operations a second that training reaches, where this machine has no run yet: by
-# device and, on a GPU, precision. Assumptions for a data-centre card, not measurements of this
-# project.
-ASSUMED_CPU_FLOPS_PER_SECOND = 2e10
-ASSUMED_GPU_FLOPS_PER_SECOND = {"float32": 2e13, "tf32": 6e13, "bfloat16": 2e14}
+H100_SPEEDS = Path(__file__).with_name("h100_speeds.json")
+"""What check-gpu measured on an H100, for a GPU where neither it nor a training has run."""
+ASSUMED_FLOPS_PER_SECOND = {"cpu": 2e10, "cuda": 1e13}
+"""Floating-point operations a second that training reaches, where nothing like it was measured."""
 TELLING_SECONDS = 60
 """A training shorter than this says more of how jobs start than of how fast they are."""
 STEP_GIB = {"VGG19": (35, 20), "ResNet152": (43, 22), "DenseNet201": (12.7, 6.8)}
@@ -128,12 +127,10 @@ def _estimate(
     if cell.flops is None:
         return Estimate(cell, None)
     telling = telling_runs(runs, cell.kind) if runs else timed_steps(cell, speeds)
-    if telling:
-        speed = throughput(telling)
-    elif device == "cpu":
-        speed = ASSUMED_CPU_FLOPS_PER_SECOND
-    else:
-        speed = ASSUMED_GPU_FLOPS_PER_SECOND[cell.recipe.training.precision]
+    measured = telling
+    if not telling and device == "cuda":
+        measured = timed_steps(cell, read_speeds(H100_SPEEDS))
+    speed = throughput(measured) if measured else ASSUMED_FLOPS_PER_SECOND[device]
     return Estimate(cell, cell.flops / speed, telling)
 
 
@@ -154,8 +151,9 @@ def _origin(known: Sequence[Estimate], device: str) -> str:
     """Which runs the hours rest on, and the networks that none of them is like."""
     runs = {id(run): run for estimate in known for run in estimate.runs}.values()
     if not runs:
-        hint = "; `neural-collapse check-gpu` measures it" if device == "cuda" else ""
-        return f"an assumption, since this machine has no run yet{hint}"
+        if device == "cuda":
+            return "as an H100 reached; run `neural-collapse check-gpu` to measure this machine"
+        return "an assumption, since this machine has no run yet"
     unlike = ", ".join(
         dict.fromkeys(
             label(cell.recipe.network)
