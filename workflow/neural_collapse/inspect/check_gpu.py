@@ -136,35 +136,29 @@ def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
         ]
     frame = pd.DataFrame(map(asdict, timed))
     frame = frame[frame["channels_last"] & (frame["failure"] == "")]
+    network = ["network", "side_px", "batch_size"]
     rates = frame.pivot_table(
-        "images_per_second",
-        ["network", "side_px", "batch_size", "cuda_graphs"],
-        "precision",
-        sort=False,
-    ).reindex(columns=PRECISIONS)
+        "images_per_second", network, ["precision", "cuda_graphs"], sort=False
+    ).reindex(columns=pd.MultiIndex.from_product([PRECISIONS, [False, True]]))
+    best = rates.T.groupby(level=0).max().T
     lines = []
     for precision in PRECISIONS[1:]:
-        shares = (rates["float32"] / rates[precision]).dropna()
+        shares = (best["float32"] / best[precision]).dropna()
         if len(shares):
             lines.append(
                 f"precision    {precision} takes {shares.median():.2f} of float32's time "
-                f"({shares.min():.2f} to {shares.max():.2f})"
+                f"({shares.min():.2f} to {shares.max():.2f}), both with CUDA graphs where faster"
             )
-    lines.append(
-        "             float32 is the default until NC1 to NC4 of the others have been compared "
-        "with it on a GPU"
-    )
-    graphs = rates["float32"].unstack().reindex(columns=[False, True])
-    gains = (graphs[True] / graphs[False]).dropna()
-    paying = [
-        f"{name} {side} px, batch {size} ({x:.2f}x)"
-        for (name, side, size), x in gains.items()
-        if x > 1.05
-    ]
-    if len(gains):
-        lines.append(
-            f"cuda_graphs  true for {'; '.join(paying)}" if paying else "cuda_graphs  false"
-        )
+    gains = pd.DataFrame({p: rates[p, True] / rates[p, False] for p in PRECISIONS})
+    paying = []
+    for (name, side, size), row in gains.iterrows():
+        faster = ", ".join(f"{x:.2f}x in {p}" for p, x in row.items() if x > 1.05)
+        if faster:
+            paying.append(f"{name} {side} px, batch {size} ({faster})")
+    if paying:
+        lines += [f"cuda_graphs  true for {paying[0]}", *(f"{'':22}{one}" for one in paying[1:])]
+    elif gains.notna().any(axis=None):
+        lines.append("cuda_graphs  false")
     if memory := facts.get("memory_bytes"):
         plain = frame[(frame["precision"] == "float32") & ~frame["cuda_graphs"]]
         largest = max(plain["peak_bytes"], default=0)
