@@ -119,11 +119,14 @@ def paper_recipes_json(config: Config) -> str:
     """results/paper_recipes.json: recipes of `config`'s cells, with what tables call their networks
     and data.
 
-    They stand apart from config.yaml, which a user may change and an installed package lacks.
+    They stand apart from config.yaml, which a user may change and an installed package lacks. The
+    paper trained in float32.
     """
     lines = []
     for cell in product(config.datasets, config.architectures):
         recipe = resolve_recipe(config, *cell)
+        training = recipe.training.model_copy(update={"precision": "float32"})
+        recipe = recipe.model_copy(update={"training": training})
         entry, data = DATASETS[recipe.dataset], recipe.data
         facts = {
             "dataset": recipe.dataset,

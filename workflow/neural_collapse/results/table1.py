@@ -115,6 +115,8 @@ def deviations(run: pd.Series) -> list[str]:
 
 def _said(key: str, value: Any) -> str:
     """A recipe's value in words."""
+    if key == "training.precision" and value == "tf32":
+        return "TF32 on a GPU"
     if key == "measurement.epochs" and isinstance(value, list):
         return str(len(value))
     if key == "training.optimizer":
