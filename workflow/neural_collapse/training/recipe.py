@@ -91,9 +91,8 @@ class TrainingRecipe(Model):
     statistics and attack always use true float32. Losses and errors after each epoch use float32 if
     this is float32, otherwise TF32."""
     cuda_graphs: bool = False
-    """On one GPU, launch all kernels of a training step at once, with any optimiser and loss: for
-    images of up to 96 px, where it takes 1.1 to 4.5 times the speed on an H100. Ignored on the CPU and with several
-    GPUs."""
+    """On one GPU, launch all kernels of a training step at once, with any optimiser and loss: at
+    32 px 1.1 to 4.5 times the speed on an H100 (TF32). Ignored on the CPU and with several GPUs."""
     compile: bool = False
     """Fuse the kernels of a training step with torch.compile; the first step takes a minute. Not
     yet measured on a GPU by this project."""
