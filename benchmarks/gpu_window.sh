@@ -3,7 +3,9 @@
 #
 #   gpu_window.sh prepare MIRROR   where there is a network: wheels and MNIST into .gpu-window
 #   gpu_window.sh first            on the GPU, ten minutes: tests, check-gpu, a cell of the paper
-#   gpu_window.sh second           at once after it: the rest of the cell, features, attack, tables
+#   gpu_window.sh second           at once after it: the rest of the cell, reference loops
+#
+# NC_WINDOW_TESTS=0 leaves out tests and check-gpu, so that a whole cell fits into the first command.
 #
 # Each step has its own time limit; one that fails does not end the others. What comes back lies in
 # $OUT: log.txt, which grows as steps go on, check-gpu.json, and results.tar.gz: of tables, learning
@@ -145,29 +147,39 @@ first() {
   ends=${NC_WINDOW_SECONDS:-570}
   export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
   step facts 40 bash -c facts
-  signal=INT step tests "${NC_WINDOW_TESTS:-120}" \
-    $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
-    $($python -c 'import xdist' 2>/dev/null && echo '-n=8') \
-    tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
-  nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
+  if [ "${NC_WINDOW_TESTS:-120}" != 0 ]; then
+    signal=INT step tests "${NC_WINDOW_TESTS:-120}" \
+      $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
+      $($python -c 'import xdist' 2>/dev/null && echo '-n=8') \
+      tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
+    nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
+  fi
   # A training that ends within this command leaves the other for what follows it.
   step choose 20 bash -c "choose $(left 40)" || return
   nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
   nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
     --output-folder "$work/data" --data-recipe "$(cat "$work/data-recipe.json")"
-  train "$(left 0)"
+  train "$(left 0)" && [ "$(left 0)" -ge 90 ] && measure
 }
 
 second() {
   ends=${NC_WINDOW_SECONDS:-285}
-  train "$(left 150)" || return
+  train "$(left 150)" && measure
+  step bench "$(left 0)" $python -m benchmarks --form gpu \
+    --only "measurement of a checkpoint" deepfool
+}
+
+measure() { # what is not measured yet
   local common=(--data-folder "$work/data" --checkpoint-folder "$cell/checkpoints"
     --device "$device" --gpus "$gpus")
-  job extract-features "$(left 75)" "${common[@]}" --output-folder "$cell/features" --state-root "$work/f"
-  job compute-statistics "$(left 60)" --features-folder "$cell/features" --seed 0 \
-    --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"
-  job measure-robustness "$(left 25)" "${common[@]}" --seed 0 --output "$cell/robustness.parquet" \
-    --state-root "$work/r"
+  if [ ! -e "$cell/statistics.parquet" ]; then
+    job extract-features "$(left 75)" "${common[@]}" --output-folder "$cell/features" \
+      --state-root "$work/f"
+    job compute-statistics "$(left 60)" --features-folder "$cell/features" --seed 0 \
+      --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"
+  fi
+  [ -e "$cell/robustness.parquet" ] || job measure-robustness "$(left 25)" "${common[@]}" \
+    --seed 0 --output "$cell/robustness.parquet" --state-root "$work/r"
   local made=()
   for table in statistics robustness activations; do
     [ -e "$cell/$table.parquet" ] && made+=("--$table" "$cell/$table.parquet")
