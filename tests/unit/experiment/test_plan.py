@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from neural_collapse.collapse.features import Watched, extract_splits
 from neural_collapse.collapse.moments import save_moments
@@ -317,3 +318,40 @@ def test_plan_without_measurements_takes_the_hours_of_an_h100(
     trained, evaluated = 26 * 350 * train, (350 + 25 * 50) * (train + 10_000)
     hours = (trained + evaluated / 3) / images_per_second / 3600
     assert float(row.split()[-2]) == pytest.approx(hours, rel=0.03)
+
+
+def test_plan_a_user_defined_network_on_a_gpu_has_no_measurement(own):
+    assert "at 10 TFLOP/s, an assumption, since this machine has no run" in plan(own(), "cuda")
+
+
+def test_plan_large_images_take_no_longer_in_a_coarser_precision(tmp_path):
+    """They do not wait for the CPU, with or without a CUDA graph."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config |= {"datasets": ["imagenet"], "imagenet_folder": str(tmp_path)}
+    config |= {"results_folder": str(tmp_path)}
+    hours = []
+    for precision in ("float32", "tf32", "bfloat16"):
+        config["recipe"]["training"]["precision"] = precision
+        rows = plan(check_config(config), "cuda").splitlines()
+        hours.append([float(row.split()[-2].replace(",", "")) for row in rows[3:6]])
+    assert np.all(np.diff(hours, axis=0) < 0), hours
+
+
+def test_plan_names_the_networks_whose_hours_are_another_cards(tmp_path):
+    timed = {"network": "VGG11", "kind": "vgg", "side_px": 32, "precision": "tf32"}
+    timed |= {"cuda_graphs": True, "channels_last": True, "failure": "", "flops_per_second": 1e12}
+    (tmp_path / "check-gpu.json").write_text(json.dumps({"networks": [timed]}))
+    config = load_config(ROOT / "config.yaml")
+    changes = {"datasets": ["mnist"], "results_folder": str(tmp_path)}
+    text = plan(config.model_copy(update=changes), "cuda")
+    assert "as check-gpu measured (ResNet18, DenseNet40: as an H100 reached);" in text
+
+
+def test_plan_finished_runs_of_another_precision_say_nothing_of_a_gpu(own):
+    path = finish(own())
+    run = json.loads(path.read_text())
+    run["machine"]["device"] = "cuda"
+    path.write_text(json.dumps(run))
+    assert "as 1 finished run of this machine reached" in plan(own(), "cuda")
+    recipe = {"training": {"epochs": 9, "precision": "tf32"}}
+    assert "an assumption" in plan(own(recipe=recipe), "cuda")

@@ -235,5 +235,8 @@ def test_plan_takes_its_hours_from_what_check_gpu_measured(config, tmp_path):
     slower = [*every, *(speed(kind, 1.0, kind=kind, precision="tf32") for kind in kinds)]
     assert "at 0.004 TFLOP/s, as check-gpu measured;" in time_of(slower)
     assert "as an H100 reached" in time_of([speed("other", 1.0)])
+    # A way that failed is estimated from the other one, not from another card.
+    graphs = [speed(kind, 4e9, kind=kind, cuda_graphs=True) for kind in kinds]
+    assert "at 0.004 TFLOP/s, as check-gpu measured;" in time_of(graphs)
     (tmp_path / "check-gpu.json").write_text("{")
     assert "as an H100 reached" in plan(config)

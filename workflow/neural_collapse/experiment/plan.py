@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,16 +46,28 @@ class FinishedRun:
     flops: float
     """Floating-point operations of its epochs."""
     seconds: float
-    timed: bool = False
-    """Whether check-gpu timed some steps of it instead."""
+    way: tuple[str, bool] | None = None
+    """As `_way` has it."""
 
 
 class Estimate(NamedTuple):
-    """How long a cell takes, None where that is unknown, and the runs that this rests on."""
+    """How long a cell takes, None where that is unknown, and what this rests on."""
 
     cell: CellPlan
     seconds: float | None
+    origin: str = "an assumption"
+    """FINISHED, CHECKED or H100, or else an assumption."""
     runs: Sequence[FinishedRun] = ()
+
+
+FINISHED, CHECKED, H100 = "finished runs", "as check-gpu measured", "as an H100 reached"
+
+
+def _way(training: Mapping[str, Any], device: str) -> tuple[str, bool] | None:
+    """What of a training, apart from its network, decides its speed on a GPU."""
+    if device == "cpu":
+        return None
+    return training.get("precision", "float32"), training.get("cuda_graphs", False)
 
 
 def read_speeds(path: Path) -> list[dict[str, Any]]:
@@ -71,13 +83,15 @@ def timed_steps(cell: CellPlan, speeds: Iterable[dict[str, Any]]) -> list[Finish
     """Steps that check-gpu timed with the cell's precision: of its network at its image size, else
     at any, else of networks of its kind."""
     training, side = cell.recipe.training, cell.size and cell.size.side_px
-    way = (training.precision, training.cuda_graphs)
-    alike = [speed for speed in speeds if (speed["precision"], speed["cuda_graphs"]) == way]
+    alike = [speed for speed in speeds if speed["precision"] == training.precision]
+    # With large images a GPU does not wait for the CPU, as it does with small ones without a graph.
+    graphs = training.cuda_graphs or (side or 0) > 96
+    alike = [speed for speed in alike if speed["cuda_graphs"] == graphs] or alike
     own = [speed for speed in alike if speed["network"] == label(cell.recipe.network)]
     chosen = [speed for speed in own if speed["side_px"] == side] or own
     chosen = chosen or [speed for speed in alike if speed["kind"] == cell.kind]
     return [
-        FinishedRun(s["kind"], TELLING_SECONDS * s["flops_per_second"], TELLING_SECONDS, timed=True)
+        FinishedRun(s["kind"], TELLING_SECONDS * s["flops_per_second"], TELLING_SECONDS)
         for s in chosen
     ]
 
@@ -99,7 +113,8 @@ def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
             forward = NetworkCost.of(network, size).forward_flops
             if forward is not None and epochs > 0 and run["seconds"] > 0:
                 flops = epochs * training_images(size) * forward
-                runs.append(FinishedRun(network_kind(network), flops, run["seconds"]))
+                way = _way(run["recipe"]["training"], device)
+                runs.append(FinishedRun(network_kind(network), flops, run["seconds"], way))
         # A user-defined network may be gone, or need what this environment lacks (UserError).
         except (OSError, ValueError, KeyError, TypeError):
             continue
@@ -126,12 +141,16 @@ def _estimate(
 ) -> Estimate:
     if cell.flops is None:
         return Estimate(cell, None)
-    telling = telling_runs(runs, cell.kind) if runs else timed_steps(cell, speeds)
-    measured = telling
-    if not telling and device == "cuda":
-        measured = timed_steps(cell, read_speeds(H100_SPEEDS))
-    speed = throughput(measured) if measured else ASSUMED_FLOPS_PER_SECOND[device]
-    return Estimate(cell, cell.flops / speed, telling)
+    way = _way(cell.recipe.training.model_dump(), device)
+    alike = [run for run in runs if run.way == way]
+    sources = {FINISHED: telling_runs(alike, cell.kind) if alike else []}
+    if device == "cuda":
+        sources[CHECKED] = timed_steps(cell, speeds)
+        sources[H100] = timed_steps(cell, read_speeds(H100_SPEEDS))
+    for origin, found in sources.items():
+        if found:
+            return Estimate(cell, cell.flops / throughput(found), origin, found)
+    return Estimate(cell, cell.flops / ASSUMED_FLOPS_PER_SECOND[device])
 
 
 def _time(estimates: Sequence[Estimate], device: str) -> str:
@@ -143,30 +162,40 @@ def _time(estimates: Sequence[Estimate], device: str) -> str:
     rate = sum(estimate.cell.flops for estimate in known) / seconds
     return (
         f"about {duration_text(seconds)} of one {'GPU' if device == 'cuda' else 'CPU core'} at "
-        f"{rate / 1e12:.3g} TFLOP/s, {_origin(known, device)}; the start of jobs not counted"
+        f"{rate / 1e12:.3g} TFLOP/s, {_origin(known)}; the start of jobs not counted"
     )
 
 
-def _origin(known: Sequence[Estimate], device: str) -> str:
-    """Which runs the hours rest on, and the networks that none of them is like."""
+def _origin(known: Sequence[Estimate]) -> str:
+    """What the hours rest on, this machine first, and networks whose hours rest on something else."""
+    networks: dict[str, dict[str, None]] = {}
+    for estimate in known:
+        networks.setdefault(estimate.origin, {})[label(estimate.cell.recipe.network)] = None
+    order = [origin for origin in (FINISHED, CHECKED, H100) if origin in networks]
+    main, *others = [*order, *(origin for origin in networks if origin not in order)]
+    text = main
+    if main == FINISHED:
+        text = _finished([estimate for estimate in known if estimate.origin == main])
+    elif main == H100:
+        text += "; run `neural-collapse check-gpu` to measure this machine"
+    elif main != CHECKED:
+        text += ", since this machine has no run yet"
+    rest = [f"{', '.join(networks[origin])}: {origin}" for origin in others]
+    return text + (f" ({'; '.join(rest)})" if rest else "")
+
+
+def _finished(known: Sequence[Estimate]) -> str:
+    """The finished runs that hours rest on, and the networks that none of them is like."""
     runs = {id(run): run for estimate in known for run in estimate.runs}.values()
-    if not runs:
-        if device == "cuda":
-            return "as an H100 reached; run `neural-collapse check-gpu` to measure this machine"
-        return "an assumption, since this machine has no run yet"
-    unlike = ", ".join(
-        dict.fromkeys(
-            label(cell.recipe.network)
-            for cell, _, telling in known
-            if all(run.kind != cell.kind for run in telling)
-        )
-    )
-    if any(run.timed for run in runs):
-        return "as check-gpu measured" + (f" ({unlike}: assumed)" if unlike else "")
     text = f"as {counted(len(runs), 'finished run')} of this machine reached"
     if max(run.seconds for run in runs) < TELLING_SECONDS:
         text += f", each under {TELLING_SECONDS} s and mostly starting up, so expect less"
-    return text + (f" (none of them like {unlike})" if unlike else "")
+    unlike = dict.fromkeys(
+        label(estimate.cell.recipe.network)
+        for estimate in known
+        if all(run.kind != estimate.cell.kind for run in estimate.runs)
+    )
+    return text + (f" (none of them like {', '.join(unlike)})" if unlike else "")
 
 
 def _table(estimates: Sequence[Estimate]) -> list[str]:
@@ -174,7 +203,7 @@ def _table(estimates: Sequence[Estimate]) -> list[str]:
         ("dataset", "architecture", "network", "parameters", "trainings", "epochs", "checkpoints",
          "disk", "hours")
     ]  # fmt: skip
-    for cell, seconds, _ in estimates:
+    for cell, seconds, *_ in estimates:
         network, size = cell.network, cell.checkpoint_bytes
         rows.append(
             (
