@@ -71,16 +71,13 @@ def digits_cells(root: Path) -> list[tuple[Recipe, PreparedDataset]]:
 
 
 def mnist_cells(settings: Settings) -> list[tuple[Recipe, PreparedDataset]]:
-    """The paper's networks of MNIST at their full width, briefly: 2,048 images, 30 epochs."""
+    """The paper's ResNet18 of MNIST, briefly: 2,048 images, 30 epochs, zero training error."""
     config = load_config(Path(__file__).parents[2] / "config.yaml")
-    images = data.mnist(settings.mirror, 2048, 2000)
-    cells = []
-    for architecture in ("resnet", "vgg"):
-        recipe = resolve_recipe(config, "mnist", architecture)
-        training = recipe.training.model_copy(update={"epochs": 30, "cuda_graphs": True})
-        sweep = recipe.sweep.model_copy(update={"learning_rate": 0.0679})
-        cells.append((recipe.model_copy(update={"training": training, "sweep": sweep}), images))
-    return cells
+    recipe = resolve_recipe(config, "mnist", "resnet")
+    training = recipe.training.model_copy(update={"epochs": 30})
+    sweep = recipe.sweep.model_copy(update={"learning_rate": 0.0679})
+    recipe = recipe.model_copy(update={"training": training, "sweep": sweep})
+    return [(recipe, data.mnist(settings.mirror, 2048, 2000))]
 
 
 Job = tuple[Recipe, PreparedDataset, int, torch.device]
@@ -97,8 +94,11 @@ def done(jobs: list[Job], device: torch.device) -> Iterator[tuple[Job, dict]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(GPU_PROCESSES, context, set_determinism, (True,)) as pool:
         running = {pool.submit(finals, *job): job for job in jobs}
-        for future in as_completed(running):
-            yield running[future], future.result()
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:  # after an error, of which the others would tell no more
+            pool.shutdown(cancel_futures=True)
 
 
 @case("precision of the training step", forms=("full", "gpu"))

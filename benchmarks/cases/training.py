@@ -135,7 +135,7 @@ def deepfool(settings: Settings, results: Results) -> None:
     results.compare(
         f"{network}, {count} images",
         times["ours"],
-        "one image at a time, a backward pass a candidate",
+        f"{few} of them one at a time, a backward pass a candidate",
         times["theirs"],
         "images",
         where(settings),

@@ -196,7 +196,8 @@ def test_jobs_of_the_command_line_compute_on_a_leased_gpu(make_recipe, tmp_path,
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
 
 
-RECORDED = [{"name": name, "precision": p} for name in NETWORKS for p in ("float32", "bfloat16")]
+PRECISIONS = ("float32", "tf32", "bfloat16")
+RECORDED = [{"name": name, "precision": p} for name in NETWORKS for p in PRECISIONS]
 RECORDED += [{"optimizer": {"name": name}} for name in ("sgdw", "adam", "adamw")]
 RECORDED += [{"loss": name} for name in ("mse", "label_smoothing", "focal")]
 
@@ -228,12 +229,19 @@ def test_a_recorded_training_goes_through_an_incomplete_batch(recipe_of, make_da
     assert records[1] == pytest.approx(records[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
-def test_resumed_training_is_bit_identical(
-    recipe_of, make_data, tmp_path, interrupted, graphs, optimiser
-):
-    recipe = recipe_of(epochs=4, cuda_graphs=graphs, optimizer={"name": optimiser})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cuda_graphs": False},
+        {"cuda_graphs": True},
+        {"cuda_graphs": True, "precision": "tf32"},
+        {"cuda_graphs": False, "optimizer": {"name": "adam"}},
+        {"cuda_graphs": True, "optimizer": {"name": "adam"}},
+    ],
+    ids=str,
+)
+def test_resumed_training_is_bit_identical(recipe_of, make_data, tmp_path, interrupted, changes):
+    recipe = recipe_of(epochs=4, **changes)
     common = {"learning_rate": 0.05, "seed": 0, "device": GPU}
     whole, network = train(recipe, make_data(), state_root=tmp_path / "whole", **common)
 

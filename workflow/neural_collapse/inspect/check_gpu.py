@@ -135,6 +135,7 @@ def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
             "no network was timed: the size of the config's images is not known; prepare its data"
         ]
     frame = pd.DataFrame(map(asdict, timed))
+    failed = frame[frame["cuda_graphs"] & (frame["failure"] != "")]
     frame = frame[frame["channels_last"] & (frame["failure"] == "")]
     network = ["network", "side_px", "batch_size"]
     rates = frame.pivot_table(
@@ -159,9 +160,13 @@ def _advice(timed: list[Speed], facts: dict[str, Any]) -> list[str]:
         lines += [f"cuda_graphs  true for {paying[0]}", *(f"{'':22}{one}" for one in paying[1:])]
     elif gains.notna().any(axis=None):
         lines.append("cuda_graphs  false")
-    if memory := facts.get("memory_bytes"):
-        plain = frame[(frame["precision"] == "float32") & ~frame["cuda_graphs"]]
-        largest = max(plain["peak_bytes"], default=0)
+    for row in failed.itertuples():
+        lines.append(
+            f"cuda_graphs  false for {row.network} {row.side_px} px, batch {row.batch_size} in "
+            f"{row.precision}: {row.failure}"
+        )
+    if (memory := facts.get("memory_bytes")) and len(frame):
+        largest = max(frame["peak_bytes"])
         slots = max(1, min(4, int(0.8 * memory) // max(1, largest)))
         lines.append(
             f"gpu_slots    {slots} by memory, {size_text(largest)} a step at most; jobs that share "

@@ -147,11 +147,13 @@ def _checks(network: dict, data: PreparedDataset, device: torch.device) -> Check
     yield "features and statistics as on the CPU", 1e-3, lambda: _measured(of(), data, device)
     yield "attack as on the CPU, share of images", 0.1, lambda: _attacked(of(), data, device)
     if device.type == "cuda":
-        graphs = of(cuda_graphs=True)
-        yield (
-            "CUDA graph as without", 1e-5,
-            lambda: _apart(steps(graphs, device), steps(of(), device)),
-        )  # fmt: skip
+        for precision in ("float32", "tf32"):
+            yield (
+                f"CUDA graph in {precision} as without", 1e-5,
+                lambda p=precision: _apart(
+                    steps(of(p, cuda_graphs=True), device), steps(of(p), device)
+                ),
+            )  # fmt: skip
         yield "half a batch where memory runs out", 1e-5, lambda: _limited(of(), data, device)
 
 

@@ -58,7 +58,7 @@ RECIPES_FILE = Path(__file__).with_name("paper_recipes.json")
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the paper did in one cell, as the shipped config.yaml has it."""
+    """What the paper did in one cell: the shipped config.yaml's recipe, in float32."""
 
     network: str
     """Name of its network, e.g. ResNet18."""

@@ -92,7 +92,7 @@ class TrainingRecipe(Model):
     this is float32, otherwise TF32."""
     cuda_graphs: bool = False
     """On one GPU, launch all kernels of a training step at once, with any optimiser and loss: at
-    32 px 1.1 to 4.5 times the speed on an H100 (TF32). Ignored on the CPU and with several GPUs."""
+    32 px 1.1 to 4.4 times the speed on an H100 (TF32). Ignored on the CPU and with several GPUs."""
     compile: bool = False
     """Fuse the kernels of a training step with torch.compile; the first step takes a minute. Not
     yet measured on a GPU by this project."""

@@ -243,7 +243,7 @@ class GraphedStep:
     """A training step as one CUDA graph, recorded once and replayed for batches of the same shape.
 
     It launches hundreds of kernels at once, which helps where a GPU waits for the CPU to launch
-    them: narrow networks, small images.
+    them: images of few pixels, narrow networks.
 
     step: `step(inputs, labels, learning_rate)` -> loss; all its tensors on one GPU, the learning
     rate a tensor (). It must leave no gradients. state: what it changes, which recording leaves as
