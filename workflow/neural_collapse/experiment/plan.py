@@ -167,7 +167,7 @@ def _time(estimates: Sequence[Estimate], device: str) -> str:
 
 
 def _origin(known: Sequence[Estimate]) -> str:
-    """What the hours rest on, this machine first, and networks whose hours rest on something else."""
+    """What the hours rest on, this machine first; networks whose hours rest on something else."""
     networks: dict[str, dict[str, None]] = {}
     for estimate in known:
         networks.setdefault(estimate.origin, {})[label(estimate.cell.recipe.network)] = None
