@@ -56,7 +56,7 @@ def test_check_gpu_checks_and_times_a_gpu(config, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "ceilings", lambda device, seconds, _: ceilings(device, 0.1, 256))
     text = program.check_gpu(config, quick=True, output=None)
     written = json.loads((tmp_path / "check-gpu.json").read_text())
-    assert len(written["checks"]) == 17 and written["machine"]["gpu"]
+    assert len(written["checks"]) == 18 and written["machine"]["gpu"]
     assert {network["cuda_graphs"] for network in written["networks"]} == {True, False}
     assert all(network["failure"] == "" for network in written["networks"])
     assert "cuda_graphs  " in text and "gpu_slots    4 by memory" in text
@@ -187,6 +187,26 @@ def test_check_gpu_compares_steps_of_one_batch_size(checked, config, monkeypatch
     monkeypatch.setattr(program, "speeds", lambda *_: timed)
     text = program.check_gpu(config, quick=True, output=None, device="cpu")
     assert "cuda_graphs  true for VGG 8 px, batch 64 (2.00x in float32)\n" in text
+
+
+def test_check_gpu_recommends_graphs_and_precisions_by_the_faster_way(checked, config, monkeypatch):
+    rates = {("float32", False): 100.0, ("float32", True): 101.0}
+    rates |= {("tf32", False): 80.0, ("tf32", True): 400.0}
+    timed = [
+        gpu_speed.Speed("a", "b", "VGG", "vgg", 8, 64, *way, True, rate, 0.0, 10**9)
+        for way, rate in rates.items()
+    ]
+    way = ("ResNet", "resnet", 8, 64, "tf32", True, True)
+    timed.append(gpu_speed.Speed("a", "b", *way, failure="operation not permitted"))
+    monkeypatch.setattr(program, "networks_of", lambda *_: networks_of(config, quick=True)[:1])
+    monkeypatch.setattr(program, "speeds", lambda *_: timed)
+    facts = {"processor": "a", "memory_bytes": 10**10}
+    monkeypatch.setattr(program, "machine", lambda _: facts)
+    text = program.check_gpu(config, quick=True, output=None, device="cpu")
+    assert "precision    tf32 takes 0.25 of float32's time" in text
+    assert "cuda_graphs  true for VGG 8 px, batch 64 (5.00x in tf32)\n" in text
+    failed = "cuda_graphs  false for ResNet 8 px, batch 64 in tf32: operation not permitted"
+    assert failed in text and "gpu_slots    4 by memory, 1.0 GB" in text
 
 
 def test_check_gpu_without_a_network_of_known_size_says_so(checked, config, tmp_path, monkeypatch):
