@@ -56,11 +56,13 @@ class Estimate(NamedTuple):
     cell: CellPlan
     seconds: float | None
     origin: str = "an assumption"
-    """FINISHED, CHECKED or H100, or else an assumption."""
+    """One of `ORIGINS`."""
     runs: Sequence[FinishedRun] = ()
 
 
 FINISHED, CHECKED, H100 = "finished runs", "as check-gpu measured", "as an H100 reached"
+ORIGINS = (FINISHED, CHECKED, H100, "an assumption")
+"""What hours may rest on, the best first."""
 
 
 def _way(training: Mapping[str, Any], device: str) -> tuple[str, bool] | None:
@@ -142,7 +144,8 @@ def _estimate(
     if cell.flops is None:
         return Estimate(cell, None)
     way = _way(cell.recipe.training.model_dump(), device)
-    alike = [run for run in runs if run.way == way]
+    # On a GPU families differ tenfold, and other sources know their speed.
+    alike = [run for run in runs if run.way == way and (device == "cpu" or run.kind == cell.kind)]
     sources = {FINISHED: telling_runs(alike, cell.kind) if alike else []}
     if device == "cuda":
         sources[CHECKED] = timed_steps(cell, speeds)
@@ -167,12 +170,11 @@ def _time(estimates: Sequence[Estimate], device: str) -> str:
 
 
 def _origin(known: Sequence[Estimate]) -> str:
-    """What the hours rest on, this machine first; networks whose hours rest on something else."""
+    """What the hours rest on, and the networks whose hours rest on something else."""
     networks: dict[str, dict[str, None]] = {}
     for estimate in known:
         networks.setdefault(estimate.origin, {})[label(estimate.cell.recipe.network)] = None
-    order = [origin for origin in (FINISHED, CHECKED, H100) if origin in networks]
-    main, *others = [*order, *(origin for origin in networks if origin not in order)]
+    main, *others = [origin for origin in ORIGINS if origin in networks]
     text = main
     if main == FINISHED:
         text = _finished([estimate for estimate in known if estimate.origin == main])
