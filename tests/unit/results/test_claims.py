@@ -268,7 +268,7 @@ def papers_recipe(**changes):
         ({"training__weight_decay": 0.01}, "weight decay 0.01 for 0.0005"),
         ({"training__optimizer": {"name": "adamw"}}, "AdamW for SGD"),
         ({"training__precision": "bfloat16"}, "bfloat16 for float32"),
-        ({"training__precision": "tf32"}, "TF32 on a GPU for float32"),
+        ({"training__precision": "tf32"}, "TF32 for float32"),
         ({"training__learning_rate_milestones": ["1/2"]}, "rate lowered at 1/2 for 1/3, 2/3"),
         ({"training__keep_incomplete_batch": True}, "incomplete batches kept"),
         ({"data__average_pooling": 2, "data__padding_pixels": 0}, "14 for 32 px"),

@@ -8,6 +8,7 @@ import pytest
 from sample_tables import RUN
 
 from neural_collapse.io.errors import UserError
+from neural_collapse.results.run_facts import recipe_of
 from neural_collapse.results.tables import (
     METADATA_NAME,
     METADATA_VERSION,
@@ -205,3 +206,14 @@ def test_the_terminal_phase_starts_at_exactly_its_accuracy_for_any_threshold(exa
         frame = pd.DataFrame({"epoch": [1, 2], "split": "train", "statistic": "error"})
         frame["value"] = errors
         assert terminal_phase_epoch(frame, thousandths / 1000) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "done"),
+    [("cpu", "tf32", "float32"), ("cuda", "tf32", "tf32"), ("cpu", "bfloat16", "bfloat16")],
+)
+def test_recipe_of_a_run_names_the_arithmetic_that_was_computed(device, precision, done):
+    training = {"precision": precision, "epochs": 3}
+    run = {"machine": {"device": device}, "recipe": {"training": training, "robustness": {}}}
+    assert recipe_of(run) == {"training": {"precision": done, "epochs": 3}}
+    assert training["precision"] == precision

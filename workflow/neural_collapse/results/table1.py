@@ -116,7 +116,7 @@ def deviations(run: pd.Series) -> list[str]:
 def _said(key: str, value: Any) -> str:
     """A recipe's value in words."""
     if key == "training.precision" and value == "tf32":
-        return "TF32 on a GPU"
+        return "TF32"
     if key == "measurement.epochs" and isinstance(value, list):
         return str(len(value))
     if key == "training.optimizer":
