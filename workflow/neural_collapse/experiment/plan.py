@@ -139,20 +139,23 @@ def throughput(runs: Sequence[FinishedRun]) -> float:
 
 
 def _estimate(
-    cell: CellPlan, runs: Sequence[FinishedRun], device: str, speeds: Sequence[dict[str, Any]]
+    cell: CellPlan,
+    runs: Sequence[FinishedRun],
+    device: str,
+    speeds: Mapping[str, Sequence[dict[str, Any]]],
 ) -> Estimate:
+    """speeds: of a GPU, by their origin, the best first."""
     if cell.flops is None:
         return Estimate(cell, None)
     way = _way(cell.recipe.training.model_dump(), device)
     # On a GPU families differ tenfold, and other sources know their speed.
     alike = [run for run in runs if run.way == way and (device == "cpu" or run.kind == cell.kind)]
-    sources = {FINISHED: telling_runs(alike, cell.kind) if alike else []}
-    if device == "cuda":
-        sources[CHECKED] = timed_steps(cell, speeds)
-        sources[H100] = timed_steps(cell, read_speeds(H100_SPEEDS))
-    for origin, found in sources.items():
-        if found:
-            return Estimate(cell, cell.flops / throughput(found), origin, found)
+    if alike:
+        telling = telling_runs(alike, cell.kind)
+        return Estimate(cell, cell.flops / throughput(telling), FINISHED, telling)
+    for origin, timed in speeds.items():
+        if steps := timed_steps(cell, timed):
+            return Estimate(cell, cell.flops / throughput(steps), origin, steps)
     return Estimate(cell, cell.flops / ASSUMED_FLOPS_PER_SECOND[device])
 
 
@@ -287,7 +290,8 @@ def plan(config: Config, device: str | None = None) -> str:
         device = "cuda" if wanted else "cpu"
     files = sorted(Path(config.results_folder).glob("*/*/*/seed-*/run.json"))
     runs, cells = finished_runs(files, device), plan_cells(config)
-    speeds = read_speeds(Path(config.results_folder) / SPEEDS_FILE) if device == "cuda" else []
+    checks = {CHECKED: Path(config.results_folder) / SPEEDS_FILE, H100: H100_SPEEDS}
+    speeds = {o: read_speeds(path) for o, path in checks.items()} if device == "cuda" else {}
     estimates = [_estimate(cell, runs, device, speeds) for cell in cells]
     prepared = [recipe for c in cells for recipe in (c.recipe, c.recipe.of_other_dataset) if recipe]
     preparations = {(recipe.dataset, recipe.data.name) for recipe in prepared}
