@@ -13,6 +13,7 @@ from neural_collapse.collapse.features import extract_splits
 from neural_collapse.collapse.result import compute_statistics
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.experiment.recipe import Recipe
+from neural_collapse.inspect.gpu_checks import PRECISIONS
 from neural_collapse.networks.build import build_network
 from neural_collapse.networks.convolutions import PointwiseConv2d
 from neural_collapse.networks.registry import resolve_network
@@ -24,6 +25,7 @@ from .references import measurement as notebooks_measurement
 from .references import training as notebook
 
 LEARNING_RATE = 0.01
+CPU_PRECISIONS = tuple(name for name in PRECISIONS if name != "tf32")  # which it lacks
 BATCH = 128
 NETWORKS: dict[str, dict[str, Any]] = {
     "ResNet18 width 8": {"name": "resnet18", "width": 8},

@@ -26,6 +26,7 @@ from neural_collapse.training.loop import train
 
 from .. import data
 from ..harness import Results, Settings, case, torch_threads
+from ..networks import CPU_PRECISIONS, PRECISIONS
 
 SEEDS_CPU, SEEDS_GPU = range(8), range(4)
 GPU_PROCESSES = 4  # a GPU computes for one while others start or evaluate
@@ -108,8 +109,7 @@ def precision(settings: Settings, results: Results) -> None:
     device = torch.device(settings.device)
     on_gpu = settings.form == "gpu"
     seeds = SEEDS_GPU if on_gpu else SEEDS_CPU
-    # The CPU has no TF32.
-    precisions = ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16")
+    precisions = PRECISIONS if on_gpu else CPU_PRECISIONS
     with tempfile.TemporaryDirectory() as root:
         cells = mnist_cells(settings) if on_gpu else digits_cells(Path(root))
     jobs = []

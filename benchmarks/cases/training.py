@@ -15,7 +15,7 @@ from neural_collapse.training.devices import set_determinism
 
 from .. import data, networks
 from ..harness import Results, Settings, Variant, case, interleave, torch_threads
-from ..networks import BATCH, NETWORKS
+from ..networks import BATCH, CPU_PRECISIONS, NETWORKS, PRECISIONS
 from ..references import deepfool as per_image
 
 AS_IT_COMES = "reference as PyTorch comes: float32, but for convolutions, which are TF32 on a GPU"
@@ -65,7 +65,7 @@ def training(settings: Settings, results: Results) -> None:
             epochs = networks.notebook_epochs(network, images, device, workers=8)
             references["notebook, loader of 8 workers"] = Variant(epochs, count)
         ours = {}
-        for precision in ("float32", "tf32", "bfloat16") if on_gpu else ("float32", "bfloat16"):
+        for precision in PRECISIONS if on_gpu else CPU_PRECISIONS:
             epochs = networks.our_epochs(networks.trainer(network, images, precision, device))
             ours[precision] = Variant(deterministic(epochs, True) if on_gpu else epochs, count)
         if on_gpu:

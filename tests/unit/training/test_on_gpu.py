@@ -21,6 +21,7 @@ from neural_collapse.data.download import download_dataset
 from neural_collapse.data.prepare import prepare_dataset
 from neural_collapse.data.recipe import DataRecipe
 from neural_collapse.experiment.recipe import Recipe, write_recipe
+from neural_collapse.inspect.gpu_checks import PRECISIONS
 from neural_collapse.io.errors import UserError
 from neural_collapse.networks.arithmetic import arithmetic
 from neural_collapse.networks.build import build_network
@@ -80,7 +81,7 @@ def test_the_first_steps_are_the_cpus(recipe_of, make_data, name, precision, tol
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_same_recipe_gives_the_same_bits(recipe_of, make_data, tmp_path, name, precision):
     def run(number):
         return train(
@@ -196,7 +197,6 @@ def test_jobs_of_the_command_line_compute_on_a_leased_gpu(make_recipe, tmp_path,
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
 
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
 RECORDED = [{"name": name, "precision": p} for name in NETWORKS for p in PRECISIONS]
 RECORDED += [{"optimizer": {"name": name}} for name in ("sgdw", "adam", "adamw")]
 RECORDED += [{"loss": name} for name in ("mse", "label_smoothing", "focal")]
