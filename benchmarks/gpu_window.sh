@@ -159,7 +159,8 @@ first() {
   nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
   nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
     --output-folder "$work/data" --data-recipe "$(cat "$work/data-recipe.json")"
-  train "$(left 0)" && [ "$(left 0)" -ge 90 ] && measure
+  train "$(left 0)" || return
+  [ "$(left 0)" -lt 90 ] || measure
 }
 
 second() {
