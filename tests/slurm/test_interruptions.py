@@ -86,7 +86,7 @@ def test_a_restarted_controller_is_survived(cluster, run, uninterrupted):
     snakemake = run.submit("models")
     worker = run.hold()
     job = cluster.job("train_model")["JobId"]
-    # Not by a kill: what it had not saved yet, a job's start perhaps, would be forgotten, and the
+    # Not by a kill: what it had not saved yet, a job's start perhaps, would be lost, and the
     # job held as one that failed to start.
     cluster.daemons["slurmctld"].terminate()
     cluster.daemons["slurmctld"].wait()

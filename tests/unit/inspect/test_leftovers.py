@@ -157,7 +157,7 @@ def test_leftovers_state_in_use_or_of_unknown_data_is_not_listed(folder, make_co
         lock(job, process, host, kept.name)
         assert find_leftovers(folder, config) == []
     os.utime(kept / "state-000001-0.safetensors", (1, 1))
-    assert len(find_leftovers(folder, config)) == 1, "forgotten on the other machine"
+    assert len(find_leftovers(folder, config)) == 1, "left behind on the other machine"
     shutil.rmtree(tmp_path / "resources")
     assert find_leftovers(folder, config) == []
 
