@@ -253,6 +253,17 @@ def test_statistics_of_moved_features_are_unchanged(seed, classes, extra, scale_
         assert_allclose(after[name], value, rtol=1e-7, atol=1e-11, err_msg=name)
 
 
+@pytest.mark.filterwarnings("ignore:bias_collapse is undefined")  # beyond float64
+@pytest.mark.parametrize("scale", [1e-150, 1e-90, 1e80, 1e130])
+def test_statistics_without_units_do_not_depend_on_the_scale(scale):
+    features, labels, W, _ = cloud(np.random.default_rng(3), 4, 6)
+    plain = measure(features, labels, W)
+    scaled = measure(scale * features, labels, scale * W)
+    of_units = {"bias_collapse", "nc0_sum_of_rows", "expected_calibration_error"}
+    for name in plain.keys() - of_units:
+        assert_allclose(scaled[name], plain[name], rtol=1e-10, atol=1e-14, err_msg=name)
+
+
 # --------------------------------------------------------------------------- degenerate input
 
 

@@ -397,6 +397,7 @@ def etf_error(left_CD: Tensor, right_CD: Tensor) -> float:
     """
     classes, dim = left_CD.shape
     _need_two_classes(classes)
+    left_CD, right_CD = _near_one(left_CD), _near_one(right_CD)
     rows = _tile_rows(classes)
     tiles = range(0, classes, rows)
     norm = torch.stack([(left_CD[i : i + rows] @ right_CD.T).square().sum() for i in tiles]).sum()
@@ -642,6 +643,12 @@ def _over_frobenius(matrix: Tensor, name: str) -> Tensor:
     if norm == 0:
         raise UndefinedStatistic(f"{name} is zero")
     return matrix / norm
+
+
+def _near_one(matrix: Tensor) -> Tensor:
+    """The matrix divided by a power of two, which rounds nothing, so that its largest entry lies
+    between 1 and 2 and fourth powers neither overflow nor vanish."""
+    return matrix / 2.0 ** (int(torch.frexp(matrix.abs().max()).exponent) - 1)
 
 
 def _full_span(class_means_CD: Tensor) -> SpanOfMeans:
