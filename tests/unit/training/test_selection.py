@@ -40,6 +40,12 @@ def test_the_lowest_error_wins_then_loss_then_rate():
     assert choose(curves(r2=(0.1, 1), r1=(0.1, 1)), 10, "test") == 0.1
 
 
+def test_losses_that_are_not_defined_leave_the_errors_to_decide():
+    nan = float("nan")
+    assert choose(curves(r1=(0.2, nan), r2=(0.1, nan)), 10, "test") == 0.2
+    assert choose(curves(r1=(0.1, nan), r2=(0.1, 5)), 10, "test") == 0.2
+
+
 def test_selection_uses_the_errors_of_its_split():
     table = curves(r1=(0.1, 0.1), r2=(0.2, 0.2))
     assert choose(table, 10, "test") == 0.1

@@ -65,7 +65,7 @@ def choose(curves: pd.DataFrame, epochs: int, split: str) -> float:
     """
     final = curves[
         (curves["split"] == split) & ~curves["diverged"] & (curves["epoch"] == epochs)
-    ].pivot_table(index="learning_rate", columns="statistic", values="value")
+    ].pivot(index="learning_rate", columns="statistic", values="value")
     if final.empty:
         cell = " x ".join(curves[["dataset", "architecture"]].iloc[0])
         raise UserError(
