@@ -174,6 +174,15 @@ def test_a_contrast_says_of_which_runs_the_terminal_phase_was_not_reached():
     assert "TPT" not in row.reason
 
 
+def test_a_contrast_names_the_last_epoch_of_its_own_cell():
+    values = {("adamw", 0): {NC0: (2, 5)}, ("adam", 0): {NC0: (2, 1)}}
+    longer = measured({("longer", 0): {NC0: (2, 1)}}, epochs=(0, 9))
+    runs = [run("adamw", **ADAMW), run("adam", **ADAM), run("longer", epochs=9, **ADAM)]
+    table = pd.concat([measured(values), longer], ignore_index=True)
+    (row,) = claims_of(table, runs, "NC0 stays larger").itertuples()
+    assert (row.epoch_at_end, row.at_end) == ("4", 5)
+
+
 @pytest.mark.parametrize(
     ("name", "statistic", "own", "other"),
     [("NC0 stays larger", NC0, ADAMW, ADAM | {"loss": "focal"}),

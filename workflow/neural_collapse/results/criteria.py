@@ -387,8 +387,8 @@ class Contrast(Claim):
             return None
         noise = float(np.hypot(self._noise(own, cell.runs), self._noise(theirs, others)))
         means = zero.mean(), own.mean()
-        last_epoch = int(chosen["epoch"].max())
-        row = _columns(len(own), means, means[1] - means[0], last_epoch, noise)
+        last_epochs = self.rows(cell.measurements).groupby("seed")["epoch"].max()
+        row = _columns(len(own), means, means[1] - means[0], _span(last_epochs), noise)
         if pd.concat([cell.runs, others])["diverged"].any():
             return row | {"reason": f"a training diverged, here or with {other}"}
         if not np.isfinite([*own, *theirs]).all():
