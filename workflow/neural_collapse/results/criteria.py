@@ -76,6 +76,11 @@ class Cell:
         return {} if self.runs.empty else run_recipe(self.runs.iloc[0])
 
     @cached_property
+    def dataset_recipes(self) -> list[dict[str, Any]]:
+        """The recipes of `dataset_runs`."""
+        return [run_recipe({"recipe": recipe}) for recipe in self.dataset_runs["recipe"]]
+
+    @cached_property
     def measured(self) -> set[str]:
         """Names of its statistics."""
         return set(self.measurements["statistic"])
@@ -173,10 +178,8 @@ class Change(Claim):
         considered = reached if len(reached) else runs
         curves = self._curves(cell.measurements)
         unmeasured = [seed for seed in considered["seed"] if seed not in curves]
-        rows = [
-            _points(curves[run.seed], run.terminal_phase_epoch)
-            for run in (() if unmeasured else considered.itertuples())
-        ]
+        begun = zip(considered["seed"], considered["terminal_phase_epoch"], strict=True)
+        rows = [] if unmeasured else [_points(curves[seed], epoch) for seed, epoch in begun]
         points = np.array(rows, dtype=float).reshape(-1, 5)
         values = points[:, :3]
         zero, start, end = values.mean(axis=0) if len(points) else (np.nan,) * 3
@@ -239,9 +242,7 @@ class Change(Claim):
             rows = rows.assign(value=rows["value"] / rows["value_train"])
         if self.statistic == "error":
             rows = rows.assign(value=1 - rows["value"])
-        return {
-            seed: own.set_index("epoch")["value"].sort_index() for seed, own in rows.groupby("seed")
-        }
+        return dict(iter(rows.sort_values("epoch").set_index("epoch").groupby("seed")["value"]))
 
     def _noise(self, values: np.ndarray, runs: pd.DataFrame) -> float:
         """Noise of the change within the TPT; values: (seeds, 3); nan if it is unknown."""
@@ -406,13 +407,14 @@ class Contrast(Claim):
     def _others(self, cell: Cell) -> tuple[str, pd.DataFrame] | None:
         """The choice to compare with, in words, and its runs; None if there are none."""
         own = None if cell.runs.empty else self.choice(cell.recipe)
-        if own is None:
+        if own is None or (self.against is not None and own not in self.against):
             return None
-        recipes = [run_recipe(run) for run in cell.dataset_runs.to_dict("records")]
         wanted = self._rest(cell.recipe)
-        choices = [self.choice(r) if self._rest(r) == wanted else None for r in recipes]
+        choices = [
+            self.choice(r) if self._rest(r) == wanted else None for r in cell.dataset_recipes
+        ]
         if self.against is not None:
-            other = self.against.get(own)
+            other = self.against[own]
         else:
             other = max((c for c in choices if c is not None and c < own), default=None)
         if other is None or other not in choices:

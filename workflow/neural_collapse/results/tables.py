@@ -383,7 +383,7 @@ def where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
     """The rows with these values, by column."""
     chosen = np.ones(len(frame), dtype=bool)
     for column, value in values.items():
-        chosen &= (frame[column] == value).to_numpy(dtype=bool, na_value=False)
+        chosen &= np.asarray(frame[column].array == value, dtype=bool)
     return frame[chosen]
 
 
