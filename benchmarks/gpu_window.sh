@@ -5,7 +5,8 @@
 #   gpu_window.sh first            on the GPU, ten minutes: tests, check-gpu, a cell of the paper
 #   gpu_window.sh second           at once after it: the rest of the cell, reference loops
 #
-# NC_WINDOW_TESTS=0 leaves out tests and check-gpu, so that a whole cell fits into the first command.
+# NC_WINDOW_TESTS=0 leaves out tests and check-gpu, so that a whole cell fits into the first command:
+# its checkpoints are measured while the training goes on.
 #
 # Each step has its own time limit; one that fails does not end the others. What comes back lies in
 # $OUT: log.txt, which grows as steps go on, check-gpu.json, and results.tar.gz: of tables, learning
@@ -49,6 +50,10 @@ prepare() {
 step() {
   local name=$1 limit=$2 began=$SECONDS status
   shift 2
+  if [ "$limit" -lt 5 ]; then
+    echo "== $name: left out, no time is left" | tee -a "$out/log.txt"
+    return 124
+  fi
   echo "== $name, at most $limit s" | tee -a "$out/log.txt"
   # Interrupted, pytest says what has failed so far; other programs end at once.
   timeout -s "${signal:-TERM}" -k 5 "$limit" "$@" 2>&1 | tee -a "$out/log.txt"
@@ -61,7 +66,7 @@ step() {
 # What there is so far, since a machine may be taken away.
 keep() {
   $python - "$work" "$out" <<'PYTHON'
-import json, shutil, sys, tarfile
+import json, os, shutil, sys, tarfile
 from pathlib import Path
 
 work, out = map(Path, sys.argv[1:])
@@ -72,21 +77,23 @@ for state in sorted(work.glob("state/*/state-*.safetensors"), key=lambda path: p
     (work / "cell" / "state.json").write_text(json.dumps(facts))
 if (work / "check-gpu.json").exists():
     shutil.copy(work / "check-gpu.json", out)
-found = [*(work / "cell").glob("*.json"), *(work / "cell").glob("*.parquet"), work / "tables"]
-with tarfile.open(out / "results.tar.gz", "w:gz") as archive:
+found = [*(work / "cell").glob("*.json"), *(work / "cell").glob("*.parquet")]
+found += [work / "so-far", work / "tables"]
+new = out / f"new-{os.getpid()}"  # another step may end at the same time
+with tarfile.open(new, "w:gz") as archive:
     for path in found:
         if path.exists():
             archive.add(path, path.relative_to(work))
+new.replace(out / "results.tar.gz")
 PYTHON
 }
 
 # What is left of the command, less what later steps need.
-left() { echo $((ends - SECONDS - $1 > 10 ? ends - SECONDS - $1 : 10)); }
+left() { echo $((ends - SECONDS - $1)); }
 
 nc() { step "$1" "$2" $python -m neural_collapse "${@:3}"; }
 
 facts() {
-  echo "commit $(cat "$here/commit")"
   nvidia-smi
   $python -c 'import importlib.util as u, sys, torch
 print(sys.version, torch.__version__, torch.version.cuda, torch.backends.cudnn.version())
@@ -144,50 +151,72 @@ train() {
 }
 
 first() {
-  ends=${NC_WINDOW_SECONDS:-570}
-  export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
-  step facts 40 bash -c facts
+  ends=${NC_WINDOW_SECONDS:-590}
   if [ "${NC_WINDOW_TESTS:-120}" != 0 ]; then
+    step facts 40 bash -c facts
     signal=INT step tests "${NC_WINDOW_TESTS:-120}" \
       $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
       $($python -c 'import xdist' 2>/dev/null && echo '-n=8') \
       tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
     nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
   fi
-  # A training that ends within this command leaves the other for what follows it.
-  step choose 20 bash -c "choose $(left 40)" || return
+  step choose 20 bash -c "choose $(left 60)" || return
   nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
   nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
     --output-folder "$work/data" --data-recipe "$(cat "$work/data-recipe.json")"
-  train "$(left 0)" || return
-  [ "$(left 0)" -lt 90 ] || measure
+  whole_cell 30
 }
 
 second() {
   ends=${NC_WINDOW_SECONDS:-285}
-  train "$(left 150)" && measure
-  step bench "$(left 0)" $python -m benchmarks --form gpu \
+  whole_cell 100
+  step bench "$(left 5)" $python -m benchmarks --form gpu \
     --only "measurement of a checkpoint" deepfool
 }
 
-measure() { # what is not measured yet
+# whole_cell SECONDS: trains until so much time is left, and measures what is not measured yet. Tables
+# without the attack come first, since its time is not known.
+whole_cell() {
+  [ ! -e "$work/whole" ] || return 0
+  local along attack
   local common=(--data-folder "$work/data" --checkpoint-folder "$cell/checkpoints"
     --device "$device" --gpus "$gpus")
+  export NC_GPU_SLOTS=2 # training and measurement, then measurement and attack share the GPU
+  rm -f "$work/trained"
   if [ ! -e "$cell/statistics.parquet" ]; then
-    job extract-features "$(left 75)" "${common[@]}" --output-folder "$cell/features" \
+    step along "$(left 20)" $python -m benchmarks.measure_along "$work" "$device" "$gpus" &
+    along=$!
+  fi
+  train "$(left "$1")"
+  touch "$work/trained"
+  if [ -e "$cell/run.json" ] && [ ! -e "$cell/robustness.parquet" ]; then
+    job measure-robustness "$(left 15)" "${common[@]}" --seed 0 \
+      --output "$cell/robustness.parquet" --state-root "$work/r" &
+    attack=$!
+  fi
+  [ -z "${along:-}" ] || wait "$along"
+  [ -e "$cell/run.json" ] || return
+  if [ ! -e "$cell/statistics.parquet" ]; then
+    job extract-features "$(left 40)" "${common[@]}" --output-folder "$cell/features" \
       --state-root "$work/f"
-    job compute-statistics "$(left 60)" --features-folder "$cell/features" --seed 0 \
+    job compute-statistics "$(left 25)" --features-folder "$cell/features" --seed 0 \
       --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"
   fi
-  [ -e "$cell/robustness.parquet" ] || job measure-robustness "$(left 25)" "${common[@]}" \
-    --seed 0 --output "$cell/robustness.parquet" --state-root "$work/r"
+  tables "$(left 15)"
+  if [ -n "${attack:-}" ]; then
+    wait "$attack" && tables "$(left 5)" && touch "$work/whole"
+  fi
+}
+
+tables() {
   local made=()
   for table in statistics robustness activations; do
     [ -e "$cell/$table.parquet" ] && made+=("--$table" "$cell/$table.parquet")
   done
-  nc tables "$(left 10)" collect-tables --output-folder "$work/tables" --runs "$cell/run.json" \
-    --recipes "$cell/recipe.json" --histories "$cell/history.parquet" "${made[@]}"
-  nc compare "$(left 0)" compare-with-paper --tables-folder "$work/tables" --output-folder "$work/tables"
+  nc tables "$1" collect-tables --output-folder "$work/tables" --runs "$cell/run.json" \
+    --recipes "$cell/recipe.json" --histories "$cell/history.parquet" "${made[@]}" &&
+    nc compare "$(left 0)" compare-with-paper --tables-folder "$work/tables" \
+      --output-folder "$work/tables"
 }
 
 mkdir -p "$out" "$cell"
@@ -200,11 +229,14 @@ if [ -d $here/wheels ] && [ ! -d "$site" ]; then
   $python -m pip install -q --no-index --no-deps --no-compile --target "$site" $here/wheels/*.whl
 fi
 export PYTHONPATH=$PWD/workflow:$PWD:$site PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
-if ! $python -c 'import pydantic, rich_argparse, torch'; then
+if ! $python -c 'import importlib.util as u, sys
+sys.exit(not all(map(u.find_spec, ("pydantic", "rich_argparse", "torch"))))'; then
   echo "gpu_window.sh: Python packages are missing; run its prepare first and bring $here along" >&2
   exit 2
 fi
+export NC_DATA_MIRROR=${NC_DATA_MIRROR:-$PWD/$here}
 # What a command cut off loses at most; the next one goes on from there.
-export NC_STATE_SECONDS=${NC_STATE_SECONDS:-5}
+export NC_STATE_SECONDS=${NC_STATE_SECONDS:-20}
+echo "commit $(cat $here/commit 2>/dev/null)" | tee -a "$out/log.txt"
 export -f choose; export config dataset work
 "$1"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from benchmarks.measure_along import measure_along
 from packaging.requirements import Requirement
 
+from neural_collapse.experiment.stages.measure import compute_statistics, extract_features
 from neural_collapse.io.tensors import to_bytes
 
 ROOT = Path(__file__).parents[3]
@@ -30,28 +34,65 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """The first command on the CPU, with the tiny recipe: its environment and what it printed."""
+    folder = tmp_path_factory.mktemp("dry")
+    environment = {"OUT": f"{folder}/out", "NC_WINDOW_FOLDER": f"{folder}/work"}
+    environment |= {"NC_WINDOW_CONFIG": "config/tiny.yaml", "NC_WINDOW_DATASET": "digits"}
+    environment |= {"NC_WINDOW_DEVICE": "cpu", "NC_WINDOW_TESTS": "2"}
+    return folder, environment, run("first", **environment).stdout
+
+
 @pytest.mark.slow
-def test_both_commands_bring_home_a_cell_although_there_is_no_gpu(tmp_path):
-    out, work = tmp_path / "out", tmp_path / "work"
-    dry = {"OUT": str(out), "NC_WINDOW_FOLDER": str(work), "NC_WINDOW_CONFIG": "config/tiny.yaml"}
-    dry |= {"NC_WINDOW_DATASET": "digits", "NC_WINDOW_DEVICE": "cpu", "NC_WINDOW_TESTS": "2"}
-    first = run("first", **dry)
+def test_both_commands_bring_home_a_cell_although_there_is_no_gpu(dry):
+    folder, environment, first = dry
+    out, work = folder / "out", folder / "work"
     log = (out / "log.txt").read_text()
-    assert log == first.stdout
+    assert sorted(log.splitlines()) == sorted(first.splitlines())  # of two steps at a time
     assert "torch finds no GPU here" in log and "== check-gpu: status 2" in log
-    steps = ["train-model", "extract-features", "compute-statistics", "measure-robustness"]
+    steps = ["train-model", "along", "measure-robustness", "tables", "compare"]
     assert [name for name in steps if f"== {name}: status 0" in log] == steps, log[-3000:]
+    assert "extract-features" not in log, "measured while the training went on"
+    (work / "whole").unlink()
     (work / "cell/robustness.parquet").unlink()
-    second = run("second", **dry)
-    done = re.findall(r"== ([\w-]+): status 0", second.stdout)
-    assert done == ["measure-robustness", "tables", "compare"]
-    assert "== bench: status 1" in second.stdout and "train-model" not in second.stdout
+    second = run("second", **environment).stdout
+    done = re.findall(r"== ([\w-]+): status 0", second)
+    assert sorted(set(done)) == ["compare", "measure-robustness", "tables"]
+    assert "== bench: status 1" in second and "train-model" not in second
     assert sorted(path.name for path in out.iterdir()) == ["log.txt", "results.tar.gz"]
     with tarfile.open(out / "results.tar.gz") as archive:
         names = set(archive.getnames())
         facts = json.load(archive.extractfile("cell/run.json"))
     assert {"tables/table_1.md", "tables/measurements.parquet", "cell/recipe.json"} <= names
     assert facts["learning_rate"] == 0.0679
+
+
+@pytest.mark.slow
+def test_checkpoints_measured_during_a_training_give_the_pipelines_statistics(dry, tmp_path):
+    work = dry[0] / "work"
+    place = {"state_root": tmp_path / "f", "device": "cpu", "gpus": 0}
+    recipe, data, cell = work / "cell/recipe.json", work / "data", tmp_path / "cell"
+    checkpoints = work / "cell/checkpoints"
+    extract_features(recipe, data, tmp_path / "once", checkpoint_folder=checkpoints, **place)
+    once = [tmp_path / f"once/{name}.parquet" for name in ("statistics", "activations")]
+    compute_statistics(recipe, tmp_path / "once", *once, seed=0)
+    for path in once:
+        assert (work / "cell" / path.name).read_bytes() == path.read_bytes()
+
+    # Of a training that was cut off, those of the checkpoints that it left.
+    cell.mkdir()
+    shutil.copy(recipe, cell)
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(work / "state", tmp_path / "state")
+    (last,) = tmp_path.glob("state/*/checkpoints/epoch-0006.safetensors")
+    last.unlink()
+    (tmp_path / "trained").touch()
+    assert not measure_along(tmp_path, "cpu", 0)
+    found = pd.read_parquet(tmp_path / "so-far/statistics.parquet")
+    expected = pd.read_parquet(once[0]).query("epoch < 6")
+    pd.testing.assert_frame_equal(found, expected.reset_index(drop=True))
+    assert not (cell / "statistics.parquet").exists()
 
 
 @pytest.fixture
@@ -109,14 +150,26 @@ def test_the_cell_is_the_largest_that_fits_in_its_fastest_exact_way(
     assert (training["precision"], training["cuda_graphs"]) == ("tf32", True)
 
 
-@pytest.mark.parametrize(("command", "steps", "most_s"), [("first", 12, 600), ("second", 7, 300)])
-def test_no_step_may_go_on_beyond_the_end_of_the_command(stub, command, steps, most_s):
+@pytest.mark.parametrize(("command", "steps", "ends_s"), [("first", 6, 590), ("second", 1, 285)])
+@pytest.mark.parametrize("trained", [False, True])
+def test_no_step_may_go_on_beyond_the_end_of_the_command(
+    stub, tmp_path, command, steps, ends_s, trained
+):
+    if trained:
+        (tmp_path / "work/cell").mkdir(parents=True)
+        (tmp_path / "work/cell/run.json").touch()
     log = run(command, **stub(0), NC_WINDOW_DATASET="digits").stdout
     limits = [int(found) for found in re.findall(r"at most (\d+) s", log)]
     ended = [int(found) for found in re.findall(r"(\d+) s in all", log)]
-    assert len(limits) == len(ended) == steps, log
+    # Besides: the training and what measures along; or all that measures, and the tables twice.
+    assert len(limits) == len(ended) == steps + (8 if trained else 2), log
     for began, limit in zip([0, *ended], limits, strict=False):
-        assert began + limit <= most_s - 15
+        assert began + limit <= ends_s
+
+
+def test_no_step_starts_without_time(stub):
+    log = run("second", **stub(0), NC_WINDOW_SECONDS="5").stdout
+    assert "== train-model: left out, no time is left" in log and "at most" not in log
 
 
 def test_a_training_that_has_not_ended_brings_home_its_learning_curve(stub, tmp_path):
