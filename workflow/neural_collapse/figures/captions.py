@@ -55,9 +55,9 @@ def figure_1(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) 
         f"{chosen.title}, classes {classes}, one training (seed {chosen.seed}). Small spheres: "
         f"{count} train features; blue balls and sticks: class means; red: classifiers; green "
         "spheres: vertices of the simplex ETF, rotated onto the class means. Shades distinguish "
-        "the classes. All are centred and projected on the span of the three class means; means "
-        "and classifiers are divided by their average norm. All epochs have the same viewpoint, "
-        "scale and ETF.",
+        "the classes. Features and class means are centred, then all are projected on the span of "
+        "the three class means. Features and means are divided by the average norm of the class "
+        "means, classifiers by their own. All epochs have the same viewpoint, scale and ETF.",
         chosen.size,
     )
 
