@@ -113,6 +113,15 @@ def test_nc5_without_a_direction_is_undefined(outlier):
         nc5(means, outlier, [0.5, 0.5])
 
 
+def test_nc5_of_rounding_error_is_undefined(random):
+    features = random.normal(size=(30, 6))
+    outlier = random.permutation(features).mean(0)  # the same mean, rounded otherwise
+    assert not np.array_equal(outlier, features.mean(0))
+    with pytest.raises(UndefinedStatistic, match="no direction"):
+        nc5(random.normal(size=(4, 6)), outlier, features.mean(0))
+    assert nc5(np.eye(6)[:3], outlier * 1e-6) > 0
+
+
 def test_detection_equals_counting_pairs_and_thresholds(random):
     own, outliers = random.integers(3, 20, 40) / 2, random.integers(0, 12, 30) / 2
     pairs = [(a > b) + (a == b) / 2 for a, b in itertools.product(own, outliers)]

@@ -1,4 +1,5 @@
-"""Validation of features, labels and parameters: converted to tensors, or UserError is raised."""
+"""Validation of features, labels and parameters: converted to tensors, or UserError is raised; and
+the rounding error of means."""
 
 from __future__ import annotations
 
@@ -221,3 +222,9 @@ def feature_rows(
         rows = np.flatnonzero(numbers != ignore_index)
         features, labels = features[rows], labels[rows]
     return features, labels
+
+
+def rounding_error(means_CD: Tensor) -> float:
+    """The length up to which a difference of float64 means (C, d) counts as zero: 64 eps times the
+    largest norm of a mean."""
+    return 64 * torch.finfo(torch.float64).eps * float(means_CD.norm(dim=1).max())

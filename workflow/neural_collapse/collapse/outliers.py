@@ -16,8 +16,10 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
+from .arrays import rounding_error
 from .moments import Moments
 from .statistics import UndefinedStatistic
 
@@ -154,18 +156,20 @@ def nc5(class_means_CD: ArrayLike, outlier_mean_D: ArrayLike, centre_D: ArrayLik
         centre_D: (d,), such as mu_G. Default: 0, no centring.
 
     Raises:
-        UndefinedStatistic: one of the vectors is zero, so its cosine is undefined.
+        UndefinedStatistic: one of the vectors is zero or rounding error (64 eps of the longest
+            mean), so its cosine is undefined.
 
     >>> nc5([[1.0, 0.0], [0.0, 1.0]], [0.0, 5.0])
     0.5
     """
     centre = np.asarray(centre_D, np.float64)
-    means = np.asarray(class_means_CD, np.float64) - centre
-    outlier = np.asarray(outlier_mean_D, np.float64) - centre
-    lengths = np.linalg.norm(means, axis=1) * np.linalg.norm(outlier)
-    if not lengths.all():
+    means, outlier = np.asarray(class_means_CD, np.float64), np.asarray(outlier_mean_D, np.float64)
+    smallest = rounding_error(torch.from_numpy(np.vstack([means, outlier])))
+    means, outlier = means - centre, outlier - centre
+    lengths, length = np.linalg.norm(means, axis=1), np.linalg.norm(outlier)
+    if min(lengths.min(), length) <= smallest:
         raise UndefinedStatistic("a mean is at the centre and has no direction")
-    return float(np.abs(means @ outlier / lengths).mean())
+    return float(np.abs(means @ outlier / (lengths * length)).mean())
 
 
 class Detection(NamedTuple):

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import float64_tensor
+from .arrays import float64_tensor, rounding_error
 
 _EPS = torch.finfo(torch.float64).eps
 _SMALLEST_SINGULAR_VALUE = 1e-9
@@ -94,7 +94,7 @@ def centred_class_means(class_means_CD: Tensor, counts_C: Tensor | None = None) 
     else:
         mean_D = counts_C @ class_means_CD / counts_C.sum()
     centred_CD = class_means_CD - mean_D
-    is_rounding = centred_CD.norm(dim=1) <= _rounding_error(class_means_CD)
+    is_rounding = centred_CD.norm(dim=1) <= rounding_error(class_means_CD)
     return centred_CD.masked_fill(is_rounding[:, None], 0.0)
 
 
@@ -376,7 +376,7 @@ def class_distance_normalized_variance(class_means_CD: Tensor, variances_C: Tens
     >>> class_distance_normalized_variance([[1.0, 0.0], [-1.0, 0.0]], [1.0, 3.0])
     0.5
     """
-    smallest = _rounding_error(class_means_CD)
+    smallest = rounding_error(class_means_CD)
     tiles = _squared_distances(class_means_CD, smallest, "two class means coincide")
     return _mean_over_pairs(
         ((variances_C[c] + variances_C[other]) / (2 * squares_P) for c, other, squares_P in tiles),
@@ -667,7 +667,3 @@ def _full_span(class_means_CD: Tensor) -> SpanOfMeans:
 def _need_two_classes(classes: int) -> None:
     if classes < 2:
         raise UndefinedStatistic("one class has no pairs")
-
-
-def _rounding_error(class_means_CD: Tensor) -> float:
-    return 64 * _EPS * float(class_means_CD.norm(dim=1).max())
