@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 # conda-forge calls some packages differently.
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
 
 
 def split(requirement: str) -> tuple[str, str]:

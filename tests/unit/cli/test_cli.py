@@ -12,7 +12,7 @@ import pytest
 from neural_collapse.cli.main import NOT_PARAMETERS, build_parser, main
 from neural_collapse.cli.parser import function_of
 
-HEAVY = "torch numpy pandas pyarrow pydantic matplotlib yaml plotly"
+HEAVY = "torch numpy pandas pyarrow pydantic matplotlib seaborn yaml plotly"
 
 
 def test_help_imports_nothing_heavy():

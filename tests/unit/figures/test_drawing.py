@@ -120,7 +120,7 @@ def test_caption_as_rst_is_the_caption_once_rendered(folder, drawn):
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
-        ("figures.registry", {"torch", "matplotlib", "plotly"}),  # captions need it
+        ("figures.registry", {"torch", "matplotlib", "seaborn", "plotly"}),  # captions need it
         ("figures.grid", {"torch", "sklearn", "plotly"}),
         ("results.claims", {"torch", "matplotlib"}),
         ("collapse.projection", {"torch", "matplotlib"}),

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axis import Axis
 from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.colors import to_hex, to_rgb
@@ -33,11 +34,9 @@ TWO_COLUMNS_IN = 7.0
 TALLEST_IN = 8.3
 """Height of the rows of panels that a PNAS page has room for, with legend and note."""
 
-# seaborn's palette "colorblind".
-COLOURS = BLUE, ORANGE, GREEN, RED, *_ = (
-    *("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"),
-    *("#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"),
-)
+PALETTE = "colorblind"
+COLOURS = sns.color_palette(PALETTE).as_hex()
+BLUE, ORANGE, GREEN, RED = COLOURS[:4]
 INK = "#222222"
 GREY = "#6B6B6B"
 FAINT = "#BBBBBB"
@@ -74,7 +73,6 @@ _RC = {
     "axes.titlepad": 4,
     "axes.labelsize": 7,
     "axes.linewidth": 0.5,
-    "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "axes.labelpad": 4,
@@ -95,10 +93,7 @@ _RC = {
     "ytick.minor.width": 0.35,
     "xtick.major.pad": 2.5,
     "ytick.major.pad": 1.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4.8,
     "lines.markeredgewidth": 0.5,
-    "lines.solid_capstyle": "round",
     "legend.fontsize": 6.5,
     "legend.frameon": False,
     "legend.handlelength": 1.8,
@@ -119,10 +114,10 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """This project's style, independent of the user's matplotlibrc."""
+    """seaborn's "ticks" with this project's changes, independent of the user's matplotlibrc."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        sns.set_theme("paper", "ticks", PALETTE, color_codes=False, rc=_RC)
         yield
 
 
