@@ -355,3 +355,22 @@ def test_plan_finished_runs_of_another_precision_say_nothing_of_a_gpu(own):
     assert "as 1 finished run of this machine reached" in plan(own(), "cuda")
     recipe = {"training": {"epochs": 9, "precision": "tf32"}}
     assert "an assumption" in plan(own(recipe=recipe), "cuda")
+
+
+def test_plan_a_finished_run_on_several_gpus_counts_each(own):
+    hours = {}
+    for processes in (1, 4):
+        finish(own(), seconds=1e6, processes=processes)
+        line = next(line for line in plan(own(), "cpu").splitlines() if line.startswith("time"))
+        hours[processes] = float(line.split("about ")[1].split(" h ")[0].replace(",", ""))
+    assert hours[4] == pytest.approx(4 * hours[1], rel=1e-3)
+
+
+def test_plan_takes_a_networks_own_speed_before_that_of_one_with_a_graph(tmp_path):
+    way = {"kind": "vgg", "side_px": 32, "precision": "tf32", "channels_last": True, "failure": ""}
+    own = way | {"network": "VGG11", "cuda_graphs": False, "flops_per_second": 1e12}
+    other = way | {"network": "VGG13", "cuda_graphs": True, "flops_per_second": 9e12}
+    (tmp_path / "check-gpu.json").write_text(json.dumps({"networks": [own, other]}))
+    config = load_config(ROOT / "config.yaml")
+    changes = {"datasets": ["mnist"], "architectures": ["vgg"], "results_folder": str(tmp_path)}
+    assert "at 1 TFLOP/s, as check-gpu measured" in plan(config.model_copy(update=changes), "cuda")

@@ -44,7 +44,7 @@ def test_check_gpu_compares_and_times_every_network(config, tmp_path):
     assert len(checks) == 15 and all(check["passed"] for check in checks)
     assert f"{len(checks)} of {len(checks)} checks passed" in text
     networks = written["networks"]
-    assert len(networks) == len(networks_of(config, quick=True)) * 3 * 2
+    assert len(networks) == len(networks_of(config, quick=True)) * 3, "none in NCHW"
     for network in networks:
         assert network["images_per_second"] > 0 and network["failure"] == ""
     assert written["ceilings"]["copy_bytes_per_second"] > 0
@@ -60,6 +60,28 @@ def test_check_gpu_checks_and_times_a_gpu(config, tmp_path, monkeypatch):
     assert {network["cuda_graphs"] for network in written["networks"]} == {True, False}
     assert all(network["failure"] == "" for network in written["networks"])
     assert "cuda_graphs  " in text and "gpu_slots    4 by memory" in text
+
+
+@pytest.mark.parametrize(
+    ("program_text", "driver"),
+    [("#!/bin/sh\necho 580.159.04", "580.159.04"), ("#!/bin/sh\nexit 9", None), (None, None)],
+)
+def test_check_gpu_names_the_driver(
+    checked, config, tmp_path, monkeypatch, capsys, program_text, driver
+):
+    if program_text is not None:
+        (tmp_path / "nvidia-smi").write_text(program_text)
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program._driver() == driver
+    monkeypatch.setattr(program, "networks_of", lambda *_: [])
+    monkeypatch.setattr(program, "ceilings", lambda *_: {})
+    monkeypatch.setattr(
+        program, "machine", lambda _: {"processor": "", "gpu": "Card", "driver": driver}
+    )
+    program.check_gpu(config, quick=True, output=None, device="cpu")
+    said = "Card, driver 580.159.04, torch" if driver else "Card, torch"
+    assert said in capsys.readouterr().err
 
 
 def test_check_gpu_that_finds_a_difference_writes_all_and_fails(config, tmp_path, monkeypatch):
@@ -122,7 +144,7 @@ def test_check_gpu_times_networks_where_its_ceilings_run_out_of_memory(
     program.check_gpu(config, quick=True, output=None, device="cpu")
     assert "ceilings: left out" in capsys.readouterr().err
     written = json.loads((tmp_path / "check-gpu.json").read_text())
-    assert written["ceilings"] == {} and len(written["networks"]) == 6
+    assert written["ceilings"] == {} and len(written["networks"]) == 3
 
 
 def test_check_gpu_times_the_other_ways_where_one_fails(checked, config, tmp_path, monkeypatch):
@@ -135,7 +157,7 @@ def test_check_gpu_times_the_other_ways_where_one_fails(checked, config, tmp_pat
 
     monkeypatch.setattr(program, "networks_of", lambda config, quick: networks)
     monkeypatch.setattr(gpu_speed, "_steps", failing)
-    assert "no kernel" in program.check_gpu(config, quick=True, output=None, device="cpu")
+    assert "no kernel" in program.check_gpu(config, quick=False, output=None, device="cpu")
     written = json.loads((tmp_path / "check-gpu.json").read_text())["networks"]
     failures = ["", "", "no kernel", "no kernel", "", ""]
     assert [network["failure"] for network in written] == failures
@@ -184,7 +206,7 @@ def test_check_gpu_compares_steps_of_one_batch_size(checked, config, monkeypatch
         for size, graph, rate in ways
     ]
     monkeypatch.setattr(program, "networks_of", lambda *_: networks_of(config, quick=True)[:1])
-    monkeypatch.setattr(program, "speeds", lambda *_: timed)
+    monkeypatch.setattr(program, "speeds", lambda *_, **__: timed)
     text = program.check_gpu(config, quick=True, output=None, device="cpu")
     assert "cuda_graphs  true for VGG 8 px, batch 64 (2.00x in float32)\n" in text
 
@@ -199,7 +221,7 @@ def test_check_gpu_recommends_graphs_and_precisions_by_the_faster_way(checked, c
     way = ("ResNet", "resnet", 8, 64, "tf32", True, True)
     timed.append(gpu_speed.Speed("a", "b", *way, failure="operation not permitted"))
     monkeypatch.setattr(program, "networks_of", lambda *_: networks_of(config, quick=True)[:1])
-    monkeypatch.setattr(program, "speeds", lambda *_: timed)
+    monkeypatch.setattr(program, "speeds", lambda *_, **__: timed)
     facts = {"processor": "a", "memory_bytes": 10**10}
     monkeypatch.setattr(program, "machine", lambda _: facts)
     text = program.check_gpu(config, quick=True, output=None, device="cpu")

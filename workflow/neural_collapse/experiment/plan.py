@@ -46,6 +46,7 @@ class FinishedRun:
     flops: float
     """Floating-point operations of its epochs."""
     seconds: float
+    """Of all its processes together."""
     way: tuple[str, bool] | None = None
     """As `_way` has it."""
 
@@ -83,15 +84,15 @@ def read_speeds(path: Path) -> list[dict[str, Any]]:
 
 def timed_steps(cell: CellPlan, speeds: Iterable[dict[str, Any]]) -> list[FinishedRun]:
     """Steps that check-gpu timed with the cell's precision: of its network at its image size, else
-    at any, else of networks of its kind."""
+    at any, else of networks of its kind; of these with or without a graph as the cell, if any."""
     training, side = cell.recipe.training, cell.size and cell.size.side_px
     alike = [speed for speed in speeds if speed["precision"] == training.precision]
-    # With large images a GPU does not wait for the CPU, as it does with small ones without a graph.
-    graphs = training.cuda_graphs or (side or 0) > 96
-    alike = [speed for speed in alike if speed["cuda_graphs"] == graphs] or alike
     own = [speed for speed in alike if speed["network"] == label(cell.recipe.network)]
     chosen = [speed for speed in own if speed["side_px"] == side] or own
     chosen = chosen or [speed for speed in alike if speed["kind"] == cell.kind]
+    # With large images a GPU does not wait for the CPU, as it does with small ones without a graph.
+    graphs = training.cuda_graphs or (side or 0) > 96
+    chosen = [speed for speed in chosen if speed["cuda_graphs"] == graphs] or chosen
     return [
         FinishedRun(s["kind"], TELLING_SECONDS * s["flops_per_second"], TELLING_SECONDS)
         for s in chosen
@@ -116,7 +117,8 @@ def finished_runs(run_files: Iterable[Path], device: str) -> list[FinishedRun]:
             if forward is not None and epochs > 0 and run["seconds"] > 0:
                 flops = epochs * training_images(size) * forward
                 way = _way(run["recipe"]["training"], device)
-                runs.append(FinishedRun(network_kind(network), flops, run["seconds"], way))
+                seconds = run["seconds"] * run.get("processes", 1)
+                runs.append(FinishedRun(network_kind(network), flops, seconds, way))
         # A user-defined network may be gone, or need what this environment lacks (UserError).
         except (OSError, ValueError, KeyError, TypeError):
             continue

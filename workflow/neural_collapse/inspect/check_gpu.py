@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +28,9 @@ from .gpu_speed import Speed, ceilings, networks_of, speeds
 def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "cuda") -> str:
     """Check and time the GPU, write the JSON file that `plan` reads, and say what to set.
 
-    quick: every network once, and shorter. output: by default in the config's results folder.
-    What is done is written at once, since a machine may be taken away. Raises UserError where there
-    is no GPU, and after writing all where a check failed.
+    quick: every network once, shorter and not in NCHW. output: by default in the config's results
+    folder. What is done is written at once, since a machine may be taken away. Raises UserError
+    where there is no GPU, and after writing all where a check failed.
     """
     where = torch.device(device)
     if device == "cuda" and not torch.cuda.is_available():
@@ -42,8 +43,10 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
         facts |= {
             "memory_bytes": torch.cuda.mem_get_info(where)[1],
             "cudnn": torch.backends.cudnn.version(),
+            "driver": _driver(),
         }
-    say(f"{facts.get('gpu', facts['processor'])}, torch {torch.__version__}: checks")
+    driver = f", driver {facts['driver']}" if facts.get("driver") else ""
+    say(f"{facts.get('gpu', facts['processor'])}{driver}, torch {torch.__version__}: checks")
     checks, seconds = run_checks(where), 0.15 if quick else 0.5
     timed: list[Speed] = []
     found: dict[str, Any] = {
@@ -58,7 +61,7 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
     _write(output, found)
     for recipe, size in networks_of(config, quick):
         say(f"{recipe.dataset} x {recipe.architecture}, {size.side_px} px")
-        timed += speeds(recipe, size, where, seconds)
+        timed += speeds(recipe, size, where, seconds, nchw=not quick)
         found["networks"] = [asdict(speed) for speed in timed]
         _write(output, found)
     failed = [check for check in checks if not check.passed]
@@ -72,6 +75,16 @@ def check_gpu(config: Config, quick: bool, output: Path | None, device: str = "c
             "do not trust results of this GPU"
         )
     return text
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's driver; None where nvidia-smi does not say it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.partition("\n")[0].strip() or None
 
 
 def _ceilings(device: torch.device, seconds: float) -> dict[str, float]:

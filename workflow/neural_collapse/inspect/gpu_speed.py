@@ -108,16 +108,21 @@ def networks_of(config: Config, quick: bool) -> list[tuple[Recipe, DataSize]]:
     return list(found.values())
 
 
-def speeds(recipe: Recipe, size: DataSize, device: torch.device, seconds: float) -> Iterator[Speed]:
-    """A network's training steps in every precision, with and without a CUDA graph, and in NCHW."""
+def speeds(
+    recipe: Recipe, size: DataSize, device: torch.device, seconds: float, *, nchw: bool
+) -> Iterator[Speed]:
+    """A network's training steps in every precision, with and without a CUDA graph; nchw: also in
+    that layout, in which the pipeline does not train."""
     batch = recipe.training.batch_size
     data = made_up_data(batch, size.channels, size.side_px, size.num_classes)
     forward = NetworkCost.of(recipe.network, size).forward_flops or 0
     for precision in PRECISIONS:
         training = recipe.training.model_copy(update={"precision": precision, "compile": False})
-        ways = [(False, True), (False, False)]  # (CUDA graph, channels-last)
+        ways = [(False, True)]  # (CUDA graph, channels-last)
         if device.type == "cuda":
-            ways.insert(1, (True, True))
+            ways.append((True, True))
+        if nchw:
+            ways.append((False, False))
         trainer = None
         for graphs, channels_last in ways:
             fields = (recipe.dataset, recipe.architecture, label(recipe.network))
