@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sample_tables import ARCHITECTURES, DATASETS_2, DATASETS_7, LABELS, make_tables, of
 
 from neural_collapse import figures
-from neural_collapse.figures import captions
+from neural_collapse.figures import captions, style
 from neural_collapse.figures.specs import SPECS, Look
 from neural_collapse.results.layout import Layout
 
@@ -249,6 +249,18 @@ def test_the_papers_grid_has_no_overlapping_text(name):
         assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= figure.bbox.x1 and one.y1 <= figure.bbox.y1
         for other in boxes[i + 1 :]:
             assert not one.overlaps(other)
+
+
+def test_the_vertical_label_is_centred_on_the_panels_not_on_legend_and_note(tmp_path):
+    tables = make_tables(DATASETS_7[:2], ARCHITECTURES, last=40)
+    figure = figures.FIGURES["figure_8"].function(tables["measurements"], tables["runs"])
+    style.save(figure, [tmp_path / "figure_8.png"])
+    (label,) = [text for text in figure.texts if text.get_text() == SPECS[8].paper.axis]
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    box, panels = label.get_window_extent(renderer), [ax.bbox for ax in figure.axes]
+    middle = (min(p.y0 for p in panels) + max(p.y1 for p in panels)) / 2
+    assert len(panels) == 6
+    assert abs((box.y0 + box.y1) / 2 - middle) < 0.01 * figure.bbox.height
 
 
 def test_the_caption_says_what_is_shown(tables, layout, seeded):

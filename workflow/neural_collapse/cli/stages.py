@@ -182,7 +182,7 @@ def _add_results(cli: Commands) -> None:
     )  # fmt: skip
     cli.add(
         "plot", "draw figures from the tables", "experiment.stages.figures:plot",
-        path("tables", "output folder of collect-tables"),
+        path("tables", "folder of tables, such as results/paper/tables"),
         option("--figure", nargs="+", metavar="NAME",
                help="1 to 8, sweep, overview or a study's (default: the paper's)"),
         path("output", "files to write for one figure: .png, .svg, .pdf, .rst (the caption); "
@@ -193,9 +193,9 @@ def _add_results(cli: Commands) -> None:
         option("--epoch-axis", choices=("linear", "log"), default="linear",
                help="scale of the epoch axis (default: linear)"),
         option("--width", choices=("auto", "column", "page"), default="auto",
-               help="width of the figures (default: by their panels)"),
+               help="width of the figures (default: a column for up to three panels)"),
         option("--shared-y-axis", choices=("auto", "figure", "row", "none"), default="auto",
-               help="panels that share a vertical scale"),
+               help="panels that share a vertical scale (default: the figure's own choice)"),
         option("--processes", type=at_least(1), default=1, metavar="N",
                help="processes that draw (default: 1)"),
         *LAYOUT,

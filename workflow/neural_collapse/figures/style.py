@@ -264,6 +264,7 @@ def save(figure: Figure, paths: Sequence[str | Path]) -> None:
         figure.set_dpi(matplotlib.rcParams["savefig.dpi"])
         if figure.axes:
             figure.get_layout_engine().execute(figure)
+            _centre_on_panels(figure)
         figure.set_layout_engine("none")
         for path in map(Path, paths):
             format = path.suffix[1:]
@@ -271,6 +272,15 @@ def save(figure: Figure, paths: Sequence[str | Path]) -> None:
             figure.set_dpi(matplotlib.rcParams["savefig.dpi"])  # svg and pdf set their own
             with atomic_path(path) as temporary:
                 getattr(canvas, f"print_{format}")(temporary, metadata=_METADATA[format])
+
+
+def _centre_on_panels(figure: Figure) -> None:
+    """Centre the vertical label, which the layout centres on panels, legend and note together."""
+    panels = [ax.get_position() for ax in figure.axes]
+    middle = (min(panel.y0 for panel in panels) + max(panel.y1 for panel in panels)) / 2
+    for text in figure.texts:
+        if text.get_text() == figure.get_supylabel():
+            text.set_y(middle)
 
 
 _METADATA = {
