@@ -5,8 +5,8 @@
 #   gpu_window.sh first            on the GPU, ten minutes: tests, check-gpu, a cell of the paper
 #   gpu_window.sh second           at once after it: the rest of the cell, reference loops
 #
-# NC_WINDOW_TESTS=0 leaves out tests and check-gpu, so that a whole cell fits into the first command:
-# its checkpoints are measured while the training goes on.
+# NC_WINDOW_TESTS=0, for the first command alone, leaves tests and check-gpu to the second one, so that
+# a whole cell fits: its checkpoints are measured while the training goes on.
 #
 # Each step has its own time limit; one that fails does not end the others. What comes back lies in
 # $OUT: log.txt, which grows as steps go on, check-gpu.json, and results.tar.gz: of tables, learning
@@ -91,6 +91,8 @@ PYTHON
 # What is left of the command, less what later steps need.
 left() { echo $((ends - SECONDS - $1)); }
 
+at_most() { echo $(($1 < ends - SECONDS - 5 ? $1 : ends - SECONDS - 5)); }
+
 nc() { step "$1" "$2" $python -m neural_collapse "${@:3}"; }
 
 facts() {
@@ -152,14 +154,7 @@ train() {
 
 first() {
   ends=${NC_WINDOW_SECONDS:-590}
-  if [ "${NC_WINDOW_TESTS:-120}" != 0 ]; then
-    step facts 40 bash -c facts
-    signal=INT step tests "${NC_WINDOW_TESTS:-120}" \
-      $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
-      $($python -c 'import xdist' 2>/dev/null && echo '-n=8') \
-      tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
-    nc check-gpu 90 check-gpu --quick --config "$config" --output "$work/check-gpu.json"
-  fi
+  [ "${NC_WINDOW_TESTS:-120}" = 0 ] || checks
   step choose 20 bash -c "choose $(left 60)" || return
   nc download 20 download-dataset --dataset "$dataset" --output-folder "$work/raw"
   nc prepare 60 prepare-dataset --dataset "$dataset" --raw-folder "$work/raw" --workers 8 \
@@ -170,8 +165,19 @@ first() {
 second() {
   ends=${NC_WINDOW_SECONDS:-285}
   whole_cell 100
-  step bench "$(left 5)" $python -m benchmarks --form gpu \
+  step bench "$(left 120)" $python -m benchmarks --form gpu \
     --only "measurement of a checkpoint" deepfool
+  [ -e "$work/checked" ] || checks
+}
+
+checks() {
+  touch "$work/checked"
+  step facts "$(at_most 40)" bash -c facts
+  signal=INT step tests "$(at_most "${NC_WINDOW_TESTS:-120}")" \
+    $python -m pytest -v -p no:cacheprovider -m gpu -rf --durations=9 \
+    $($python -c 'import xdist' 2>/dev/null && echo '-n=8') \
+    tests/unit/training tests/unit/collapse/test_metric.py tests/integration/test_papers_cells.py
+  nc check-gpu "$(at_most 90)" check-gpu --quick --config "$config" --output "$work/check-gpu.json"
 }
 
 # whole_cell SECONDS: trains until so much time is left, and measures what is not measured yet. Tables

@@ -150,7 +150,7 @@ def test_the_cell_is_the_largest_that_fits_in_its_fastest_exact_way(
     assert (training["precision"], training["cuda_graphs"]) == ("tf32", True)
 
 
-@pytest.mark.parametrize(("command", "steps", "ends_s"), [("first", 6, 590), ("second", 1, 285)])
+@pytest.mark.parametrize(("command", "steps", "ends_s"), [("first", 6, 590), ("second", 4, 285)])
 @pytest.mark.parametrize("trained", [False, True])
 def test_no_step_may_go_on_beyond_the_end_of_the_command(
     stub, tmp_path, command, steps, ends_s, trained
