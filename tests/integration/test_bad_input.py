@@ -369,7 +369,7 @@ RECIPE_CASES = [
         ("compute-statistics", "epoch-0000", {"measurement": {"activation_classes": [0, 1, 57],
                                                               "epochs": [1, 2]}}),
         ("extract-features", "--other-card: give the one card of the prepared mnist", OTHER),
-        ("compute-statistics", "holds nothing of mnist; delete the folder", OTHER),
+        ("compute-statistics", "holds nothing of mnist; delete its folder", OTHER),
         ("train-model", "training.batch_size", {"training": {"epochs": 2, "batch_size": 5000}}),
         ("train-model", "curve.parquet", {"architecture": "resnet"}),
         ("select-learning-rate", "curve.parquet", {"dataset": "mnist_subset"}),

@@ -107,10 +107,12 @@ def test_prepare_raw_file_changed_since_its_download_is_named(name, raw, tmp_pat
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match=f"{path}: is .*; delete it and download .* again"):
+    # Snakemake downloads again where source.json is missing, and then only the wrong file.
+    remedy = "; delete source.json beside it and run again"
+    with pytest.raises(UserError, match=f"{path}: is .*{remedy}"):
         prepare_dataset(name, folder, tmp_path / "out", DataRecipe())
     path.unlink()
-    with pytest.raises(UserError, match=f"{path}: does not exist"):
+    with pytest.raises(UserError, match=f"{path}: does not exist.*{remedy}"):
         prepare_dataset(name, folder, tmp_path / "out", DataRecipe())
     assert not (tmp_path / "out" / "card.json").exists()
 
@@ -478,7 +480,7 @@ def test_open_corrupt_file_is_named(tmp_path, corrupt, file):
     with pytest.raises(ValueError, match="read-only"):
         data.train_images[0] = 0
     corrupt(tmp_path / "out")
-    with pytest.raises(UserError, match=file):
+    with pytest.raises(UserError, match=f"{file}.*; delete its folder and run again"):
         PreparedDataset.open(tmp_path / "out")
 
 

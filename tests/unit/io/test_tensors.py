@@ -97,6 +97,7 @@ def test_what_is_no_safetensors_file_is_one_sentence(tmp_path, payload):
     with pytest.raises(UserError, match=f"{path}: is corrupt or not a test file") as error:
         read_tensors(path, "test file", FORMAT)
     assert "\n" not in str(error.value)
+    assert str(error.value).endswith("; delete its folder and run again")
 
 
 def test_another_format_a_missing_file_and_a_folder_are_one_sentence(tmp_path):

@@ -219,8 +219,7 @@ def load_moments(path: str | Path) -> StoredMoments:
                 raise ValueError(f"{name} holds NaN or infinite values")
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{path}: is not a complete moments file ({error}); delete it and extract the features "
-            "again"
+            f"{path}: is not a complete moments file ({error}); delete its folder and run again"
         ) from None
     return StoredMoments(train, test, _under("extra.", tensors), metadata, layers)
 

@@ -19,7 +19,7 @@ from ..io.files import reading
 from .sources import SourceFile
 
 BLOCK_BYTES = 1 << 20
-AGAIN = "delete it and download the dataset again"
+AGAIN = "replace it"
 
 
 def _members(path: Path, names: Iterable[str]) -> Iterator[tuple[str, BinaryIO]]:

@@ -159,7 +159,7 @@ def _read(entry: DatasetEntry, source: dict[str, Any], folder: Path) -> Arrays |
             verify_file(folder / name, published[name])
         except UserError as error:
             reason = str(error).removesuffix(f"; {AGAIN}")
-            raise UserError(f"{reason}; {AGAIN}") from None
+            raise UserError(f"{reason}; delete source.json beside it and run again") from None
     if source["kind"] == "idx":
         return read_mnist(folder)
     if source["kind"] == "svhn":

@@ -12,7 +12,7 @@ import numpy as np
 from ..io.files import reading
 from .prepare import CARD_FILE
 
-AGAIN = "prepare the dataset again"
+AGAIN = "delete its folder and run again"
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,8 +85,9 @@ def read_tensors(
     kind: what the file is called in messages. Raises UserError where it is missing, truncated or
     of another format.
     """
-    with reading(path, f"a {kind}"):
+    remedy = "delete its folder and run again"  # Snakemake watches the folder, not the file
+    with reading(path, f"a {kind}", remedy):
         tensors, metadata = from_bytes(Path(path).read_bytes())
     if metadata.pop("format", None) != file_format:
-        raise UserError(f"{path}: is not a {kind} of this version, {file_format!r}")
+        raise UserError(f"{path}: is not a {kind} of this version, {file_format!r}; {remedy}")
     return tensors, metadata

@@ -43,7 +43,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
         is_bool = isinstance(value, bool)  # which is an int as well
         if not isinstance(value, types[column.type]) or is_bool != (column.type == "bool"):
             raise UserError(
-                f"{path}: {column.name!r} is missing or not {column.type}; train this run again"
+                f"{path}: {column.name!r} is missing or not {column.type}; delete it and run again"
             )
     return run
 

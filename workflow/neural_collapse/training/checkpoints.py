@@ -42,7 +42,7 @@ def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str
     if differing:
         raise UserError(
             f"{path}: holds another network than the recipe's: {min(differing)!r} does not fit; "
-            "run the training again or use the recipe that it was made with"
+            "delete its folder and run again, or use the recipe that it was made with"
         )
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -69,7 +69,7 @@ def _measured_checkpoints(
     if missing := sorted(set(epochs) - checkpoints.keys()):
         raise UserError(
             f"{checkpoint_folder}: the checkpoint of epoch {missing[0]} is missing; "
-            "delete the folder and train again"
+            "delete the folder and run again"
         )
     key = fingerprint(
         version=versions.MEASUREMENT,
@@ -291,9 +291,7 @@ def _load_moments(recipe: Recipe, path: Path) -> StoredMoments:
     elif name and not any(map(is_other, stored.extra)):
         lacking = f"nothing of {name}"
     if lacking:
-        raise UserError(
-            f"{path}: holds {lacking}; delete the folder and extract the features again"
-        )
+        raise UserError(f"{path}: holds {lacking}; delete its folder and run again")
     return stored
 
 
@@ -312,9 +310,7 @@ def _figure_1_points(recipe: Recipe, stored: StoredMoments, path: Path) -> pd.Da
         )
     except (KeyError, ValueError, IndexError, UserError) as error:
         why = "lacks Figure 1's" if isinstance(error, KeyError) else "does not fit the recipe:"
-        raise UserError(
-            f"{path}: {why} {error}; delete the folder and extract the features again"
-        ) from None
+        raise UserError(f"{path}: {why} {error}; delete its folder and run again") from None
 
 
 def compute_statistics(
