@@ -59,6 +59,10 @@ def test_curve_wrong_use_is_one_sentence():
         curve(epochs=(1, 1))
     with pytest.raises(nc.UserError, match=r"log\(epoch, result\) was given a int"):
         nc.CollapseCurve().log(nc.measure([[1.0], [2.0]], [0, 1]), 1)
+    with pytest.raises(nc.UserError, match="'last' as epoch, not a number"):
+        nc.CollapseCurve().log("last", nc.measure([[1.0], [2.0]], [0, 1]))
+    with pytest.raises(nc.UserError, match="given no statistics"):
+        curve().plot([])
 
 
 def test_short_names_are_drawn():

@@ -272,8 +272,11 @@ def test_a_batch_that_does_not_fit_is_refused_and_leaves_no_trace(features, labe
 def test_mistakes_of_construction_and_passes():
     with pytest.raises(UserError, match="scatter is 'all', not one of projected, full, none"):
         CollapseMetric(2, 2, "all")
-    with pytest.raises(UserError, match="must be >= 1"):
-        CollapseMetric(0, 2)
+    for wrong in (0, -1, 2.0, "2", None):
+        with pytest.raises(UserError, match=r"num_classes is .*; a whole number of at least 1"):
+            CollapseMetric(wrong, 2)
+        with pytest.raises(UserError, match=r"dim is .*; a whole number of at least 1"):
+            CollapseMetric(2, wrong)
     with pytest.raises(UserError, match="mps does not support float64"):
         CollapseMetric(2, 2, device="mps")
     metric = CollapseMetric(2, 2)
@@ -282,6 +285,19 @@ def test_mistakes_of_construction_and_passes():
     metric.second_pass()
     with pytest.raises(UserError, match="already begun"):
         metric.second_pass()
+
+
+def test_compute_with_another_weight_than_the_second_pass_is_refused():
+    features, labels = near_collapse(np.random.default_rng(4), 0.3)
+    weight, bias = np.eye(CLASSES, DIM), np.arange(CLASSES)
+    metric = CollapseMetric(CLASSES, DIM)
+    metric.update(features, labels)
+    metric.second_pass(weight, bias)
+    metric.update(features, labels)
+    assert metric.compute(weight, bias).to_dict() == metric.compute().to_dict()
+    for other in ((2 * weight, bias), (weight, None)):
+        with pytest.raises(UserError, match="another weight or bias than second_pass"):
+            metric.compute(*other)
 
 
 def test_an_update_mixes_no_devices_and_waits_for_none():

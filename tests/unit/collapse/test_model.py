@@ -124,7 +124,9 @@ def test_features_beyond_the_limit_go_to_a_file(model, splits, tmp_path, monkeyp
 def test_a_test_set_that_lacks_a_class_keeps_nc4(model, splits):
     images, labels = splits[1].tensors
     kept = labels != 1
-    with pytest.warns(nc.UndefinedStatisticWarning, match="no example of class 1") as caught:
+    with pytest.warns(
+        nc.UndefinedStatisticWarning, match="on the test split .*no example of class 1"
+    ) as caught:
         result = nc.measure_model(model, DataLoader(splits[0], 40), [(images[kept], labels[kept])])
     assert len(caught) == 1
     assert 0 <= result.test.nc4 <= 1 and np.isnan(result.test.nc1)
@@ -174,12 +176,22 @@ def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
             "The model is on the device 'meta'",
         ),
         ({"model": nn.Linear(2, 2, device="meta"), "device": "cpu"}, "on the device 'meta'"),
+        ({"layer": []}, "layer is an empty list"),
+        ({"num_classes": 3.0}, "num_classes is 3.0; a whole number"),
+        ({"train_loader": [(torch.zeros(2, 1, 5, 5), ["cat", "dog"])]}, "number them: numpy.uniq"),
+        ({"test_loader": [(torch.zeros(2, 1, 5, 5), [0, 3])]}, "of the test split run from 0 to 3"),
     ],
 )
 def test_measure_model_wrong_input_is_one_sentence(model, splits, arguments, sentence):
     given = {"model": model, "train_loader": DataLoader(splits[0], 40)} | arguments
     with pytest.raises(nc.UserError, match=sentence):
         nc.measure_model(**given)
+
+
+def test_measure_model_last_linear_that_is_not_called_names_layer(model, splits):
+    model.unused = nn.Linear(2, 3)
+    with pytest.raises(nc.UserError, match=r"'unused' has not been called: .*layer=\.\.\."):
+        nc.measure_model(model, DataLoader(splits[0], 40))
 
 
 @pytest.mark.parametrize("classes, bias", [(2, True), (3, False), (9, True)])

@@ -261,6 +261,12 @@ def test_the_scatter_is_projected_on_its_own_means_whatever_the_centres():
     assert_array_equal(found[1], (features @ layer[0].T + layer[1]).argmax(1))
 
 
+def test_train_means_without_any_mean_are_refused():
+    features, labels = features_near_collapse(np.random.default_rng(9), [4, 4], 5, 0.1)
+    with pytest.raises(UserError, match="train_means holds only NaN"):
+        compute_moments(features, labels, 2, None, None, train_means=np.full((2, 5), np.nan))
+
+
 # ------------------------------------------------------------------------------ a user's mistakes
 
 

@@ -4,6 +4,7 @@ the rounding error of means."""
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,22 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
     if values.ndim == 0 and isinstance(values.item(), torch.nn.Module):
         raise UserError(f"The {name} are a module; pass its .weight and .bias.")
     if kind not in _REAL:
-        raise UserError(f"The {name} are {values.dtype}, not numbers.")
+        strings = kind in "OU" and values.size and isinstance(values.flat[0], str)
+        number = "; number them: numpy.unique(labels, return_inverse=True)[1]"
+        hint = number if strings and name.startswith("labels") else ""
+        raise UserError(f"The {name} are {values.dtype}, not numbers{hint}.")
     return values
+
+
+def whole_number(value: Any, name: str) -> int:
+    """A number of classes or dimensions as an int, or UserError."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise UserError(f"{name} is {value!r}; a whole number of at least 1 is needed.")
+    return number
 
 
 def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.ndarray:
@@ -125,6 +140,8 @@ def centres(train_means: Any, shape: tuple[int, ...]) -> Tensor | None:
         return None
     given = torch.as_tensor(native(real_array(train_means, "values of train_means"))).cpu()
     absent = given.isnan().all(-1, keepdim=True)
+    if absent.all():
+        raise UserError("train_means holds only NaN; at least one class needs a mean.")
     parameter(given.masked_fill(absent, 0), shape, "train_means")
     return given.to(torch.float64)
 

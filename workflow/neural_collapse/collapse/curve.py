@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from ..io.errors import UserError
@@ -39,10 +40,12 @@ class CollapseCurve:
             split: name of the split on which it was measured.
 
         Raises:
-            UserError: that epoch and split have already been logged.
+            UserError: that epoch and split have already been logged, or epoch is not a number.
         """
         if not isinstance(result, CollapseResult):
             raise UserError(f"log(epoch, result) was given a {type(result).__name__} as result.")
+        if not isinstance(epoch, Real):
+            raise UserError(f"log(epoch, result) was given {epoch!r} as epoch, not a number.")
         if any(row["epoch"] == epoch and row["split"] == split for row in self._rows):
             raise UserError(f"Epoch {epoch} of the split {split!r} has already been logged.")
         self._rows += [
@@ -75,7 +78,8 @@ class CollapseCurve:
             A 1-D array of matplotlib Axes.
 
         Raises:
-            UserError: nothing, or one of the statistics, has not been logged for that split.
+            UserError: nothing, or one of the statistics, has not been logged for that split; an
+                empty list.
         """
         import matplotlib.pyplot as plt
         import numpy as np
@@ -114,6 +118,8 @@ class CollapseCurve:
             raise UserError(f"Nothing has been logged for the split {split!r}; logged: {known}.")
         if statistics is not None:
             given = [statistics] if isinstance(statistics, str) else statistics
+            if not given:
+                raise UserError("plot() was given no statistics; name some, or leave them out.")
             statistics = [ALIASES.get(name, name) for name in given]
             missing = [name for name in statistics if name not in logged]
             if missing:

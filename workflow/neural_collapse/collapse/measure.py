@@ -22,6 +22,7 @@ from .arrays import (
     native,
     parameter,
     real_array,
+    whole_number,
 )
 from .metric import CollapseMetric
 from .moments import Moments
@@ -79,21 +80,38 @@ def measure(
     (0.0025, 0.0)
     """
     features_ND, labels_N = feature_rows(features, labels, ignore_index, pool)
+    options = {"train_means": train_means, "num_classes": num_classes, "scatter": scatter}
+    return CollapseResult.of(moments_of_rows(features_ND, labels_N, weight, bias, **options))
+
+
+def moments_of_rows(
+    features_ND: np.ndarray | Tensor,
+    labels_N: np.ndarray | Tensor,
+    weight: Any,
+    bias: Any,
+    *,
+    train_means: Any = None,
+    num_classes: int | None,
+    scatter: str,
+    split: str = "given",
+) -> Moments:
+    """Moments for `measure`, with its defaults: C, and the device of the features if a GPU."""
     if num_classes is None:
         num_classes = classes_of(labels_N, weight, train_means)
+    else:
+        num_classes = whole_number(num_classes, "num_classes")
     on_gpu = isinstance(features_ND, Tensor) and features_ND.device.type == "cuda"
-    return CollapseResult.of(
-        compute_moments(
-            features_ND,
-            labels_N,
-            num_classes,
-            weight,
-            bias,
-            train_means=train_means,
-            scatter=scatter,
-            allow_empty=True,
-            device=features_ND.device if on_gpu else "cpu",
-        )
+    return compute_moments(
+        features_ND,
+        labels_N,
+        num_classes,
+        weight,
+        bias,
+        train_means=train_means,
+        scatter=scatter,
+        allow_empty=True,
+        split=split,
+        device=features_ND.device if on_gpu else "cpu",
     )
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..io.errors import UserError
-from .arrays import centres, check_pool, flat_examples, parameter
+from .arrays import centres, check_pool, flat_examples, parameter, whole_number
 from .moments import Decisions, Moments
 from .result import CollapseResult
 from .runs import Runs
@@ -78,9 +78,8 @@ class CollapseMetric:
         if scatter not in SCATTERS:
             raise UserError(f"scatter is {scatter!r}, not one of {', '.join(SCATTERS)}.")
         check_pool(pool)
-        if num_classes < 1 or dim < 1:
-            raise UserError(f"num_classes and dim are {num_classes} and {dim}; both must be >= 1.")
-        self.num_classes, self.dim, self.scatter = num_classes, dim, scatter
+        self.num_classes = whole_number(num_classes, "num_classes")
+        self.dim, self.scatter = whole_number(dim, "dim"), scatter
         self.device = torch.device("cpu" if device is None else device)
         if self.device.type == "mps":
             raise UserError(
@@ -230,10 +229,16 @@ class CollapseMetric:
                 f"The second pass has seen {int(decisions.counted.sum())} examples and the first "
                 f"{int(counts_C.sum())}; both must see the same ones."
             )
-        if weight is None and self._second is not None:
-            weight, bias = self._second.weight, self._second.bias
-        if weight is not None and bias is None:
-            bias = torch.zeros(self.num_classes)
+        weight, bias = self._parameters(weight, bias)
+        if self._second is not None and self._second.weight is not None:
+            of_second = self._parameters(self._second.weight, self._second.bias)
+            if weight is None:
+                weight, bias = of_second
+            elif not (torch.equal(weight, of_second[0]) and torch.equal(bias, of_second[1])):
+                raise UserError(
+                    "compute() was given another weight or bias than second_pass(), by which NC4 "
+                    "is counted; leave them out, or repeat the second pass."
+                )
         examples = max(int(counts_C.sum()), 1)
         scatters = {
             name: _symmetric(sums[name], count)
@@ -247,13 +252,21 @@ class CollapseMetric:
             counts=counts_C.clone(),
             class_means=means_CD,
             class_variances=self._squares[:-1].cpu() / counts_C.clamp(min=1),
-            weight=parameter(weight, (self.num_classes, self.dim), "weight"),
-            bias=parameter(bias, (self.num_classes,), "bias"),
+            weight=weight,
+            bias=bias,
             decisions=decisions,
             calibration=sums["calibration"].cpu().clone() if "calibration" in sums else None,
             **scatters,
         )
         return whole if min_count is None else _frequent_classes(whole, min_count)
+
+    def _parameters(self, weight: Any, bias: Any) -> tuple[Any, Any]:
+        if weight is not None and bias is None:
+            bias = torch.zeros(self.num_classes)
+        return (
+            parameter(weight, (self.num_classes, self.dim), "weight"),
+            parameter(bias, (self.num_classes,), "bias"),
+        )
 
     def compute(
         self, weight: Any = None, bias: Any = None, *, min_count: int | None = None
@@ -268,7 +281,8 @@ class CollapseMetric:
                 the scatter matrices are sums over all classes.
 
         Raises:
-            UserError: shapes that do not fit, a second pass over other examples than the first,
+            UserError: shapes that do not fit, a second pass over other examples than the first
+                or with another weight,
                 invalid batches on a GPU (see `update`), and a `min_count` that no class reaches
                 or that the scatter matrix does not allow.
         """

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..io.errors import UserError
-from .arrays import flat_examples
+from .arrays import feature_rows, flat_examples
 from .features import DEFAULT_MEMORY_LIMIT_BYTES, measurement_mode
-from .measure import measure
+from .measure import moments_of_rows
 from .result import CollapseResult
 
 
@@ -74,7 +74,7 @@ class LayerInput:
         if not inputs or not isinstance(inputs[0], Tensor):
             raise UserError(
                 f"The first argument of the layer {self.name!r} is not a tensor; name another "
-                "layer: layer=..."
+                "another layer: layer=..."
             )
         self._value = inputs[0].detach()
 
@@ -87,7 +87,10 @@ class LayerInput:
             UserError: the layer has not been called yet.
         """
         if self._value is None:
-            raise UserError(f"The layer {self.name!r} has not been called; run the model first.")
+            raise UserError(
+                f"The layer {self.name!r} has not been called: run the model first, or name "
+                "another layer: layer=..."
+            )
         return self._value
 
 
@@ -194,6 +197,8 @@ def measure_model(
     24
     """
     layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
+    if not layers:
+        raise UserError("layer is an empty list; name layers, or leave it out.")
     loaders = [train_loader] if test_loader is None else [train_loader, test_loader]
     with ExitStack() as stack:
         watched = [stack.enter_context(watch(model, one)) for one in layers]
@@ -217,9 +222,9 @@ def measure_model(
                     rows_of_one.add(*flat_examples(one.value, labels, pool))
         if num_classes is None:
             num_classes = _num_classes(model, rows[0][0].largest_label)
-        options = {"num_classes": num_classes, "scatter": scatter, "ignore_index": ignore_index}
+        options = {"num_classes": num_classes, "scatter": scatter}
         results = {
-            one.name: _result(one.layer, splits, options)
+            one.name: _result(one.layer, splits, ignore_index, options)
             for one, *splits in zip(watched, *rows, strict=True)
         }
     return results if isinstance(layer, (list, tuple)) else results[watched[0].name]
@@ -240,16 +245,24 @@ def _random_states_restored(loaders: Sequence[Any]) -> Iterator[None]:
             generator.set_state(state)
 
 
-def _result(layer: nn.Module, splits: list[_Rows], options: dict[str, Any]) -> CollapseResult:
+def _result(
+    layer: nn.Module, splits: list[_Rows], ignore_index: int | None, options: dict[str, Any]
+) -> CollapseResult:
     weight, bias = last_layer_of(layer)
     if weight is not None and len(weight) != options["num_classes"]:  # of a hidden layer
         weight = bias = None
-    result = measure(*splits[0].arrays(), weight, bias, **options)
+
+    def measured(rows: _Rows, split: str, **more: Any) -> CollapseResult:
+        h_ND, c_N = feature_rows(*rows.arrays(), ignore_index, None)
+        moments = moments_of_rows(h_ND, c_N, weight, bias, split=split, **options, **more)
+        return CollapseResult.of(moments, split)
+
+    result = measured(splits[0], "train")
     for test in splits[1:]:
         moments = result.moments
         # A class that the train set lacks has no mean to be near to.
         means = moments.class_means.masked_fill(moments.counts[:, None] == 0, torch.nan)
-        result.test = measure(*test.arrays(), weight, bias, train_means=means, **options)
+        result.test = measured(test, "test", train_means=means)
     return result
 
 

@@ -51,8 +51,9 @@ class CollapseResult(Mapping[str, float]):
         self.test: CollapseResult | None = None
 
     @classmethod
-    def of(cls, moments: Moments) -> CollapseResult:
-        """All statistics that can be computed from the moments."""
+    def of(cls, moments: Moments, split: str | None = None) -> CollapseResult:
+        """All statistics that can be computed from the moments; warnings name the split."""
+        where = f" on the {split} split" if split else ""
         values: dict[str, float] = {}
         absent: dict[str, str] = {}
         undefined: dict[str, list[str]] = {}
@@ -71,7 +72,7 @@ class CollapseResult(Mapping[str, float]):
         for why, names in undefined.items():
             verb = "is" if len(names) == 1 else "are"
             warnings.warn(
-                f"{', '.join(names)} {verb} undefined and given as NaN: {why}.",
+                f"{', '.join(names)} {verb} undefined{where} and given as NaN: {why}.",
                 UndefinedStatisticWarning,
                 stacklevel=3,
             )
