@@ -10,6 +10,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from neural_collapse.cli.main import main
@@ -199,6 +200,20 @@ def test_what_all_runs_share_is_shown_once_and_the_rest_in_a_table(built):
     html = built[1]
     assert html.count("abc1234") == 3  # once for reading, twice in the JSON
     assert "<td>vgg</td>" in html and "<td>resnet</td>" in html
+
+
+def test_every_claim_that_is_judged_has_its_criterion_in_words(tmp_path):
+    make_folder(tmp_path, make_tables(("digits",), ("vgg",), last=5))
+    table = read_table(tmp_path / "claims.parquet", "claims")
+    later = table.iloc[-1:].assign(
+        phenomenon="closed form of NC0", statistic="nc0_prediction_error"
+    )
+    write_table(pd.concat([table, later]), tmp_path / "claims.parquet", "claims")
+    build_report(tmp_path, tmp_path, tmp_path / "r.html")
+    text = Page((tmp_path / "r.html").read_text()).text
+    assert (
+        "closed form of NC0 (nc0_prediction_error, train): below 0.001 at the last epoch." in text
+    )
 
 
 def test_hours_and_devices_come_from_the_provenance(built, tmp_path):

@@ -163,6 +163,14 @@ def test_matrix_fits_the_window_and_says_the_numbers_of_a_sign(window, built, op
     assert max(heights) < 70
 
 
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_option_of_a_command_is_split_at_the_end_of_a_line(window, built, open_page):
+    options = open_page(built / "report.html", window).locator("figcaption pre span")
+    assert options.all_inner_texts()[:3] == ["--tables", "--figure", "--datasets"]
+    lines = options.evaluate_all("(spans) => spans.map((span) => span.getClientRects().length)")
+    assert set(lines) == {1}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_has_no_fault_of_accessibility_that_axe_knows(scheme, built, open_page):
     page = open_page(built / "report.html", {**PHONE, "color_scheme": scheme, "bypass_csp": True})

@@ -68,7 +68,7 @@ _ENTRIES = (
         for n, spec in specs.SPECS.items()
     ),
     FigureEntry("sweep", "sweep_figure", captions.sweep, "Error over learning rate", "sweep"),
-    FigureEntry("overview", "overview_figure", captions.overview, "Overview of every training"),
+    FigureEntry("overview", "overview_figure", captions.overview, "Every training at a glance"),
     FigureEntry(
         *("separation", "separation_figure", captions.separation),
         "Law of data separation: fuzziness falls geometrically from layer to layer",

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from .. import __version__
 from ..figures import MOVING
 from ..figures.registry import FIGURES, STILL, caption
+from ..figures.sentences import in_a_list
 from ..figures.specs import DEFAULT_LOOK, Look
 from ..io.files import reading, write_text_atomically
 from ..io.text import counted, duration_text, size_text
@@ -80,6 +81,7 @@ def build_report(
         figures=[figure for figure in shown if figure not in first],
         short=[phenomenon.short_name for phenomenon in claims.PHENOMENA],
         phenomena=claims.PHENOMENA,
+        judged=[] if judged is None else claims.judged_claims(judged),
         verdicts=parts.verdicts(judged) if judged is not None else [],
         study_verdicts=parts.study_verdicts(judged) if judged is not None else [],
         claims_table=judged if judged is None else parts.claims_table(judged),
@@ -109,7 +111,7 @@ def _render(**values: Any) -> str:
         lstrip_blocks=True,
     )
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment.filters["subscripts"] = parts.subscripts
+    environment.filters |= {"subscripts": parts.subscripts, "command": parts.command}
     own = {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}
     return environment.get_template("page.html.j2").render(**own, **values)
 
@@ -131,7 +133,7 @@ def _sentence(runs: pd.DataFrame) -> str:
     if runs.empty:
         return "No network has been trained yet."
     networks = counted(len(runs.drop_duplicates(["dataset", "architecture"])), "network")
-    sets = ", ".join(Layout.of(runs).datasets.values())
+    sets = in_a_list([*Layout.of(runs).datasets.values()])
     return (
         f"{networks} ({counted(len(runs), 'training')}) on {sets}, from before training through "
         "the terminal phase of training (TPT): whether features and classifiers collapse as "

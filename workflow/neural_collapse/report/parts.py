@@ -24,6 +24,11 @@ def subscripts(text: str) -> Markup:
     return Markup(re.sub(r"\b(Σ|μ|w|D|SS)_(\w)\b", r"\1<sub>\2</sub>", str(escape(text))))
 
 
+def command(text: str) -> Markup:
+    """A command as HTML, in which no option is split at the end of a line."""
+    return Markup(re.sub(r"(?<= )--[\w-]+", r"<span>\g<0></span>", str(escape(text))))
+
+
 class Cell(NamedTuple):
     """A table's cell: its text, and the number by which it is sorted, if it is one."""
 
@@ -168,7 +173,7 @@ def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
         return [(name, ", ".join(map(str, value)))]
     else:
         return [(name, DASH if value is None else str(value))]
-    return [leaf for key, item in items for leaf in flatten(item, f"{name}.{key}".lstrip("."))]
+    return [leaf for key, item in items for leaf in flatten(item, f"{name}.{key}".strip("."))]
 
 
 MAX_COLUMNS = 14

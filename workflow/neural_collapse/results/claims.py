@@ -419,13 +419,17 @@ def display_rows(claims: pd.DataFrame) -> list[list[str]]:
     ]
 
 
+def judged_claims(claims: pd.DataFrame) -> list[Claim]:
+    """The claims of the paper, and those of later studies that the table judges."""
+    judged = set(claims["phenomenon"])
+    return [claim for claim in CLAIMS if claim in PHENOMENA or claim.name in judged]
+
+
 def render_claims(claims: pd.DataFrame) -> str:
     """The claims as Markdown: a summary, the criteria, then one row per cell and claim."""
-    made = set(claims["phenomenon"])
     criteria = [
         f"- {claim.name} (`{claim.quantity}`, {claim.split}): {claim.criterion}."
-        for claim in CLAIMS
-        if claim in PHENOMENA or claim.name in made
+        for claim in judged_claims(claims)
     ]
     counts = summary(claims).values.tolist()
     parts = [
