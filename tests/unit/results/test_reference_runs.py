@@ -14,7 +14,7 @@ from neural_collapse.experiment.config import load_config
 from neural_collapse.experiment.export import export_reference
 from neural_collapse.experiment.recipe import Recipe, write_recipe
 from neural_collapse.results.claims import summary
-from neural_collapse.results.tables import read_table, write_table
+from neural_collapse.results.tables import empty_table, read_table, write_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
 from sample_tables import LABELS, make_tables, write_experiment
@@ -43,6 +43,15 @@ def test_config_of_a_study_s_set_draws_its_figures(tmp_path):
     resources, names = tmp_path / "resources", ["separation", "overview"]
     export_reference(results, tmp_path / "set", resources, names)
     assert load_config(tmp_path / "set" / "config.yaml").figures.names == tuple(names)
+
+
+def test_config_of_a_set_without_a_sweep_draws_no_empty_sweep(tmp_path):
+    results = write_experiment(tmp_path, "one", ("digits",), ("vgg",))
+    table = results / "tables" / "sweep.parquet"
+    write_table(empty_table("sweep"), table, "sweep")
+    assert export(results, tmp_path / "set") == 0
+    figures = load_config(tmp_path / "set" / "config.yaml").figures.names
+    assert figures == (*(f"figure_{number}" for number in range(1, 9)), "overview")
 
 
 def test_a_set_holds_tables_runs_cards_and_a_config(reference, tmp_path):

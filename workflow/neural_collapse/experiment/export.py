@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..data.registry import DATASETS
+from ..figures import NAMES
 from ..io.errors import UserError
 from ..io.files import read_json, write_text_atomically
 from ..io.progress import say
@@ -44,7 +45,8 @@ def export_reference(
         results_folder: of the experiment, with tables/ and <dataset>/<architecture>/seed-<n>/.
         output_folder: the set, e.g. results/reference/paper; made where it does not exist.
         resources_folder: where the prepared datasets lie, for their cards.
-        figures: that the set's config draws; by default the paper's.
+        figures: that the set's config draws; by default the paper's, without the sweep if no run
+            had one.
 
     Raises:
         UserError: a run that is in the set already, one whose run.json or data card is missing,
@@ -77,6 +79,8 @@ def export_reference(
     cards = [*old_cards, *(card for card in cards if card["data_hash"] not in known)]
     _write_json(output / "cards.json", cards)
     everything = sorted([*old_facts, *facts], key=_key)
+    if not figures and grown["sweep"].empty:
+        figures = [name for name in NAMES if name != "sweep"]
     write_text_atomically(output / "config.yaml", _config(output, grown["runs"], figures))
     # Last, since it is what says that the set is there.
     _write_json(output / "runs.json", everything)
