@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The most that a quarter of an hour on a GPU can prove, without Snakemake and without a network.
+# Tests, timings and one cell of the paper in 15 minutes on a GPU, without Snakemake or a network.
 #
 #   gpu_window.sh prepare MIRROR   where there is a network: wheels and MNIST into .gpu-window
 #   gpu_window.sh first            on the GPU, ten minutes: tests, check-gpu, a cell of the paper
@@ -21,7 +21,7 @@ if [ -d /dev/shm/nc-gpu-window ] || [ "${spare:-0}" -gt $((32 << 20)) ]; then
 else
   work=${NC_WINDOW_FOLDER:-/tmp/nc-gpu-window}
 fi
-# Not there, where nothing may be executed on some machines.
+# Elsewhere, since /dev/shm may be mounted noexec.
 site=${NC_WINDOW_FOLDER:-/tmp/nc-gpu-window}/site
 out=${OUT:-$work/out}
 config=${NC_WINDOW_CONFIG:-config.yaml}
@@ -201,6 +201,7 @@ whole_cell() {
     attack=$!
   fi
   [ -z "${along:-}" ] || wait "$along"
+  [ ! -e "$cell/statistics.parquet" ] || rm -rf "$work/so-far"
   [ -e "$cell/run.json" ] || return
   if [ ! -e "$cell/statistics.parquet" ]; then
     job extract-features "$(left 40)" "${common[@]}" --output-folder "$cell/features" \

@@ -65,6 +65,7 @@ def test_both_commands_bring_home_a_cell_although_there_is_no_gpu(dry):
         names = set(archive.getnames())
         facts = json.load(archive.extractfile("cell/run.json"))
     assert {"tables/table_1.md", "tables/measurements.parquet", "cell/recipe.json"} <= names
+    assert "so-far" not in names, "statistics of a part of the checkpoints"
     assert facts["learning_rate"] == 0.0679
 
 
