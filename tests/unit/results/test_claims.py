@@ -186,6 +186,12 @@ def test_robustness_of_few_attacked_images_is_not_judged(images, holds):
     assert (f"{images} images attacked" in row.reason) == (holds != "holds")
 
 
+def test_no_more_images_are_attacked_than_the_test_set_has():
+    table = runs({"recipe": papers_recipe(robustness__images=100), "test_examples": 30})
+    row = verdict({0: 0.1, 40: 0.2, 350: 0.3}, "robustness", table)
+    assert (row.holds, row.reason) == ("cannot say", "30 images attacked; 50 are needed")
+
+
 def test_claims_are_written_as_three_files(tmp_path):
     claims = check_claims(measured({NC1_STATISTIC: {0: 10, 40: 1, 350: 0.1}}), runs())
     text = render_claims(claims)

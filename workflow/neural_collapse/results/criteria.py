@@ -212,7 +212,8 @@ class Change(Claim):
             return "not run"
         if unmeasured:
             return f"{self.statistic} was not measured (seed {unmeasured[0]})"
-        attacked = cell.recipe.get("robustness", {}).get("images", LEAST_ATTACKED)
+        asked = cell.recipe.get("robustness", {}).get("images", LEAST_ATTACKED)
+        attacked = min(asked, int(cell.runs["test_examples"].min()))
         if self.statistic == "robustness" and attacked < LEAST_ATTACKED:
             return f"{attacked} images attacked; {LEAST_ATTACKED} are needed"
         if reached.empty and cell.runs["diverged"].all():
