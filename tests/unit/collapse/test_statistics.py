@@ -462,6 +462,22 @@ def test_the_variability_collapse_index_of_a_singular_scatter():
     assert_allclose(measure(features @ frame, labels, scatter="full")["vci"], plane, rtol=1e-10)
 
 
+def test_the_variability_collapse_index_of_few_examples_is_zero():
+    rng = np.random.default_rng(14)
+    of_few, of_more = (measure(*cloud(rng, 3, d, n=4)[:2], scatter="full")["vci"] for d in (11, 10))
+    assert of_few == pytest.approx(0, abs=1e-12) and of_more > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_variability_collapse_index_does_not_see_dead_features(seed):
+    """Features that are always zero, as dead ReLUs give, leave the other ones their index."""
+    rng = np.random.default_rng(seed)
+    alive, labels, _, _ = cloud(rng, 5, 4, n=6, within=1e-3)
+    features = np.insert(alive, [0, 2, 4], 0, axis=1)
+    of_alive = measure(alive, labels, scatter="full")["vci"]
+    assert_allclose(measure(features, labels, scatter="full")["vci"], of_alive, rtol=1e-9)
+
+
 @pytest.mark.parametrize("classes, d", [(2, 1), (3, 2), (5, 4), (10, 30)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_simplex_etf_of_any_size_has_its_gram_matrix(classes, d, turned):

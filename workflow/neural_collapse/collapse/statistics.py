@@ -499,6 +499,9 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     G = A - X Z^+ X^T and D = diag(s^2) / C, the index is Tr((D + G)^-1 G) / K, which avoids the
     difference of two almost equal numbers.
 
+    Up to d + 1 examples in general position have the index 0, collapsed or not: the ranges of
+    Sigma_W and Sigma_B then share no direction. Measure many more examples than dimensions.
+
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
     >>> round(variability_collapse_index(means, [[1.0, 0.0], [0.0, 9.0]]), 12)  # 1 - 1 / (1 + 1)
     0.5
@@ -508,10 +511,12 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     needed = span.rank
     basis_DD = torch.linalg.svd(centred_class_means(class_means_CD).cpu())[2]
     scatter_DD = basis_DD @ scatter_DD.cpu() @ basis_DD.T
+    # Of all of Sigma_W: Z is nothing but its rounding if the features vary within span(M) alone.
+    rounding = dim * _EPS * float(scatter_DD.norm())
     A, X = scatter_DD[:needed, :needed], scatter_DD[:needed, needed:]
     Z = scatter_DD[needed:, needed:]
     if dim > needed:
-        A = A - X @ torch.linalg.pinv(Z, hermitian=True, rtol=dim * _EPS) @ X.T
+        A = A - X @ torch.linalg.pinv(Z, hermitian=True, atol=rounding) @ X.T
     total = A + (span.singular_values.square() / classes).diag()
     return float(torch.linalg.solve(total, A).trace()) / needed
 
