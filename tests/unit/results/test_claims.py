@@ -186,6 +186,19 @@ def test_robustness_of_few_attacked_images_is_not_judged(images, holds):
     assert (f"{images} images attacked" in row.reason) == (holds != "holds")
 
 
+@pytest.mark.parametrize(
+    "statistic",
+    ["nc2_equinorm_means", "nc2_equiangularity_means", "nc2_maximal_angle_means",
+     "nc2_equiangularity_classifier"],
+)  # fmt: skip
+def test_what_two_classes_always_have_is_not_judged(statistic):
+    """Centred, two class means are opposite: what is measured is rounding error."""
+    rounding = {0: 2.2e-16, 40: 1.1e-16, 350: 4.4e-16}
+    for values in (rounding, dict.fromkeys(rounding, 0.0)):
+        row = verdict(values, statistic, runs({"num_classes": 2}))
+        assert (row.holds, row.reason) == ("cannot say", "zero by definition with 2 classes")
+
+
 def test_no_more_images_are_attacked_than_the_test_set_has():
     table = runs({"recipe": papers_recipe(robustness__images=100), "test_examples": 30})
     row = verdict({0: 0.1, 40: 0.2, 350: 0.3}, "robustness", table)

@@ -43,21 +43,22 @@ def _phenomenon(statistic: str, **more: Any) -> Change:
     return Change(name=entry.label, short_name=entry.short_label, statistic=statistic, **more)
 
 
-def _of_classifiers(statistic: str, floor: float) -> Change:
+def _of_classifiers(statistic: str, floor: float, **more: Any) -> Change:
     remark = (
         " (not compared with epoch 0: newly drawn classifier weights are nearly equinorm and "
         "equiangular by chance)"
     )
-    return _phenomenon(f"{statistic}_classifier", factor=None, floor=floor, remark=remark)
+    return _phenomenon(f"{statistic}_classifier", factor=None, floor=floor, remark=remark, **more)
 
 
 PHENOMENA: tuple[Change, ...] = (
     _phenomenon(NC1, factor=10.0, floor=0.11),
-    _phenomenon("nc2_equinorm_means", floor=0.3),
+    # Two centred class means are opposite, and two classes have one angle.
+    _phenomenon("nc2_equinorm_means", floor=0.3, least_classes=3),
     _of_classifiers("nc2_equinorm", 0.037),
-    _phenomenon("nc2_equiangularity_means", floor=0.016),
-    _of_classifiers("nc2_equiangularity", 0.008),
-    _phenomenon("nc2_maximal_angle_means", floor=0.025),
+    _phenomenon("nc2_equiangularity_means", floor=0.016, least_classes=3),
+    _of_classifiers("nc2_equiangularity", 0.008, least_classes=3),
+    _phenomenon("nc2_maximal_angle_means", floor=0.025, least_classes=3),
     _of_classifiers("nc2_maximal_angle", 0.011),
     _phenomenon(NC3, floor=0.023),
     _phenomenon("nc4_ncc_mismatch", split="test", floor=None),

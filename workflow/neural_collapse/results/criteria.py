@@ -149,6 +149,8 @@ class Change(Claim):
     """Whether it holds if a statistic that falls ends at zero, whatever the noise."""
     over_train: bool = False
     """Whether the values are divided by those of the train split."""
+    least_classes: int = 2
+    """Number of classes below which its statistic is zero by definition, whatever the network."""
     most_mismatch: float | None = None
     """NC4's mismatch of the train split must end below it; None allows any."""
     remark: str = ""
@@ -212,6 +214,8 @@ class Change(Claim):
             return "not run"
         if unmeasured:
             return f"{self.statistic} was not measured (seed {unmeasured[0]})"
+        if (classes := int(cell.runs["num_classes"].iloc[0])) < self.least_classes:
+            return f"zero by definition with {classes} classes"
         asked = cell.recipe.get("robustness", {}).get("images", LEAST_ATTACKED)
         attacked = min(asked, int(cell.runs["test_examples"].min()))
         if self.statistic == "robustness" and attacked < LEAST_ATTACKED:
