@@ -306,6 +306,17 @@ def test_more_classes_than_dimensions_are_said_once():
     assert undefined(*cloud(np.random.default_rng(1), 5, 4)) == set()
 
 
+@pytest.mark.parametrize("dead", [0.0, 0.3])
+@pytest.mark.filterwarnings("ignore::neural_collapse.collapse.statistics.ReducedRankWarning")
+def test_dead_features_leave_the_others_their_variability(dead):
+    """Three features for six classes, among others that are the same everywhere."""
+    features, labels, _, _ = cloud(np.random.default_rng(2), 6, 3, n=9)
+    wider = np.insert(features, [0, 1, 1, 3], dead, axis=1)
+    alone, among = (measure(h, labels, scatter="full") for h in (features, wider))
+    for name in (NC1, "vci", "separation_fuzziness"):
+        assert_allclose(among[name], alone[name], rtol=1e-10, err_msg=name)
+
+
 @pytest.mark.parametrize("gap", [0.0, 1e-16, 1e-15])
 @pytest.mark.parametrize("classes", [3, 10])
 def test_two_equal_means_leave_three_statistics_undefined(gap, classes):

@@ -201,25 +201,26 @@ def within_class_variability(class_means_CD: Tensor, scatter_projected_CC: Tenso
 
     With M = U diag(s) V^T, Sigma_B^+ = C U diag(s)^-2 U^T, so the statistic is
     sum_k v_k^T (Q^T Sigma_W Q) v_k / s_k^2. The pseudo-inverse has rank min(d, C - 1); if d <
-    C - 1, a `ReducedRankWarning` is issued.
+    C - 1, a `ReducedRankWarning` is issued. Dead features, equal in all class means, do not count
+    in d.
 
     >>> means = [[1.0, 0.0], [-1.0, 0.0]]
     >>> scatter = project_scatter([[4.0, 0.0], [0.0, 9.0]], means)
     >>> round(within_class_variability(means, scatter), 12)
     2.0
     """
-    classes, dim = class_means_CD.shape
+    classes = len(class_means_CD)
     span = _full_span(class_means_CD)
-    if dim < classes - 1:
+    if span.rank < classes - 1:
         warnings.warn(
-            f"{classes} classes in {dim} dimensions: NC1's pseudo-inverse has rank {dim} instead "
-            f"of C - 1 = {classes - 1}.",
+            f"{classes} classes in {span.rank} dimensions: NC1's pseudo-inverse has rank "
+            f"{span.rank} instead of C - 1 = {classes - 1}.",
             ReducedRankWarning,
             stacklevel=3,
         )
-    V = span.vectors_CK
+    V = span.vectors_CK[:, : span.rank]
     scatter_KK = V.T @ scatter_projected_CC.cpu() @ V
-    return float((scatter_KK.diagonal() / span.singular_values.square()).sum())
+    return float((scatter_KK.diagonal() / span.singular_values[: span.rank].square()).sum())
 
 
 @_of_arrays
@@ -493,7 +494,8 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
         scatter_DD: (d, d), Sigma_W.
 
     Raises:
-        UndefinedStatistic: the centred class means have rank less than K = min(d, C - 1).
+        UndefinedStatistic: the centred class means have rank less than K = min(d, C - 1), where
+            dead features, equal in all class means, do not count in d.
 
     In an orthonormal basis that begins with span(M), Sigma_W has the blocks A, X, X^T, Z. With
     G = A - X Z^+ X^T and D = diag(s^2) / C, the index is Tr((D + G)^-1 G) / K, which avoids the
@@ -517,7 +519,7 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     Z = scatter_DD[needed:, needed:]
     if dim > needed:
         A = A - X @ torch.linalg.pinv(Z, hermitian=True, atol=rounding) @ X.T
-    total = A + (span.singular_values.square() / classes).diag()
+    total = A + (span.singular_values[:needed].square() / classes).diag()
     return float(torch.linalg.solve(total, A).trace()) / needed
 
 
@@ -657,10 +659,13 @@ def _near_one(matrix: Tensor) -> Tensor:
 
 
 def _full_span(class_means_CD: Tensor) -> SpanOfMeans:
-    """The means' span, of min(d, C - 1) dimensions."""
-    classes, dim = class_means_CD.shape
+    """The means' span, of min(d, C - 1) dimensions; d without dead features."""
+    classes = len(class_means_CD)
     _need_two_classes(classes)
-    span, needed = span_of_means(class_means_CD), min(dim, classes - 1)
+    span = span_of_means(class_means_CD)
+    ranges_D = class_means_CD.amax(0) - class_means_CD.amin(0)
+    alive = int((ranges_D > rounding_error(class_means_CD)).sum())
+    needed = min(max(alive, 1), classes - 1)
     if span.rank < needed:
         raise UndefinedStatistic(
             f"the centred class means have rank {span.rank}, less than min(d, C - 1) = {needed} "
