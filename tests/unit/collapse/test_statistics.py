@@ -489,6 +489,14 @@ def test_the_variability_collapse_index_does_not_see_dead_features(seed):
     assert_allclose(measure(features, labels, scatter="full")["vci"], of_alive, rtol=1e-9)
 
 
+def test_the_variability_collapse_index_does_not_depend_on_features_scales():
+    """A feature's scale changes no index: variances from 1e-10 to 1e6 are no rank deficiency."""
+    features, labels, _, _ = cloud(np.random.default_rng(15), 4, 6, n=8, within=1)
+    scaled = features * np.array([1e-5, 1, 1e3, 1, 1e-3, 1])
+    plain, unlike = (measure(h, labels, scatter="full")["vci"] for h in (features, scaled))
+    assert_allclose(unlike, plain, rtol=1e-6)
+
+
 @pytest.mark.parametrize("classes, d", [(2, 1), (3, 2), (5, 4), (10, 30)])
 @pytest.mark.parametrize("turned", [False, True])
 def test_simplex_etf_of_any_size_has_its_gram_matrix(classes, d, turned):

@@ -508,17 +508,17 @@ def variability_collapse_index(class_means_CD: Tensor, scatter_DD: Tensor) -> fl
     >>> round(variability_collapse_index(means, [[1.0, 0.0], [0.0, 9.0]]), 12)  # 1 - 1 / (1 + 1)
     0.5
     """
-    classes, dim = class_means_CD.shape
-    span = _full_span(class_means_CD)
-    needed = span.rank
-    basis_DD = torch.linalg.svd(centred_class_means(class_means_CD).cpu())[2]
-    scatter_DD = basis_DD @ scatter_DD.cpu() @ basis_DD.T
-    # Of all of Sigma_W: Z is nothing but its rounding if the features vary within span(M) alone.
-    rounding = dim * _EPS * float(scatter_DD.norm())
+    # Rounding would turn dead features into directions of tiny variance, which Z^+ divides by.
+    alive_D = _vary(class_means_CD) | (scatter_DD.diagonal() > 0).to(class_means_CD.device)
+    means_CD, alive_D = class_means_CD[:, alive_D].cpu(), alive_D.cpu()
+    span = _full_span(means_CD)
+    (classes, dim), needed = means_CD.shape, span.rank
+    basis_DD = torch.linalg.svd(centred_class_means(means_CD))[2]
+    scatter_DD = basis_DD @ scatter_DD.cpu()[alive_D][:, alive_D] @ basis_DD.T
     A, X = scatter_DD[:needed, :needed], scatter_DD[:needed, needed:]
     Z = scatter_DD[needed:, needed:]
     if dim > needed:
-        A = A - X @ torch.linalg.pinv(Z, hermitian=True, atol=rounding) @ X.T
+        A = A - X @ torch.linalg.pinv(Z, hermitian=True, rtol=dim * _EPS) @ X.T
     total = A + (span.singular_values[:needed].square() / classes).diag()
     return float(torch.linalg.solve(total, A).trace()) / needed
 
@@ -663,15 +663,19 @@ def _full_span(class_means_CD: Tensor) -> SpanOfMeans:
     classes = len(class_means_CD)
     _need_two_classes(classes)
     span = span_of_means(class_means_CD)
-    ranges_D = class_means_CD.amax(0) - class_means_CD.amin(0)
-    alive = int((ranges_D > rounding_error(class_means_CD)).sum())
-    needed = min(max(alive, 1), classes - 1)
+    needed = min(max(int(_vary(class_means_CD).sum()), 1), classes - 1)
     if span.rank < needed:
         raise UndefinedStatistic(
             f"the centred class means have rank {span.rank}, less than min(d, C - 1) = {needed} "
             "(class means that coincide or depend linearly on each other)"
         )
     return span
+
+
+def _vary(class_means_CD: Tensor) -> Tensor:
+    """(d,) bool, which features differ between class means by more than rounding."""
+    ranges_D = class_means_CD.amax(0) - class_means_CD.amin(0)
+    return ranges_D > rounding_error(class_means_CD)
 
 
 def _need_two_classes(classes: int) -> None:
