@@ -30,8 +30,8 @@ def text_of(picture, width=200):
     return console.file.getvalue()
 
 
-def drawn(config):
-    return text_of(watch.draw(Path(config.folder), config)[0])
+def drawn(config, width=200):
+    return text_of(watch.draw(Path(config.folder), config, width)[0], width)
 
 
 def start(job, text=LINE):
@@ -48,7 +48,7 @@ def finish(job):
 
 def test_draw_running_training_shows_its_line_of_progress(config, jobs):
     start(jobs["train_model"], f"runs on GPU-5d5ba0d6-1111-2222\n{LINE}")
-    picture, unfinished = watch.draw(Path(config.folder), config)
+    picture, unfinished = watch.draw(Path(config.folder), config, 200)
     text = text_of(picture)
     row = next(line for line in text.splitlines() if line.startswith("digits"))
     for value in ("vgg", "running", "epoch  4/9", "1:30", "1.50e-03", "0.25 %", "GPU-5d5ba0d6"):
@@ -58,10 +58,26 @@ def test_draw_running_training_shows_its_line_of_progress(config, jobs):
 
 def test_draw_in_a_narrow_window_leaves_out_no_part_of_a_value(config, jobs):
     start(jobs["train_model"])
-    text = text_of(watch.draw(Path(config.folder), config)[0], width=60)
+    text = drawn(config, width=50)
     assert "…" not in text
     for value in ("digits", "vgg", "1:30", "1.50e-03", "0.25 %"):
         assert value in text
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_draw_in_any_window_splits_no_word(width, config, jobs):
+    start(jobs["train_model"], f"runs on GPU-5d5ba0d6-1111-2222\n{LINE}")
+    text = drawn(config, width)
+    table = text[text.index("cell") : text.index("rm -r") if "rm -r" in text else None]
+    known = set(drawn(config).split()) | {"cell"}
+    assert set(table.split()) <= known and {"digits", "vgg", "training", "running"} < known
+
+
+def test_draw_cells_at_work_come_before_the_others(tmp_path):
+    config = make_config(tmp_path, architectures=["vgg", "resnet"], seeds=[0])
+    start(jobs_in(config, "resnet")["train_model", "seed-0"])
+    text = drawn(config)
+    assert 0 < text.index("digits x resnet") < text.index("digits x vgg")
 
 
 def test_draw_failed_job_shows_its_error(config, jobs):
@@ -80,7 +96,7 @@ def test_draw_resume_state_that_no_job_can_use_is_listed(config, jobs):
 def test_draw_measured_run_shows_nc1_of_its_last_epoch(config, jobs):
     for job in jobs.values():
         finish(job)
-    picture, unfinished = watch.draw(Path(config.folder), config)
+    picture, unfinished = watch.draw(Path(config.folder), config, 200)
     assert not unfinished and "1.25e-02" in text_of(picture)
 
 

@@ -30,7 +30,11 @@ VALUES = {
     "train error": r"train error (\S+ %)",
 }
 """Columns that a running job's line of progress fills."""
-HEADINGS = ("dataset", "network", "stage", *VALUES, "NC1", "GPU")
+HEADINGS = ("cell", "stage", *VALUES, "NC1", "GPU")
+OF_WORDS = ("cell", "stage", "now", "GPU")
+"""Columns whose lines may be broken between words."""
+SPARE = ("GPU", "train error", "loss", "NC1", "left", "now")
+"""Columns that a window leaves out, in this order, if words would not fit into it."""
 
 
 def watch(results: Path | None, config: Path | None, interval: int = 2) -> None:
@@ -45,7 +49,7 @@ def watch(results: Path | None, config: Path | None, interval: int = 2) -> None:
     folder = Path(loaded.folder) if loaded else results
     assert folder is not None
     console = Console()
-    picture, running = draw(folder, loaded)
+    picture, running = draw(folder, loaded, console.width)
     if not console.is_terminal:
         console.print(picture)
         return
@@ -53,28 +57,22 @@ def watch(results: Path | None, config: Path | None, interval: int = 2) -> None:
         try:
             while running:
                 time.sleep(interval)
-                picture, running = draw(folder, loaded)
+                picture, running = draw(folder, loaded, console.width)
                 live.update(picture, refresh=True)
         except KeyboardInterrupt:
             pass
 
 
-def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
-    """The picture of this moment, and whether anything is left to do."""
+def draw(folder: Path, config: Config | None, width: int) -> tuple[Group, bool]:
+    """The picture of this moment, `width` characters wide, and whether anything is left to do."""
     statuses, leftovers = experiment_statuses(folder, config)
     rows: list[list[str | Text]] = []
-    for cell in dict.fromkeys(status.job.cell for status in statuses):
+    # A window that is too low for all cells shows those at work.
+    at_work = {status.job.cell for status in statuses if status.state in COLOURS}
+    cells = dict.fromkeys(status.job.cell for status in statuses)
+    for cell in sorted(cells, key=lambda cell: cell not in at_work):
         own = [status for status in statuses if status.job.cell == cell]
-        rows.append([*cell, _stages(own), *_now(own), _nc1(own), _gpus(own)])
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    columns = list(zip(*rows, strict=True))
-    filled = [i for i, column in enumerate(columns) if any(column)]
-    for i in filled:
-        # Of a narrow window, the columns of words give way and those of numbers stay whole.
-        whole = HEADINGS[i] in ("left", "loss", "train error", "NC1")
-        table.add_column(HEADINGS[i], no_wrap=whole, overflow="fold")
-    for row in rows:
-        table.add_row(*(row[i] for i in filled))
+        rows.append([" x ".join(cell), _stages(own), *_now(own), _nc1(own), _gpus(own)])
     done = sum(status.state == "done" for status in statuses)
     summary = f"{folder}: {done} of {counted(len(statuses), 'job')} done"
     if done < len(statuses):
@@ -83,11 +81,41 @@ def draw(folder: Path, config: Config | None) -> tuple[Group, bool]:
     lines: list[Text | Table] = [
         Text(summary),
         Text(),
-        table,
+        _table(rows, width),
         *(Text(line, "red") for line in failed),
         *map(Text, leftovers),
     ]
     return Group(*lines), done < len(statuses)
+
+
+def _table(rows: Sequence[Sequence[str | Text]], width: int) -> Table:
+    """The filled columns; of a narrow window, words have lines of their own, or columns go."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    columns = {n: c for n, c in zip(HEADINGS, zip(*rows, strict=True), strict=False) if any(c)}
+    texts = {n: "\n".join(map(str, c)) for n, c in columns.items()}
+    whole = {n: _longest([n, *text.split("\n")]) for n, text in texts.items()}
+    narrow = {
+        n: _longest([*n.split(), *(text.split() if n in OF_WORDS else text.split("\n"))])
+        for n, text in texts.items()
+    }
+    for name in SPARE:
+        if _spare(narrow, width) < 0:
+            narrow.pop(name, None)
+    for name, characters in narrow.items():
+        narrow[name] = min(whole[name], characters + max(_spare(narrow, width), 0))
+        table.add_column(name, width=narrow[name], overflow="fold")
+    for row in zip(*(columns[name] for name in narrow), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _longest(texts: Sequence[str]) -> int:
+    return max(map(len, texts))
+
+
+def _spare(widths: dict[str, int], width: int) -> int:
+    """What columns with two spaces between them leave of a window."""
+    return width - sum(widths.values()) - 2 * (len(widths) - 1)
 
 
 def _stages(statuses: Sequence[JobStatus]) -> Text:
