@@ -40,9 +40,9 @@ class CollapseMetric:
     batch again) gives what needs the final class means or each example's decision: NC4, accuracies
     and the calibration error, and NC1 with `scatter="projected"`.
 
-    Results depend on batch size, batch order and `merge` only by float64 rounding, about 1e-15
-    relative. An update costs about 10 passes over the batch in float64, and with `scatter="full"`
-    2 B d^2 operations in addition.
+    Results depend on batch size, batch order and `merge` only by float64 rounding, about 1e-15 of
+    the norm of the class means. An update costs about 10 passes over the batch in float64, and with
+    `scatter="full"` 2 B d^2 operations in addition.
 
     Args:
         num_classes: C; labels are 0..C - 1.
