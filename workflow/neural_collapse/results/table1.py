@@ -103,8 +103,6 @@ def deviations(run: pd.Series) -> list[str]:
     if run["learning_rate_origin"] == "pinned":
         found.append("learning rate pinned")
         words = {key: text for key, text in words.items() if not key.startswith("sweep.")}
-    if run["network"] != protocol.network:
-        words = {key: text for key, text in words.items() if not key.startswith("network.")}
     for key, text in words.items():
         if key in ours and key in theirs:
             said = [_said(key, values[key]) for values in (ours, theirs)]
