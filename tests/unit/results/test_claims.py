@@ -294,6 +294,10 @@ def papers_recipe(**changes):
         ({"data__test_examples_per_class": 100}, "100 for all test images a class"),
         ({"sweep__selection": "held_out_error"}, "selection by held out error for test error"),
         ({"measurement__epochs": [1, 350]}, "2 for 50 measured epochs"),
+        (
+            {"measurement__batch_norm_examples": 100},
+            "measured with the batch normalisation of 100 images",
+        ),
         ({"training__oversample": True}, "images of smaller classes repeated"),
         (
             {"data__imbalance": {"kind": "step", "ratio": 10.0, "minority_classes": [1]}},

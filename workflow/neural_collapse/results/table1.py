@@ -62,6 +62,7 @@ _WORDS = {
     "sweep.additional_learning_rates": "additional learning rates {0}",
     "sweep.selection": "selection by {0} for {1}",
     "measurement.epochs": "{0} for {1} measured epochs",
+    "measurement.batch_norm_examples": "measured with the batch normalisation of {0} images",
     "robustness.images": "{0} for {1} attacked images",
     "robustness.overshoot": "overshoot {0} for {1}",
     "robustness.max_steps": "{0} for {1} DeepFool steps",
@@ -73,6 +74,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "training.oversample": False,
     "data.imbalance": None,
     "data.random_labels": 0.0,
+    "measurement.batch_norm_examples": None,
 }
 
 
