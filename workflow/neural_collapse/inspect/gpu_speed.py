@@ -51,13 +51,15 @@ def synchronise(device: torch.device) -> None:
 def runs_per_second(run: Callable[[], object], device: torch.device, seconds: float) -> float:
     """How often `run` is done in a second, after two times that do not count.
 
-    A run that takes longer than `seconds` is timed once.
+    Of a run that takes longer than `seconds`, the second time counts.
     """
     for _ in range(2):
         began = time.perf_counter()
         run()
         synchronise(device)
         once = time.perf_counter() - began
+    if once > seconds:
+        return 1 / once
     # Several at a time, since a GPU that is waited for after each run computes less.
     together = 3 if 3 * once < seconds else 1
     began, done, took = time.perf_counter(), 0, 0.0
@@ -103,7 +105,7 @@ def networks_of(config: Config, quick: bool) -> list[tuple[Recipe, DataSize]]:
         recipe = resolve_recipe(config, *cell)
         size = data_size(config, recipe)
         if size is not None:
-            key = (label(recipe.network), size.channels, size.side_px, recipe.training.batch_size)
+            key = (label(recipe.network), size.side_px, recipe.training.batch_size)
             found.setdefault(key[:1] if quick else key, (recipe, size))
     return list(found.values())
 
