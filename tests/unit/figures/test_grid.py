@@ -1,5 +1,7 @@
 """Figures 2 to 8: what stands in the panels is what stands in the tables."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -249,6 +251,20 @@ def test_the_papers_grid_has_no_overlapping_text(name):
         assert one.x0 >= 0 and one.y0 >= 0 and one.x1 <= figure.bbox.x1 and one.y1 <= figure.bbox.y1
         for other in boxes[i + 1 :]:
             assert not one.overlaps(other)
+
+
+@pytest.mark.parametrize("width", ["column", "page"])
+def test_long_titles_of_rows_and_columns_do_not_overlap(width):
+    tables = make_tables(DATASETS_2, ARCHITECTURES, last=40)
+    long = "fixed ETF classifier with random labels, as a control"
+    titles = dict.fromkeys((*DATASETS_2, *ARCHITECTURES), long)
+    layout = Layout.of(tables["runs"], DATASETS_2, ARCHITECTURES, titles)
+    figure = draw(6, tables, layout, look=Look(width=width))
+    canvas = FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    titles = [text for ax in figure.axes for text in (ax.title, ax.yaxis.label)]
+    boxes = [t.get_window_extent(canvas.get_renderer()) for t in titles if t.get_text()]
+    assert len(boxes) == 5 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
 def test_the_vertical_label_is_centred_on_the_panels_not_on_legend_and_note(tmp_path):

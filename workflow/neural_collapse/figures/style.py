@@ -33,6 +33,8 @@ TWO_COLUMNS_IN = 7.0
 
 TALLEST_IN = 8.3
 """Height of the rows of panels that a PNAS page has room for, with legend and note."""
+ROOM_IN = 0.62
+"""Height of the legend and labels of a grid."""
 
 PALETTE = "colorblind"
 COLOURS = sns.color_palette(PALETTE).as_hex()
@@ -233,19 +235,25 @@ def new_grid(layout: Layout, width: str) -> tuple[Figure, np.ndarray]:
     """
     rows, columns = len(layout.architectures), len(layout.datasets)
     inches = figure_width(columns, width)
-    figure = new_figure(inches, 0.62 + min(rows * panel_height(columns, inches), TALLEST_IN))
+    figure = new_figure(inches, ROOM_IN + min(rows * panel_height(columns, inches), TALLEST_IN))
     # Row titles and tick labels fill the height between panels already.
     figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.01, hspace=0.02)
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax, label in zip(axes[0], layout.datasets.values(), strict=True):
-        ax.set_title(label)
+        ax.set_title(_wrapped(label, inches / columns))
     return figure, axes
 
 
 def label_rows(axes: np.ndarray, layout: Layout) -> None:
-    """Title each row of a grid, after drawing."""
+    """Title each row of a grid, after drawing, in lines that are as long as a panel is high."""
+    height_in = (axes[0, 0].figure.get_figheight() - ROOM_IN) / len(axes)
     for ax, label in zip(axes[:, 0], layout.architectures.values(), strict=True):
-        ax.set_ylabel(label, fontweight="bold", labelpad=3)
+        ax.set_ylabel(_wrapped(label, height_in), fontweight="bold", labelpad=3)
+
+
+def _wrapped(title: str, length_in: float) -> str:
+    """A title in lines of about that length, broken between words."""
+    return textwrap.fill(title, max(1, int(12 * length_in)), break_long_words=False)
 
 
 def legend_above(figure: Figure, handles: list[Line2D], columns: int | None = None) -> None:
