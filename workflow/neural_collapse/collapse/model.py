@@ -73,7 +73,7 @@ class LayerInput:
     def _take(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if not inputs or not isinstance(inputs[0], Tensor):
             raise UserError(
-                f"The first argument of the layer {self.name!r} is not a tensor; name another "
+                f"The first argument of the layer {self.name!r} is not a tensor; name "
                 "another layer: layer=..."
             )
         self._value = inputs[0].detach()
