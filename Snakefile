@@ -47,7 +47,7 @@ rule data:
 
 rule models:
     input:
-        EXPERIMENT.of_runs("run.json"),
+        runs_with_record,
 
 
 rule tables:

@@ -176,8 +176,24 @@ def test_copy_with_new_times_is_up_to_date_after_touch(experiment, tmp_path):
         seconds = 1e9 if "features" in path.parts else 1.1e9
         os.utime(path, (seconds, seconds))
     assert "Nothing to be done" not in again.run("-n")
-    again.run("--touch")
+    again.run("--touch", "--forceall")
     assert "Nothing to be done" in again.run("-n")
+
+
+def test_results_without_records_are_said_and_watched_again_after_touch(experiment, tmp_path):
+    """A moved results folder is like one whose records are gone."""
+    again = copy_of(experiment, tmp_path / "copy")
+    assert "no record" not in again.run("-n")
+    shutil.rmtree(again.folder / ".snakemake")
+    again.values["recipe"]["training"]["epochs"] += 1
+    said = again.run("-n")
+    assert "Snakemake has no record of how" in said and "training.epochs was" in said
+    again.values["recipe"]["training"]["epochs"] -= 1
+    assert "run once with --touch --forceall" in again.run("-n")
+    again.run("--touch", "--forceall")
+    again.values["recipe"]["training"]["epochs"] += 1
+    planned = again.run("-n")
+    assert "no record" not in planned and "train_model" in job_counts(planned)
 
 
 def test_a_figures_look_trains_nothing(experiment, tmp_path):

@@ -6,6 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from snakemake.io import IOFile
+
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT / "workflow"))
 
@@ -17,6 +19,7 @@ from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.experiment.targets import Experiment
 from neural_collapse.figures import MOVING
+from neural_collapse.inspect.jobs import without_record
 from neural_collapse.results import TABLES
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.yaml import read_yaml
@@ -66,6 +69,7 @@ wildcard_constraints:
     suffix=r"(-[0-9a-f]{8})?",
 
 
+RECORDS_CHECKED = False
 MACHINE_HAS_GPU = bool(physical_gpus())
 
 
@@ -129,6 +133,20 @@ def winner(wildcards):
     chosen = checkpoints.select_learning_rate.get(dataset=cell[0], architecture=cell[1])
     with open(chosen.output.selection, encoding="utf-8") as file:
         return PATHS.candidate(learning_rate_name(json.load(file)["learning_rate"]), *cell)
+
+
+def runs_with_record(wildcards):
+    """An input function: run.json of every run, once Snakemake's records have been looked at."""
+    global RECORDS_CHECKED
+    if workflow.is_main_process and not workflow.touch and not RECORDS_CHECKED:
+        RECORDS_CHECKED = True
+        metadata = workflow.persistence.metadata
+        said = without_record(
+            Path(PATHS.results), CONFIG, lambda path: metadata(IOFile(path)) is not None
+        )
+        if said:
+            logger.warning(said)
+    return EXPERIMENT.of_runs("run.json")
 
 
 def reference_options():

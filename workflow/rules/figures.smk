@@ -13,7 +13,7 @@ rule collect_tables:
         statistics=EXPERIMENT.of_runs("statistics.parquet"),
         robustness=EXPERIMENT.of_runs("robustness.parquet"),
         activations=EXPERIMENT.of_runs("activations.parquet"),
-        runs=EXPERIMENT.of_runs("run.json"),
+        runs=runs_with_record,
         sweeps=EXPERIMENT.sweep_tables(),
         reference=REFERENCE,
     output:

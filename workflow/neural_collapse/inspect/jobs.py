@@ -7,7 +7,7 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..experiment.paths import Paths, candidate_job, cell_job, run_job
 from ..experiment.recipe import READ_ELSEWHERE, Recipe, read_recipe
 from ..io import versions
 from ..io.errors import UserError
-from ..io.text import shown
+from ..io.text import counted, shown
 
 STAGES = {
     "train_candidate": "sweep",
@@ -112,6 +112,28 @@ def experiment_jobs(folder: Path, config: Config | None) -> list[Job]:
         }
     )
     return [job for recipe in recipes for job in jobs_of(folder, recipe, seeds or [0])]
+
+
+def without_record(folder: Path, config: Config, recorded: Callable[[str], bool]) -> str:
+    """A sentence about results of which Snakemake has no record; empty where there are none.
+
+    Of a renamed, moved or copied folder it has none, so a changed config or one more seed may run
+    nothing, and old figures look like new ones.
+
+    recorded: whether Snakemake has a record of an output.
+    """
+    finished = [job for job in experiment_jobs(folder, config) if job.output.exists()]
+    lost = [job for job in finished if not recorded(str(job.output))]
+    if not lost:
+        return ""
+    found = [(job, changed) for job in lost if (changed := changed_since(job))]
+    what = f"{found[0][0]} is of another recipe ({found[0][1]})" if found else ""
+    touch = "" if found else ", or, where nothing changed, run once with --touch --forceall"
+    return (
+        f"{folder}: Snakemake has no record of how {counted(len(lost), 'result')} were made (was "
+        "the folder moved or renamed, or .snakemake deleted?), so a changed config may run nothing "
+        f"again{what and '; ' + what}: delete what is to be made again{touch}"
+    )
 
 
 def written_at(path: Path) -> float:
