@@ -6,6 +6,7 @@ Snakemake and importing matplotlib for each.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +26,8 @@ def draw_reference(sets_folder: Path, processes: int) -> None:
 
     A set's config.yaml says what is drawn, and into which folder.
     """
+    # A figure is made of many objects, and the search for cycles among them takes a tenth of the time.
+    gc.set_threshold(100_000)
     configs = sorted(sets_folder.rglob("config.yaml"))
     if not configs:
         raise UserError(f"{sets_folder}: holds no set of reference runs with a config.yaml")
