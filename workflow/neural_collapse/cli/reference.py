@@ -26,7 +26,7 @@ def draw_reference(sets_folder: Path, processes: int) -> None:
 
     A set's config.yaml says what is drawn, and into which folder.
     """
-    # A figure is made of many objects, and the search for cycles among them takes a tenth of the time.
+    # Figures are many objects; searching them for cycles takes a tenth of the time.
     gc.set_threshold(100_000)
     configs = sorted(sets_folder.rglob("config.yaml"))
     if not configs:
