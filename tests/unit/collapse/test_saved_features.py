@@ -12,6 +12,7 @@ from neural_collapse.cli.main import main
 from neural_collapse.collapse.measure import measure
 from neural_collapse.collapse.registry import OF_MOMENTS
 from neural_collapse.collapse.saved_features import measure_files
+from neural_collapse.io.errors import UserError
 
 
 @pytest.fixture
@@ -142,6 +143,15 @@ def test_a_test_set_is_measured_with_the_train_sets_centres(arrays, tmp_path):
     )
     assert found["ncc_accuracy"] == pytest.approx(expected["ncc_accuracy"])
     assert found["ncc_accuracy"] != measure(*arrays.values())["ncc_accuracy"]
+
+
+def test_labels_that_are_identifiers_are_one_sentence(arrays, tmp_path, capsys):
+    path = tmp_path / "m.npz"
+    np.savez(path, features=arrays["features"], labels=arrays["labels"] * 10**12)
+    assert run("--features", path, "--labels", path) == 2
+    assert "number them from 0: numpy.unique" in capsys.readouterr().err
+    with pytest.raises(UserError, match="number them from 0"):
+        measure(arrays["features"], arrays["labels"] * 10**12)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..io.errors import UserError
 
+MOST_CLASSES = 10_000_000
+"""With fewer examples, labels are taken for identifiers, for which memory would not suffice."""
 _REAL = "fiu"  # numpy's kinds of real numbers
 
 
@@ -101,6 +103,11 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
         raise UserError(
             f"The {name} run from {labels.min()} to {labels.max()}, but with {num_classes} classes "
             f"they must lie in 0..{num_classes - 1}."
+        )
+    if num_classes > max(examples, MOST_CLASSES):
+        raise UserError(
+            f"The {name} run up to {labels.max()}, in {num_classes} classes; number "
+            "them from 0: numpy.unique(labels, return_inverse=True)[1]."
         )
     return labels.astype(np.int64)
 

@@ -161,7 +161,7 @@ def measure_files(
             raise UserError(
                 f"{', '.join(map(str, filter(None, (features, classifier))))}: {error}"
             ) from None
-        return CollapseResult.of(moments)
+        return CollapseResult.of(moments, split)
 
     result = measured("train", features, labels, "", None)
     if test_features is not None and test_labels is not None:
