@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from neural_collapse import measure_model  # noqa: E402
 from neural_collapse.adapters.lightning import NeuralCollapse  # noqa: E402
+from neural_collapse.io.errors import UserError  # noqa: E402
 
 
 class Classifier(lightning.LightningModule):
@@ -72,3 +73,8 @@ def test_callback_measures_where_a_training_is_stopped(tmp_path):
     callback = NeuralCollapse(every=3)
     fitted([callback], tmp_path, max_steps=13)  # three steps an epoch
     assert sorted(set(callback.curve.to_frame()["epoch"])) == [3, 5]
+
+
+def test_callback_every_zero_epochs_is_refused_at_once():
+    with pytest.raises(UserError, match="every is 0; a whole number of at least 1"):
+        NeuralCollapse(every=0)

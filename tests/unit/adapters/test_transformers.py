@@ -8,6 +8,7 @@ pytest.importorskip("accelerate")
 
 from neural_collapse import measure_model  # noqa: E402
 from neural_collapse.adapters.transformers import NeuralCollapse  # noqa: E402
+from neural_collapse.io.errors import UserError  # noqa: E402
 
 
 def fitted(folder, watch, **limit):
@@ -66,3 +67,8 @@ def test_callback_measures_where_a_training_is_stopped(tmp_path):
     _, callback, _ = fitted(tmp_path, watch=True, max_steps=7)  # three steps an epoch
     epochs = sorted(set(callback.curve.to_frame()["epoch"]))
     assert epochs == [1, 2, pytest.approx(7 / 3, abs=1e-5)]
+
+
+def test_callback_every_zero_epochs_is_refused_at_once():
+    with pytest.raises(UserError, match="every is 0; a whole number of at least 1"):
+        NeuralCollapse(every=0)

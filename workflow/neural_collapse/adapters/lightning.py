@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from ..collapse.arrays import whole_number
 from ..collapse.curve import CollapseCurve
 from ..collapse.model import measure_model
 
@@ -37,6 +38,7 @@ class NeuralCollapse(Callback):
         test_loader: Iterable[Any] | None = None,
         **measure: Any,
     ) -> None:
+        every = whole_number(every, "every")
         self.every, self.train_loader, self.test_loader = every, train_loader, test_loader
         self.measure = measure
         self.curve = CollapseCurve()

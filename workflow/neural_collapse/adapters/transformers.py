@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..collapse.arrays import whole_number
 from ..collapse.curve import CollapseCurve
 from ..collapse.model import measure_model
 
@@ -38,6 +39,7 @@ class NeuralCollapse(TrainerCallback):
         test_loader: Iterable[Any] | None = None,
         **measure: Any,
     ) -> None:
+        every = whole_number(every, "every")
         self.write, self.every, self.test_loader = log, every, test_loader
         self.measure = measure
         self.curve = CollapseCurve()

@@ -69,7 +69,7 @@ def real_array(values: Any, name: str) -> np.ndarray | Tensor:
 
 
 def whole_number(value: Any, name: str) -> int:
-    """A number of classes or dimensions as an int, or UserError."""
+    """A positive number of classes, dimensions or epochs as an int, or UserError."""
     try:
         number = operator.index(value)
     except TypeError:
