@@ -38,7 +38,7 @@ rule collect_tables:
         },
         reference=reference_options(),
         done=[PATHS.state(run_job(*run), "robustness") for run in EXPERIMENT.runs],
-        code=code_hash("results/tables.py"),
+        code=code_hash("results", "experiment/stages/collect.py", "training/closed_form.py"),
     message:
         "Collect the tables of all runs"
     shell:
@@ -72,7 +72,7 @@ rule plot_figures:
         formats=[*CONFIG.figures.formats, "rst"],
         look=EXPERIMENT.look.options(),
         layout=lambda wildcards: EXPERIMENT.layout(),
-        code=code_hash("figures", "results", "collapse/registry.py"),
+        code=code_hash("figures", "results", "collapse"),
     message:
         "Draw the figures"
     shell:
@@ -117,7 +117,7 @@ rule compare_with_paper:
     params:
         folder=subpath(input.measurements, parent=True),
         layout=lambda wildcards: EXPERIMENT.layout(),
-        code=code_hash("results", "collapse/registry.py"),
+        code=code_hash("results", "collapse"),
     message:
         "Compare with the paper: Table 1 and claims"
     shell:
@@ -150,7 +150,7 @@ rule build_report:
         config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),
         layout=lambda wildcards: EXPERIMENT.layout(),
         reference=reference_options(),
-        code=code_hash("report", "figures", "results", "collapse/registry.py"),
+        code=code_hash("report", "figures", "results", "collapse"),
     message:
         "Build the report"
     shell:

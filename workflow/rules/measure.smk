@@ -56,14 +56,7 @@ rule compute_statistics:
     params:
         recipe=PATHS.recipe(),
         depends_on=EXPERIMENT.recipe_slice("measurement", "training"),
-        code=code_hash(
-            "collapse/statistics.py",
-            "collapse/moments.py",
-            "collapse/projection.py",
-            "collapse/registry.py",
-            "collapse/result.py",
-            "collapse/separation.py",
-        ),
+        code=code_hash("collapse", "experiment/stages/measure.py", "experiment/stages/other.py"),
         done=PATHS.state(run_job(), "features"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
