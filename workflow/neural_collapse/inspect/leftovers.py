@@ -16,7 +16,7 @@ from ..io.locks import FINISHED
 from ..training.schedule import SWEEP_EVALUATIONS, spaced_epochs
 from .jobs import Job, changed_since, experiment_jobs, lock_user
 
-FORGOTTEN_SECONDS = 86_400
+IN_USE_SECONDS = 86_400
 """A state that a process on another machine has locked is taken for in use for so long after it
 was last written."""
 
@@ -52,7 +52,7 @@ def find_leftovers(folder: Path, config: Config | None = None) -> list[Leftover]
             continue
         files = [file.stat() for file in path.rglob("*") if file.is_file()]
         age = time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime)
-        if lock_user(Path(f"{path}.lock"), age, FORGOTTEN_SECONDS) is None:
+        if lock_user(Path(f"{path}.lock"), age, IN_USE_SECONDS) is None:
             found.append(Leftover(path, sum(file.st_size for file in files), age))
     return found
 

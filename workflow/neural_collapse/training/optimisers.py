@@ -48,7 +48,7 @@ class Optimiser:
 
     @torch.no_grad()
     def step(self, learning_rate: float | torch.Tensor) -> None:
-        """Update every parameter from its gradient, and forget the gradients.
+        """Update every parameter from its gradient, and clear the gradients.
 
         learning_rate: a number, or a float32 tensor () on the parameters' device.
         """
