@@ -130,13 +130,19 @@ def test_keys_and_quoted_words_are_no_placeholders():
         ({"name": "densenet250", "memory_efficient": True}, "DenseNet250"),
         ({"family": "densenet", "blocks": [12, 12, 12], "growth": 12}, "DenseNet40"),
         ({"name": "resnet18", "width": 8, "blocks": [1] * 4}, "ResNet (1,1,1,1) width 8"),
-        ({"name": "resnet50", "width": 8}, "ResNet (3,4,6,3) bottleneck width 8"),
-        ({"name": "vgg11", "width": 16}, "VGG (1,1,2,2,2) width 16 hidden 4096"),
+        ({"name": "resnet50", "width": 8}, "ResNet50 width 8"),
+        ({"name": "vgg11", "width": 16}, "VGG11 width 16"),
         ({"name": "densenet40", "blocks": [4] * 3, "growth": 6}, "DenseNet (4,4,4) growth 6"),
+        ({"name": "densenet250", "growth": 12}, "DenseNet250 growth 12"),
         (
-            {"name": "densenet250", "growth": 12},
-            "DenseNet (41,41,41) bottleneck growth 12 compression 0.5 initial width 48",
+            {"name": "densenet40", "compression": 0.5, "bottleneck": True, "initial_width": 24},
+            "DenseNet (12,12,12) bottleneck growth 12 compression 0.5 initial width 24",
         ),
+        (
+            {"name": "vgg11", "width": 8, "hidden_width": 64, "pooled_size_px": 7},
+            "VGG11 width 8 hidden 64",
+        ),
+        ({"name": "vgg11", "convolutions": [1] * 5}, "VGG (1,1,1,1,1) width 64 hidden 4096"),
         ({"family": "custom", "function": "nets:mlp"}, "nets:mlp"),
     ],
 )

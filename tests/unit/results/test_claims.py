@@ -321,10 +321,10 @@ def test_table_1_sees_the_whole_recipe(changes, said):
 
 
 def test_a_narrow_networks_stem_is_a_deviation_beside_its_width():
-    narrow = {"network": "ResNet (2,2,2,2) width 8"}
+    narrow = {"network": "ResNet18 width 8"}
     narrow["recipe"] = papers_recipe(network__width=8, network__stem="imagenet")
     table = build_table_1(measured({"error": {350: 0.01}}), runs(narrow))
-    said = "ResNet (2,2,2,2) width 8 for ResNet18; imagenet for small stem"
+    said = "ResNet18 width 8 for ResNet18; imagenet for small stem"
     assert table.deviations.tolist() == [said]
 
 

@@ -69,6 +69,14 @@ _DISPLAY = {"vgg": "VGG", "resnet": "ResNet", "densenet": "DenseNet", "mlp": "ML
 # Keys that adapt a network to an image size or a machine; they do not change its name.
 _FITTINGS = frozenset({"stem", "pooled_size_px", "memory_efficient"})
 
+# Sizes that leave a published network its name; a changed one is appended to it.
+_SIZES = {
+    "width": "width",
+    "hidden_width": "hidden",
+    "growth": "growth",
+    "initial_width": "initial width",
+}
+
 
 def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
     """The network recipe of a config entry.
@@ -115,15 +123,20 @@ def resolve_network(spec: Mapping[str, Any]) -> NetworkRecipe:
 
 
 def label(recipe: NetworkRecipe) -> str:
-    """A short name for titles: ``ResNet18``, or ``ResNet (1,1,1,1) width 8`` for a changed one.
+    """A short name for titles: ``ResNet18``, ``ResNet18 width 8`` or ``ResNet (1,1,1,1) width 8``.
 
     ``stem``, ``pooled_size_px`` and ``memory_efficient`` do not change the name; all other keys do.
     """
     if recipe.classifier == "etf":
         return f"{label(recipe.model_copy(update={'classifier': 'learned'}))}, fixed ETF classifier"
     for name, published in NAMED.items():
-        if recipe.model_dump(exclude=_FITTINGS) == published.model_dump(exclude=_FITTINGS):
-            return name.replace(recipe.family, _DISPLAY[recipe.family])
+        if published.model_copy(update=_kept(recipe)) == recipe:
+            changed = [
+                f"{word} {getattr(recipe, key)}"
+                for key, word in _SIZES.items()
+                if getattr(recipe, key, None) != getattr(published, key, None)
+            ]
+            return " ".join([name.replace(recipe.family, _DISPLAY[recipe.family]), *changed])
     match recipe:
         case VGGRecipe():
             counts, rest = recipe.convolutions, f"width {recipe.width} hidden {recipe.hidden_width}"
@@ -148,6 +161,11 @@ def label(recipe: NetworkRecipe) -> str:
         case CustomRecipe():
             return recipe.function
     return f"{_DISPLAY[recipe.family]} ({','.join(map(str, counts))}) {rest}"
+
+
+def _kept(recipe: NetworkRecipe) -> dict[str, Any]:
+    """The parameters that may differ from a published network of this name."""
+    return recipe.model_dump(include=_FITTINGS | _SIZES.keys())
 
 
 def _chosen(kind: str, name: object, known: Mapping[str, Any]) -> Any:
