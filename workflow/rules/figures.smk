@@ -72,7 +72,7 @@ rule plot_figures:
         formats=[*CONFIG.figures.formats, "rst"],
         look=EXPERIMENT.look.options(),
         layout=lambda wildcards: EXPERIMENT.layout(),
-        code=code_hash("figures", "results", "collapse"),
+        code=code_hash("figures", "results", "collapse", "experiment/stages/figures.py"),
     message:
         "Draw the figures"
     shell:
@@ -117,7 +117,7 @@ rule compare_with_paper:
     params:
         folder=subpath(input.measurements, parent=True),
         layout=lambda wildcards: EXPERIMENT.layout(),
-        code=code_hash("results", "collapse"),
+        code=code_hash("results", "collapse", "experiment/stages/collect.py"),
     message:
         "Compare with the paper: Table 1 and claims"
     shell:
@@ -150,7 +150,7 @@ rule build_report:
         config=lambda wildcards: CONFIG.model_dump_json(exclude_unset=True),
         layout=lambda wildcards: EXPERIMENT.layout(),
         reference=reference_options(),
-        code=code_hash("report", "figures", "results", "collapse"),
+        code=code_hash("report", "figures", "results", "collapse", "experiment/stages/figures.py"),
     message:
         "Build the report"
     shell:
