@@ -209,11 +209,17 @@ def test_the_terminal_phase_starts_at_exactly_its_accuracy_for_any_threshold(exa
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "done"),
-    [("cpu", "tf32", "float32"), ("cuda", "tf32", "tf32"), ("cpu", "bfloat16", "bfloat16")],
+    ("machine", "precision", "done"),
+    [
+        ({"device": "cpu"}, "tf32", "float32"),
+        ({"device": "cuda"}, "tf32", "tf32"),
+        ({"device": "cuda", "compute_capability": "7.5"}, "tf32", "float32"),
+        ({"device": "cuda", "compute_capability": "12.0"}, "tf32", "tf32"),
+        ({"device": "cpu"}, "bfloat16", "bfloat16"),
+    ],
 )
-def test_recipe_of_a_run_names_the_arithmetic_that_was_computed(device, precision, done):
+def test_recipe_of_a_run_names_the_arithmetic_that_was_computed(machine, precision, done):
     training = {"precision": precision, "epochs": 3}
-    run = {"machine": {"device": device}, "recipe": {"training": training, "robustness": {}}}
+    run = {"machine": machine, "recipe": {"training": training, "robustness": {}}}
     assert recipe_of(run) == {"training": {"precision": done, "epochs": 3}}
     assert training["precision"] == precision

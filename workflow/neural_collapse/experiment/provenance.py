@@ -56,6 +56,7 @@ def machine(device: Any = None) -> dict[str, Any]:
         if device.type == "cuda":
             properties = torch.cuda.get_device_properties(device)
             facts["gpu"] = properties.name
+            facts["compute_capability"] = f"{properties.major}.{properties.minor}"
             facts["gpu_uuid"] = str(getattr(properties, "uuid", "")) or None
             facts["cuda"] = torch.version.cuda
     return facts

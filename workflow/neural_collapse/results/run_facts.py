@@ -49,13 +49,14 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 
 def recipe_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a recipe that decided a training, as it was done: a CPU computes TF32's steps in
-    float32. Empty if its run.json has none."""
+    """The parts of a recipe that decided a training, as it was done: a CPU and a GPU older than
+    compute capability 8.0 compute TF32's steps in float32. Empty if its run.json has none."""
     recipe = run.get("recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
     recipe = {part: values for part, values in recipe.items() if part in DECIDES_TRAINING}
-    on_cpu = run.get("machine", {}).get("device") == "cpu"
-    if on_cpu and recipe.get("training", {}).get("precision") == "tf32":
+    machine = run.get("machine", {})
+    has_tf32 = machine.get("device") != "cpu" and float(machine.get("compute_capability", 8)) >= 8
+    if not has_tf32 and recipe.get("training", {}).get("precision") == "tf32":
         recipe["training"] = recipe["training"] | {"precision": "float32"}
     return recipe
 
