@@ -152,7 +152,7 @@ def test_command_line_without_a_package_names_it():
         "from neural_collapse.cli.main import main; sys.exit(main(['measure', '--help']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and "pip install 'neural-collapse[pipeline]'" in done.stderr
+    assert done.returncode == 2 and "pip install '.[pipeline]'" in done.stderr
 
 
 def test_every_statistic_has_a_description():

@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for package in ("rich_argparse", "pandas"):
         if importlib.util.find_spec(package) is None:
             print(
-                f"error: the command line needs more packages ({package}): "
-                "pip install 'neural-collapse[pipeline]'",
+                f"error: the command line needs more packages ({package}); in a clone of this "
+                "project, pip install '.[pipeline]'",
                 file=sys.stderr,
             )
             return USER_ERROR

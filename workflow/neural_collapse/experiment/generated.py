@@ -19,15 +19,17 @@ from .recipe import RecipeParts
 HEAD = """\
 # Every key of a config
 
-`make config-page` generates this page from the typed models. Editors that support JSON schemas can
-use `workflow/schemas/config.schema.json`.
-
 A config names datasets (the columns of the figures), architectures (the rows) and seeds. `recipe`
-applies to every cell; each entry of `overrides` changes it for some datasets or architectures, in
-order. Defaults are the paper's values. A config file given with `--configfile` replaces
+applies to every cell, which is one dataset with one architecture; each entry of `overrides` changes
+it for some datasets or architectures, in order. A config file given with `--configfile` replaces
 `config.yaml`; they are not merged.
 
-`neural-collapse plan --config FILE` prints the cost of a config on this machine.
+Defaults are the values that the paper uses for all datasets. The network has no default, and what
+differs between datasets (the number of images, padding, ImageNet's protocol) is in the overrides of
+`config.yaml`.
+
+`neural-collapse plan --config FILE` prints the cost of a config on this machine. Editors that support
+JSON schemas can use `workflow/schemas/config.schema.json`. `make config-page` generates this page.
 """
 
 
@@ -71,9 +73,9 @@ def _table(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def config_page() -> str:
     """config/README.md: every key, as Markdown."""
-    top = [line for line in _table(Config) if "`recipe`" not in line and "`overrides`" not in line]
+    top = [line for line in _table(Config) if not line.startswith(("| `recipe`", "| `overrides`"))]
     top += [
-        "| `recipe` | The recipe of every cell, below. | keys | the paper's |",
+        "| `recipe` | The recipe of every cell, below. | keys | below |",
         "| `overrides` | Changes for some cells, below. | list | `[]` |",
     ]
     sections = {"## The file": top}
@@ -84,8 +86,9 @@ def config_page() -> str:
                 if isinstance(kind, type) and issubclass(kind, BaseModel):
                     sections[f"### `recipe.{name}.{key}`"] = _table(kind)
     sections["## `recipe.network`"] = [
-        "A published network by `name`, or a `family` with all its parameters; other keys change "
-        "the parameters of a published network: `{name: resnet18, width: 8}`.",
+        "A published network by `name`, or a `family` with its required parameters; other keys "
+        "change the parameters: `{name: resnet18, width: 8}`. In an override, `name` or `family` "
+        "replaces the network; without them, the keys change it.",
         "",
         f"Names: {', '.join(f'`{name}`' for name in NAMED)}.",
     ]

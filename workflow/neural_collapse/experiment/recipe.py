@@ -108,7 +108,7 @@ class ResourcesRecipe(Model):
     """Resources that a job requests from the scheduler. No result depends on them."""
 
     gpu: Annotated[int, Field(ge=0, le=1024)] = 1
-    """GPUs of a training or measuring job; 0 on machines without GPUs."""
+    """GPUs of a training; a measuring job uses at most one. None is requested without a GPU."""
     gpu_slots: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of small jobs that may share one GPU; with `--resources gpu=8` and 4 slots, eight jobs
     run on two GPUs. Only jobs with the same value share."""
