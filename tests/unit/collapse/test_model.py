@@ -1,6 +1,8 @@
 """Any model measured from its loaders, against its features taken by hand."""
 
 import errno
+import io
+import random
 import tempfile
 import warnings
 
@@ -140,6 +142,48 @@ def test_wrapped_models_are_looked_into(model, splits, wrap):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("in_place", [False, True], ids=["wrapped", "compiled in place"])
+def test_a_model_that_ran_compiled_is_measured(model, splits, in_place):
+    expected = nc.measure_model(model, DataLoader(splits[0], 40)).to_dict()
+    model.eval()
+    if in_place:
+        model.compile(backend="eager")
+    compiled = model if in_place else torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(splits[0].tensors[0])
+    for _ in range(2):
+        found = nc.measure_model(compiled, DataLoader(splits[0], 40)).to_dict()
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_layer_that_works_in_place_leaves_its_input():
+    network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+    with nc.watch(network, "1") as features:
+        network(torch.randn(20, 5, generator=torch.Generator().manual_seed(0)))
+    assert features.value.min() < 0
+
+
+def test_a_model_in_bfloat16_is_measured_in_bfloat16():
+    images, labels = torch.randn(30, 5), torch.arange(30) % 3
+    network = nn.Linear(5, 3).bfloat16()
+    found = nc.measure_model(network, [(images, labels)], layer="")
+    weight, bias = network.weight, network.bias
+    assert found == nc.measure(images.bfloat16(), labels, weight, bias)
+
+
+def test_a_models_own_train_is_called(splits):
+    class Merging(Classifier):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    network = Merging()
+    nc.measure_model(network, DataLoader(splits[0], 40))
+    assert network.training and not network.merged
+
+
 def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
     images, labels = splits[0].tensors
     metric = nc.CollapseMetric(3, 6)
@@ -180,6 +224,7 @@ def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
         ({"num_classes": 3.0}, "num_classes is 3.0; a whole number"),
         ({"train_loader": [(torch.zeros(2, 1, 5, 5), ["cat", "dog"])]}, "number them: numpy.uniq"),
         ({"test_loader": [(torch.zeros(2, 1, 5, 5), [0, 3])]}, "of the test split run from 0 to 3"),
+        ({"train_loader": [(torch.zeros(2, 1, 5, 5), [0, -100])]}, "pass ignore_index=-100"),
     ],
 )
 def test_measure_model_wrong_input_is_one_sentence(model, splits, arguments, sentence):
@@ -299,16 +344,38 @@ def test_measuring_does_not_change_random_states(own, model, splits):
     assert draws[0] == draws[1]
 
 
+def test_measuring_does_not_change_the_draws_of_augmentations(model, splits):
+
+    class Augmented(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(splits[0])
+
+        def __getitem__(self, index):
+            image, label = splits[0][index]
+            return image + random.random() + np.random.rand(), label
+
+    draws = []
+    for measured in (False, True):
+        random.seed(1)
+        np.random.seed(1)
+        if measured:
+            nc.measure_model(model, DataLoader(Augmented(), 10))
+        draws.append((random.random(), np.random.rand()))
+    assert draws[0] == draws[1]
+
+
 def test_features_that_do_not_fit_on_the_disk_are_one_sentence(monkeypatch, tmp_path):
-    class Full(tempfile.SpooledTemporaryFile):
+    class Full(io.BytesIO):
+        def __init__(self, prefix):
+            super().__init__()
+
         def write(self, *_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
         def close(self):  # which writes what is buffered
-            super().close()
             self.write()
 
-    monkeypatch.setattr(tempfile, "SpooledTemporaryFile", Full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", Full)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     batches = [(torch.ones(2, 3), torch.tensor([0, 1]))]
     with pytest.raises(nc.UserError, match=f"{tmp_path} has no room .*No space left.*TMPDIR"):

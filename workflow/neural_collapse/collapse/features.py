@@ -273,6 +273,7 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
         with arithmetic("float32"), torch.autocast(device_type, enabled=False):
             yield
     finally:
+        network.train(training[network])  # a model may have its own, as to split merged weights
         for module, mode in training.items():
             module.training = mode
         for parameter, data in layouts.items():

@@ -5,10 +5,13 @@ Shape suffixes: B examples of a batch, d (D) feature dimension.
 
 from __future__ import annotations
 
+import io
+import random
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..io.errors import UserError
-from .arrays import feature_rows, flat_examples
+from .arrays import flat_examples
 from .features import DEFAULT_MEMORY_LIMIT_BYTES, measurement_mode
 from .measure import moments_of_rows
 from .result import CollapseResult
@@ -76,7 +79,7 @@ class LayerInput:
                 f"The first argument of the layer {self.name!r} is not a tensor; name "
                 "another layer: layer=..."
             )
-        self._value = inputs[0].detach()
+        self._value = inputs[0].detach().clone()  # later layers may overwrite it in place
 
     @property
     def value(self) -> Tensor:
@@ -88,17 +91,15 @@ class LayerInput:
         """
         if self._value is None:
             raise UserError(
-                f"The layer {self.name!r} has not been called: run the model first, or name "
-                "another layer: layer=..."
+                f"The layer {self.name!r} has not been called: run the model first (a model that "
+                "ran compiled before ignores `watch`), or name another layer: layer=..."
             )
         return self._value
 
 
 def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[str, nn.Module]:
     """The name and module of a layer, by default the last nn.Linear; arguments as in `watch`."""
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
+    model = _unwrapped(model)
     if not isinstance(model, nn.Module):
         raise UserError(f"The model is a {type(model).__name__}; an nn.Module is needed.")
     modules = dict(model.named_modules())
@@ -119,6 +120,17 @@ def find_layer(model: nn.Module, layer: str | nn.Module | None = None) -> tuple[
         known = ", ".join((linear or list(modules))[-5:])
         raise UserError(f"{type(model).__name__} has no layer {layer!r}; it has {known}, ...")
     return layer, modules[layer]
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module inside the wrappers of torch.compile and of several GPUs."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
 
 
 def last_layer_of(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
@@ -157,13 +169,16 @@ def measure_model(
 ) -> Any:
     """Measure the neural collapse of a model on a train set, and optionally on a test set.
 
-    The model runs once over each loader, in eval mode and in float32 without TF32 or autocast.
-    Its train/eval mode and the states of torch's CPU generator and of the loaders' generators are
-    restored, so measuring does not change a training in progress. Features are stored in float32
-    (float64 features in float64) until the statistics are computed.
+    The model runs once over each loader, in eval mode, without TF32, autocast or torch.compile, and
+    in the dtype of its parameters, to which inputs in floating point are converted. Its train/eval
+    mode and the states of the generators of torch, numpy, random and the loaders are restored, so
+    measuring does not change a training in progress, unless its loaders have persistent workers.
+    Features are stored in float32 (float64 features, and means over maps, in float64) until the
+    statistics are computed.
 
     Args:
-        model: any nn.Module.
+        model: any nn.Module; the wrappers of DataParallel, DistributedDataParallel and
+            torch.compile are left out.
         train_loader: yields pairs (inputs, labels), or dicts.
         test_loader: likewise. Its nearest-class-centre decisions (NC4) use the class means of the
             train set; all other statistics use those of the test set.
@@ -200,7 +215,10 @@ def measure_model(
     if not layers:
         raise UserError("layer is an empty list; name layers, or leave it out.")
     loaders = [train_loader] if test_loader is None else [train_loader, test_loader]
+    model = _unwrapped(model)
     with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # compiled code may ignore hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         watched = [stack.enter_context(watch(model, one)) for one in layers]
         # Some may be: those that accelerate offloads are filled in by hooks.
         if {parameter.is_meta for parameter in model.parameters()} == {True}:
@@ -212,57 +230,59 @@ def measure_model(
             for _ in loaders
         ]
         stack.enter_context(measurement_mode(model))
-        stack.enter_context(_random_states_restored(loaders))
+        stack.enter_context(_random_states_restored(loaders, model))
         for loader, kept in zip(loaders, rows, strict=True):
             for inputs, labels in _batches(loader, inputs_key, labels_key):
                 outputs = _call(model, inputs, device)
                 if layer is None:
                     _check_classifier(watched[0], outputs)
                 for one, rows_of_one in zip(watched, kept, strict=True):
-                    rows_of_one.add(*flat_examples(one.value, labels, pool))
+                    h_BD, c_B = flat_examples(one.value, labels, pool)
+                    if ignore_index is not None:
+                        h_BD, c_B = h_BD[c_B != ignore_index], c_B[c_B != ignore_index]
+                    rows_of_one.add(h_BD, c_B)
         if num_classes is None:
             num_classes = _num_classes(model, rows[0][0].largest_label)
         options = {"num_classes": num_classes, "scatter": scatter}
         results = {
-            one.name: _result(one.layer, splits, ignore_index, options)
+            one.name: _result(one.layer, splits, options)
             for one, *splits in zip(watched, *rows, strict=True)
         }
     return results if isinstance(layer, (list, tuple)) else results[watched[0].name]
 
 
 @contextmanager
-def _random_states_restored(loaders: Sequence[Any]) -> Iterator[None]:
-    """Restore torch's CPU generator and those of the loaders, from which iterators draw."""
+def _random_states_restored(loaders: Sequence[Any], model: nn.Module) -> Iterator[None]:
+    """Restore the generators of torch, on the CPU and the model's GPUs, of numpy and random, from
+    which datasets draw, and those of the loaders, from which iterators draw."""
+    gpus = {p.device for p in model.parameters() if p.device.type == "cuda"}
     owners = [*loaders, *(getattr(loader, "sampler", None) for loader in loaders)]
     found = [getattr(owner, "generator", None) for owner in owners]
     generators = [one for one in found if isinstance(one, torch.Generator)]
     states = [generator.get_state() for generator in generators]
+    of_numpy, of_random = np.random.get_state(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[gpu.index for gpu in gpus]):
             yield
     finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_random)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
 
 
-def _result(
-    layer: nn.Module, splits: list[_Rows], ignore_index: int | None, options: dict[str, Any]
-) -> CollapseResult:
+def _result(layer: nn.Module, splits: list[_Rows], options: dict[str, Any]) -> CollapseResult:
     weight, bias = last_layer_of(layer)
     if weight is not None and len(weight) != options["num_classes"]:  # of a hidden layer
         weight = bias = None
 
     def measured(rows: _Rows, split: str, **more: Any) -> CollapseResult:
-        h_ND, c_N = feature_rows(*rows.arrays(), ignore_index, None)
-        moments = moments_of_rows(h_ND, c_N, weight, bias, split=split, **options, **more)
+        moments = moments_of_rows(*rows.arrays(), weight, bias, split=split, **options, **more)
         return CollapseResult.of(moments, split)
 
     result = measured(splits[0], "train")
     for test in splits[1:]:
-        moments = result.moments
-        # A class that the train set lacks has no mean to be near to.
-        means = moments.class_means.masked_fill(moments.counts[:, None] == 0, torch.nan)
-        result.test = measured(test, "test", train_means=means)
+        result.test = measured(test, "test", train_means=result.moments.centres)
     return result
 
 
@@ -309,7 +329,9 @@ def _call(model: nn.Module, inputs: Any, device: str | torch.device | None) -> A
     """The model's outputs for inputs, moved to the device or to where its parameters are."""
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), "cpu")
-    inputs = _to(inputs, torch.device(device))
+    dtypes = (parameter.dtype for parameter in model.parameters())
+    dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
+    inputs = _to(inputs, torch.device(device), dtype)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
@@ -331,13 +353,14 @@ def _check_classifier(watched: LayerInput, outputs: Any) -> None:
         )
 
 
-def _to(values: Any, device: torch.device) -> Any:
+def _to(values: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(values, Tensor):
-        return values.to(device, non_blocking=True)
+        dtype = dtype if values.is_floating_point() else None
+        return values.to(device, dtype, non_blocking=True)
     if isinstance(values, Mapping):
-        return {key: _to(value, device) for key, value in values.items()}
+        return {key: _to(value, device, dtype) for key, value in values.items()}
     if isinstance(values, (tuple, list)):
-        return type(values)(_to(value, device) for value in values)
+        return type(values)(_to(value, device, dtype) for value in values)
     return values
 
 
@@ -357,14 +380,14 @@ class _Rows:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        # To Python a limit of 0 is none.
-        self._file = tempfile.SpooledTemporaryFile(max(limit_bytes, 1), prefix="features-")  # noqa: SIM115
+        self._file: io.BytesIO | IO[bytes] = io.BytesIO()
         self._labels: list[np.ndarray] = []
         self._dtype, self._dim = torch.float32, 0
 
     def close(self) -> None:
-        with suppress(OSError):  # on a full disk it would write once more
-            self._file.close()
+        if not isinstance(self._file, io.BytesIO):
+            with suppress(OSError):  # on a full disk it would write once more
+                self._file.close()
 
     def add(self, h_BD: Tensor, c_B: Tensor) -> None:
         dim = h_BD.shape[1]
@@ -377,6 +400,10 @@ class _Rows:
             )
         rows = h_BD.to("cpu", self._dtype).contiguous().numpy().data
         with _room_for_features():
+            if isinstance(self._file, io.BytesIO) and self._file.tell() + rows.nbytes > self._limit:
+                in_memory = self._file
+                self._file = tempfile.TemporaryFile(prefix="features-")  # noqa: SIM115
+                self._file.write(in_memory.getbuffer())
             self._file.write(rows)
         self._labels.append(c_B.cpu().numpy())
 
@@ -389,8 +416,7 @@ class _Rows:
         labels = np.concatenate(self._labels)
         dtype = np.float64 if self._dtype == torch.float64 else np.float32
         shape = (len(labels), self._dim)
-        if self._file.tell() > self._limit:
-            with _room_for_features():  # it writes what is buffered
-                return np.memmap(self._file, dtype, mode="r", shape=shape), labels
-        self._file.seek(0)
-        return np.frombuffer(self._file.read(), dtype).reshape(shape), labels
+        if isinstance(self._file, io.BytesIO):
+            return np.frombuffer(self._file.getbuffer(), dtype).reshape(shape), labels
+        with _room_for_features():  # it writes what is buffered
+            return np.memmap(self._file, dtype, mode="r", shape=shape), labels
