@@ -287,6 +287,18 @@ def test_mistakes_of_construction_and_passes():
         metric.second_pass()
 
 
+def test_a_weight_that_the_second_pass_lacked_is_refused():
+    features, labels = near_collapse(np.random.default_rng(4), 0.3)
+    metric = CollapseMetric(CLASSES, DIM)
+    for _ in range(2):
+        metric.update(features, labels)
+        if metric._second is None:
+            metric.second_pass()
+    with pytest.raises(UserError, match=r"not second_pass\(\)"):
+        metric.compute(np.eye(CLASSES, DIM))
+    assert "nc4_ncc_mismatch" in metric.compute().absent
+
+
 def test_compute_with_another_weight_than_the_second_pass_is_refused():
     features, labels = near_collapse(np.random.default_rng(4), 0.3)
     weight, bias = np.eye(CLASSES, DIM), np.arange(CLASSES)

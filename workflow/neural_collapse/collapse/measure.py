@@ -55,8 +55,9 @@ def measure(
             the classifier are absent.
         bias: (C,), bias of the last layer; None if it has none.
         train_means: (C, d), class means of the train set, if `features` are those of a test set:
-            the centres of the nearest-class-centre decision (NC4). Default: the class means of
-            `features`.
+            the centres of the nearest-class-centre decision (NC4), such as `moments.centres` of
+            the train set's result; a row of NaN stands for a class without examples. Default: the
+            class means of `features`.
         num_classes: C. Default: the rows of `weight`, else of `train_means`, else the largest
             label + 1.
         scatter: what is stored of the within-class covariance. "projected": its projection on the
@@ -151,9 +152,9 @@ def compute_moments(
             f"The features of the {split} split have shape {tuple(features_ND.shape)}, not (N, d)."
         )
     examples, dim = features_ND.shape
-    labels = label_array(labels_N, examples, num_classes, split)
     if weight is not None:
         check_weight(weight, dim, split)
+    labels = label_array(labels_N, examples, num_classes, split)
     weight = parameter(weight, (num_classes, dim), "weight")
     bias = parameter(bias, (num_classes,), "bias")
     train_means = centres(train_means, (num_classes, dim))

@@ -230,6 +230,11 @@ class CollapseMetric:
                 f"{int(counts_C.sum())}; both must see the same ones."
             )
         weight, bias = self._parameters(weight, bias)
+        if self._second is not None and self._second.weight is None and weight is not None:
+            raise UserError(
+                "compute() was given a weight, but not second_pass(), which counts the network's "
+                "decisions for NC4: pass it there, or leave it out."
+            )
         if self._second is not None and self._second.weight is not None:
             of_second = self._parameters(self._second.weight, self._second.bias)
             if weight is None:
@@ -275,7 +280,8 @@ class CollapseMetric:
 
         Args:
             weight: (C, d), weight of the last layer; without it NC3 and all other statistics of
-                the classifier are absent. Default: that given to `second_pass`.
+                the classifier are absent. After a second pass only that given to `second_pass`,
+                the default.
             bias: (C,), bias of the last layer; None if it has none.
             min_count: leave out classes with fewer examples. Only with `scatter="none"`, because
                 the scatter matrices are sums over all classes.
@@ -343,6 +349,9 @@ class CollapseMetric:
 
         Args:
             group: a process group. Default: all processes.
+
+        Raises:
+            UserError: metrics with other num_classes, dim or scatter, or in another pass.
         """
         distributed = torch.distributed
         together = distributed.is_available() and distributed.is_initialized()
@@ -352,8 +361,10 @@ class CollapseMetric:
             part = self._copy()
             if together:
                 source = distributed.get_global_rank(group, rank) if group is not None else rank
-                for tensor in part.state_dict().values():
-                    distributed.broadcast(tensor, source, group=group)
+                # As objects, since NCCL sends no tensors that lie on the CPU.
+                state = [{name: tensor.cpu() for name, tensor in part.state_dict().items()}]
+                distributed.broadcast_object_list(state, source, group=group)
+                part.load_state_dict(state[0])
             total = part if total is None else total.merge(part)
         assert total is not None
         return total

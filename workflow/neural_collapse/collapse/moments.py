@@ -111,6 +111,11 @@ class Moments:
         """Indices of the classes without examples."""
         return (self.counts == 0).nonzero().flatten().tolist()
 
+    @property
+    def centres(self) -> Tensor:
+        """(C, d): mu_c, and NaN for a class without examples, as `train_means` of a test set."""
+        return self.class_means.masked_fill((self.counts == 0)[:, None], torch.nan)
+
     @cached_property
     def centred_means(self) -> Tensor:
         """M^T, (C, d): mu_c - mu_G."""
