@@ -1,5 +1,7 @@
 """`CollapseMetric` inside torchmetrics: the same numbers, also from several processes."""
 
+import copy
+
 import pytest
 import torch
 from torch import distributed, nn
@@ -35,6 +37,19 @@ def test_metric_in_batches_gives_the_statistics_of_all_examples(examples):
     assert {"nc1_within_class_variability", "nc3_self_duality"} <= found.keys()
     assert float(first_batch["cdnv"]) != found["cdnv"]
     assert list(metric.parameters()) == []
+
+
+def test_a_clone_reads_the_classifier_and_a_copied_model_its_own(examples):
+    model = nn.Module()
+    model.fc = nn.Linear(6, 3)
+    model.metric = NeuralCollapse(3, 6, classifier=model.fc)
+    clone, copied = model.metric.clone(), copy.deepcopy(model)
+    with torch.no_grad():
+        model.fc.weight.mul_(-1)
+    for metric, classifier in ((clone, model.fc), (copied.metric, copied.fc)):
+        metric.update(*examples)
+        found = {name: float(value) for name, value in metric.compute().items()}
+        assert found == pytest.approx(expected(examples, classifier), rel=1e-9, abs=1e-15)
 
 
 def test_metric_after_reset_has_seen_nothing(examples):

@@ -13,6 +13,17 @@ from ..collapse.metric import CollapseMetric
 from ..collapse.model import last_layer_of
 
 
+class _Shared:
+    """A module that a copy shares, unless the copy is of a whole that has a copy of it; and whose
+    parameters do not become the metric's."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return _Shared(memo.get(id(self.module), self.module))
+
+
 class NeuralCollapse(Metric):
     """The statistics of one pass over the features, as a dict of tensors by name.
 
@@ -52,8 +63,7 @@ class NeuralCollapse(Metric):
         self._new = partial(
             CollapseMetric, num_classes, dim, scatter, ignore_index=ignore_index, pool=pool
         )
-        # In a tuple, so that its parameters do not become the metric's.
-        self._classifier = (classifier,)
+        self._classifier = _Shared(classifier)
         for name, value in self._new().state_dict().items():
             self.add_state(name, value, dist_reduce_fx=None)
 
@@ -67,7 +77,7 @@ class NeuralCollapse(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """A dict from the full name of each statistic to its value, a float64 tensor ()."""
-        layer = self._classifier[0]
+        layer = self._classifier.module
         weight, bias = (None, None) if layer is None else last_layer_of(layer)
         result = self._joined().compute(weight, bias)
         values = torch.tensor(list(result.values()), dtype=torch.float64, device=self.device)
@@ -76,10 +86,12 @@ class NeuralCollapse(Metric):
     def _joined(self) -> CollapseMetric:
         """One metric of all states; torchmetrics stacks those of several processes."""
         state = {name: getattr(self, name) for name in self._defaults}
-        together = state["counts"].dim() > 1
         joined = self._new(device=state["counts"].device)
-        for rank in range(len(state["counts"]) if together else 1):
+        if state["counts"].dim() == 1:
+            joined.load_state_dict(state)
+            return joined
+        for rank in range(len(state["counts"])):
             part = self._new(device=joined.device)
-            part.load_state_dict({n: v[rank] if together else v for n, v in state.items()})
+            part.load_state_dict({name: value[rank] for name, value in state.items()})
             joined.merge(part)
         return joined
