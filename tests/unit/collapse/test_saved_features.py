@@ -145,6 +145,17 @@ def test_a_test_set_is_measured_with_the_train_sets_centres(arrays, tmp_path):
     assert found["ncc_accuracy"] != measure(*arrays.values())["ncc_accuracy"]
 
 
+def test_a_test_set_may_lack_a_class(arrays, tmp_path):
+    kept = arrays["labels"] != 1
+    features, labels = arrays["features"][kept], arrays["labels"][kept]
+    np.savez(tmp_path / "m.npz", **arrays, test_features=features, test_labels=labels)
+    model, table = tmp_path / "m.npz", tmp_path / "t.csv"
+    whole(model, "--bias", model, "--test-features", model, "--test-labels", model,
+          "--output", table)  # fmt: skip
+    found = pd.read_csv(table).query("split == 'test'").set_index("statistic").value
+    assert 0 <= found["nc4_ncc_mismatch"] <= 1 and np.isnan(found["cdnv"])
+
+
 def test_labels_that_are_identifiers_are_one_sentence(arrays, tmp_path, capsys):
     path = tmp_path / "m.npz"
     np.savez(path, features=arrays["features"], labels=arrays["labels"] * 10**12)

@@ -18,7 +18,12 @@ import neural_collapse as nc
 from neural_collapse.collapse.measure import compute_moments, measure
 from neural_collapse.collapse.registry import OF_MOMENTS
 from neural_collapse.collapse.result import UndefinedStatisticWarning, compute_statistics
-from neural_collapse.collapse.statistics import ReducedRankWarning, mean_cosine
+from neural_collapse.collapse.statistics import (
+    ReducedRankWarning,
+    centred_class_means,
+    mean_cosine,
+    mismatch,
+)
 from neural_collapse.io.errors import UserError
 from neural_collapse.training.losses import loss_of
 from neural_collapse.training.recipe import TrainingRecipe
@@ -433,6 +438,23 @@ def test_registry_names_stay_in_their_order():
 def cloud_arguments():
     features, labels, W, b = cloud(np.random.default_rng(11), 3, 5)
     return features, labels, 3, W, b
+
+
+def test_counts_of_none_are_the_default():
+    means = np.eye(3, 4)
+    assert torch.equal(centred_class_means(means, None), centred_class_means(means))
+
+
+def test_decisions_of_unlike_shapes_are_refused():
+    with pytest.raises(UserError, match=r"shapes \(2, 1\) and \(2,\)"):
+        mismatch([[0], [1]], [0, 1])
+
+
+def test_a_table_shows_what_only_the_test_set_has():
+    result = measure(np.eye(3)[[0, 1, 2]], [0, 1, 2])
+    result.test = measure(np.eye(3)[[0, 0, 1, 2]], [0, 0, 1, 2])
+    assert "nc1_class_balanced" not in result
+    assert "\nnc1_class_balanced" in str(result)
 
 
 def test_statistics_of_takes_tensors_and_arrays():

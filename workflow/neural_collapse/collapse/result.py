@@ -117,13 +117,15 @@ class CollapseResult(Mapping[str, float]):
 
     def __str__(self) -> str:
         """A table: name, value on each split, limit at neural collapse, description."""
-        width = max(map(len, self._values))
-        limit = max(len(OF_MOMENTS[name].tends_to) for name in self._values)
-        columns = ["train", "test"] if self.test is not None else ["value"]
-        lines = [f"{'statistic':{width}}" + "".join(f"{c:>12}" for c in columns) + "  tends to"]
-        for name, value in self._values.items():
-            of_test = [] if self.test is None else [self.test.get(name, math.nan)]
-            numbers = "".join(f"{v:>12.4g}" for v in [value, *of_test])
+        splits = {"value": self} if self.test is None else {"train": self, "test": self.test}
+        # One split may be unbalanced and the other not.
+        names = [name for name in OF_MOMENTS if any(name in split for split in splits.values())]
+        width = max(map(len, names))
+        limit = max(len(OF_MOMENTS[name].tends_to) for name in names)
+        lines = [f"{'statistic':{width}}" + "".join(f"{c:>12}" for c in splits) + "  tends to"]
+        for name in names:
+            values = [split.get(name, math.nan) for split in splits.values()]
+            numbers = "".join(f"{value:>12.4g}" for value in values)
             entry = OF_MOMENTS[name]
             lines.append(f"{name:{width}}{numbers}  {entry.tends_to:{limit}}  {entry.what}")
         lines += [f"{name:{width}}{'absent':>12}  {why}" for name, why in self.absent.items()]

@@ -156,7 +156,16 @@ def measure_files(
         c = read_array(labels, f"{what}labels")
         classes = classes_of(c, weight, means)
         try:
-            moments = compute_moments(h, c, classes, weight, offset, train_means=means, split=split)
+            moments = compute_moments(
+                h,
+                c,
+                classes,
+                weight,
+                offset,
+                train_means=means,
+                allow_empty=means is not None,
+                split=split,
+            )
         except UserError as error:
             raise UserError(
                 f"{', '.join(map(str, filter(None, (features, classifier))))}: {error}"

@@ -65,8 +65,8 @@ def _of_arrays(function: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(function)
     def widened(*arguments: Any, **named: Any) -> Result:
         return function(
-            *map(float64_tensor, arguments),
-            **{name: float64_tensor(value) for name, value in named.items()},
+            *(value if value is None else float64_tensor(value) for value in arguments),
+            **{k: value if value is None else float64_tensor(value) for k, value in named.items()},
         )
 
     return widened
@@ -301,10 +301,18 @@ def self_duality(weight_CD: Tensor, centred_CD: Tensor) -> float:
 def mismatch(decisions_N: Any, others_N: Any) -> float:
     """NC4 (Figure 7): fraction of examples on which two decisions (N,), class indices, differ.
 
+    Raises UserError if their shapes differ.
+
     >>> mismatch([0, 1, 1, 2], [0, 1, 2, 2])
     0.25
     """
-    return float((torch.as_tensor(decisions_N) != torch.as_tensor(others_N)).double().mean())
+    decisions_N, others_N = torch.as_tensor(decisions_N), torch.as_tensor(others_N)
+    if decisions_N.shape != others_N.shape:
+        raise UserError(
+            f"The decisions have shapes {tuple(decisions_N.shape)} and {tuple(others_N.shape)}; "
+            "equal ones are needed."
+        )
+    return float((decisions_N != others_N).double().mean())
 
 
 # -------------------------------------------------------------------------------- beyond the paper

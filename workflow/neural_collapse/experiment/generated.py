@@ -28,8 +28,9 @@ Defaults are the values that the paper uses for all datasets. The network has no
 differs between datasets (the number of images, padding, ImageNet's protocol) is in the overrides of
 `config.yaml`.
 
-`neural-collapse plan --config FILE` prints the cost of a config on this machine. Editors that support
-JSON schemas can use `workflow/schemas/config.schema.json`. `make config-page` generates this page.
+`neural-collapse plan --config FILE` prints the cost of a config on this machine. Editors that
+support JSON schemas can use `workflow/schemas/config.schema.json`. `make config-page` generates
+this page.
 """
 
 
