@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -290,6 +291,27 @@ def test_other_arithmetic_learns_and_repeats_itself(run, make_recipe, precision)
     assert run("c", graphed)[2] == files
     exact, _, files_exact = run("d", make_recipe(epochs=6, learning_rate_milestones=[]))
     assert (files_exact == files) == (exact.records == first.records) == (precision == "tf32")
+
+
+def test_dropout_draws_the_same_in_a_resumed_training(make_data, make_recipe, monkeypatch):
+    class Dropping(Hungry):
+        def features(self, x):
+            return nn.functional.dropout(x.flatten(1), training=self.training)
+
+    network = Dropping(64)
+    monkeypatch.setattr(trainers, "build_network", lambda *_, **__: copy.deepcopy(network))
+
+    def trained(epochs, state=None):
+        torch.manual_seed(len(epochs))
+        trainer = Trainer(make_recipe(), make_data(), 0.05, 0, CPU)
+        if state is not None:
+            trainer.restore(state)
+        for epoch in epochs:
+            trainer.train_epoch(epoch)
+        return trainer.state()
+
+    whole, resumed = trained([1, 2]), trained([2], trained([1]))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_arithmetic_is_given_back(run, make_recipe):

@@ -67,7 +67,7 @@ class Trainer:
         self.data = DeviceData(recipe, data, device, ranks, stream)
         self.ranks, self.device = ranks, device
         self.training: TrainingRecipe = recipe.training
-        self.learning_rate, self.seed = learning_rate, seed
+        self.learning_rate, self.seed, self.epoch = learning_rate, seed, 0
         self.network = build(recipe, data, seed, device)
         self.loss = loss_of(self.training)
         self.optimiser = Optimiser(self.training, self.network)
@@ -87,14 +87,25 @@ class Trainer:
         """One pass over the train set; its mean loss, this rank's part of it, in float64."""
         learning_rate = self.training.learning_rate_at(self.learning_rate, epoch)
         self.network.train()
+        self.epoch = epoch
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with (
+            torch.random.fork_rng(devices=[]),
             arithmetic(self.training.precision),
             contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
         ):
+            self._seed_generators()
             for batch in batches:
                 total += self.step(batch, learning_rate)
         return total / self.data.steps
+
+    def _seed_generators(self) -> None:
+        """Seed what dropout in a user-defined network draws from: the same in a resumed epoch."""
+        entropy = self.seed, self.epoch, self.ranks.rank, 1
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def step(self, batch: Batch, learning_rate: float) -> Tensor:
         """One step of the optimiser; this rank's part of the batch's mean loss.
@@ -106,6 +117,7 @@ class Trainer:
         try:
             if self.graphed and self.graph is None:
                 self.graph = GraphedStep(self._step, self.state, inputs, labels)
+                self._seed_generators()  # the recorded steps drew as well
             if self.graph is not None and self.graph.inputs.shape == inputs.shape:
                 return self.graph(inputs, labels, learning_rate)
             return self._step(inputs, labels, learning_rate, examples)
