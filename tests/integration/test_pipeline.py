@@ -264,6 +264,15 @@ def test_another_dataset_is_measured_without_training_again(experiment, measurem
     assert probe["value"].min() > 0.5
 
 
+def test_a_plan_leaves_the_recipes_of_another_run(tmp_path):
+    tiny = Experiment(tmp_path)
+    recipe = tiny.results / "digits/resnet/recipe.json"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("of the run that is going on")
+    assert "hours" in tiny.run("plan")
+    assert recipe.read_text() == "of the run that is going on"
+
+
 def test_a_readers_error_is_in_the_log(experiment, tmp_path):
     again = copy_of(experiment, tmp_path / "copy")
     path = again.results / "digits/vgg/seed-0/statistics.parquet"

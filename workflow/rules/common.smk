@@ -169,10 +169,26 @@ REPORTED = [suffix for suffix in CONFIG.figures.formats if suffix in ("png", *MO
 UNREPORTED = [suffix for suffix in (*CONFIG.figures.formats, "rst") if suffix not in REPORTED]
 
 
+def cells_at_work():
+    """The cells whose recipe.json jobs of this run read.
+
+    Another Snakemake may be running other cells, by an earlier config.
+    """
+    jobs = list(workflow.dag.needrun_jobs())
+    if any(job.rule.name == "collect_tables" for job in jobs):
+        return EXPERIMENT.recipes
+    cells = {
+        (job.wildcards.dataset, job.wildcards.architecture)
+        for job in jobs
+        if "architecture" in job.wildcards.keys()
+    }
+    return [cell for cell in EXPERIMENT.recipes if cell in cells]
+
+
 onstart:
     try:
-        for cell, recipe in EXPERIMENT.recipes.items():
-            write_recipe(recipe, PATHS.recipe(*cell))
+        for cell in cells_at_work():
+            write_recipe(EXPERIMENT.recipes[cell], PATHS.recipe(*cell))
     except UserError as error:
         raise WorkflowError(str(error)) from None
     for dataset in CONFIG.datasets:
