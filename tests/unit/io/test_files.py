@@ -17,6 +17,7 @@ from neural_collapse.io.files import (
     atomic_path,
     deliver,
     remove_temporaries,
+    require_writable,
     write_text_atomically,
 )
 
@@ -182,3 +183,45 @@ def test_delivering_links_or_copies_and_replaces(tmp_path, monkeypatch):
     deliver({"target": source}, target.parent)
     assert target.read_text() == "new"
     assert target.stat().st_ino != source.stat().st_ino
+
+
+def test_a_delivered_folder_appears_whole(tmp_path, monkeypatch):
+    sources = {"a": tmp_path / "a", "b": tmp_path / "b"}
+    for source in sources.values():
+        source.write_text(source.name)
+    folder = tmp_path / "results" / "features"
+    link, seen = os.link, []
+
+    def killed_at_b(source, target):
+        seen.append(folder.exists())
+        if source.name == "b" and len(seen) == 2:
+            raise KeyboardInterrupt
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", killed_at_b)
+    with pytest.raises(KeyboardInterrupt):
+        deliver(sources, folder)
+    deliver(sources, folder)
+    assert seen == 4 * [False]
+    assert [path.name for path in folder.parent.iterdir()] == ["features"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+
+
+def test_a_folder_that_exists_keeps_its_other_files(tmp_path):
+    folder, source = tmp_path / "folder", tmp_path / "source"
+    folder.mkdir()
+    source.touch()
+    (folder / "other").touch()
+    deliver({"target": source}, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["other", "target"]
+
+
+def test_require_writable_makes_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    require_writable(tmp_path / "new" / "er" / "x", tmp_path / "y")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "deeper" / "x"):
+        with pytest.raises(UserError, match="cannot be written"):
+            require_writable(path)
+    with pytest.raises(UserError, match="is a folder"):
+        require_writable(tmp_path)

@@ -95,13 +95,19 @@ def written(path: str | Path) -> Iterator[None]:
 
 
 def require_writable(*paths: str | Path) -> None:
-    """Raise UserError where a file cannot be written to one of `paths`, before a job begins."""
+    """Raise UserError where a file cannot be written to one of `paths`, before a job begins.
+
+    No folder is made: one that is a job's output would make the job look done.
+    """
     for path in map(Path, paths):
         if path.is_dir():
             raise UserError(f"{path}: is a folder, but a file is to be written there")
-        probe = path.with_name(f"{PREFIX}{path.name[:60]}.{os.getpid()}{SUFFIX}")
+        new = path  # the file, or the first of its folders that is missing
+        while not os.path.lexists(new.parent):
+            new = new.parent
+        probe = new.with_name(f"{PREFIX}{new.name[:60]}.{os.getpid()}{SUFFIX}")
         with written(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            new.parent.mkdir(exist_ok=True)  # fails where it is a file
             probe.touch()
             probe.unlink()
 
@@ -140,12 +146,19 @@ def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
     """Make `folder` hold `sources` by their names, and nothing that a killed job left there.
 
     The sources stay where they are, so that nothing is lost when Snakemake deletes the outputs of a
-    job that dies half-way. A hard link where the file system has them, otherwise a copy.
+    job that dies half-way. A hard link where the file system has them, otherwise a copy. A new
+    folder gets its name once it is whole; in one that exists, other files stay.
     """
-    remove_temporaries(folder)
+    folder = Path(folder)
+    if os.path.lexists(folder):
+        filled = folder
+        remove_temporaries(folder)
+    else:
+        filled = folder.with_name(f"{PREFIX}{folder.name[:60]}{SUFFIX}")
+        shutil.rmtree(filled, ignore_errors=True)
     for name, source in sources.items():
-        target = Path(folder) / name
-        with written(target):
+        target = filled / name
+        with written(folder / name):
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
         try:
@@ -153,6 +166,9 @@ def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
         except OSError:
             with atomic_path(target) as temporary:
                 shutil.copyfile(source, temporary)
+    if filled != folder:
+        with written(folder):
+            os.replace(filled, folder)
 
 
 def tree_digest(folder: str | Path) -> str:
