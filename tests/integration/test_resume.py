@@ -197,6 +197,19 @@ def test_results_that_are_deleted_at_the_last_moment_are_made_again_at_once(plac
     assert not state.exists()
 
 
+@pytest.mark.parametrize(("job", "output"), [("train-model", "checkpoints"),
+                                            ("extract-features", "features")])  # fmt: skip
+def test_a_corrupt_result_is_made_again_after_its_folder_was_deleted(place, tmp_path, job, output):
+    """The result and the file of the resume state are one file, by a hard link."""
+    arguments = command(job, place, tmp_path)
+    run(arguments, tmp_path / "first")
+    with open(sorted((tmp_path / output).iterdir())[-1], "rb+") as file:
+        file.truncate(1000)
+    delete(tmp_path, JOBS[job])
+    run(arguments, tmp_path / "second")
+    assert contents(tmp_path, JOBS[job]) == contents(place / "whole", JOBS[job])
+
+
 def test_training_records_which_epochs_it_kept(place):
     """By which `status` knows that a changed measurement.epochs will train again."""
     run = json.loads((place / "whole" / "run.json").read_text())

@@ -333,7 +333,9 @@ OTHER_FACTS = {
 }
 
 
-@pytest.mark.parametrize("damage", ["other network", "lost checkpoint", *OTHER_FACTS])
+@pytest.mark.parametrize(
+    "damage", ["other network", "lost checkpoint", "corrupt checkpoint", *OTHER_FACTS]
+)
 def test_a_training_that_cannot_continue_begins_anew(
     training, interrupted, tmp_path, damage, capsys
 ):
@@ -341,8 +343,11 @@ def test_a_training_that_cannot_continue_begins_anew(
     with interrupted(3):
         training("parts")
     (place,) = (path for path in (tmp_path / "parts" / "state").iterdir() if path.is_dir())
+    checkpoint = place / "checkpoints" / "epoch-0001.safetensors"
     if damage == "lost checkpoint":
-        (place / "checkpoints" / "epoch-0001.safetensors").unlink()
+        checkpoint.unlink()
+    elif damage == "corrupt checkpoint":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     else:
         with StateFolder(place.parent, place.name) as folder:
             _, state, facts = folder.read()

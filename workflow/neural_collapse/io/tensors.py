@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from .errors import UserError
 from .files import atomic_path, reading
+from .progress import say
 
 CHECKSUM = "blake2b"  # of header and tensors, in the metadata of a file
 
@@ -91,3 +92,21 @@ def read_tensors(
     if metadata.pop("format", None) != file_format:
         raise UserError(f"{path}: is not a {kind} of this version, {file_format!r}; {remedy}")
     return tensors, metadata
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and not corrupt; a corrupt one is deleted.
+
+    For files in a state folder: their hard links are the results that a user deletes as corrupt.
+    """
+    if not path.exists():
+        return False
+    with reading(path, "a result"):
+        payload = path.read_bytes()
+    try:
+        from_bytes(payload)
+    except ValueError as error:
+        say(f"{path}: is corrupt ({error}); it is made again")
+        path.unlink(missing_ok=True)
+        return False
+    return True
