@@ -401,6 +401,16 @@ def test_a_state_of_other_kernels_is_pointed_out(tmp_path, monkeypatch, capsys, 
         assert folder.read()[0] == 2 and not capsys.readouterr().err
 
 
+def test_a_state_of_another_number_of_processes_is_pointed_out(tmp_path, capsys):
+    with StateFolder(tmp_path, KEY, processes=2) as folder:
+        write(folder, 1)
+        assert folder.read()[0] == 1 and not capsys.readouterr().err
+    with StateFolder(tmp_path, KEY) as folder:
+        assert folder.read()[0] == 1
+        left_by, here = capsys.readouterr().err.split(", not ")
+        assert left_by.endswith(", 2 processes") and "processes" not in here
+
+
 def test_a_finished_jobs_last_state_stays_until_it_is_cleared(tmp_path):
     with StateFolder(tmp_path / "root", KEY) as folder:
         write(folder, 1, 2, 3)

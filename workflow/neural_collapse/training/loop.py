@@ -137,7 +137,11 @@ def _train(
     label = f"{recipe.dataset} x {recipe.architecture}  seed {seed}  learning rate {rate}"
     decides = data.data_hash, learning_rate, seed, checkpoint_epochs, evaluated_epochs
     key = training_fingerprint(recipe, *decides)
-    own = StateFolder(state_root, key, device) if ranks.first else contextlib.nullcontext()
+    own = (
+        StateFolder(state_root, key, device, ranks.size)
+        if ranks.first
+        else contextlib.nullcontext()
+    )
     events = Events(tensorboard_folder if ranks.first else None)
     interval, written = state_interval_seconds(), monotonic()
     with own as folder, BackgroundWriter() as writer, events:

@@ -41,12 +41,16 @@ def state_interval_seconds() -> float:
     raise UserError(f"NC_STATE_SECONDS: is {text!r}; give seconds, 0 for after every epoch")
 
 
-def kernels(device: torch.device) -> str:
-    """What decides the bits of a training besides recipe and data: torch and its kernels."""
+def kernels(device: torch.device, processes: int = 1) -> str:
+    """What decides the bits of a training besides recipe and data: torch, its kernels, and the
+    number of processes, left out where it is 1."""
     if device.type == "cuda":
         name, cudnn = torch.cuda.get_device_name(device), torch.backends.cudnn.version()
-        return f"torch {torch.__version__}, {name}, cuDNN {cudnn}"
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+        kind = f"{name}, cuDNN {cudnn}"
+    else:
+        kind = torch.backends.cpu.get_cpu_capability()
+    number = f", {processes} processes" if processes > 1 else ""
+    return f"torch {torch.__version__}, {kind}{number}"
 
 
 def fingerprint(**parts: Any) -> str:
@@ -64,8 +68,10 @@ class StateFolder:
     last line. `clear` deletes everything.
     """
 
-    def __init__(self, root: str | Path, fingerprint: str, device: torch.device = CPU):
-        self.folder, self.device = Path(root) / fingerprint, device
+    def __init__(
+        self, root: str | Path, fingerprint: str, device: torch.device = CPU, processes: int = 1
+    ):
+        self.folder, self.device, self.processes = Path(root) / fingerprint, device, processes
         self._lock = None
 
     def __enter__(self) -> StateFolder:
@@ -103,7 +109,7 @@ class StateFolder:
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
         """Write the state after `epoch`: tensors, and `facts`, which must be JSON values."""
         metadata = {"epoch": str(epoch), "facts": json.dumps(facts)}
-        metadata["kernels"] = kernels(self.device)
+        metadata["kernels"] = kernels(self.device, self.processes)
         with atomic_path(self.folder / f"state-{epoch:06d}.safetensors") as temporary:
             temporary.write_bytes(to_bytes(tensors, metadata))
         for old in self._files()[STATES_KEPT:]:
@@ -123,7 +129,8 @@ class StateFolder:
                 say(f"{path}: is corrupt; the state before it is used")
                 path.unlink(missing_ok=True)
                 continue
-            left_by, here = metadata.get("kernels", "another version"), kernels(self.device)
+            left_by = metadata.get("kernels", "another version")
+            here = kernels(self.device, self.processes)
             if left_by != here:
                 say(
                     f"{path}: was written by {left_by}, not {here}; the result may not be "
