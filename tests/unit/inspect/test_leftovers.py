@@ -162,6 +162,18 @@ def test_leftovers_state_in_use_or_of_unknown_data_is_not_listed(folder, make_co
     assert find_leftovers(folder, config) == []
 
 
+def test_leftovers_state_deleted_meanwhile_is_not_listed(folder, make_config, monkeypatch):
+    config = make_config()
+    kept = state(jobs_in(config, "resnet", begun=False)["train_candidate", "0.01"])
+
+    def deleted(*_):
+        shutil.rmtree(kept)
+        return False
+
+    monkeypatch.setattr(leftovers, "_usable", deleted)
+    assert find_leftovers(folder, config) == []
+
+
 def test_status_leftover_gives_the_command_that_deletes_it(folder, make_config):
     config = make_config()
     job = jobs_in(config, "resnet", begun=False)["train_candidate", "0.01"]

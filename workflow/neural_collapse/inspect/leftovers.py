@@ -50,8 +50,12 @@ def find_leftovers(folder: Path, config: Config | None = None) -> list[Leftover]
         job = jobs.get(path.parent.name)
         if job is not None and ((path / FINISHED).exists() or _usable(path.name, job, config)):
             continue
-        files = [file.stat() for file in path.rglob("*") if file.is_file()]
-        age = time.time() - max((file.st_mtime for file in files), default=path.stat().st_mtime)
+        try:
+            files = [file.stat() for file in path.rglob("*") if file.is_file()]
+            written = max((file.st_mtime for file in files), default=path.stat().st_mtime)
+        except FileNotFoundError:  # a job or a user has just deleted it, or a file of it
+            continue
+        age = time.time() - written
         if lock_user(Path(f"{path}.lock"), age, IN_USE_SECONDS) is None:
             found.append(Leftover(path, sum(file.st_size for file in files), age))
     return found
