@@ -1,5 +1,6 @@
 """The workflow as Snakemake sees it: dry runs, the plan, the profiles, the shipped schema."""
 
+import os
 import re
 import subprocess
 
@@ -97,6 +98,18 @@ def test_a_recipe_that_cannot_be_written_is_one_sentence_before_any_job(folder):
     assert done.returncode != 0
     assert "results/tiny/digits/resnet/recipe.json: cannot be written" in done.stdout
     assert not re.search("UserError|files.py|rule ", done.stdout)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_gpus_are_looked_for_only_with_device_auto(folder, monkeypatch, device):
+    program = folder / "nvidia-smi"  # which may hang, as its driver does
+    program.write_text(f"#!/bin/sh\ntouch '{folder}/asked'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    config = ("--configfile", ROOT / "config/tiny.yaml", "--config", f"device={device}")
+    done = snakemake("-n", *config, folder=folder)
+    assert done.returncode == 0, done.stdout
+    assert (folder / "asked").exists() == (device == "auto")
 
 
 def test_custom_datasets_of_one_name_are_kept_apart(folder):

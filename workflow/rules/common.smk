@@ -34,6 +34,7 @@ try:
         check_layers(CONFIG, ", ".join(map(str, workflow.configfiles)))
     EXPERIMENT = Experiment(CONFIG)
     REFERENCE = EXPERIMENT.reference_files(ROOT)
+    MACHINE_HAS_GPU = CONFIG.device == "auto" and bool(physical_gpus())
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -70,7 +71,6 @@ wildcard_constraints:
 
 
 RECORDS_CHECKED = False
-MACHINE_HAS_GPU = bool(physical_gpus())
 
 
 def has_gpu():
