@@ -38,7 +38,12 @@ rule collect_tables:
         },
         reference=reference_options(),
         done=[PATHS.state(run_job(*run), "robustness") for run in EXPERIMENT.runs],
-        code=code_hash("results", "experiment/stages/collect.py", "training/closed_form.py"),
+        code=code_hash(
+            "results",
+            "experiment/stages/collect.py",
+            "training/closed_form.py",
+            "training/recipe.py",
+        ),
     message:
         "Collect the tables of all runs"
     shell:

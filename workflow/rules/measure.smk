@@ -56,7 +56,12 @@ rule compute_statistics:
     params:
         recipe=PATHS.recipe(),
         depends_on=EXPERIMENT.recipe_slice("measurement", "training"),
-        code=code_hash("collapse", "experiment/stages/measure.py", "experiment/stages/other.py"),
+        code=code_hash(
+            "collapse",
+            "experiment/stages/measure.py",
+            "experiment/stages/other.py",
+            "training/recipe.py",
+        ),
         done=PATHS.state(run_job(), "features"),
     message:
         "Compute statistics of {wildcards.dataset} x {wildcards.architecture}, seed {wildcards.seed}"
