@@ -6,6 +6,7 @@ import pytest
 
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.io.errors import UserError
+from neural_collapse.training.recipe import SweepRecipe
 from neural_collapse.training.selection import choose, held_out
 
 
@@ -102,3 +103,9 @@ def test_a_class_of_one_image_cannot_be_split(data):
     few = SimpleNamespace(name="toy", train_labels=labels, num_classes=3)
     with pytest.raises(UserError, match="class 2 has 1 train image"):
         held_out(few, 0.1, 0)
+
+
+def test_held_out_fraction_changes_a_recipe_only_where_it_is_read():
+    assert SweepRecipe(held_out_fraction=0.2) == SweepRecipe()
+    chosen = SweepRecipe(selection="held_out_error", held_out_fraction=0.2)
+    assert chosen.held_out_fraction == 0.2

@@ -180,6 +180,10 @@ class SweepRecipe(Model):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the sweep's trainings. Every seed of the experiment uses the selected rate."""
 
+    def unread(self) -> Collection[str]:
+        """See :class:`Model`."""
+        return () if self.selection == "held_out_error" else ("held_out_fraction",)
+
     @model_validator(mode="after")
     def _range(self) -> SweepRecipe:
         if self.learning_rate_min > self.learning_rate_max:
