@@ -13,9 +13,10 @@ from torch import nn
 
 from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.io.errors import UserError
+from neural_collapse.io.tensors import read_tensors
 from neural_collapse.networks.build import build_network
 from neural_collapse.training import trainer as trainers
-from neural_collapse.training.checkpoints import list_checkpoints, load_checkpoint
+from neural_collapse.training.checkpoints import FORMAT, list_checkpoints, load_checkpoint
 from neural_collapse.training.loop import train
 from neural_collapse.training.ranks import Ranks
 from neural_collapse.training.trainer import Trainer
@@ -127,8 +128,9 @@ def test_epoch_0_is_the_network_before_training(run, make_recipe, tmp_path):
         make_recipe().network, channels=1, num_classes=3, image_size_px=8, seed=5
     ).state_dict()
     other = build_network(make_recipe().network, channels=1, num_classes=3, image_size_px=8, seed=6)
-    metadata = load_checkpoint(tmp_path / "a" / "checkpoints" / "epoch-0000.safetensors", other)
-    assert metadata["epoch"] == "0"
+    path = tmp_path / "a" / "checkpoints" / "epoch-0000.safetensors"
+    load_checkpoint(path, other)
+    assert read_tensors(path, "checkpoint", FORMAT)[1]["epoch"] == "0"
     assert all(torch.equal(value, fresh[name]) for name, value in other.state_dict().items())
 
 

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,6 @@ from typing import Any
 from .errors import UserError
 
 PREFIX, SUFFIX = ".", ".tmp"  # of a file that is not whole yet
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager

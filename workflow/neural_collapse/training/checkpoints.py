@@ -30,14 +30,14 @@ def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str]:
-    """Load a checkpoint's weights into `network` and return its metadata.
+def load_checkpoint(path: str | Path, network: torch.nn.Module) -> None:
+    """Load a checkpoint's weights into `network`.
 
     Raises:
         UserError: the file is missing, corrupt, or of another network, or contains NaN or infinite
             values.
     """
-    tensors, metadata = read_tensors(path, "checkpoint", FORMAT)
+    tensors, _ = read_tensors(path, "checkpoint", FORMAT)
     differing = dict(shapes(network.state_dict()).items() ^ shapes(tensors).items())
     if differing:
         raise UserError(
@@ -51,7 +51,6 @@ def load_checkpoint(path: str | Path, network: torch.nn.Module) -> dict[str, str
                 "train again at a lower learning rate"
             )
     network.load_state_dict(tensors)
-    return metadata
 
 
 def list_checkpoints(folder: str | Path) -> dict[int, Path]:
