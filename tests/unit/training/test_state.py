@@ -360,6 +360,24 @@ def test_a_training_that_cannot_continue_begins_anew(
     assert history.records == history_expected.records
 
 
+def test_a_training_that_begins_anew_can_be_interrupted(
+    make_data, make_recipe, interrupted, tmp_path
+):
+    def finish():
+        return train(
+            make_recipe(), make_data(), learning_rate=0.05, seed=0, device=CPU, state_root=tmp_path,
+            checkpoint_folder=tmp_path / "out", checkpoint_epochs=(0, 3), keep_state=True,
+        )[0]  # fmt: skip
+
+    finish()
+    (last,) = tmp_path.glob("*/checkpoints/epoch-0003.safetensors")
+    last.write_bytes(b"")
+    with interrupted(3):
+        finish()
+    assert not list(tmp_path.glob("*/finished"))
+    assert finish().resumed_after == 2
+
+
 @pytest.mark.parametrize("small_disk", [256], indirect=True)  # about three states of the network
 @pytest.mark.parametrize("room_kb", [0, 40, 80, 120, 160])
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_room_is_made(

@@ -221,6 +221,7 @@ def _resume(
                 f"{label}  the state of epoch {epoch} is incomplete or from another network; "
                 "starts again"
             )
+            folder.restart()
             found = None
     found = trainer.ranks.from_first(found)
     if found is None:

@@ -106,6 +106,11 @@ class StateFolder:
         for old in self._files()[1:]:
             old.unlink(missing_ok=True)
 
+    def restart(self) -> None:
+        """Delete states that cannot be used, which would hide those of the epochs before them."""
+        for path in [*self._files(), self.folder / FINISHED]:
+            path.unlink(missing_ok=True)
+
     def write(self, epoch: int, tensors: Mapping[str, torch.Tensor], facts: Any) -> None:
         """Write the state after `epoch`: tensors, and `facts`, which must be JSON values."""
         metadata = {"epoch": str(epoch), "facts": json.dumps(facts)}
