@@ -169,7 +169,7 @@ class SweepRecipe(Model):
     learning_rate_max: LearningRate = 0.25
     """Largest of these."""
     count: Annotated[int, Field(ge=1, le=1000)] = 25
-    """Number of these: numpy.geomspace(min, max, count); ImageNet has 10."""
+    """Number of these: numpy.geomspace(min, max, count), to 12 digits; ImageNet has 10."""
     additional_learning_rates: tuple[LearningRate, ...] = ()
     """Further learning rates; adding one later trains only that one."""
     selection: Literal["test_error", "held_out_error"] = "test_error"
@@ -207,7 +207,9 @@ class SweepRecipe(Model):
         import numpy
 
         spaced = numpy.geomspace(self.learning_rate_min, self.learning_rate_max, self.count)
-        return tuple(sorted([*map(float, spaced), *self.additional_learning_rates]))
+        # The last bits of numpy's depend on the processor; those of a resumed training must not.
+        rounded = [float(f"{rate:.12g}") for rate in spaced]
+        return tuple(sorted([*rounded, *self.additional_learning_rates]))
 
     def named(self) -> dict[str, float]:
         """The candidates by their name in paths."""

@@ -56,7 +56,7 @@ def train_candidate(
 ) -> None:
     """Train one learning rate of the sweep and keep its learning curve; place: see `_devices`."""
     recipe = read_recipe(recipe_path)
-    # By name, since the last bit of numpy's spacing depends on the processor.
+    # By name, since a path has fewer digits.
     named, name = recipe.sweep.named(), learning_rate_name(learning_rate)
     if name not in named:
         raise UserError(
