@@ -142,6 +142,12 @@ def test_the_default_profile_limits_gpu_jobs():
     assert profile["resources"] == {"gpu": 1}
 
 
+def test_no_profile_trains_again_when_a_rule_is_edited():
+    profiles = (ROOT / "workflow/profiles").glob("*/config.yaml")
+    triggers = [yaml.safe_load(path.read_text())["rerun-triggers"] for path in profiles]
+    assert triggers == 2 * [["mtime", "params", "input"]]
+
+
 def test_the_slurm_profile_offers_gres_to_every_rule_that_takes_a_gpu():
     profile = (ROOT / "workflow/profiles/slurm/config.yaml").read_text()
     offered = set(re.findall(r"^#   (\w+): \{gres:", profile, re.MULTILINE))
