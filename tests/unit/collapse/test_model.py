@@ -1,7 +1,6 @@
 """Any model measured from its loaders, against its features taken by hand."""
 
 import errno
-import io
 import random
 import tempfile
 import warnings
@@ -171,6 +170,13 @@ def test_a_model_in_bfloat16_is_measured_in_bfloat16():
     assert found == nc.measure(images.bfloat16(), labels, weight, bias)
 
 
+def test_inputs_of_a_dtype_that_the_model_has_are_left_as_they_are():
+    network = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).bfloat16()
+    network.register_parameter("temperature", nn.Parameter(torch.ones((), dtype=torch.float64)))
+    images, labels = torch.randn(30, 5).bfloat16(), torch.arange(30) % 3
+    assert nc.measure_model(network, [(images, labels)]).moments.num_examples == 30
+
+
 def test_a_models_own_train_is_called(splits):
     class Merging(Classifier):
         merged = False
@@ -224,7 +230,10 @@ def test_watch_gives_the_newest_input_until_the_block_ends(model, splits):
         ({"num_classes": 3.0}, "num_classes is 3.0; a whole number"),
         ({"train_loader": [(torch.zeros(2, 1, 5, 5), ["cat", "dog"])]}, "number them: numpy.uniq"),
         ({"test_loader": [(torch.zeros(2, 1, 5, 5), [0, 3])]}, "of the test split run from 0 to 3"),
-        ({"train_loader": [(torch.zeros(2, 1, 5, 5), [0, -100])]}, "pass ignore_index=-100"),
+        (
+            {"train_loader": [(torch.zeros(2, 1, 5, 5), [0, -100])]},
+            "out .ignore_index=-100",
+        ),
     ],
 )
 def test_measure_model_wrong_input_is_one_sentence(model, splits, arguments, sentence):
@@ -365,9 +374,9 @@ def test_measuring_does_not_change_the_draws_of_augmentations(model, splits):
 
 
 def test_features_that_do_not_fit_on_the_disk_are_one_sentence(monkeypatch, tmp_path):
-    class Full(io.BytesIO):
+    class Full:
         def __init__(self, prefix):
-            super().__init__()
+            pass
 
         def write(self, *_):
             raise OSError(errno.ENOSPC, "No space left on device")

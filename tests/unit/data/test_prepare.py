@@ -480,7 +480,7 @@ def test_open_corrupt_file_is_named(tmp_path, corrupt, file):
     with pytest.raises(ValueError, match="read-only"):
         data.train_images[0] = 0
     corrupt(tmp_path / "out")
-    with pytest.raises(UserError, match=f"{file}.*; delete its folder, make it again"):
+    with pytest.raises(UserError, match=f"{file}.*; delete its folder, run Snakemake"):
         PreparedDataset.open(tmp_path / "out")
 
 

@@ -166,6 +166,12 @@ def test_a_full_disk_leaves_the_old_file_and_takes_the_new_one_when_room_is_made
     assert np.array_equal(np.load(path), array)
 
 
+def test_nothing_is_delivered_as_an_empty_folder(tmp_path):
+    for _ in range(2):
+        deliver({}, tmp_path / "a" / "out")
+        assert [*tmp_path.rglob("*")] == [tmp_path / "a", tmp_path / "a" / "out"]
+
+
 def test_delivering_links_or_copies_and_replaces(tmp_path, monkeypatch):
     source, target = tmp_path / "source", tmp_path / "out" / "target"
     source.write_text("new")

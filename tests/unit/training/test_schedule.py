@@ -71,6 +71,7 @@ def test_learning_rate_any_schedule_is_torchs(epochs, thirds, initial, factor):
 
 def test_sweep_default_is_the_papers():
     rates = SweepRecipe().learning_rates
+    assert all(rate == float(f"{rate:.12g}") for rate in rates)
     # Written out from its closed form, not with numpy.
     expected = [1e-4 * (0.25 / 1e-4) ** (i / 24) for i in range(25)]
     assert rates == pytest.approx(expected, rel=1e-12)

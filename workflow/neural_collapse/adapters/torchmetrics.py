@@ -36,7 +36,8 @@ class NeuralCollapse(Metric):
         dim: d, the feature dimension.
         scatter: as in `CollapseMetric`.
         classifier: the last layer, whose weight and bias `compute` reads; without it NC3 and all
-            other statistics of the classifier are absent.
+            other statistics of the classifier are absent. A copy of the metric shares it; a copy of
+            a model with both has its own, if the model registered it before the metric.
         ignore_index: as in `CollapseMetric`.
         pool: as in `CollapseMetric`.
         kwargs: keyword arguments of `torchmetrics.Metric`.

@@ -100,7 +100,7 @@ def label_array(labels: Any, examples: int, num_classes: int, split: str) -> np.
     if labels.dtype.kind == "f" and not (np.isfinite(labels) & (labels == np.rint(labels))).all():
         raise UserError(f"The {name} are {labels.dtype} with fractions or NaN, not integers.")
     if examples and not (labels.min() >= 0 and labels.max() < num_classes):
-        hint = "; padding? pass ignore_index=-100" if labels.min() == -100 else ""
+        hint = "; padding? leave it out (ignore_index=-100)" if labels.min() == -100 else ""
         raise UserError(
             f"The {name} run from {labels.min()} to {labels.max()}, but with {num_classes} classes "
             f"they must lie in 0..{num_classes - 1}{hint}."

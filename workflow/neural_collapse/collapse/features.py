@@ -273,12 +273,14 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
         with arithmetic("float32"), torch.autocast(device_type, enabled=False):
             yield
     finally:
-        network.train(training[network])  # a model may have its own, as to split merged weights
-        for module, mode in training.items():
-            module.training = mode
-        for parameter, data in layouts.items():
-            parameter.data = data
-        cudnn.benchmark, cudnn.deterministic = before
+        try:
+            network.train(training[network])  # a model may have its own, as to split merged weights
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+            for parameter, data in layouts.items():
+                parameter.data = data
+            cudnn.benchmark, cudnn.deterministic = before
 
 
 def in_batches(

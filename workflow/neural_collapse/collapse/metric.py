@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -355,16 +356,18 @@ class CollapseMetric:
         """
         distributed = torch.distributed
         together = distributed.is_available() and distributed.is_initialized()
-        ranks = distributed.get_world_size(group) if together else 1
+        states = [self.state_dict()]
+        if together:
+            # As objects, since NCCL sends no tensors that lie on the CPU.
+            own = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
+            states = [own] * distributed.get_world_size(group)
+            on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+            with on_gpu:
+                distributed.all_gather_object(states, own, group=group)
         total: CollapseMetric | None = None
-        for rank in range(ranks):
+        for state in states:
             part = self._copy()
-            if together:
-                source = distributed.get_global_rank(group, rank) if group is not None else rank
-                # As objects, since NCCL sends no tensors that lie on the CPU.
-                state = [{name: tensor.cpu() for name, tensor in part.state_dict().items()}]
-                distributed.broadcast_object_list(state, source, group=group)
-                part.load_state_dict(state[0])
+            part.load_state_dict(state)
             total = part if total is None else total.merge(part)
         assert total is not None
         return total

@@ -169,10 +169,11 @@ def measure_model(
 ) -> Any:
     """Measure the neural collapse of a model on a train set, and optionally on a test set.
 
-    The model runs once over each loader, in eval mode, without TF32, autocast or torch.compile, and
-    in the dtype of its parameters, to which inputs in floating point are converted. Its train/eval
-    mode and the states of the generators of torch, numpy, random and the loaders are restored, so
-    measuring does not change a training in progress, unless its loaders have persistent workers.
+    The model runs once over each loader, in eval mode, without TF32, autocast or torch.compile.
+    Inputs of a floating point dtype that no parameter has are converted to that of the first
+    parameter. Its train/eval mode and the states of the generators of torch, numpy, random and the
+    loaders are restored, so measuring does not change a training in progress, unless its loaders
+    have persistent workers.
     Features are stored in float32 (float64 features, and means over maps, in float64) until the
     statistics are computed.
 
@@ -329,9 +330,8 @@ def _call(model: nn.Module, inputs: Any, device: str | torch.device | None) -> A
     """The model's outputs for inputs, moved to the device or to where its parameters are."""
     if device is None:
         device = next((parameter.device for parameter in model.parameters()), "cpu")
-    dtypes = (parameter.dtype for parameter in model.parameters())
-    dtype = next((dtype for dtype in dtypes if dtype.is_floating_point), None)
-    inputs = _to(inputs, torch.device(device), dtype)
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    inputs = _to(inputs, torch.device(device), dtypes)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
@@ -353,14 +353,14 @@ def _check_classifier(watched: LayerInput, outputs: Any) -> None:
         )
 
 
-def _to(values: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+def _to(values: Any, device: torch.device, dtypes: list[torch.dtype]) -> Any:
     if isinstance(values, Tensor):
-        dtype = dtype if values.is_floating_point() else None
-        return values.to(device, dtype, non_blocking=True)
+        foreign = values.is_floating_point() and dtypes and values.dtype not in dtypes
+        return values.to(device, dtypes[0] if foreign else None, non_blocking=True)
     if isinstance(values, Mapping):
-        return {key: _to(value, device, dtype) for key, value in values.items()}
+        return {key: _to(value, device, dtypes) for key, value in values.items()}
     if isinstance(values, (tuple, list)):
-        return type(values)(_to(value, device, dtype) for value in values)
+        return type(values)(_to(value, device, dtypes) for value in values)
     return values
 
 

@@ -124,8 +124,10 @@ class CollapseResult(Mapping[str, float]):
         limit = max(len(OF_MOMENTS[name].tends_to) for name in names)
         lines = [f"{'statistic':{width}}" + "".join(f"{c:>12}" for c in splits) + "  tends to"]
         for name in names:
-            values = [split.get(name, math.nan) for split in splits.values()]
-            numbers = "".join(f"{value:>12.4g}" for value in values)
+            numbers = "".join(
+                f"{split[name]:>12.4g}" if name in split else f"{'-':>12}"
+                for split in splits.values()
+            )
             entry = OF_MOMENTS[name]
             lines.append(f"{name:{width}}{numbers}  {entry.tends_to:{limit}}  {entry.what}")
         lines += [f"{name:{width}}{'absent':>12}  {why}" for name, why in self.absent.items()]

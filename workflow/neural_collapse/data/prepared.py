@@ -12,7 +12,7 @@ import numpy as np
 from ..io.files import reading
 from .prepare import CARD_FILE
 
-AGAIN = "delete its folder, make it again with `snakemake data`, then run again"
+AGAIN = "delete its folder, run Snakemake's target data with your config, then run again"
 """In two runs: Snakemake then sees that the card is the same, and trains nothing again."""
 
 

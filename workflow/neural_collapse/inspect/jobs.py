@@ -189,6 +189,8 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
         now = recipe.sweep.learning_rate
         if before != now:
             return f"sweep.learning_rate was {shown(before)}, is {shown(now)}"
+        if now is None and run["learning_rate"] not in recipe.sweep.learning_rates:
+            return f"learning_rate was {shown(run['learning_rate'])}, which the sweep lacks now"
     if not of_sweep and "kept_epochs" in run:
         before, now = set(run["kept_epochs"]), set(recipe.measured_epochs)
         if before != now:

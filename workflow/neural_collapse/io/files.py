@@ -153,6 +153,8 @@ def deliver(sources: Mapping[str, Path], folder: str | Path) -> None:
     else:
         filled = folder.with_name(f"{PREFIX}{folder.name[:60]}{SUFFIX}")
         shutil.rmtree(filled, ignore_errors=True)
+        with written(folder):
+            filled.mkdir(parents=True)
     for name, source in sources.items():
         target = filled / name
         with written(folder / name):

@@ -94,7 +94,7 @@ def read_tensors(
     return tensors, metadata
 
 
-def is_whole(path: Path) -> bool:
+def keep_if_whole(path: Path) -> bool:
     """Whether a file is there and not corrupt; a corrupt one is deleted.
 
     For files in a state folder: their hard links are the results that a user deletes as corrupt.

@@ -23,7 +23,7 @@ from ..io import versions
 from ..io.files import deliver
 from ..io.progress import Progress, say
 from ..io.tensorboard import Events
-from ..io.tensors import from_bytes, is_whole, to_bytes
+from ..io.tensors import from_bytes, keep_if_whole, to_bytes
 from .checkpoints import checkpoint_name, save_checkpoint, shapes
 from .distributed import launch
 from .history import EpochRecord, History
@@ -213,7 +213,7 @@ def _resume(
         due = [kept for kept in checkpoint_epochs if kept <= epoch]
         if history is not None and history.diverged:
             due = []
-        whole = history is not None and all(map(is_whole, _checkpoints(folder, due)))
+        whole = history is not None and all(map(keep_if_whole, _checkpoints(folder, due)))
         found = tensors, history
         # The code of a user-defined network may have changed.
         if not whole or shapes(tensors) != shapes(trainer.state()):
@@ -221,7 +221,8 @@ def _resume(
                 f"{label}  the state of epoch {epoch} is incomplete or from another network; "
                 "starts again"
             )
-            folder.restart()
+            if not whole:
+                folder.restart()
             found = None
     found = trainer.ranks.from_first(found)
     if found is None:

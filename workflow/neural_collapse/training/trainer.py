@@ -101,7 +101,7 @@ class Trainer:
 
     def _seed_generators(self) -> None:
         """Seed what dropout in a user-defined network draws from: the same in a resumed epoch."""
-        entropy = self.seed, self.epoch, self.ranks.rank, 1
+        entropy = self.seed, self.epoch, self.ranks.rank, 1  # 1: not the stream of epoch_order
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":

@@ -27,7 +27,7 @@ from ...io.errors import UserError
 from ...io.files import deliver, reading, require_writable
 from ...io.progress import Progress
 from ...io.tensorboard import Events
-from ...io.tensors import is_whole, read_tensors, write_tensors
+from ...io.tensors import keep_if_whole, read_tensors, write_tensors
 from ...networks.build import build_network
 from ...results.tables import empty_table, write_table
 from ...training.checkpoints import checkpoint_name, list_checkpoints, load_checkpoint
@@ -94,7 +94,7 @@ def _measured_checkpoints(
         for count, epoch in enumerate(epochs, 1):
             path = checkpoints[epoch]
             results[epoch] = state.folder / f"{path.stem}-{_digest(path)}.safetensors"
-            if not is_whole(results[epoch]):
+            if not keep_if_whole(results[epoch]):
                 load_checkpoint(path, network)
                 progress = progress or Progress(label, "checkpoint", len(epochs), done=count - 1)
                 measure(network, where, epoch, results[epoch])
