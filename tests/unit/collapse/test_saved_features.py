@@ -224,11 +224,17 @@ def test_wrong_files_are_one_sentence(model, tmp_path, capsys):
     assert "or neither" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_what_is_wrong_names_its_set(split, arrays, tmp_path, capsys):
-    arrays |= {"test_features": arrays["features"], "test_labels": arrays["labels"]}
-    arrays["labels" if split == "train" else "test_labels"] = np.zeros(120, int)
+@pytest.mark.parametrize(
+    ("split", "change", "said"),
+    [
+        ("train", {"labels": np.zeros(120, int)}, "has no example of class"),
+        ("test", {"test_labels": np.full(120, 9)}, "run from 9 to 9"),
+    ],
+)
+def test_what_is_wrong_names_its_set(split, change, said, arrays, tmp_path, capsys):
+    arrays |= {"test_features": arrays["features"], "test_labels": arrays["labels"]} | change
     np.savez(tmp_path / "m.npz", **arrays)
     model = tmp_path / "m.npz"
     assert whole(model, "--test-features", model, "--test-labels", model) == 2
-    assert f"The {split} split has no example of class" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{split} split" in error and said in error

@@ -278,7 +278,8 @@ def _result(layer: nn.Module, splits: list[_Rows], options: dict[str, Any]) -> C
         weight = bias = None
 
     def measured(rows: _Rows, split: str, **more: Any) -> CollapseResult:
-        moments = moments_of_rows(*rows.arrays(), weight, bias, split=split, **options, **more)
+        h_ND, c_N = rows.arrays()
+        moments = moments_of_rows(h_ND, c_N, weight, bias, split=split, **options, **more)
         return CollapseResult.of(moments, split)
 
     result = measured(splits[0], "train")
