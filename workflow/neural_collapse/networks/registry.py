@@ -129,8 +129,9 @@ def label(recipe: NetworkRecipe) -> str:
     """
     if recipe.classifier == "etf":
         return f"{label(recipe.model_copy(update={'classifier': 'learned'}))}, fixed ETF classifier"
+    free = _FITTINGS | _SIZES.keys()
     for name, published in NAMED.items():
-        if published.model_copy(update=_kept(recipe)) == recipe:
+        if recipe.model_dump(exclude=free) == published.model_dump(exclude=free):
             changed = [
                 f"{word} {getattr(recipe, key)}"
                 for key, word in _SIZES.items()
@@ -161,11 +162,6 @@ def label(recipe: NetworkRecipe) -> str:
         case CustomRecipe():
             return recipe.function
     return f"{_DISPLAY[recipe.family]} ({','.join(map(str, counts))}) {rest}"
-
-
-def _kept(recipe: NetworkRecipe) -> dict[str, Any]:
-    """The parameters that may differ from a published network of this name."""
-    return recipe.model_dump(include=_FITTINGS | _SIZES.keys())
 
 
 def _chosen(kind: str, name: object, known: Mapping[str, Any]) -> Any:
