@@ -173,9 +173,8 @@ def measure_model(
     Inputs of a floating point dtype that no parameter has are converted to that of the first
     parameter. Its train/eval mode and the states of the generators of torch, numpy, random and the
     loaders are restored, so measuring does not change a training in progress, unless its loaders
-    have persistent workers.
-    Features are stored in float32 (float64 features, and means over maps, in float64) until the
-    statistics are computed.
+    have persistent workers. Features are stored in float32 (float64 features, and means over maps,
+    in float64) until the statistics are computed.
 
     Args:
         model: any nn.Module; the wrappers of DataParallel, DistributedDataParallel and
@@ -240,7 +239,8 @@ def measure_model(
                 for one, rows_of_one in zip(watched, kept, strict=True):
                     h_BD, c_B = flat_examples(one.value, labels, pool)
                     if ignore_index is not None:
-                        h_BD, c_B = h_BD[c_B != ignore_index], c_B[c_B != ignore_index]
+                        kept_B = c_B != ignore_index
+                        h_BD, c_B = h_BD[kept_B], c_B[kept_B]
                     rows_of_one.add(h_BD, c_B)
         if num_classes is None:
             num_classes = _num_classes(model, rows[0][0].largest_label)
