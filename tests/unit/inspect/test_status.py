@@ -13,6 +13,7 @@ from traces import CONFIG, DEAD, done, jobs_in, lock, log, make_config
 from neural_collapse.cli.main import main
 from neural_collapse.experiment.config import resolve_recipe
 from neural_collapse.experiment.recipe import Recipe
+from neural_collapse.inspect.jobs import _difference
 from neural_collapse.inspect.status import SILENT_SECONDS, seconds_left, status_of, status_text
 from neural_collapse.io import versions
 from neural_collapse.results.run_facts import DECIDES_TRAINING
@@ -205,6 +206,15 @@ def test_status_other_recipe_is_outdated(was, note, job, jobs, config):
     for status in (status_of(job), status_of(jobs["extract_features", "seed-0"])):
         assert (status.state, status.note) == ("outdated" if note else "done", note)
     assert status_of(jobs["train_model", "seed-1"]).state == "waiting"
+
+
+def test_status_rate_that_the_sweep_lacks_is_outdated(config):
+    recipe = changed(config, sweep={"learning_rate": None})
+    kept = recipe.sweep.learning_rates[0]
+    run = {"recipe": recipe.model_dump(mode="json"), "learning_rate_origin": "sweep"}
+    assert not _difference(run | {"learning_rate": kept}, recipe, False)
+    other = _difference(run | {"learning_rate": kept * (1 + 1e-9)}, recipe, False)
+    assert other.endswith("which the sweep lacks now")
 
 
 def test_status_other_training_version_is_outdated(job, config):
