@@ -306,7 +306,7 @@ def test_a_seed_at_zero_stays_in_the_mean_of_a_logarithmic_axis(seeded):
 
 @pytest.fixture(scope="module")
 def both(tables):
-    """One's own runs, and reference runs of other values and another cell beside them."""
+    """Own runs, and reference runs of other values and another cell beside them."""
     other = make_tables(("digits", "svhn"), ("vgg", "resnet"), seeds=(0, 1), last=80)
     return {
         name: pd.concat([own, other[name].assign(origin="reference")], ignore_index=True)
