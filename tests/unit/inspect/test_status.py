@@ -185,6 +185,7 @@ def changed(config, **recipe):
             "is 'the default'",
         ),
         ({"network": {"width": 8}}, "network.width was 8, is 64"),
+        ({"network": {"classifier": "etf"}}, "network.classifier was 'etf', is 'the default'"),
         ({"data": {"examples_per_class": 20}}, "data.examples_per_class was 20, is None"),
         ({"sweep": {"learning_rate": 0.2}}, "sweep.learning_rate was 0.2, is 0.1"),
         ({"sweep": {"learning_rate": None}}, "sweep.learning_rate was None, is 0.1"),

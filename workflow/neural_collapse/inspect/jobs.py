@@ -178,7 +178,7 @@ def _difference(run: dict[str, Any], recipe: Recipe, of_sweep: bool) -> str:
         model = getattr(recipe, part)
         elsewhere = READ_ELSEWHERE.get(part, set())
         wanted = model.model_dump(mode="json", exclude=elsewhere)
-        later = sorted(getattr(model, "LATER", frozenset()) - elsewhere)
+        later = sorted(model.LATER - elsewhere)
         default = dict.fromkeys(later, "the default")
         for key, now in (default | wanted).items():
             before = made.get(part, {}).get(key, default.get(key, now))

@@ -5,7 +5,7 @@ it is parsed, by every job.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,8 +29,12 @@ PLACEHOLDERS = ("$channels", "$num_classes", "$image_size_px")
 
 
 class _Recipe(BaseModel):
+    # Not a `Model`, whose validator of all fields pydantic does not allow in a discriminator.
     # The text beneath a field becomes its description in the config's JSON schema.
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"classifier"})
+    """As in `Model`."""
 
     classifier: Literal["learned", "etf"] = "learned"
     """The last layer: learned, or a fixed simplex ETF with random rotation and without bias."""
