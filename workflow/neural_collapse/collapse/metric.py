@@ -366,18 +366,11 @@ class CollapseMetric:
                 distributed.all_gather_object(states, own, group=group)
         total: CollapseMetric | None = None
         for state in states:
-            part = self._copy()
+            part = copy.deepcopy(self)
             part.load_state_dict(state)
             total = part if total is None else total.merge(part)
         assert total is not None
         return total
-
-    def _copy(self) -> CollapseMetric:
-        other = copy.copy(self)
-        other.reset()
-        other._second = None if self._second is None else self._second.copy()
-        other.load_state_dict(self.state_dict())
-        return other
 
     def state_dict(self) -> dict[str, Tensor]:
         """All sums by name, for `load_state_dict` of a metric with the same arguments."""

@@ -6,7 +6,6 @@ Shape suffixes: B rows of one batch, C classes, d (D) feature dimension; 2: near
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -128,12 +127,6 @@ class SecondPass:
         """Add the sums of another part."""
         for name, tensor in self.sums.items():
             tensor += sums[name]
-
-    def copy(self) -> SecondPass:
-        """A copy with its own sums."""
-        other = copy.copy(self)
-        other.sums = {name: tensor.clone() for name, tensor in self.sums.items()}
-        return other
 
 
 def _add_confidence(sums_K3: Tensor, logits_CB: Tensor, right_B: Tensor, counted_B: Tensor) -> None:
