@@ -155,6 +155,25 @@ def test_a_model_that_ran_compiled_is_measured(model, splits, in_place):
         assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_model_may_flatten_by_view(splits):
+    torch.manual_seed(0)
+    conv, fc = nn.Conv2d(3, 4, 3), nn.Linear(36, 3)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = conv, fc
+
+        def forward(self, x):
+            return self.fc(self.conv(x).view(-1, 36))
+
+    x, labels = splits[0].tensors
+    model, batch = Model(), (x.repeat(1, 3, 1, 1), labels)
+    expected = nc.measure_model(nn.Sequential(conv, nn.Flatten(), fc), [batch])
+    assert nc.measure_model(model, [batch]).to_dict() == pytest.approx(expected.to_dict())
+    assert nc.deepfool(model, batch[0][:5]).perturbation.shape == (5, 3, 5, 5)
+
+
 def test_a_layer_that_works_in_place_leaves_its_input():
     network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
     with nc.watch(network, "1") as features:

@@ -16,6 +16,11 @@ from torch import nn
 def small(num_classes):
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(5, num_classes))
+class Viewer(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x).view(len(x), -1))
+def viewer():
+    return Viewer(nn.Conv2d(3, 5, 3), nn.Linear(180, 3))
 def broken():
     raise ValueError("no such width")
 def number():
@@ -81,6 +86,11 @@ def test_the_table_is_that_of_features_taken_by_hand(folder, changes, capsys):
     said = capsys.readouterr()
     assert "normalised by mean [0.5, 0.5, 0.5]" in said.err and "train  image 30/30" in said.err
     assert "nc1_within_class_variability" in said.out
+
+
+def test_a_model_may_flatten_by_view(folder, capsys):
+    assert run("--model", "nets_to_measure:viewer", "--data", "data.npz", *NORM) == 0
+    assert "nc1_within_class_variability" in capsys.readouterr().out
 
 
 def test_torchvisions_models_have_imagenets_normalisation(folder, capsys):

@@ -60,6 +60,14 @@ class Maps(nn.Module):
     def forward(self, x):
         return self.layer(x)
 
+class Viewer(nn.Module):
+    """Flattens by `view`, which channels-last feature maps do not allow."""
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(channels, 5, 3), nn.Linear(180, classes)
+    def forward(self, x):
+        return self.head(self.conv(x).view(-1, 180))
+
 def lazy(classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.BatchNorm1d(5), nn.LazyLinear(classes))
 
@@ -121,6 +129,18 @@ def test_network_is_cut_before_its_last_linear_layer(function, arguments, dimens
     assert isinstance(network.classifier, nn.Linear)
     assert network.classifier.out_features == 4
     assert torch.equal(network(x), network.classifier(h))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_network_that_flattens_by_view_computes_in_nchw(channels):
+    network = build("my_networks:Viewer", {"channels": channels, "classes": 4}, channels=channels)
+    assert network.memory_format == torch.contiguous_format
+    x = torch.randn(2, channels, 8, 8)
+    found = network.to(memory_format=network.memory_format)(
+        x.clone(memory_format=torch.channels_last)
+    )
+    assert torch.equal(found, network.classifier(network.body.conv(x).flatten(1)))
+    assert build("my_networks:mlp", {"num_classes": 4}).memory_format == torch.channels_last
 
 
 def test_wrapped_network_computes_what_the_original_does():

@@ -15,6 +15,7 @@ from neural_collapse.data.prepared import PreparedDataset
 from neural_collapse.io.errors import UserError
 from neural_collapse.io.tensors import read_tensors
 from neural_collapse.networks.build import build_network
+from neural_collapse.networks.network import Network
 from neural_collapse.training import trainer as trainers
 from neural_collapse.training.checkpoints import FORMAT, list_checkpoints, load_checkpoint
 from neural_collapse.training.loop import train
@@ -188,7 +189,7 @@ def test_ranks_without_a_test_image_add_nothing_to_the_evaluation(make_data, mak
 # --------------------------------------------------------------------------- batches
 
 
-class Spy(nn.Module):
+class Spy(Network):
     """A network that remembers which images it trained on; an image is its own number."""
 
     def __init__(self):
@@ -323,7 +324,7 @@ def test_arithmetic_is_given_back(run, make_recipe):
     assert [switch.fp32_precision for switch in switches] == before
 
 
-class Hungry(nn.Module):
+class Hungry(Network):
     """Runs out of memory for more than `limit` images at once."""
 
     error: Exception = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")

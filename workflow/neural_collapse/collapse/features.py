@@ -25,6 +25,7 @@ from ..io.errors import UserError
 from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.folding import fold_batch_norms
 from ..networks.layers import LayerOutputs, Pool, layer_dimensions
+from ..networks.network import Network
 from .arrays import label_array
 from .measure import compute_moments
 from .moments import Moments
@@ -258,17 +259,19 @@ def measurement_mode(network: nn.Module) -> Iterator[None]:
     """Eval mode, float32 without TF32 or autocast, and deterministic convolutions; restored on
     exit.
 
-    Inside, 4-D weights are in channels-last layout, which is faster on CPU and GPU.
+    Inside, the 4-D weights of a `Network` are in its fastest layout; those of other models stay as
+    they are, since `view` cannot flatten channels-last feature maps.
     """
     training = {module: module.training for module in network.modules()}
-    layouts = {p: p.data for p in network.parameters() if p.dim() == 4}
+    layout = network.memory_format if isinstance(network, Network) else None
+    layouts = {p: p.data for p in network.parameters() if p.dim() == 4} if layout else {}
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     device_type = next((p.device.type for p in network.parameters()), "cpu")
     try:
         cudnn.benchmark, cudnn.deterministic = False, True  # a benchmark's choice varies
         for parameter, data in layouts.items():
-            parameter.data = data.contiguous(memory_format=torch.channels_last)
+            parameter.data = data.contiguous(memory_format=layout)
         network.eval()
         with arithmetic("float32"), torch.autocast(device_type, enabled=False):
             yield

@@ -130,7 +130,9 @@ def _batches(
     for start in range(0, len(labels), batch_size):
         rows = slice(start, start + batch_size)
         batch = torch.from_numpy(np.asarray(images[rows]))
-        yield normalise(batch.to(normalise.scale.device)), labels[rows]
+        inputs = normalise(batch.to(normalise.scale.device))
+        # `view` in a model cannot flatten channels-last feature maps.
+        yield inputs.clone(memory_format=torch.contiguous_format), labels[rows]
         progress.step(start + len(labels[rows]))
 
 

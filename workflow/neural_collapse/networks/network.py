@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 
@@ -13,6 +14,8 @@ class Network(nn.Module):
 
     classifier: nn.Linear
     """The last layer, d -> K, with weight W (K, d) and bias b (K,)."""
+    memory_format = torch.channels_last
+    """The layout of its weights while it computes, in which it is fastest."""
 
     def normed_convolutions(self) -> list[tuple[str, str]]:
         """Pairs of names: a convolution, and the batch normalisation that is the only consumer of

@@ -60,11 +60,28 @@ class CustomNetwork(Network):
                 f"{name} has {last.out_features} outputs, but the data has {num_classes} classes; "
                 "let its arguments say so, for example num_classes: $num_classes"
             )
+        if not self._takes_channels_last(example):
+            self.memory_format = torch.contiguous_format
         self.train()
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, d): the input of the network's own last linear layer."""
+        if self.memory_format == torch.contiguous_format:
+            # `contiguous` would leave the strides of one channel as they are.
+            x = x.clone(memory_format=torch.contiguous_format)
         return self.body(x)
+
+    def _takes_channels_last(self, example: Tensor) -> bool:
+        """Whether it works in that layout, in which `view` cannot flatten feature maps."""
+        self.to(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                self(example.clone(memory_format=torch.channels_last))
+        except Exception:
+            return False
+        finally:
+            self.to(memory_format=torch.contiguous_format)
+        return True
 
 
 def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:

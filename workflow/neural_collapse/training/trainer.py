@@ -223,13 +223,14 @@ def network_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def build(recipe: Recipe, data: PreparedDataset, seed: int, device: torch.device) -> nn.Module:
     """The recipe's network with its initial weights, on the device, in its fastest layout."""
-    return build_network(
+    network = build_network(
         recipe.network,
         channels=data.channels,
         num_classes=data.num_classes,
         image_size_px=data.image_size_px,
         seed=seed,
-    ).to(device, memory_format=torch.channels_last)
+    )
+    return network.to(device, memory_format=network.memory_format)
 
 
 class _Logits(nn.Module):

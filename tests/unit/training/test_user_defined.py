@@ -1,0 +1,55 @@
+"""User-defined networks that do what no other network does, trained and measured."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from neural_collapse.collapse.attacks import robustness
+from neural_collapse.collapse.features import extract_splits
+from neural_collapse.networks.registry import resolve_network
+from neural_collapse.training.loop import train
+
+MODULE = """
+import torch
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(144, 3)
+    def forward(self, x):
+        return self.head(self.conv(x).flatten(1))
+
+class Viewer(Plain):
+    def forward(self, x):
+        return self.head(self.conv(x).view(-1, 144))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, make_data, make_recipe):
+    """`run("Network", "name")` trains, and returns the recipe, the curve and the network."""
+    (tmp_path / "own_networks.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def of(network, name="a"):
+        spec = {"family": "custom", "function": f"own_networks:{network}"}
+        recipe = make_recipe().model_copy(update={"network": resolve_network(spec)})
+        options = {"learning_rate": 0.05, "seed": 3, "device": torch.device("cpu")}
+        return recipe, *train(recipe, make_data(), state_root=tmp_path / name, **options)
+
+    yield of
+    sys.modules.pop("own_networks", None)
+
+
+def test_a_network_that_flattens_by_view_is_trained_measured_and_attacked(run, make_data):
+    _, history, network = run("Viewer")
+    _, expected, plain = run("Plain")
+    assert history.records[-1].train_loss == pytest.approx(expected.records[-1].train_loss)
+    data, place = make_data(), {"batch_size": 20, "device": "cpu"}
+    found, wanted = (extract_splits(net, data, **place).train for net in (network, plain))
+    np.testing.assert_allclose(found.class_means, wanted.class_means, rtol=1e-4, atol=1e-4)
+    images = data.test_images[:6], data.mean, data.std
+    np.testing.assert_allclose(robustness(network, *images), robustness(plain, *images), rtol=1e-3)
