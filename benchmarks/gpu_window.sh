@@ -204,7 +204,7 @@ whole_cell() {
   [ ! -e "$cell/statistics.parquet" ] || rm -rf "$work/so-far"
   [ -e "$cell/run.json" ] || return
   if [ ! -e "$cell/statistics.parquet" ]; then
-    job extract-features "$(left 40)" "${common[@]}" --output-folder "$cell/features" \
+    job extract-features "$(left 40)" "${common[@]}" --output-folder "$cell/features" --seed 0 \
       --state-root "$work/f"
     job compute-statistics "$(left 25)" --features-folder "$cell/features" --seed 0 \
       --statistics "$cell/statistics.parquet" --activations "$cell/activations.parquet"

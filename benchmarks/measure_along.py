@@ -29,7 +29,7 @@ def measure_along(work: Path, device: str, gpus: int) -> bool:
     recipe_path, features = cell / "recipe.json", cell / "features"
     recipe = read_recipe(recipe_path)
     every, done = recipe.measured_epochs, ()
-    place = {"state_root": work / "f", "device": device, "gpus": gpus}
+    place = {"seed": 0, "state_root": work / "f", "device": device, "gpus": gpus}
 
     def measure(new: tuple[int, ...], found: tuple[int, ...], folder: Path) -> None:
         with mock.patch.object(Recipe, "measured_epochs", new):

@@ -80,7 +80,7 @@ COMMANDS = {
     " --table @out/sweep.parquet --selection @out/selection.json",
     "train-model": f"{JOB} {DEVICE} --seed 3 --winner @in/curve.parquet --checkpoint-folder"
     " @out/checkpoints --history @out/history.parquet --run-facts @out/run.json",
-    "extract-features": f"{JOB} {DEVICE} --checkpoint-folder @in/checkpoints"
+    "extract-features": f"{JOB} {DEVICE} --checkpoint-folder @in/checkpoints --seed 3"
     " --output-folder @out/features",
     "compute-statistics": "--recipe @in/recipe.json --features-folder @in/features --seed 3"
     " --statistics @out/statistics.parquet --activations @out/activations.parquet",

@@ -83,7 +83,7 @@ def command(job: str, place: Path, out: Path) -> list[str]:
             *(f"--history={out}/history.parquet", f"--run-facts={out}/run.json"),
         ],
         "train-candidate": ["--learning-rate=0.05", f"--output={out}/curve.parquet"],
-        "extract-features": [checkpoints, f"--output-folder={out}/features"],
+        "extract-features": [checkpoints, "--seed=3", f"--output-folder={out}/features"],
         "measure-robustness": [checkpoints, "--seed=3", f"--output={out}/robustness.parquet"],
     }[job]
     return [

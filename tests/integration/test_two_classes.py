@@ -46,7 +46,7 @@ def test_two_classes_are_measured_and_give_no_points_of_figure_1(prepared, tmp_p
     for command in (
         ["train-model", *job, "--seed", 0, "--history", tmp_path / "history.parquet",
          "--run-facts", tmp_path / "run.json"],
-        ["extract-features", *job, "--output-folder", tmp_path / "features"],
+        ["extract-features", *job, "--seed", 0, "--output-folder", tmp_path / "features"],
         ["compute-statistics", "--recipe", tmp_path / "recipe.json", "--seed", 0,
          "--features-folder", tmp_path / "features",
          "--statistics", tmp_path / "statistics.parquet",

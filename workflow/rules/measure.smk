@@ -31,7 +31,7 @@ rule extract_features:
         "python -m neural_collapse extract-features --recipe {params.recipe:q}"
         " --data-folder {params.data:q} --checkpoint-folder {input.checkpoints:q}"
         " --other-card {input.other:q}"
-        " --output-folder {output.features:q} --state-root {params.state:q}"
+        " --output-folder {output.features:q} --seed {wildcards.seed} --state-root {params.state:q}"
         " --gpus {resources.gpu} --gpu-slots {resources.gpu_slots} --done-states {params.done:q}"
         " --log {log:q}"
 

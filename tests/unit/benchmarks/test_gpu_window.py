@@ -72,7 +72,7 @@ def test_both_commands_bring_home_a_cell_although_there_is_no_gpu(dry):
 @pytest.mark.slow
 def test_checkpoints_measured_during_a_training_give_the_pipelines_statistics(dry, tmp_path):
     work = dry[0] / "work"
-    place = {"state_root": tmp_path / "f", "device": "cpu", "gpus": 0}
+    place = {"seed": 0, "state_root": tmp_path / "f", "device": "cpu", "gpus": 0}
     recipe, data, cell = work / "cell/recipe.json", work / "data", tmp_path / "cell"
     checkpoints = work / "cell/checkpoints"
     extract_features(recipe, data, tmp_path / "once", checkpoint_folder=checkpoints, **place)

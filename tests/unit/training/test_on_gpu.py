@@ -182,7 +182,7 @@ def test_jobs_of_the_command_line_compute_on_a_leased_gpu(make_recipe, tmp_path,
         common += ["--checkpoint-folder", out / "checkpoints", "--device", device]
         for job, *own in (
             ("train-model", "--seed", "0", "--history", out / "h", "--run-facts", out / "run.json"),
-            ("extract-features", "--output-folder", out / "features"),
+            ("extract-features", "--seed", "0", "--output-folder", out / "features"),
             ("measure-robustness", "--seed", "0", "--output", out / "robustness"),
         ):
             line = [job, *common, *own, "--state-root", out / "state" / job]

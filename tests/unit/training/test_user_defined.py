@@ -8,7 +8,11 @@ import torch
 
 from neural_collapse.collapse.attacks import robustness
 from neural_collapse.collapse.features import extract_splits
+from neural_collapse.collapse.moments import load_moments
+from neural_collapse.experiment.recipe import write_recipe
+from neural_collapse.experiment.stages import measure
 from neural_collapse.networks.registry import resolve_network
+from neural_collapse.training.checkpoints import checkpoint_name
 from neural_collapse.training.loop import train
 
 MODULE = """
@@ -25,6 +29,14 @@ class Plain(nn.Module):
 class Viewer(Plain):
     def forward(self, x):
         return self.head(self.conv(x).view(-1, 144))
+
+class Permuted(Plain):
+    '''Permutes the pixels in an order that its state dict lacks.'''
+    def __init__(self):
+        super().__init__()
+        self.order = torch.randperm(64)
+    def forward(self, x):
+        return super().forward(x.flatten(1)[:, self.order].reshape(x.shape))
 """
 
 
@@ -38,6 +50,7 @@ def run(tmp_path, monkeypatch, make_data, make_recipe):
         spec = {"family": "custom", "function": f"own_networks:{network}"}
         recipe = make_recipe().model_copy(update={"network": resolve_network(spec)})
         options = {"learning_rate": 0.05, "seed": 3, "device": torch.device("cpu")}
+        options |= {"checkpoint_folder": tmp_path / "checkpoints", "checkpoint_epochs": range(4)}
         return recipe, *train(recipe, make_data(), state_root=tmp_path / name, **options)
 
     yield of
@@ -53,3 +66,19 @@ def test_a_network_that_flattens_by_view_is_trained_measured_and_attacked(run, m
     np.testing.assert_allclose(found.class_means, wanted.class_means, rtol=1e-4, atol=1e-4)
     images = data.test_images[:6], data.mean, data.std
     np.testing.assert_allclose(robustness(network, *images), robustness(plain, *images), rtol=1e-3)
+
+
+@pytest.mark.parametrize("network", ["Permuted"])
+def test_the_network_that_is_measured_is_the_one_that_was_trained(
+    run, network, make_data, tmp_path, monkeypatch
+):
+    recipe, history, _ = run(network)
+    monkeypatch.setattr(measure, "open_data", lambda *_: make_data())
+    write_recipe(recipe, tmp_path / "recipe.json")
+    place = {"state_root": tmp_path / "state", "device": "cpu", "gpus": 0, "seed": 3}
+    place["checkpoint_folder"] = tmp_path / "checkpoints"
+    measure.extract_features(tmp_path / "recipe.json", tmp_path, tmp_path / "features", **place)
+    for record in history.records:
+        found = load_moments(tmp_path / "features" / checkpoint_name(record.epoch)).train
+        accuracy = found.share(lambda decisions: decisions.network_correct)
+        assert accuracy == pytest.approx(1 - record.train_error)

@@ -144,7 +144,7 @@ def _add_measurements(cli: Commands) -> None:
     cli.add(
         "extract-features", "compute moments of the features of every checkpoint",
         "experiment.stages.measure:extract_features",
-        RECIPE, DATA, CHECKPOINTS, OUTPUT_FOLDER, DONE_STATES, *device_options(),
+        RECIPE, DATA, CHECKPOINTS, OUTPUT_FOLDER, SEED, DONE_STATES, *device_options(),
         paths("other-card", "card.json of measurement.other_dataset, if the recipe has one",
               dest="other_cards"),
     )  # fmt: skip

@@ -54,6 +54,7 @@ def _measured_checkpoints(
     depends_on: dict[str, Any],
     measure: Callable[..., None],
     *,
+    seed: int,
     checkpoint_folder: Path,
     state_root: Path,
     device: str,
@@ -63,7 +64,8 @@ def _measured_checkpoints(
     """The file of each measured epoch that `measure(network, torch_device, epoch, file)` wrote.
 
     An interrupted job keeps those it has in `state_root`; they are deleted after the block. Data,
-    network and device are set up once for all checkpoints. gpu_slots: jobs that may share one GPU.
+    network and device are set up once for all checkpoints. seed: of the run, since a user-defined
+    network may hold random numbers that checkpoints lack. gpu_slots: jobs that may share one GPU.
     """
     checkpoints, epochs = list_checkpoints(checkpoint_folder), recipe.measured_epochs
     if missing := sorted(set(epochs) - checkpoints.keys()):
@@ -89,7 +91,7 @@ def _measured_checkpoints(
             channels=data.channels,
             num_classes=data.num_classes,
             image_size_px=data.image_size_px,
-            seed=0,
+            seed=seed,
         ).to(where)
         for count, epoch in enumerate(epochs, 1):
             path = checkpoints[epoch]
@@ -194,7 +196,8 @@ def measure_robustness(
         write_tensors(target, tensors, {"epoch": str(epoch)}, ROBUSTNESS_FORMAT)
 
     depends_on = {"robustness": attack.model_dump()}
-    with _measured_checkpoints(recipe, data, "robustness", depends_on, measure, **place) as results:
+    decides = recipe, data, "robustness", depends_on, measure
+    with _measured_checkpoints(*decides, seed=seed, **place) as results:
         table = pd.DataFrame(
             {
                 "dataset": recipe.dataset,
