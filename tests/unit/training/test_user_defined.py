@@ -37,6 +37,11 @@ class Permuted(Plain):
         self.order = torch.randperm(64)
     def forward(self, x):
         return super().forward(x.flatten(1)[:, self.order].reshape(x.shape))
+
+class Normed(Plain):
+    def __init__(self, norm):
+        super().__init__()
+        self.head = getattr(nn.utils, norm)(self.head)
 """
 
 
@@ -46,8 +51,8 @@ def run(tmp_path, monkeypatch, make_data, make_recipe):
     (tmp_path / "own_networks.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def of(network, name="a"):
-        spec = {"family": "custom", "function": f"own_networks:{network}"}
+    def of(network, name="a", **arguments):
+        spec = {"family": "custom", "function": f"own_networks:{network}", "arguments": arguments}
         recipe = make_recipe().model_copy(update={"network": resolve_network(spec)})
         options = {"learning_rate": 0.05, "seed": 3, "device": torch.device("cpu")}
         options |= {"checkpoint_folder": tmp_path / "checkpoints", "checkpoint_epochs": range(4)}
@@ -68,11 +73,19 @@ def test_a_network_that_flattens_by_view_is_trained_measured_and_attacked(run, m
     np.testing.assert_allclose(robustness(network, *images), robustness(plain, *images), rtol=1e-3)
 
 
-@pytest.mark.parametrize("network", ["Permuted"])
+@pytest.mark.filterwarnings("ignore:.*norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("network", "arguments"),
+    [
+        ("Permuted", {}),
+        ("Normed", {"norm": "weight_norm"}),
+        ("Normed", {"norm": "spectral_norm"}),
+    ],
+)
 def test_the_network_that_is_measured_is_the_one_that_was_trained(
-    run, network, make_data, tmp_path, monkeypatch
+    run, network, arguments, make_data, tmp_path, monkeypatch
 ):
-    recipe, history, _ = run(network)
+    recipe, history, _ = run(network, **arguments)
     monkeypatch.setattr(measure, "open_data", lambda *_: make_data())
     write_recipe(recipe, tmp_path / "recipe.json")
     place = {"state_root": tmp_path / "state", "device": "cpu", "gpus": 0, "seed": 3}

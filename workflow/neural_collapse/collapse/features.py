@@ -189,6 +189,11 @@ def extract(
         normalise = Normalisation(mean, std, device)
         fixed = watched.batch_norm_examples
         _stream(outputs, images, normalise, batch_size, fixed, buffers, places_N)
+        if own_classes:
+            # torch's older weight and spectral norm set the weight only when the layer runs.
+            with torch.no_grad():
+                row = torch.zeros(1, dimensions[0], dtype=classifier.weight.dtype, device=device)
+                classifier(row)
         moments = []
         for number, rows_ND in enumerate(buffers):
             decides = own_classes and number == 0  # further layers have no classifier
