@@ -278,6 +278,17 @@ def test_measure_model_classifier_of_any_kind_is_found(splits, classes, bias):
     assert set(result.absent) == {"vci"} and np.isfinite(list(result.values())).all()
 
 
+def test_a_layer_that_does_not_compute_w_h_plus_b_is_no_classifier(splits):
+    class Cosine(nn.Linear):
+        def forward(self, h):
+            return 9 * super().forward(nn.functional.normalize(h))
+
+    model = Classifier()
+    model.fc = Cosine(6, 3)
+    result = nc.measure_model(model, DataLoader(splits[0], 16))
+    assert np.isfinite(result.nc1) and "logits W h + b" in result.absent["network_accuracy"]
+
+
 def test_a_network_of_one_output_has_two_classes():
     torch.manual_seed(0)
     batch = torch.randn(20, 4), torch.arange(20.0) % 2

@@ -45,6 +45,15 @@ class Pair(Wide):
     def forward(self, x):
         return super().forward(x), x
 
+class CosineLayer(nn.Linear):
+    def forward(self, h):
+        return nn.functional.linear(nn.functional.normalize(h), self.weight)
+
+class Cosine(Wide):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.alias = self.head = CosineLayer(64, classes)
+
 class Twice(nn.Module):
     """Its last layer has worked once already when it is called for the classes."""
     def __init__(self):
@@ -208,6 +217,7 @@ def test_description_of_a_user_defined_network_names_its_function():
         ("my_networks:Pair", {"classes": 4}, "returns tuple and not one row of logits"),
         ("my_networks:Maps", {}, "returns (2, 1, 8, 8) and not one row"),
         ("my_networks:Twice", {}, "cannot be separated from the rest"),
+        ("my_networks:Cosine", {"classes": 4}, "a CosineLayer, does not compute W h + b"),
         ("torch.nn:Flatten", {}, "does not end in a linear layer"),
     ],
 )

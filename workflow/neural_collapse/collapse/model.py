@@ -11,11 +11,13 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.data import Dataset, IterableDataset
 
 from ..io.errors import UserError
@@ -198,7 +200,7 @@ def measure_model(
     Returns:
         The `CollapseResult` of the train set, whose attribute `test` is that of the test set; for
         a list of layers, a dict from name to result. Statistics of the classifier are present if
-        the layer is linear with C outputs.
+        the layer computes W h + b with C outputs.
 
     Raises:
         UserError: an unknown layer, by default a last nn.Linear with other outputs than the model
@@ -220,6 +222,10 @@ def measure_model(
         if "torch._dynamo" in sys.modules:  # compiled code may ignore hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         watched = [stack.enter_context(watch(model, one)) for one in layers]
+        noted: dict[nn.Module, bool] = {}
+        for one in watched:
+            hook = one.layer.register_forward_hook(partial(_note_linear, noted))
+            stack.callback(hook.remove)
         # Some may be: those that accelerate offloads are filled in by hooks.
         if {parameter.is_meta for parameter in model.parameters()} == {True}:
             raise UserError("The model is on the device 'meta', which holds no numbers.")
@@ -246,7 +252,7 @@ def measure_model(
             num_classes = _num_classes(model, rows[0][0].largest_label)
         options = {"num_classes": num_classes, "scatter": scatter}
         results = {
-            one.name: _result(one.layer, splits, options)
+            one.name: _result(one.layer if noted.get(one.layer, True) else None, splits, options)
             for one, *splits in zip(watched, *rows, strict=True)
         }
     return results if isinstance(layer, (list, tuple)) else results[watched[0].name]
@@ -272,7 +278,27 @@ def _random_states_restored(loaders: Sequence[Any], model: nn.Module) -> Iterato
             generator.set_state(state)
 
 
-def _result(layer: nn.Module, splits: list[_Rows], options: dict[str, Any]) -> CollapseResult:
+def _note_linear(
+    noted: dict[nn.Module, bool], layer: nn.Module, inputs: tuple[Any, ...], output: Any
+) -> None:
+    """A forward hook that notes whether a layer with a weight W computes W h + b, which that of a
+    cosine classifier does not; by a few rows of its first call."""
+    weight, bias = last_layer_of(layer)
+    if layer in noted or weight is None or not isinstance(output, Tensor):
+        return
+    # A quantised layer rounds its input; a weight that a hook filled in may be gone again.
+    if callable(layer.weight) or weight.device != output.device:
+        return
+    h, logits = inputs[0][:8], output[:8]
+    noted[layer] = weight.is_floating_point() and weight.shape == (logits.shape[-1], h.shape[-1])
+    if noted[layer]:
+        computed = linear(h.to(weight.dtype), weight) + (0 if bias is None else bias)
+        noted[layer] = not (computed - logits).norm() > 0.01 * logits.norm()
+
+
+def _result(
+    layer: nn.Module | None, splits: list[_Rows], options: dict[str, Any]
+) -> CollapseResult:
     weight, bias = last_layer_of(layer)
     if weight is not None and len(weight) != options["num_classes"]:  # of a hidden layer
         weight = bias = None

@@ -14,7 +14,7 @@ from .registry import ALIASES, OF_MOMENTS
 from .statistics import UndefinedStatistic
 
 _WHY_ABSENT = {
-    "weight": "it needs the last layer's weight, one row per class",
+    "weight": "it needs the last layer's weight, one row per class, and logits W h + b",
     "scatter_projected": 'it needs scatter="full", or a second pass with scatter="projected"',
     "scatter_balanced": "it needs a second pass over the features",
     "scatter": 'it needs scatter="full"',

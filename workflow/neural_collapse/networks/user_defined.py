@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from ..io.errors import UserError
 from .convolutions import make_safe
@@ -54,6 +55,13 @@ class CustomNetwork(Network):
                 f"the last linear layer of {name} cannot be separated from the rest (is it called "
                 "twice, or are its weights used elsewhere, or is the network random in eval "
                 "mode?); call a layer of its own as the last step of forward"
+            )
+        with torch.no_grad():
+            computed = linear(self.features(example), last.weight, last.bias)
+        if not torch.allclose(computed, logits, equal_nan=True):
+            raise UserError(
+                f"the last layer of {name}, a {type(last).__name__}, does not compute W h + b, of "
+                "which the classifier's statistics are; end the network in a plain nn.Linear"
             )
         if last.out_features != num_classes:
             raise UserError(
