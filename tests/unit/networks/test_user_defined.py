@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from neural_collapse.io.errors import UserError
-from neural_collapse.networks.build import build_network, construct_without_weights
+from neural_collapse.networks.build import (
+    _fix_classifier,
+    build_network,
+    construct_without_weights,
+)
 from neural_collapse.networks.registry import label, resolve_network
 
 MODULE = '''
@@ -44,6 +48,19 @@ class Softmax(Wide):
 class Pair(Wide):
     def forward(self, x):
         return super().forward(x), x
+
+class PairInTraining(Wide):
+    def forward(self, x):
+        return (super().forward(x), x) if self.training else super().forward(x)
+
+class Counting(nn.Sequential):
+    def __init__(self, classes):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(),
+                         nn.Linear(144, classes))
+        self.register_buffer("passes", torch.zeros(()))
+    def forward(self, x):
+        self.passes = self.passes + 1
+        return super().forward(x)
 
 class CosineLayer(nn.Linear):
     def forward(self, h):
@@ -175,6 +192,19 @@ def test_seed_reaches_numpy_and_python_as_well():
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
 
 
+def test_a_trial_in_train_mode_leaves_no_trace():
+    spec = {"family": "custom", "function": "my_networks:Counting", "arguments": {"classes": 4}}
+    sizes = {"channels": 1, "num_classes": 4, "image_size_px": 8}
+    network = build_network(resolve_network(spec | {"classifier": "etf"}), **sizes, seed=5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        original = sys.modules["my_networks"].Counting(4)
+        _fix_classifier(original[4])
+    original.passes += 2  # in eval mode
+    found, wanted = list(network.state_dict().values()), list(original.state_dict().values())
+    assert len(found) == len(wanted) and all(map(torch.equal, found, wanted))
+
+
 def test_torchvision_function_is_a_user_defined_network():
     network = build(
         "torchvision.models:mobilenet_v2",
@@ -217,6 +247,7 @@ def test_description_of_a_user_defined_network_names_its_function():
         ("my_networks:Pair", {"classes": 4}, "returns tuple and not one row of logits"),
         ("my_networks:Maps", {}, "returns (2, 1, 8, 8) and not one row"),
         ("my_networks:Twice", {}, "cannot be separated from the rest"),
+        ("my_networks:PairInTraining", {"classes": 4}, "something else in train mode"),
         ("my_networks:Cosine", {"classes": 4}, "a CosineLayer, does not compute W h + b"),
         ("torch.nn:Flatten", {}, "does not end in a linear layer"),
     ],

@@ -1,11 +1,8 @@
 """Construction of networks from recipes, with initial weights."""
 
 import math
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,6 +10,7 @@ from ..io.errors import UserError
 from .densenet import DenseNet
 from .mlp import MLP
 from .network import Network
+from .randomness import isolated_randomness
 from .recipes import NetworkRecipe
 from .registry import label
 from .resnet import ResNet
@@ -52,7 +50,7 @@ def build_network(
         UserError: the images are too small for the network, a user-defined function fails or
             returns no suitable network, or ``classifier: etf`` does not apply to it.
     """
-    with _isolated_randomness(seed), torch.device("cpu"):
+    with isolated_randomness(seed), torch.device("cpu"):
         network = _construct(recipe, channels, num_classes, image_size_px)
         if recipe.classifier == "etf":
             _fix_classifier(network.classifier)
@@ -68,7 +66,7 @@ def construct_without_weights(
         UserError: as in ``build_network``.
     """
     device = "cpu" if recipe.family == "custom" else "meta"
-    with _isolated_randomness(0), torch.device(device):
+    with isolated_randomness(0), torch.device(device):
         return _construct(recipe, channels, num_classes, image_size_px)
 
 
@@ -128,22 +126,3 @@ def _fix_classifier(layer: nn.Linear) -> None:
     if layer.bias is not None:
         layer.bias.zero_()
     layer.requires_grad_(False)
-
-
-@contextmanager
-def _isolated_randomness(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, Python and NumPy inside; restore their states on exit.
-
-    ``torch.manual_seed`` is not used, because it also seeds the GPUs' generators. User-defined
-    functions may draw from Python's and NumPy's.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)

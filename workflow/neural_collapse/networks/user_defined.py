@@ -2,7 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.functional import linear
 from ..io.errors import UserError
 from .convolutions import make_safe
 from .network import Network
+from .randomness import isolated_randomness
 from .recipes import CustomRecipe
 
 
@@ -47,7 +49,8 @@ class CustomNetwork(Network):
         self.eval()
         try:
             with torch.no_grad():
-                same = torch.allclose(self(example), logits, equal_nan=True)
+                h = self.body(example)
+                same = torch.allclose(last(h), logits, equal_nan=True)
         except Exception:
             same = False
         if not same:
@@ -57,7 +60,7 @@ class CustomNetwork(Network):
                 "mode?); call a layer of its own as the last step of forward"
             )
         with torch.no_grad():
-            computed = linear(self.features(example), last.weight, last.bias)
+            computed = linear(h, last.weight, last.bias)
         if not torch.allclose(computed, logits, equal_nan=True):
             raise UserError(
                 f"the last layer of {name}, a {type(last).__name__}, does not compute W h + b, of "
@@ -68,9 +71,19 @@ class CustomNetwork(Network):
                 f"{name} has {last.out_features} outputs, but the data has {num_classes} classes; "
                 "let its arguments say so, for example num_classes: $num_classes"
             )
-        if not self._takes_channels_last(example):
-            self.memory_format = torch.contiguous_format
         self.train()
+        with torch.no_grad(), isolated_randomness(0), _buffers_restored(self):
+            try:
+                h = self.body(example)
+            except Exception:
+                h = None  # two images may be too few, or a layer work on GPUs alone
+        if h is not None and not (isinstance(h, Tensor) and h.shape == (2, last.in_features)):
+            raise UserError(
+                f"{name} returns something else in train mode than in eval mode; let its forward "
+                "return the logits alone (for torchvision's networks: aux_logits: false)"
+            )
+        if not self._takes_channels_last(example, trains=h is not None):
+            self.memory_format = torch.contiguous_format
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, P, P) -> (B, d): the input of the network's own last linear layer."""
@@ -79,17 +92,34 @@ class CustomNetwork(Network):
             x = x.clone(memory_format=torch.contiguous_format)
         return self.body(x)
 
-    def _takes_channels_last(self, example: Tensor) -> bool:
+    def _takes_channels_last(self, example: Tensor, trains: bool) -> bool:
         """Whether it works in that layout, in which `view` cannot flatten feature maps."""
+        example = example.clone(memory_format=torch.channels_last)
         self.to(memory_format=torch.channels_last)
         try:
-            with torch.no_grad():
-                self(example.clone(memory_format=torch.channels_last))
+            with torch.no_grad(), isolated_randomness(0), _buffers_restored(self):
+                self.eval()(example)
+                if trains:
+                    self.train()(example)
         except Exception:
             return False
         finally:
-            self.to(memory_format=torch.contiguous_format)
+            self.train().to(memory_format=torch.contiguous_format)
         return True
+
+
+@contextmanager
+def _buffers_restored(network: nn.Module) -> Iterator[None]:
+    """Undo what a pass in train mode does to buffers, as to running means and variances."""
+    held = [(module._buffers, dict(module._buffers)) for module in network.modules()]
+    values = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    finally:
+        for buffers, before in held:  # which it may have replaced
+            buffers.update(before)
+        for buffer, value in values:
+            buffer.copy_(value)
 
 
 def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
