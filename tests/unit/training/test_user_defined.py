@@ -1,5 +1,6 @@
 """User-defined networks that do what no other network does, trained and measured."""
 
+import random
 import sys
 
 import numpy as np
@@ -16,6 +17,8 @@ from neural_collapse.training.checkpoints import checkpoint_name
 from neural_collapse.training.loop import train
 
 MODULE = """
+import random
+import numpy as np
 import torch
 from torch import nn
 
@@ -37,6 +40,12 @@ class Permuted(Plain):
         self.order = torch.randperm(64)
     def forward(self, x):
         return super().forward(x.flatten(1)[:, self.order].reshape(x.shape))
+
+class Shallow(Plain):
+    def forward(self, x):
+        if self.training:
+            x = x * random.random() + np.random.random()
+        return super().forward(x)
 
 class Normed(Plain):
     def __init__(self, norm):
@@ -95,3 +104,15 @@ def test_the_network_that_is_measured_is_the_one_that_was_trained(
         found = load_moments(tmp_path / "features" / checkpoint_name(record.epoch)).train
         accuracy = found.share(lambda decisions: decisions.network_correct)
         assert accuracy == pytest.approx(1 - record.train_error)
+
+
+def test_what_a_network_draws_depends_on_seed_and_epoch_alone(run):
+    random.seed(1)
+    np.random.seed(1)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    _, first, _ = run("Shallow")
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+    random.seed(2)
+    np.random.seed(2)
+    _, again, _ = run("Shallow")
+    assert first.records == again.records

@@ -7,6 +7,7 @@ The order of an epoch depends on (seed, epoch), the learning rate on the epoch.
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,7 @@ from ..io.progress import say
 from ..networks.arithmetic import arithmetic, is_out_of_memory
 from ..networks.build import build_network
 from ..networks.folding import fold_batch_norms
+from ..networks.randomness import isolated_randomness
 from .history import EpochRecord
 from .losses import loss_of
 from .optimisers import Optimiser
@@ -90,7 +92,7 @@ class Trainer:
         self.epoch = epoch
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with (
-            torch.random.fork_rng(devices=[]),
+            isolated_randomness(0),
             arithmetic(self.training.precision),
             contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
         ):
@@ -100,10 +102,13 @@ class Trainer:
         return total / self.data.steps
 
     def _seed_generators(self) -> None:
-        """Seed what dropout in a user-defined network draws from: the same in a resumed epoch."""
+        """Seed what a user-defined network draws from, as for dropout or stochastic depth: the same
+        in a resumed epoch."""
         entropy = self.seed, self.epoch, self.ranks.rank, 1  # 1: not the stream of epoch_order
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
