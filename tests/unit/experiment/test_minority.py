@@ -13,7 +13,7 @@ from neural_collapse.collapse.moments import StoredMoments
 from neural_collapse.collapse.result import UndefinedStatisticWarning
 from neural_collapse.experiment.config import check_config, resolve_recipe
 from neural_collapse.experiment.stages.collect import _predicted
-from neural_collapse.experiment.stages.measure import statistics_of
+from neural_collapse.experiment.stages.measure import UNLEARNED, statistics_of
 from neural_collapse.training.closed_form import sum_of_rows_factors
 
 
@@ -99,6 +99,8 @@ def test_nothing_is_predicted_of_a_fixed_classifier(tmp_path):
     training = {"epochs": 2, "batch_size": 10, "learning_rate_milestones": []}
     network = {"family": "mlp", "depth": 1, "width": 12, "classifier": "etf"}
     assert predicted(tmp_path, recipe_of(training=training, network=network)) == {}
+    # A user-defined network may fix it too, which its run tells.
+    assert predicted(tmp_path, recipe_of(training=training), learned_classifier=False) == {}
 
 
 def test_the_mse_is_not_split_where_its_classifier_does_not_decay():
@@ -113,3 +115,5 @@ def test_the_mse_is_not_split_where_its_classifier_does_not_decay():
     fixed = {"network": {"family": "mlp", "depth": 1, "width": 12, "classifier": "etf"}}
     assert "mse_nc1" in statistics_of(recipe_of(**parts), stored)["train"]
     assert "mse_nc1" not in statistics_of(recipe_of(**parts, **fixed), stored)["train"]
+    stored = stored._replace(metadata=UNLEARNED)
+    assert "mse_nc1" not in statistics_of(recipe_of(**parts), stored)["train"]

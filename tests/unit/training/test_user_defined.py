@@ -12,6 +12,7 @@ from neural_collapse.collapse.features import extract_splits
 from neural_collapse.collapse.moments import load_moments
 from neural_collapse.experiment.recipe import write_recipe
 from neural_collapse.experiment.stages import measure
+from neural_collapse.experiment.stages.train import _facts_of
 from neural_collapse.networks.registry import resolve_network
 from neural_collapse.training.checkpoints import checkpoint_name
 from neural_collapse.training.loop import train
@@ -46,6 +47,11 @@ class Shallow(Plain):
         if self.training:
             x = x * random.random() + np.random.random()
         return super().forward(x)
+
+class Frozen(Plain):
+    def __init__(self):
+        super().__init__()
+        self.head.requires_grad_(False)
 
 class Normed(Plain):
     def __init__(self, norm):
@@ -87,6 +93,7 @@ def test_a_network_that_flattens_by_view_is_trained_measured_and_attacked(run, m
     ("network", "arguments"),
     [
         ("Permuted", {}),
+        ("Frozen", {}),
         ("Normed", {"norm": "weight_norm"}),
         ("Normed", {"norm": "spectral_norm"}),
     ],
@@ -94,15 +101,19 @@ def test_a_network_that_flattens_by_view_is_trained_measured_and_attacked(run, m
 def test_the_network_that_is_measured_is_the_one_that_was_trained(
     run, network, arguments, make_data, tmp_path, monkeypatch
 ):
-    recipe, history, _ = run(network, **arguments)
+    recipe, history, trained = run(network, **arguments)
+    learned = network == "Permuted"
+    facts = _facts_of(recipe, make_data(), trained)
+    assert facts.get("learned_classifier", True) == learned
     monkeypatch.setattr(measure, "open_data", lambda *_: make_data())
     write_recipe(recipe, tmp_path / "recipe.json")
     place = {"state_root": tmp_path / "state", "device": "cpu", "gpus": 0, "seed": 3}
     place["checkpoint_folder"] = tmp_path / "checkpoints"
     measure.extract_features(tmp_path / "recipe.json", tmp_path, tmp_path / "features", **place)
     for record in history.records:
-        found = load_moments(tmp_path / "features" / checkpoint_name(record.epoch)).train
-        accuracy = found.share(lambda decisions: decisions.network_correct)
+        found = load_moments(tmp_path / "features" / checkpoint_name(record.epoch))
+        assert ("classifier" not in found.metadata) == learned
+        accuracy = found.train.share(lambda decisions: decisions.network_correct)
         assert accuracy == pytest.approx(1 - record.train_error)
 
 

@@ -22,6 +22,13 @@ class Network(nn.Module):
         its output."""
         return []
 
+    def learns_classifier(self) -> bool:
+        """Whether the classifier's weight is trained, and is a parameter of no other layer; that of
+        a weight norm is computed."""
+        weight = self.classifier._parameters.get("weight")
+        holders = [m for m in self.modules() if any(p is weight for p in m._parameters.values())]
+        return weight is not None and weight.requires_grad and holders == [self.classifier]
+
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
         """Features h of the images ``x``, the input of the classifier: (B, C, P, P) -> (B, d)."""

@@ -82,7 +82,8 @@ def _predicted(runs: Sequence[Path], cells: Cells, measured):
         own = found[(found[RUN_KEY] == key).all(axis=1)]
         start = own.loc[own["epoch"] == 0, "value"]
         # A fixed classifier's rows sum to zero, which no training changes.
-        if factors is None or start.empty or recipe.network.classifier == "etf":
+        learned = recipe.network.classifier == "learned" and run.get("learned_classifier", True)
+        if factors is None or start.empty or not learned:
             continue
         values = own["epoch"].map(lambda epoch, of=factors: abs(of[epoch])) * start.item()
         errors = (own["value"] - values).abs() / start.item()

@@ -38,6 +38,9 @@ from .data import open_data
 from .other import is_other, open_other, other_statistics, stored_other_statistics
 from .train import tensorboard_folder
 
+UNLEARNED = {"classifier": "not learned"}
+"""Metadata of the moments of a user-defined network whose last layer has no weight of its own that
+is trained."""
 ROBUSTNESS_FORMAT = "neural_collapse.robustness/1"
 
 
@@ -156,7 +159,10 @@ def _save_features(recipe: Recipe, data, other, rows, network, where, epoch: int
         extra |= other_statistics(network, data, other, splits, recipe, where)
         if measurement.scatter != "full":  # of which the recipe keeps nothing
             pair = tuple(replace(moments, scatter=None) for moments in pair)
-    save_moments(target, *pair, {"epoch": str(epoch)}, extra, splits.layers)
+    metadata = {"epoch": str(epoch)}
+    if recipe.network.classifier == "learned" and not network.learns_classifier():
+        metadata |= UNLEARNED
+    save_moments(target, *pair, metadata, extra, splits.layers)
 
 
 def _figure_1_rows(recipe: Recipe, data):
@@ -220,18 +226,19 @@ def _mean_ratio(path: Path) -> float:
     return float(found.mean()) if len(found) else math.nan
 
 
-def _mse_parts(recipe: Recipe, moments: Moments) -> dict[str, float]:
+def _mse_parts(recipe: Recipe, stored: StoredMoments) -> dict[str, float]:
     """The parts of the MSE, where the recipe trains with it and keeps what they need.
 
     They add up to it for equal counts, coupled decay and a classifier that is learned alone, and
     are left out otherwise.
     """
-    training = recipe.training
+    training, moments = recipe.training, stored.train
     if not (
         training.loss == "mse"
         and training.optimizer.name in ("sgd", "adam")
         and training.weight_decay
         and recipe.network.classifier == "learned"
+        and not UNLEARNED.items() <= stored.metadata.items()
         and moments.balanced
         and moments.scatter is not None
     ):
@@ -278,7 +285,7 @@ def statistics_of(recipe: Recipe, stored: StoredMoments) -> dict[str, dict[str, 
             law = separation_law([own["separation_fuzziness"] for own in layers.values()])
             values |= {"separation_rate": law.rate, "separation_linearity": law.linearity}
         found[split] = values | _minority(recipe, stored[number], split)
-    found["train"] |= _mse_parts(recipe, stored.train)
+    found["train"] |= _mse_parts(recipe, stored)
     found["test"] |= stored_other_statistics(recipe, stored.extra)
     return found
 

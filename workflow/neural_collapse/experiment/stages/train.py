@@ -205,6 +205,7 @@ def tensorboard_folder(recipe: Recipe, output: Path) -> Path | None:
 def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
     """The facts of a run's recipe, data and network in run.json."""
     repeats = recipe.training.oversample
+    unlearned = recipe.network.classifier == "learned" and not network.learns_classifier()
     return {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "feature_dimension": network.classifier.in_features,
@@ -221,6 +222,7 @@ def _facts_of(recipe: Recipe, data: PreparedDataset, network) -> dict[str, Any]:
         "train_examples": len(data.train_labels),
         "test_examples": len(data.test_labels),
         **({"examples_per_epoch": len(oversampled(data.train_labels))} if repeats else {}),
+        **({"learned_classifier": False} if unlearned else {}),
         "data_hash": data.data_hash,
         "training_version": versions.TRAINING,
         "recipe": recipe.model_dump(mode="json", include=DECIDES_TRAINING),
