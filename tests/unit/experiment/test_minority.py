@@ -12,8 +12,9 @@ from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.collapse.moments import StoredMoments
 from neural_collapse.collapse.result import UndefinedStatisticWarning
 from neural_collapse.experiment.config import check_config, resolve_recipe
-from neural_collapse.experiment.stages.collect import _predicted
+from neural_collapse.experiment.stages.collect import _predicted, _require_agreement
 from neural_collapse.experiment.stages.measure import UNLEARNED, statistics_of
+from neural_collapse.io.errors import UserError
 from neural_collapse.training.closed_form import sum_of_rows_factors
 
 
@@ -117,3 +118,17 @@ def test_the_mse_is_not_split_where_its_classifier_does_not_decay():
     assert "mse_nc1" not in statistics_of(recipe_of(**parts, **fixed), stored)["train"]
     stored = stored._replace(metadata=UNLEARNED)
     assert "mse_nc1" not in statistics_of(recipe_of(**parts), stored)["train"]
+
+
+def test_a_measured_network_that_is_not_the_trained_one_is_one_sentence():
+    key = {"dataset": "digits", "architecture": "vgg", "seed": 4, "split": "train", "epoch": [1, 2]}
+    curves = pd.DataFrame({**key, "statistic": "error", "value": [0.3, 0.0]})
+
+    def check(accuracies, **parts):
+        measured = pd.DataFrame({**key, "statistic": "network_accuracy", "value": accuracies})
+        _require_agreement({("digits", "vgg"): recipe_of(**parts)}, curves, measured)
+
+    check([0.1, 0.99])
+    check([0.1, 0.1], measurement={"batch_norm_examples": 8})
+    with pytest.raises(UserError, match=r"digits x vgg, seed 4: the network measured at epoch 2"):
+        check([0.7, 0.1])

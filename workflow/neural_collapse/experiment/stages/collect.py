@@ -54,6 +54,7 @@ def collect_tables(
     measured = concat_files([*statistics, *robustness], "measurements")
     cells = {(r.dataset, r.architecture): r for r in map(read_recipe, recipes)}
     frame = _runs_frame(runs, cells, curves, labels)
+    _require_agreement(cells, curves, measured)
     predicted = _predicted(runs, cells, measured)
     tables = {
         "measurements": [curves, measured, predicted],
@@ -68,6 +69,24 @@ def collect_tables(
             known = shipped["dataset"].isin(labels) & shipped["architecture"].isin(labels)
             parts = [*parts, shipped[known]]
         write_table(concat_tables(parts, name), output_folder / f"{name}.parquet", name)
+
+
+def _require_agreement(cells: Cells, curves, measured) -> None:
+    """Raise UserError where a trained network was measured that decides as if it were another."""
+    errors = curves[(curves["statistic"] == "error") & (curves["split"] == "train")]
+    accuracies = measured[measured["statistic"] == "network_accuracy"]
+    both = errors.merge(accuracies, on=[*RUN_KEY, "epoch", "split"], suffixes=("", "_measured"))
+    # Further apart than any rounding puts them.
+    apart = both[(both["value"] < 0.01) & (both["value_measured"] < 0.5)]
+    for row in apart.itertuples():
+        recipe = cells[row.dataset, row.architecture]
+        if recipe.measurement.batch_norm_examples is None:  # a batch's statistics may decide so
+            raise UserError(
+                f"{row.dataset} x {row.architecture}, seed {row.seed}: the network measured at "
+                f"epoch {row.epoch} is not the one that was trained; if it is user-defined, keep "
+                "all that its forward uses in parameters and persistent buffers, delete the run "
+                "and train again"
+            )
 
 
 def _predicted(runs: Sequence[Path], cells: Cells, measured):
