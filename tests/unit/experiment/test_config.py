@@ -339,6 +339,10 @@ BAD_VALUES = [
         {"custom_datasets": {"own": {"label": "x", "path": "~nobody-here/x"}}},
         ["custom_datasets.own.path: ~nobody-here is no user's home"],
     ),
+    (
+        {"custom_datasets": {"own": {"label": "x", "path": "my{1}.npz"}}},
+        ["custom_datasets.own.path: must not hold { or }", "my{1}.npz"],
+    ),
     ({"custom_datasets": {"own": {"label": "x"}}}, ["custom_datasets.own.path", "missing"]),
     ({"figures": {"formats": ["svg"]}}, ["figures.formats", "png"]),
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..io.errors import UserError
-from ..io.files import with_home
+from ..io.files import path_text
 from . import sources
 from .sources import SourceFile
 
@@ -77,7 +77,7 @@ class CustomDataset(BaseModel):
 
     label: Annotated[str, Field(min_length=1)]
     """Title of its column in figures."""
-    path: Annotated[str, Field(min_length=1), AfterValidator(with_home)]
+    path: Annotated[str, Field(min_length=1), AfterValidator(path_text)]
     """A .npz file with the arrays train_images and test_images (uint8; N x H x W, N x H x W x
     channels or N x channels x H x W) and train_labels and test_labels (integers from 0), or a
     folder with train/ and test/, each with one folder of image files per class."""

@@ -29,7 +29,7 @@ from pydantic import (
 from ..data.registry import DATASETS, CustomDataset, DatasetEntry, dataset_entry, folder_suffix
 from ..figures import NAMES, STUDIES
 from ..io.errors import UserError
-from ..io.files import with_home
+from ..io.files import path_text
 from ..io.model import Model, Strict, each_once
 from ..io.text import did_you_mean, shown
 from ..io.yaml import read_yaml
@@ -45,18 +45,7 @@ LONGEST_NAME = 64
 Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
 
 
-def _path_text(value: str) -> str:
-    if not value.strip():
-        raise ValueError("must not be empty; leave the key out instead")
-    value = with_home(value)
-    if "{" in value or "}" in value:
-        raise ValueError("must not hold { or }, which stand for wildcards in Snakemake")
-    if len(value) > 2000 or max(len(part.encode()) for part in value.split("/")) > 255:
-        raise ValueError("is too long for a file system; shorten it")
-    return value
-
-
-PathText = Annotated[str, AfterValidator(_path_text)]
+PathText = Annotated[str, AfterValidator(path_text)]
 
 
 class _PartialNetwork(BaseModel):

@@ -54,6 +54,18 @@ def with_home(path: str) -> str:
     return expanded
 
 
+def path_text(value: str) -> str:
+    """`value` as a path that a config may name; raises ValueError."""
+    if not value.strip():
+        raise ValueError("must not be empty; leave the key out instead")
+    value = with_home(value)
+    if "{" in value or "}" in value:
+        raise ValueError("must not hold { or }, which stand for wildcards in Snakemake")
+    if len(value) > 2000 or max(len(part.encode()) for part in value.split("/")) > 255:
+        raise ValueError("is too long for a file system; shorten it")
+    return value
+
+
 def remove_temporaries(folder: str | Path) -> None:
     """Delete what killed processes left half-written under a folder that nobody else writes to."""
     for path in Path(folder).rglob(f"{PREFIX}*{SUFFIX}"):
