@@ -106,7 +106,8 @@ class TrainingRecipe(Model):
     halves it if its memory runs out."""
     tensorboard: bool = False
     """Also write TensorBoard event files to the folder `tensorboard` of each run: losses and errors
-    during training, statistics after they are measured. Needs the package tensorboard."""
+    during training, statistics after they are measured. Only jobs that run from then on write them,
+    and setting it runs none again. Needs the package tensorboard."""
 
     def unread(self) -> Collection[str]:
         """See :class:`Model`."""
