@@ -377,6 +377,18 @@ def test_prepare_class_without_test_images_is_kept_with_a_warning(tmp_path, caps
     assert data.card["counts"]["test"]["kept"] == [0, 2, 0, 1]
 
 
+def test_card_describes_a_changed_file_as_it_was_prepared(tmp_path):
+    old = prepare_labels(tmp_path, [0, 1], [0, 1]).card["source"]
+    custom = CustomDataset(label="Mine", path=str(tmp_path / "mine.npz"))
+    with np.load(custom.path) as arrays:
+        changed = dict(arrays) | {"test_labels": np.array([1, 0])}
+    np.savez(custom.path, **changed)
+    new = prepare_dataset("mine", tmp_path / "raw", tmp_path / "out", DataRecipe(), custom=custom)
+    found = hashlib.sha256(Path(custom.path).read_bytes()).hexdigest()
+    assert new["source"]["files"][0]["sha256"] == found != old["files"][0]["sha256"]
+    assert new["source"].keys() == old.keys() and new["source"]["dataset"] == "mine"
+
+
 def test_custom_npz_with_image_size_px_is_refused():
     with pytest.raises(ValueError, match="folder of images"):
         CustomDataset(label="Mine", path="x.npz", image_size_px=3)

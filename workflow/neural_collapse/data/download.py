@@ -197,7 +197,8 @@ def _imagenet(entry: DatasetEntry, given: str | None, progress: Progress) -> dic
     return {"kind": "ilsvrc", "folder": str(folder.resolve()), "files": records}
 
 
-def _custom(entry: DatasetEntry) -> dict[str, Any]:
+def custom_source(entry: DatasetEntry) -> dict[str, Any]:
+    """What source.json says of a user-defined dataset as it is now; raises UserError."""
     assert entry.path is not None
     where, path = f"custom_datasets.{entry.name}.path", entry.path
     if entry.format == "image_folder":
@@ -257,7 +258,7 @@ def download_dataset(
     source: dict[str, Any] | None = None
     # Files that are not copied are checked before anything is written.
     if entry.format in ("npz", "image_folder"):
-        source = _custom(entry)
+        source = custom_source(entry)
     elif entry.format == "ilsvrc":
         source = _imagenet(entry, imagenet_folder, progress)
     elif entry.files and mirror and not _is_url(mirror) and not Path(mirror).is_dir():

@@ -34,6 +34,7 @@ from ..io.progress import say
 from ..io.text import shown
 from .archives import AGAIN, verify_file
 from .decoding import Decoding, decode_images
+from .download import custom_source
 from .image_files import ImageIndex, index_ilsvrc, index_image_folder
 from .parsers import Arrays, read_cifar, read_mnist, read_npz, read_stl10, read_svhn
 from .pixels import average_pooled, check_square, mean_and_std, padded, resized
@@ -323,6 +324,8 @@ def prepare_dataset(
     output = Path(output_folder)
     partial = output.with_name(output.name + ".partial")
     source = _source(Path(raw_folder), entry)
+    if custom is not None:  # it may have changed since its source.json was written
+        source |= custom_source(entry)
     where = Path(source["folder"] or raw_folder)
     with written(output), one_at_a_time(output / ".lock"):
         read = _read(entry, source, where)
