@@ -57,6 +57,10 @@ def test_with_imagenet_it_is_the_papers_480_trainings(folder):
     [
         ("sedes=[1]", "unknown key 'sedes'; did you mean 'seeds'?"),
         ("recipe={measurement: {epochs: [1, 9999]}}", "measurement.epochs asks for epoch 9999"),
+        (
+            "overrides=[{recipe: {network: {family: custom, function: 'textwrap:dednet'}}}]",
+            "function 'textwrap:dednet': module 'textwrap' has no attribute 'dednet'",
+        ),
     ],
 )
 def test_a_wrong_config_is_one_sentence_before_any_job(change, sentence, folder):

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 
 from neural_collapse.io import versions
 from neural_collapse.experiment.config import check_config
-from neural_collapse.experiment.layers import check_layers
+from neural_collapse.experiment.layers import check_functions, check_layers
 from neural_collapse.experiment.paths import candidate_job, cell_job, run_job
 from neural_collapse.experiment.provenance import code_hash
 from neural_collapse.experiment.recipe import write_recipe
@@ -31,6 +31,8 @@ try:
         read_yaml(path)  # Snakemake silently uses the last of two equal keys
     CONFIG = check_config(config, ", ".join(map(str, workflow.configfiles)))
     if workflow.is_main_process:
+        if not workflow.deployment_settings.deployment_method:  # else it is the jobs' alone
+            check_functions(CONFIG, ", ".join(map(str, workflow.configfiles)))
         check_layers(CONFIG, ", ".join(map(str, workflow.configfiles)))
     EXPERIMENT = Experiment(CONFIG)
     REFERENCE = EXPERIMENT.reference_files(ROOT)

@@ -12,7 +12,7 @@ from neural_collapse.collapse.measure import compute_moments
 from neural_collapse.collapse.moments import StoredMoments
 from neural_collapse.collapse.result import CollapseResult
 from neural_collapse.experiment.config import check_config, load_config, resolve_recipe
-from neural_collapse.experiment.layers import check_layers
+from neural_collapse.experiment.layers import check_functions, check_layers
 from neural_collapse.experiment.plan import plan
 from neural_collapse.experiment.stages.measure import statistics_of
 from neural_collapse.figures import STUDIES
@@ -91,10 +91,22 @@ def test_layers_that_exist_are_taken_whatever_the_family():
 def test_recipes_without_layers_do_not_wait_for_torch():
     code = (
         "import sys; from neural_collapse.experiment.config import load_config;"
-        "from neural_collapse.experiment.layers import check_layers;"
-        "check_layers(load_config('config/quickstart.yaml')); sys.exit('torch' in sys.modules)"
+        "from neural_collapse.experiment.layers import check_functions, check_layers;"
+        "config = load_config('config/quickstart.yaml'); check_layers(config);"
+        "check_functions(config); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_a_function_that_cannot_be_imported_is_named_and_none_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("functions_here.py").write_text("def small(): raise RuntimeError")
+    check_functions(config({}, {"family": "custom", "function": "functions_here:small"}))
+    wrong = config({}, {"family": "custom", "function": "functions_here:smal"})
+    with pytest.raises(UserError, match="no attribute 'smal'; correct its name") as error:
+        check_functions(wrong, "my.yaml")
+    assert str(error.value).startswith("my.yaml: the recipe of digits x vgg: function ")
+    assert "" not in sys.path
 
 
 def moments(random, dim):

@@ -96,6 +96,7 @@ def test_family_alone_is_enough():
         ({"name": "densenet40", "compression": float("nan")}, "'compression' is nan"),
         ({"name": "densenet40", "memory_efficient": 1}, "'memory_efficient' is 1"),
         ({"family": "custom", "function": "nets.mlp"}, 'write "module:function"'),
+        ({"family": "custom", "function": "nets.py:mlp"}, "write the module's name without .py"),
         ({"family": "custom"}, "needs the key 'function'"),
         (
             {"family": "custom", "function": "a:b", "arguments": {"x": [{"y": "$classes"}]}},

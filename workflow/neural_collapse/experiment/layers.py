@@ -1,6 +1,8 @@
-"""Checks, before any job starts, that measured layers and other datasets exist and fit."""
+"""Checks, before any job starts, that functions, layers and other datasets exist and fit."""
 
 from __future__ import annotations
+
+import sys
 
 from ..io.errors import UserError
 from .config import Config, resolve_recipe
@@ -25,6 +27,23 @@ def check_layers(config: Config, source: str = "config") -> None:
         except UserError as error:
             place = f"{source}: the recipe of {' x '.join(cell)}"
             raise UserError(f"{place}: {error}") from None
+
+
+def check_functions(config: Config, source: str = "config") -> None:
+    """Raise UserError where the function of a cell's network cannot be imported."""
+    for cell in config.cells():
+        network = resolve_recipe(config, *cell).network
+        if network.family != "custom":
+            continue  # without importing torch
+        from ..networks.user_defined import _imported
+
+        sys.path.insert(0, "")  # as for the jobs, which are started with python -m
+        try:
+            _imported(network.function)
+        except UserError as error:
+            raise UserError(f"{source}: the recipe of {' x '.join(cell)}: {error}") from None
+        finally:
+            sys.path.remove("")
 
 
 def check_measured(recipe: Recipe, size: DataSize) -> None:

@@ -25,7 +25,7 @@ from .cost import (
     plan_cells,
     training_images,
 )
-from .layers import check_layers
+from .layers import check_functions, check_layers
 
 H100_SPEEDS = Path(__file__).with_name("h100_speeds.json")
 """What check-gpu measured on an H100, for a GPU where neither it nor a training has run."""
@@ -286,6 +286,7 @@ def plan(config: Config, device: str | None = None) -> str:
         return f"Experiment {config.experiment}: nothing is trained, it shows reference runs"
     from ..training.lease import physical_gpus
 
+    check_functions(config)
     check_layers(config)
     if device is None:
         wanted = config.device == "cuda" or (config.device == "auto" and physical_gpus())

@@ -144,6 +144,13 @@ class CustomRecipe(_Recipe):
     """Keyword arguments of the function. $channels, $num_classes and $image_size_px are
     replaced by values of the dataset."""
 
+    @field_validator("function")
+    @classmethod
+    def _module(cls, function: str) -> str:
+        if function.partition(":")[0].endswith(".py"):
+            raise ValueError("write the module's name without .py")
+        return function
+
     @field_validator("arguments")
     @classmethod
     def _known_placeholders(cls, arguments: dict[str, Any]) -> dict[str, Any]:
