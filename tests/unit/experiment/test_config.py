@@ -267,6 +267,27 @@ BAD_VALUES = [
         {"recipe.training.optimizer": {"name": "adam", "betas": [0.9, 1.0]}},
         ["training.optimizer.betas.1", "less than 1", "1.0"],
     ),
+    ({"recipe.training.learning_rate": 0.1}, ["training.learning_rate", "write sweep.learning_r"]),
+    ({"recipe.training.optimizer": {"name": "adam", "lr": 1}}, ["lr", "write sweep.learning_r"]),
+    ({"recipe.training.label_smoothing": 0.2}, ["written as loss: label_smoothing"]),
+    (
+        {"recipe.training.smoothing": 0.2},
+        ["recipe.training.smoothing: is read only with training.loss: label_smoothing; write that"],
+    ),
+    (
+        {"overrides": [{"recipe": {"training": {"loss": "mse", "focal_gamma": 3}}}],
+         "recipe.training.loss": "focal"},
+        ["overrides.0.recipe.training.focal_gamma: is read only with training.loss: focal"],
+    ),
+    (
+        {"recipe.training": {"momentum": 0.5, "optimizer": {"name": "adam"}}},
+        ["training.momentum: is read only with training.optimizer.name: sgd or sgdw"],
+    ),
+    ({"recipe.training.optimizer": {"betas": [0.8, 0.9]}}, ["read only", "name: adam or adamw"]),
+    (
+        {"recipe.sweep": {"learning_rate": 0.1, "additional_learning_rates": [0.2]}},
+        ["additional_learning_rates: is read only with sweep.learning_rate: null"],
+    ),
     ({"recipe.training.weight_decay": math.inf}, ["recipe.training.weight_decay", "finite"]),
     ({"recipe.training.deterministic": "perhaps"}, ["deterministic", "true or false"]),
     (
@@ -399,6 +420,21 @@ def test_config_counts_of_classes_that_are_not_known_refuse_nothing():
         {"recipe.training": {"batch_size": 2000, "keep_incomplete_batch": True}},
         {"recipe.data.random_labels": 1, "recipe.sweep.learning_rate": 0.05},
         {"recipe.data.random_labels": 0.5},
+        {"recipe.training": {"smoothing": 0.1, "momentum": 0.9}},
+        {"recipe.sweep": {"learning_rate": 0.1, "count": 3}},
+        # Read by some cells, or by those of the whole experiment of which this is a part.
+        {
+            "recipe.training": {"smoothing": 0.2, "momentum": 0.5},
+            "overrides": [
+                {"architectures": ["vgg"], "recipe": {"training": {"loss": "label_smoothing"}}},
+                {"recipe": {"training": {"optimizer": {"name": "adam"}}}},
+                {"recipe": {"training": {"optimizer": {"betas": [0.8, 0.9]}}}},
+            ],
+        },
+        {
+            "recipe.sweep.additional_learning_rates": [0.3],
+            "overrides": [{"recipe": {"sweep": {"learning_rate": 0.1}}}],
+        },
     ],
 )
 def test_config_value_at_a_limit_is_right(changes):

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -46,6 +47,20 @@ Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
 
 
 PathText = Annotated[str, AfterValidator(path_text)]
+
+
+_ADAM = ("adam", "adamw")
+_READ_WITH: dict[str, tuple[str, tuple]] = {
+    "training.smoothing": ("training.loss", ("label_smoothing",)),
+    "training.focal_gamma": ("training.loss", ("focal",)),
+    "training.mse_reduction": ("training.loss", ("mse",)),
+    "training.momentum": ("training.optimizer.name", ("sgd", "sgdw")),
+    "training.optimizer.betas": ("training.optimizer.name", _ADAM),
+    "training.optimizer.epsilon": ("training.optimizer.name", _ADAM),
+    "sweep.held_out_fraction": ("sweep.selection", ("held_out_error",)),
+    "sweep.additional_learning_rates": ("sweep.learning_rate", (None,)),
+}
+"""Keys of a recipe that are read only with some values of another key."""
 
 
 class _PartialNetwork(BaseModel):
@@ -312,7 +327,41 @@ def check_config(values: Any, source: str = "config") -> Config:
         _check_folder(Path(getattr(config, key)), f"{source}: {key}")
     for cell in product(config.datasets, config.architectures) if config.shows_own else ():
         resolve_recipe(config, *cell, source)
+    _check_read(config, source)
     return config
+
+
+def _check_read(config: Config, source: str) -> None:
+    """Raise UserError for a key that is set and that no recipe made of it can read.
+
+    The cells of overrides are not looked at: this config may be a part of a larger experiment.
+    """
+    parts = [config.recipe, *(override.recipe for override in config.overrides)]
+    given = [part.model_dump(exclude_unset=True) for part in parts]
+    for key, (chosen_by, readers) in _READ_WITH.items():
+        usual, choice = attrgetter(key, chosen_by)(RecipeParts())
+        choices = [_at(part, chosen_by, ...) for part in given]
+        if choices[0] is ...:
+            choices[0] = choice
+        for number, part in enumerate(given):
+            # What an override does not choose itself was chosen before it; what follows may change.
+            first = 0 if choices[number] is ... else number
+            if _at(part, key, usual) != usual and not set(choices[first:]) & set(readers):
+                place = f"overrides.{number - 1}.recipe" if number else "recipe"
+                values = " or ".join("null" if value is None else value for value in readers)
+                raise UserError(
+                    f"{source}: {place}.{key}: is read only with {chosen_by}: {values}; write that "
+                    "as well, or leave this key out"
+                )
+
+
+def _at(values: Any, path: str, default: Any) -> Any:
+    """The value at a path of keys; `default` where there is none."""
+    for key in path.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            return default
+        values = values[key]
+    return values
 
 
 def _check_folder(folder: Path, source: str) -> None:

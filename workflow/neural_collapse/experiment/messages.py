@@ -12,12 +12,17 @@ from ..io.errors import UserError
 from ..io.text import did_you_mean, shown
 
 _ONE_JOB = "no longer exists: every learning rate is a job of its own"
-REMOVED_KEYS = {
+_SWEPT = "belongs to the sweep; write sweep.learning_rate"
+OTHER_KEYS = {
     "sweep.together": f"{_ONE_JOB}, and small jobs share a GPU by resources.gpu_slots; remove it",
     "sweep.together_as": f"{_ONE_JOB}; remove it",
     "sweep.halving_epochs": f"{_ONE_JOB} and is trained to its end; remove it",
+    "sweep.lr": "is called learning_rate",
+    **dict.fromkeys(("training.learning_rate", "training.lr"), _SWEPT),
+    **dict.fromkeys(("training.optimizer.learning_rate", "training.optimizer.lr"), _SWEPT),
+    "training.label_smoothing": "is written as loss: label_smoothing, and its amount as smoothing",
 }
-"""What became of keys of earlier versions."""
+"""What became of keys of earlier versions, and what keys of other programs are called here."""
 
 # Pydantic's words for programmers, and a config file's.
 _WORDS = (
@@ -85,8 +90,8 @@ def one_sentence(error: ValidationError, source: str, root: type[BaseModel]) -> 
     key = ".".join(part if part.isprintable() else ascii(part)[1:-1] for part in parts)
     key = key if len(key) <= 200 else f"{key[:200]}..."
     if problem["type"] == "extra_forbidden":
-        if key.split("recipe.")[-1] in REMOVED_KEYS:
-            return f"{source}: the key '{key}' {REMOVED_KEYS[key.split('recipe.')[-1]]}"
+        if key.split("recipe.")[-1] in OTHER_KEYS:
+            return f"{source}: the key '{key}' {OTHER_KEYS[key.split('recipe.')[-1]]}"
         suggestion = _suggestion(root, location[:-1], str(location[-1]))
         return f"{source}: unknown key '{key}'{suggestion}"
     if problem["type"] == "missing":
