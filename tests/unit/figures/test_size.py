@@ -58,6 +58,16 @@ def test_what_is_smaller_is_one_sentence():
     assert size_sentence(runs, Layout.of(runs)).endswith(f"; {SMALL} (FashionMNIST).")
 
 
+@pytest.mark.parametrize("network", ["ResNet18", "ResNet18 width 8"])
+def test_another_stem_than_the_papers_is_named_with_the_network(network):
+    tables = papers_tables()
+    runs = tables["runs"]
+    recipe = {"network": {"family": "resnet", "stem": "imagenet"}}
+    runs.loc[runs.architecture == "resnet", ["network", "recipe"]] = [network, json.dumps(recipe)]
+    said = f"Not of the paper's size: {network} with ImageNet's stem."
+    assert size_sentence(runs, Layout.of(runs)) == said
+
+
 def test_runs_of_the_papers_size_say_nothing():
     tables = papers_tables()
     assert size_sentence(tables["runs"], Layout.of(tables["runs"])) == ""

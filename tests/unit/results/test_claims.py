@@ -307,7 +307,7 @@ def papers_recipe(**changes):
             {"data__imbalance": {"kind": "exponential", "ratio": 9.0, "minority_classes": [3, 1]}},
             "9 : 1 exponential imbalance of 2 minority classes",
         ),
-        ({"network__stem": "imagenet"}, "imagenet for small stem"),
+        ({"network__stem": "imagenet"}, "imagenet stem instead of small"),
         # These change no result, or only what is drawn at random.
         ({"training__threads": 4, "robustness__seed": 3}, ""),
         ({"training__evaluation_batch_size": 7, "measurement__activation_classes": [2, 3, 4]}, ""),
@@ -324,7 +324,7 @@ def test_a_narrow_networks_stem_is_a_deviation_beside_its_width():
     narrow = {"network": "ResNet18 width 8"}
     narrow["recipe"] = papers_recipe(network__width=8, network__stem="imagenet")
     table = build_table_1(measured({"error": {350: 0.01}}), runs(narrow))
-    said = "ResNet18 width 8 for ResNet18; imagenet for small stem"
+    said = "ResNet18 width 8 for ResNet18; imagenet stem instead of small"
     assert table.deviations.tolist() == [said]
 
 

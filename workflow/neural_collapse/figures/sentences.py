@@ -112,26 +112,32 @@ def note(runs: pd.DataFrame, layout: Layout) -> str:
     return joined("Reference runs." if shipped else "", size_sentence(runs, layout))
 
 
+_STEMS = {"imagenet": "ImageNet's stem", "small": "the stem for small images"}
+
+
 def _sizes(runs: list[dict[str, Any]], layout: Layout) -> list[str]:
     images: dict[str, dict[str, None]] = {}
     networks: dict[str, dict[str, list[str]]] = {name: {} for name in layout.architectures}
     for run in runs:
-        title = layout.datasets[run["dataset"]]
+        title, network, recipe = layout.datasets[run["dataset"]], run["network"], run_recipe(run)
         protocol = paper.PROTOCOL.get((run["dataset"], run["architecture"]))
         # A published network is called by its name alone, a user-defined one as its user likes.
-        same = " (" not in run["network"]
+        same = " (" not in network
         if protocol is not None:
-            same = run["network"] == protocol.network
+            stem = recipe.get("network", {}).get("stem")
+            if stem is not None and stem != protocol.recipe["network"].get("stem"):
+                network += f" with {_STEMS[stem]}"
+            same = network == protocol.network
             texts = []
             if run["train_examples"] != protocol.train_examples:
                 texts.append(f"{run['train_examples'] / run['num_classes']:,.0f} images a class")
-            side = protocol.side_px(run_recipe(run).get("data", {}))
+            side = protocol.side_px(recipe.get("data", {}))
             if side != protocol.image_size_px:
                 texts.append(f"{side} px")
             if texts:
                 images.setdefault(", ".join(texts), {})[title] = None
         if not same:
-            networks[run["architecture"]].setdefault(run["network"], []).append(title)
+            networks[run["architecture"]].setdefault(network, []).append(title)
     parts = [f"{', '.join(titles)} {text}" for text, titles in images.items()]
     counts = Counter(run["architecture"] for run in runs)
     for architecture, found in networks.items():

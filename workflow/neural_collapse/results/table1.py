@@ -41,7 +41,7 @@ def _accuracy(rows: pd.DataFrame, seed: int, epoch: float) -> float:
 # What a recipe may have otherwise, and how that is said: {0} is ours, {1} the paper's. Left out is
 # what changes last digits at most, what is drawn at random, and what columns of the table say.
 _WORDS = {
-    "network.stem": "{0} for {1} stem",
+    "network.stem": "{0} stem instead of {1}",
     "network.pooled_size_px": "maps pooled to {0} for {1} px",
     "data.test_examples_per_class": "{0} for {1} test images a class",
     "training.batch_size": "batch size {0} for {1}",
