@@ -164,6 +164,18 @@ def test_matrix_fits_the_window_and_says_the_numbers_of_a_sign(window, built, op
 
 
 @pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_numbers_of_a_sign_are_in_the_window_and_hide_no_sign_in_focus(window, built, open_page):
+    page = open_page(built / "report.html", window)
+    # As tall as a matrix of 21 networks.
+    page.locator("#matrix").evaluate("(m) => { m.style.height = '140vh'; m.scrollIntoView(); }")
+    for number in (0, 17, 65):
+        page.locator("#matrix button").nth(number).focus()
+        sign, detail = (page.locator(s).bounding_box() for s in ("#matrix .shown", "#detail"))
+        assert 0 <= sign["y"] and sign["y"] + sign["height"] <= detail["y"]
+        assert detail["y"] + detail["height"] <= window["viewport"]["height"]
+
+
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_no_option_of_a_command_is_split_at_the_end_of_a_line(window, built, open_page):
     options = open_page(built / "report.html", window).locator("figcaption pre span")
     assert options.all_inner_texts()[:3] == ["--tables", "--figure", "--datasets"]
