@@ -153,7 +153,7 @@ def _summary(runs: pd.DataFrame, provenance: Sequence[Mapping[str, Any]]) -> lis
         "Reached the terminal phase": f"{reached} of {len(runs)}",
         "Diverged": str(diverged or ""),
         "Device": ", ".join(devices),
-        "Training time, sweeps apart": duration_text(sum(seconds)) if seconds else "",
+        "Training time without sweeps": duration_text(sum(seconds)) if seconds else "",
     }
     return [(name, text) for name, text in rows.items() if text]
 
