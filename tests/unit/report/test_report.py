@@ -93,7 +93,7 @@ def test_every_figure_is_inlined_with_caption_command_and_alternative_text(built
         data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
         assert data == (root / "figures" / f"{name}.png").read_bytes()
         text = caption(name, root / "tables")
-        assert text in image["alt"]
+        assert image["alt"] == f"{FIGURES[name].label}: {FIGURES[name].title}"
         assert text.replace("_", "") in page.text.replace("_", "")
     assert "Σ<sub>W</sub> Σ<sub>B</sub>⁺" in html
 

@@ -238,6 +238,23 @@ def test_a_phone_shows_the_page_without_moving_it_sideways(name, built, open_pag
     assert page.locator("h1").bounding_box()["width"] <= 390
 
 
+@pytest.mark.parametrize("window", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_text_of_every_picture_is_large_enough_to_read(window, built, open_page):
+    page = open_page(built / "report.html", window)
+    for image in page.locator("img").all():
+        scale = image.bounding_box()["width"] / image.evaluate("(image) => image.naturalWidth")
+        assert 6 / 72 * 300 * scale > 8, "CSS pixels of 6 points"
+        image.scroll_into_view_if_needed()
+    overview = page.locator("#overview .picture")
+    overview.focus()
+    before = page.evaluate("scrollX")
+    page.keyboard.press("ArrowRight")
+    wider = overview.evaluate("(e) => e.scrollWidth > e.clientWidth")
+    assert wider == (window == PHONE) and before == page.evaluate("scrollX") == 0
+    if wider:
+        page.wait_for_function("document.querySelector('#overview .picture').scrollLeft > 0")
+
+
 def test_links_lead_to_tables_that_can_be_read(built, open_page):
     page = open_page(built / "report.html")
     targets = page.evaluate("[...document.links].map((link) => link.href)")
