@@ -311,6 +311,17 @@ def test_the_overview_has_a_row_for_each_cell_that_was_run(tables, layout):
     assert figure.axes[0].texts[0].get_text() == short_number(last)
 
 
+def test_the_overview_shows_bands_of_seeds_whole(seeded):
+    rows = seeded["measurements"].copy()
+    rows.loc[(rows.seed == 1) & (rows.epoch > 0), "value"] *= 3
+    figure = figures.overview(rows, seeded["runs"], Layout.of(seeded["runs"]))
+    for ax in figure.axes:
+        low, high = ax.get_ylim()
+        for band in ax.collections:
+            epochs, values = band.get_paths()[0].vertices.T
+            assert low <= values.min() and values[epochs > 0].max() <= high
+
+
 @pytest.mark.parametrize("epoch_axis", ["linear", "log"])
 def test_the_overviews_numbers_stand_clear_of_its_curves(epoch_axis):
     tables = make_tables(("digits",), last=60)

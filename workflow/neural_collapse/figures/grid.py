@@ -194,7 +194,7 @@ def draw_grid(spec: GridFigure, measurements, runs, layout, look) -> Figure:
 
 
 def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared: str) -> None:
-    points = {ax: _points(ax, spec.log_y) for ax in drawn}
+    points = {ax: points_of(ax, spec.log_y) for ax in drawn}
     for row in axes:
         for column, ax in enumerate(row):
             if ax not in drawn:
@@ -217,7 +217,7 @@ def _vertical_axes(spec: GridFigure, axes: np.ndarray, drawn: list[Axes], shared
                 ax.tick_params(labelleft=False)
 
 
-def _points(ax: Axes, log_y: bool) -> np.ndarray:
+def points_of(ax: Axes, log_y: bool) -> np.ndarray:
     """Epochs and values (N, 2) of curves and bands that the axis can show."""
     data = [np.asarray(line.get_xydata(), dtype=float) for line in curves_of(ax)]
     data += [path.vertices for band in ax.collections for path in band.get_paths()]

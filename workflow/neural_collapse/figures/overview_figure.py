@@ -17,6 +17,7 @@ from .grid import (
     highest,
     mark_cut_curves,
     mark_terminal_phase,
+    points_of,
     set_epoch_axis,
 )
 from .sentences import note
@@ -104,11 +105,10 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
         blank_panel(ax, empty_reason(runs, *cell))
         return
     mark_terminal_phase(ax, runs, *cell, note="", markersize=2.8)
-    lines = [np.asarray(line.get_xydata(), float) for line in curves_of(ax)]
-    points = np.concatenate(lines)
+    lines, points = curves_of(ax), points_of(ax, log_y)
     low, high = points[:, 1].min(), points[:, 1].max() if log_y else highest(points)
     # The numbers stand in the upper right corner, except below a single curve that rises.
-    rises = len(lines) == 1 and not log_y and lines[0][-1, 1] > (low + high) / 2
+    rises = len(lines) == 1 and not log_y and lines[0].get_ydata()[-1] > (low + high) / 2
     if log_y:
         ax.set_yscale("log")
         ratio = max(high / low, 10.0)
