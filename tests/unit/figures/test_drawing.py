@@ -322,6 +322,22 @@ def test_the_overview_shows_bands_of_seeds_whole(seeded):
             assert low <= values.min() and values[epochs > 0].max() <= high
 
 
+def test_the_overviews_number_is_of_the_last_epoch_and_of_every_seed(seeded):
+    rows = seeded["measurements"].copy()
+    one = {"dataset": "digits", "architecture": "vgg", "split": "train"}
+    cut = of(rows, **one, statistic="nc1_within_class_variability", seed=1)
+    rows.loc[cut[cut.epoch > 40].index, "value"] = np.nan
+    figure = figures.overview(rows, seeded["runs"], Layout.of(seeded["runs"]))
+    last = of(rows, **one, statistic="nc2_equinorm_means", epoch=60).value
+    assert [t.get_text() for ax in figure.axes[:2] for t in ax.texts][:2] == [
+        "–",
+        short_number(last.mean()),
+    ]
+    assert "last epoch (–: not defined in every seed)" in captions.overview(
+        rows, seeded["runs"], Layout.of(seeded["runs"])
+    )
+
+
 @pytest.mark.parametrize("epoch_axis", ["linear", "log"])
 def test_the_overviews_numbers_stand_clear_of_its_curves(epoch_axis):
     tables = make_tables(("digits",), last=60)

@@ -171,7 +171,7 @@ def test_numbers_of_a_sign_are_in_the_window_and_hide_no_sign_in_focus(window, b
     for number in (0, 17, 65):
         page.locator("#matrix button").nth(number).focus()
         sign, detail = (page.locator(s).bounding_box() for s in ("#matrix .shown", "#detail"))
-        assert 0 <= sign["y"] and sign["y"] + sign["height"] <= detail["y"]
+        assert sign["y"] >= 0 and sign["y"] + sign["height"] <= detail["y"]
         assert detail["y"] + detail["height"] <= window["viewport"]["height"]
 
 

@@ -123,9 +123,10 @@ def overview(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_)
     return joined(
         "A row for each dataset and network that was run. NC1 on a logarithmic axis, everything "
         "else linear from zero, each panel on its own scale; mismatch and error in %; the number "
-        "in the corner is the value at the last epoch. NC1 to NC3 on the train set, NC4's mismatch "
-        "and robustness on the test set. Blue: class means, train error and single curves; orange: "
-        f"classifiers, test error. Epoch 0 is the network before training, {_CUT}.",
+        "in the corner is the value at the last epoch (–: not defined in every seed). NC1 to NC3 "
+        "on the train set, NC4's mismatch and robustness on the test set. Blue: class means, train "
+        "error and single curves; orange: classifiers, test error. Epoch 0 is the network before "
+        f"training, {_CUT}.",
         terminal_phase_sentence(runs, layout),
         seeds_sentence(measurements, layout),
         size_sentence(runs, layout),

@@ -53,7 +53,7 @@ def overview(measurements, runs, layout, look) -> Figure:
     """The overview from the tables `measurements` and `runs`; cells that were not run are left out.
 
     Each panel has its own vertical scale, from zero (NC1: logarithmic); the number in its corner
-    is the mean over seeds at the last epoch.
+    is the mean over seeds at the last epoch, a dash if it is not defined in all of them.
     """
     among_own = len(origins_of(runs)) > 1
     cells = [
@@ -125,12 +125,14 @@ def _draw_panel(ax, data, series, log_y, scale, runs, cell, last, epoch_axis) ->
     ax.yaxis.set_minor_locator(NullLocator())
     set_epoch_axis(ax, last, epoch_axis)
     ax.tick_params(axis="x", labelsize=6)
-    texts = []
+    texts, rows = [], rows_of(data, *cell)
     for one in series:
-        points = finite_values(rows_of(data, *cell), one.statistic, one.split)
+        points = finite_values(rows, one.statistic, one.split)
         if len(points):
-            final = scale * points.loc[points["epoch"] == points["epoch"].max(), "value"].mean()
-            texts.append((style.short_number(final), style.darker(style.LOOKS[one.look]["color"])))
+            final = scale * points.loc[points["epoch"] == rows["epoch"].max(), "value"]
+            known = len(final) == rows["seed"].nunique()
+            text = style.short_number(final.mean()) if known else "–"
+            texts.append((text, style.darker(style.LOOKS[one.look]["color"])))
     for place, (text, colour) in enumerate(texts):
         ax.text(
             0.98,
