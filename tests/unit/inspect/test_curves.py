@@ -32,6 +32,14 @@ def test_text_plot_rising_points_stand_at_their_values():
     assert lines[-1].endswith("epoch 10") and max(map(len, lines)) <= 31
 
 
+@pytest.mark.parametrize(("before", "shown"), [(1.4, True), (1.6, False)])
+def test_text_plot_leaves_out_epoch_0_where_it_presses_the_others_flat(before, shown):
+    lines = text_plot("error", {"": pd.Series([before, 1.0, 0.5, 0.1])}, width=30, height=6)
+    assert lines[0].strip() == ("error" if shown else "error, epoch 0 not shown")
+    assert lines[1].split("|")[0].strip() == ("1.4" if shown else "1")
+    assert "".join(body(lines)).count("o") == 3 + shown
+
+
 def test_text_plot_logarithmic_axis_is_even_in_decades():
     y = pd.Series([1000.0, 100, 10, 1, 0])
     rows = body(text_plot("falling", {"": y}, width=49, height=4, log_y=True))

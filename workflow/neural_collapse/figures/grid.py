@@ -24,7 +24,7 @@ from ..results.layout import (
 )
 from . import style
 from .sentences import note
-from .specs import SPECS, EpochAxis, GridFigure, Series
+from .specs import SPECS, EpochAxis, GridFigure, Series, highest
 
 # --------------------------------------------------------------------------- the epoch axis
 
@@ -137,20 +137,6 @@ def curves_of(ax: Axes) -> list[Line2D]:
 
 
 _MARKS = ("terminal-phase", "cut")
-EPOCH_0_RATIO = 1.5
-"""How much larger than every later value one before training may be, to be within the panel."""
-
-
-def highest(points: np.ndarray) -> float:
-    """The largest value that a linear axis shows of `points` (N, 2): epochs and values.
-
-    Values before training that are much larger would press those of two or more later epochs flat.
-    """
-    top, later = points[:, 1].max(), points[points[:, 0] > 0]
-    if len(np.unique(later[:, 0])) < 2:
-        return float(top)
-    high = later[:, 1].max()
-    return float(high if top > EPOCH_0_RATIO * high > 0 else top)
 
 
 def mark_cut_curves(ax: Axes) -> None:

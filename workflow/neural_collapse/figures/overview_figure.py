@@ -14,14 +14,13 @@ from .grid import (
     blank_panel,
     curves_of,
     draw_curves,
-    highest,
     mark_cut_curves,
     mark_terminal_phase,
     points_of,
     set_epoch_axis,
 )
 from .sentences import note
-from .specs import SPECS, Series
+from .specs import SPECS, Series, highest
 
 NUMBER_HEIGHT = 0.24
 """Height of a number in a panel's corner, relative to the panel."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from ..collapse.registry import PAPER_FIGURES, PaperFigure, of_figure
@@ -135,6 +136,22 @@ SPECS: dict[int, GridFigure] = {
         ),
     )
 }
+
+
+EPOCH_0_RATIO = 1.5
+"""How much larger than every later value one before training may be, to be within the panel."""
+
+
+def highest(points: np.ndarray) -> float:
+    """The largest value that a linear axis shows of `points` (N, 2): epochs and values.
+
+    Values before training that are much larger would press those of two or more later epochs flat.
+    """
+    top, later = points[:, 1].max(), points[points[:, 0] > 0]
+    if len(np.unique(later[:, 0])) < 2:
+        return float(top)
+    high = later[:, 1].max()
+    return float(high if top > EPOCH_0_RATIO * high > 0 else top)
 
 
 # --------------------------------------------------------------------------- Figure 1

@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..collapse.registry import PAPER_FIGURES, of_figure
 from ..experiment.recipe import read_recipe
+from ..figures.specs import highest
 from ..io.errors import UserError
 from ..results.tables import OWN, REFERENCE, RUN_KEY, read_table, terminal_phase_epoch
 from ..training.history import History, history_frame
@@ -49,6 +50,8 @@ def text_plot(
 ) -> list[str]:
     """Lines of text that show up to two series of values by epoch on one pair of axes.
 
+    A linear axis leaves out values of epoch 0 where they would press the others flat.
+
     mark: an epoch that is marked with a column of dots, such as the start of the terminal phase.
     """
     left, columns = 9, max(width - 9, 10)
@@ -56,6 +59,10 @@ def text_plot(
     values = pd.concat(kept)
     if values.empty:
         return [f"{title}: not measured"]
+    if not log_y and highest(np.column_stack([values.index, values])) < values.max():
+        title += ", epoch 0 not shown"
+        kept = [y[y.index > 0] for y in kept]
+        values = pd.concat(kept)
     low, high, last = values.min(), values.max(), values.index.max()
     if not log_y:
         low = min(low, 0)
