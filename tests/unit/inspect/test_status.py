@@ -250,7 +250,8 @@ def test_status_text_names_changed_keys(config, job, jobs):
     text = status_text(Path(config.folder), config)
     assert "18 jobs, 4 outdated, 14 waiting" in text
     assert "digits x vgg, 4 jobs: training.epochs was 6, is 9" in text
-    assert "0/2, 1 outdated" in text and "left:" in text
+    assert "0/2, 1 outdated" in text and "left: " in text
+    assert "not counted, since no job of the same kind is finished" in text
 
 
 def test_status_wrong_folder_is_one_sentence(tmp_path, capsys):

@@ -54,7 +54,7 @@ class FigureEntry:
     @property
     def label(self) -> str:
         """Its name in a text: Figure 6, Sweep."""
-        return self.name.replace("_", " ").capitalize()
+        return "ETF" if self.name == "etf" else self.name.replace("_", " ").capitalize()
 
 
 _ENTRIES = (
@@ -75,15 +75,15 @@ _ENTRIES = (
     ),
     FigureEntry(
         *("optimisers", "recipes_figure", captions.optimisers),
-        "Optimisers: NC0 and NC3 against weight decay",
+        "NC0 and NC3 against weight decay",
     ),
     FigureEntry(
         *("losses", "lines_figure", captions.losses),
-        "Losses: neural collapse, calibration, and the parts of the MSE",
+        "Neural collapse, calibration, and the parts of the MSE",
     ),
     FigureEntry(
         *("imbalance", "recipes_figure", captions.imbalance),
-        "Imbalance: the minority's classifiers and accuracy",
+        "The minority's classifiers and accuracy",
     ),
     FigureEntry("etf", "lines_figure", captions.etf, "A fixed ETF classifier, and random labels"),
     FigureEntry(

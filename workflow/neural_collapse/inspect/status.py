@@ -129,7 +129,7 @@ def _taken(job: Job) -> float | None:
 
 
 def seconds_left(statuses: list[JobStatus]) -> tuple[float, int]:
-    """(seconds of one job after another that are left, jobs of which nothing is known).
+    """(seconds left if jobs run one after another, jobs of which nothing is known).
 
     A waiting job takes as long as those of its kind took or will take, of its own cell where
     there are some.
@@ -222,7 +222,9 @@ def stage_summary(statuses: Sequence[JobStatus]) -> str:
 def left_text(statuses: list[JobStatus]) -> str:
     """The time left, and how many jobs it does not count."""
     seconds, unknown = seconds_left(statuses)
-    text = f"about {duration_text(seconds)} of one job after another" if seconds else "unknown"
+    text = f"about {duration_text(seconds)} if jobs run one after another" if seconds else "unknown"
     if unknown:
-        text += f"; {counted(unknown, 'job')} not counted, since none like them is done"
+        text += (
+            f"; {counted(unknown, 'job')} not counted, since no job of the same kind is finished"
+        )
     return text
