@@ -87,6 +87,7 @@ def grid(
 
 
 _CUT = "an arrowhead at the top of a panel where its value lies above it"
+_ZERO_BAND = "a band whose smallest value is zero reaches the lower edge"
 _SCALES = {"row": "row of panels", "none": "panel"}
 
 
@@ -190,7 +191,7 @@ def losses(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -
         "NC1 to NC4 of the train set and the expected calibration error of the test set (15 bins), "
         "one line per loss. The MSE on the train set is an exact sum of three parts: variability "
         "within classes (NC1), class means (NC2 and NC3), and what a least-squares classifier on "
-        "the same features would remove (perpendicular).",
+        f"the same features would remove (perpendicular). Axes are logarithmic; {_ZERO_BAND}.",
         seeds_sentence(measurements, layout),
         "After Han, Papyan and Donoho, ICLR 2022.",
         origin_sentence(runs),
@@ -217,8 +218,8 @@ def imbalance(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_
 def etf(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
     """What the figure of the fixed classifier shows."""
     return joined(
-        "NC1, NC3 and error of the train set and error of the test set, on logarithmic axes; "
-        "values of zero are left out.",
+        "NC1, NC3 and error of the train set and error of the test set, on logarithmic axes; means "
+        f"of zero are left out; {_ZERO_BAND}.",
         seeds_sentence(measurements, layout),
         "After Zhu et al., NeurIPS 2021, and Zhang et al., ICLR 2017.",
         origin_sentence(runs),

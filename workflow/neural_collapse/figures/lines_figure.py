@@ -54,9 +54,7 @@ def _draw_logarithmic(
         curve = curve[curve["mean"] > 0]
         if curve.empty:
             continue
-        # A smallest value of zero lies below every logarithmic axis.
-        low = curve["low"].where(curve["low"] > 0, curve["mean"].min() / 10)
-        _draw(ax, curve.assign(low=low), look, f"{architecture} {statistic}")
+        _draw(ax, curve, look, f"{architecture} {statistic}")
     if not ax.lines:
         blank_panel(ax, "not measured")
         return
