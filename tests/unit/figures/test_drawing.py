@@ -10,6 +10,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from docutils.core import publish_parts
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -255,6 +256,17 @@ def test_sweep_caption_names_no_size_of_a_dataset_without_a_sweep():
     assert size in captions.sweep(tables["sweep"], tables["runs"], Layout.of(tables["runs"]))
     digits = of(tables["sweep"], dataset="digits")
     assert size not in captions.sweep(digits, tables["runs"], Layout.of(tables["runs"]))
+
+
+def test_sweep_says_no_size_of_runs_of_an_origin_without_a_sweep():
+    tables = make_tables(("mnist",), last=5)
+    runs = tables["runs"].assign(origin="own", train_examples=50_000, num_classes=10)
+    both = pd.concat([runs, runs.assign(origin="reference", train_examples=1000)])
+    frames = tables["sweep"].assign(origin="own"), both, Layout.of(both)
+    figure = figures.sweep(*frames)
+    notes = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    for said in (captions.sweep(*frames), " ".join(notes)):
+        assert "images a class" not in said and "eference" not in said
 
 
 def test_a_diverged_candidate_counts_as_all_wrong_whatever_its_last_error(tables):

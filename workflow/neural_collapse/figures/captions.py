@@ -38,6 +38,7 @@ from .specs import (
     final_errors,
     selecting_error,
     swept,
+    swept_runs,
 )
 
 # --------------------------------------------------------------------------- the paper's figures
@@ -112,7 +113,7 @@ def sweep(sweep: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_) -> str:
         "Held-out images are train images that these trainings leave out." if held_out else "",
         "Datasets and networks without a sweep are left out.",
         crosses if diverged else "",
-        size_sentence(runs, swept(errors, layout)),
+        size_sentence(swept_runs(errors, runs), swept(errors, layout)),
         origin_sentence(errors),
     )
 

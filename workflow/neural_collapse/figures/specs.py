@@ -213,6 +213,14 @@ def swept(errors: pd.DataFrame, layout: Layout) -> Layout:
     )
 
 
+def swept_runs(errors: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs whose cell and origin have `errors`, from :func:`final_errors`."""
+    key = ["origin", "dataset", "architecture"]
+    of = runs if "origin" in runs else runs.assign(origin=OWN)
+    drawn = pd.MultiIndex.from_frame(errors[key])
+    return runs[pd.MultiIndex.from_frame(of[key]).isin(drawn)]
+
+
 def final_errors(sweep: pd.DataFrame) -> pd.DataFrame:
     """A row per candidate: its cell, learning_rate, the error by which one is selected in % at the
     end, diverged, selected.

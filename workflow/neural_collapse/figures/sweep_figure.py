@@ -15,7 +15,7 @@ from ..results.layout import origins_of, rows_of
 from . import style
 from .grid import blank_panel
 from .sentences import note
-from .specs import final_errors, selecting_error, swept
+from .specs import final_errors, selecting_error, swept, swept_runs
 
 _TRIED = {**style.MEANS, "markersize": 3}
 _SELECTED = {
@@ -77,7 +77,7 @@ def sweep(sweep, runs, layout, look) -> Figure:
         handles.append(Line2D([], [], label="diverged", **_DIVERGED))
     handles += style.origin_handles(origins_of(errors))
     style.legend_above(figure, handles)
-    style.note_below(figure, note(runs, layout))
+    style.note_below(figure, note(swept_runs(errors, runs), layout))
     return figure
 
 
