@@ -1,5 +1,6 @@
 """Figures 2 to 8: what stands in the panels is what stands in the tables."""
 
+import json
 from itertools import combinations
 
 import numpy as np
@@ -283,12 +284,30 @@ def test_the_caption_says_what_is_shown(tables, layout, seeded):
     caption = captions.grid(SPECS[2], tables["measurements"], tables["runs"], layout)
     assert "single training" in caption and "no band" in caption
     assert "Not run: MNIST subset × DenseNet." in caption
-    assert "99.9 %" in caption and "not reached by every training of Digits × DenseNet" in caption
+    assert "99.9 %" in caption and "not reached in Digits × DenseNet (no TPT)" in caption
     caption = captions.grid(
         SPECS[7], seeded["measurements"], seeded["runs"], Layout.of(seeded["runs"])
     )
     assert "means over 3 seeds" in caption and "smallest to the largest" in caption
     assert "test examples" in caption and "own vertical scale" in caption
+
+
+def test_captions_mark_no_tpt_only_where_a_figure_does(tables, layout, seeded):
+    overview = captions.overview(tables["measurements"], tables["runs"], layout)
+    assert "not reached in Digits × DenseNet." in overview and "no TPT" not in overview
+    runs = seeded["runs"].copy()
+    runs.loc[runs.index[0], "terminal_phase_epoch"] = pd.NA
+    said = captions.grid(SPECS[5], seeded["measurements"], runs, Layout.of(runs))
+    assert "not reached by every training of Digits × VGG." in said and "no TPT" not in said
+
+
+def test_caption_of_figure_8_counts_the_attacked_images(tables, layout):
+    for counts, said in [([100], "100"), ([100, 50], "50 to 100")]:
+        recipes = [json.dumps({"robustness": {"images": n}}) for n in counts]
+        runs = tables["runs"].assign(recipe=np.resize(recipes, len(tables["runs"])))
+        frames = tables["measurements"], runs, layout
+        assert f"Attacked images: {said} (paper: 100)." in captions.grid(SPECS[8], *frames)
+    assert "Attacked" not in captions.grid(SPECS[7], *frames)
 
 
 def test_a_seed_at_zero_stays_in_the_mean_of_a_logarithmic_axis(seeded):

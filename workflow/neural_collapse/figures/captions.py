@@ -21,6 +21,7 @@ from ..results.studies import (
     measured_other,
 )
 from .sentences import (
+    attacked_sentence,
     in_a_list,
     joined,
     origin_sentence,
@@ -76,6 +77,7 @@ def grid(
     shared = spec.shared(look)
     return joined(
         f"{spec.explanation}{marks if len(spec.series) > 1 else ''}.",
+        attacked_sentence(runs, layout) if spec.number == 8 else "",
         "Columns are datasets, rows are networks; every measured epoch is a marker, epoch 0 is the "
         "network before training" + ("." if spec.log_y else f", {_CUT}."),
         "" if shared == "figure" else f"Every {_SCALES[shared]} has its own vertical scale.",
@@ -129,7 +131,7 @@ def overview(measurements: pd.DataFrame, runs: pd.DataFrame, layout: Layout, *_)
         "on the train set, NC4's mismatch and robustness on the test set. Blue: class means, train "
         "error and single curves; orange: classifiers, test error. Epoch 0 is the network before "
         f"training, {_CUT}.",
-        terminal_phase_sentence(runs, layout),
+        terminal_phase_sentence(runs, layout, marked=False),
         seeds_sentence(measurements, layout),
         size_sentence(runs, layout),
         shipped if several else origin_sentence(runs),

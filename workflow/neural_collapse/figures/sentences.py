@@ -68,8 +68,9 @@ def points_sentence(counts: Iterable[float]) -> str:
     )
 
 
-def terminal_phase_sentence(runs: pd.DataFrame, layout: Layout) -> str:
-    """What the mark of the terminal phase means, and which cells have none."""
+def terminal_phase_sentence(runs: pd.DataFrame, layout: Layout, marked: bool = True) -> str:
+    """What the mark of the terminal phase means, and which cells have none; marked: whether the
+    figure says so in their panels."""
     cells = {cell: rows_of(runs, *cell) for cell in layout.cells()}
     accuracies = {a for cell in cells.values() for a in cell["terminal_phase_accuracy"]}
     if not accuracies:
@@ -82,10 +83,20 @@ def terminal_phase_sentence(runs: pd.DataFrame, layout: Layout) -> str:
     reached = {cell: len(terminal_phase_epochs(runs, *cell)) for cell in cells}
     if max(reached.values()) > 1:
         text += ", mean over the seeds (grey: first to last of them)"
-    missed = [layout.title(*cell) for cell, n in reached.items() if len(cells[cell]) > n]
+    never = [layout.title(*cell) for cell, n in reached.items() if len(cells[cell]) and not n]
+    if never:
+        text += f"; not reached in {in_a_list(never)}" + " (no TPT)" * marked
+    missed = [layout.title(*cell) for cell, n in reached.items() if len(cells[cell]) > n > 0]
     if missed:
-        text += f"; not reached by every training of {in_a_list(missed)} (no TPT)"
+        text += f"; not reached by every training of {in_a_list(missed)}"
     return text + "."
+
+
+def attacked_sentence(runs: pd.DataFrame, layout: Layout) -> str:
+    """How many test images are attacked; empty if no recipe says so."""
+    shown = [run_recipe(r) for cell in layout.cells() for _, r in rows_of(runs, *cell).iterrows()]
+    counts = [recipe["robustness"]["images"] for recipe in shown if "robustness" in recipe]
+    return f"Attacked images: {smallest_to_largest(counts)} (paper: 100)." if counts else ""
 
 
 def size_sentence(runs: pd.DataFrame, layout: Layout) -> str:
