@@ -1,11 +1,12 @@
 """Figure 1's scene: points stand where the table says, and what is in front hides the rest."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from neural_collapse.figures import scene
-from neural_collapse.figures.scene import Solid, camera, mesh, render, solids
-from neural_collapse.figures.specs import choose_picture
+from neural_collapse.figures.scene import Solid, camera, mesh, outside_note, render, solids
+from neural_collapse.figures.specs import Picture, choose_picture
 
 BLUE, RED = "#0000FF", "#FF0000"
 EXTENT, WIDTH = 1.5, 200
@@ -54,8 +55,8 @@ def test_camera_is_a_rotation_that_looks_down_on_the_scene():
 
 def test_ball_is_seen_where_it_stands_with_its_radius():
     point = np.array([0.3, -0.2, 0.6])
-    image, outside = render([ball(BLUE, point)], EXTENT, WIDTH)
-    assert image.shape == (160, 200, 3) and outside == 0
+    image = render([ball(BLUE, point)], EXTENT, WIDTH)
+    assert image.shape == (160, 200, 3)
     red, _, blue = seen(image, point)
     assert blue > red + 60
     coloured = (image.min(axis=2) < 250).sum()
@@ -66,7 +67,7 @@ def test_ball_is_seen_where_it_stands_with_its_radius():
 def test_nearer_ball_hides_the_farther_whatever_their_order(order):
     toward = camera(scene.AZIMUTH)[2]
     balls = [ball(RED, scene.TARGET + 0.5 * toward, 0.1), ball(BLUE, scene.TARGET, 0.2)][::order]
-    image, _ = render(balls, EXTENT, WIDTH)
+    image = render(balls, EXTENT, WIDTH)
     red, _, blue = seen(image, scene.TARGET)
     assert red > blue + 60
     red, _, blue = seen(image, scene.TARGET + 0.15 * camera(scene.AZIMUTH)[0])
@@ -75,7 +76,7 @@ def test_nearer_ball_hides_the_farther_whatever_their_order(order):
 
 def test_stick_reaches_from_the_origin_to_its_ball():
     tip = np.array([0.9, 0.0, 0.3])
-    image, _ = render([ball(RED, tip, 0.05, stick=0.03)], EXTENT, WIDTH)
+    image = render([ball(RED, tip, 0.05, stick=0.03)], EXTENT, WIDTH)
     for share in (0.05, 0.5, 0.9):
         red, green, _ = seen(image, share * tip)
         assert red > green + 40, share
@@ -84,14 +85,17 @@ def test_stick_reaches_from_the_origin_to_its_ball():
 
 def test_translucent_ball_shows_what_is_within():
     solids = [ball("#00FF00", [0, 0, 0], 0.3, opacity=0.3), ball(BLUE, [0, 0, 0], 0.15)]
-    image, _ = render(solids, EXTENT, WIDTH)
+    image = render(solids, EXTENT, WIDTH)
     within, around = seen(image, [0, 0, 0]), seen(image, 0.22 * camera(scene.AZIMUTH)[0])
     assert within[2] > within[0] + 40 and around[1] > around[2] and around.min() > 120
 
 
-def test_share_of_features_outside_the_picture_is_counted():
-    features = [ball(BLUE, point, 0.02, "feature") for point in ([0, 0, 0], [5, 0, 0])]
-    assert render(features, EXTENT, WIDTH)[1] == 0.5
+def test_share_of_features_outside_the_picture_is_said():
+    points = pd.DataFrame([[0, 0, 0], [5, 0, 0], [0, 0, 0]], columns=list("xyz"), dtype=float)
+    rows = points.assign(kind="feature", class_index=0, epoch=[0, 0, 1])
+    picture = Picture("", 0, rows, "")
+    assert outside_note(picture, 0) == "50 % of the features outside"
+    assert outside_note(picture, 1) == ""
 
 
 @pytest.mark.parametrize("stick", [0.0, 0.02])
@@ -114,5 +118,5 @@ def test_mesh_is_a_closed_surface_around_its_balls(stick):
 def test_no_points_are_no_surface_and_a_white_picture():
     nothing = Solid("feature", 0, BLUE, np.zeros((0, 3)), 0.1, 0.0, 1.0)
     assert [len(part) for part in mesh(nothing)] == [0, 0]
-    image, outside = render([nothing], EXTENT, WIDTH)
-    assert (image == 255).all() and outside == 0
+    image = render([nothing], EXTENT, WIDTH)
+    assert (image == 255).all()

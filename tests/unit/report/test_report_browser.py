@@ -278,15 +278,25 @@ def test_figure_1_is_drawn_slid_through_and_turned(built, open_page):
         return page.screenshot()
 
     page.wait_for_function("document.getElementById('figure-1')._fullLayout.scene._scene.glplot")
-    epoch = page.locator(".slider-label", has_text="Epoch")
+    epoch = page.locator("#shown")
     shipped = pd.read_parquet(REFERENCE / "tables" / "activations.parquet")
     assert epoch.text_content() == f"Epoch {shipped['epoch'].max()}"
+    assert page.locator("#figure-1").get_attribute("aria-label").startswith("Features")
     last = shown()
     height = page.locator("#figure-1").bounding_box()["height"]
     assert height == pytest.approx(0.75 * DESKTOP["viewport"]["height"], abs=2)
-    box = page.locator(".slider-rail-touch-rect").bounding_box()
-    page.mouse.click(box["x"] + 1, box["y"] + box["height"] / 2)
-    page.locator(".slider-label", has_text="Epoch 0").wait_for()
+    slider = page.get_by_label("Epoch", exact=True)
+    slider.focus()
+    epochs = sorted(shipped["epoch"].unique())
+    for before in epochs[-2::-1]:
+        page.keyboard.press("ArrowLeft")
+        assert slider.get_attribute("aria-valuetext") == epoch.text_content()
+        assert f"{epoch.text_content()}, ".startswith(f"Epoch {before}, ")
+    assert epoch.text_content().endswith(" % of the features outside")
+    page.wait_for_function(
+        "document.getElementById('figure-1')._transitionData._frames[0].data[0].x[0]"
+        " === document.getElementById('figure-1').data[0].x[0]"
+    )
     first = shown()
     box = scene.bounding_box()
     middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
@@ -295,6 +305,11 @@ def test_figure_1_is_drawn_slid_through_and_turned(built, open_page):
     page.mouse.move(middle[0] + 150, middle[1], steps=5)
     page.mouse.up()
     assert len({last, first, shown()}) == 3
+    play = page.get_by_role("button", name="Play")
+    play.press("Enter")
+    page.get_by_role("button", name="Stop").wait_for()
+    play.wait_for()
+    assert epoch.text_content() == f"Epoch {epochs[-1]}"
     picture = np.asarray(Image.open(io.BytesIO(last)).convert("RGB")).astype(int)
     bluer = picture[..., 2] - picture[..., 0]
     assert (bluer > 60).sum() > 500 and (bluer < -60).sum() > 20, "points and sticks are there"

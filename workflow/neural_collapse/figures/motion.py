@@ -5,6 +5,7 @@ Both show only the measured epochs, without interpolation.
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def _frames(chosen: specs.Picture) -> list[Image]:
     frames = []
     for epoch in chosen.epochs:
         with style.style():
-            figure = style.new_figure(SIDE_IN, SIDE_IN)
-            figure.suptitle(f"{chosen.title}, epoch {epoch}", fontsize=8)
+            figure = style.new_figure(SIDE_IN, SIDE_IN + 0.2)
+            figure.suptitle(f"{chosen.title}\n{_epoch_text(chosen, epoch)}", fontsize=8)
             picture.draw_legend(figure, chosen)
             words = _rendered(figure)
         solids, extent = scene.solids(chosen, epoch), scene.reach(chosen)
@@ -72,11 +73,16 @@ def _frames(chosen: specs.Picture) -> list[Image]:
         azimuths = scene.AZIMUTH + np.round(TURN_DEGREES * swing, 6)
         views = {}
         for azimuth in dict.fromkeys(azimuths):  # the camera comes back to each
-            image, _ = scene.render(solids, extent, words.width, azimuth)
+            image = scene.render(solids, extent, words.width, azimuth)
             views[azimuth] = words.copy()
-            views[azimuth].paste(fromarray(image), (0, words.height // 18))
+            views[azimuth].paste(fromarray(image), (0, words.height // 10))
         frames += [views[azimuth] for azimuth in azimuths]
     return frames
+
+
+def _epoch_text(chosen: specs.Picture, epoch: int) -> str:
+    """The epoch, and how many of its features are not seen."""
+    return ", ".join(filter(None, [f"Epoch {epoch}", scene.outside_note(chosen, epoch)]))
 
 
 def _rendered(figure: Figure) -> Image:
@@ -113,13 +119,19 @@ def write_page(activations: pd.DataFrame, runs: pd.DataFrame, layout: Layout, pa
 body {{ font: 15px/1.5 system-ui, sans-serif; color: {style.INK}; margin: 0 auto; max-width: 60rem;
 padding: 1rem; }}
 h1 {{ font-size: 1.2rem; margin: 0; }}
+#controls {{ display: flex; flex-wrap: wrap; align-items: center; gap: .5rem 1rem; }}
+#controls button {{ font: inherit; padding: .4rem 1rem; }}
+#epoch {{ flex: 1 10rem; height: 2rem; }}
+#shown {{ flex-basis: 100%; min-height: 1.5em; }}
 </style>
 </head>
 <body>
+<main>
 <h1>{escape(title)}</h1>
 {body}
 <p>Drag to turn, scroll to come closer, and move the slider through the measured epochs.
 {escape(text)}</p>
+</main>
 </body>
 </html>
 """
@@ -130,17 +142,6 @@ def _plot(chosen: specs.Picture) -> str:
     from plotly.io import to_html
 
     names = [str(epoch) for epoch in chosen.epochs]
-    at_once = {"frame": {"duration": 0}, "transition": {"duration": 0}}
-    steps = [
-        {"label": name, "method": "animate", "args": [[name], {"mode": "immediate", **at_once}]}
-        for name in names
-    ]
-    slider = {"currentvalue": {"prefix": "Epoch "}, "x": 0.12, "len": 0.86}
-    slider |= {"steps": steps, "active": len(names) - 1, "pad": {"t": 10, "b": 10}}
-    play = {"frame": {"duration": 900, "redraw": True}, "transition": {"duration": 0}}
-    button = {"label": "Play", "method": "animate", "args": [None, play]}
-    menu = {"type": "buttons", "showactive": False, "pad": {"t": 28, "r": 10}, "buttons": [button]}
-    menu |= {"x": 0.1, "y": 0, "xanchor": "right", "yanchor": "top"}
     extent = scene.reach(chosen)
     axes = {
         f"{axis}axis": {"visible": False, "range": [at - extent, at + extent]}
@@ -154,21 +155,68 @@ def _plot(chosen: specs.Picture) -> str:
         "legend": {"x": 0, "y": 1, "groupclick": "togglegroup"},
         "uirevision": "kept",
         "scene": {**axes, "aspectmode": "manual", "aspectratio": cube, "camera": camera},
-        "sliders": [slider],
-        "updatemenus": [menu],
     }
     frames = [{"data": _traces(chosen, int(name)), "name": name} for name in names]
-    return to_html(
+    plot = to_html(
         {"data": _traces(chosen, chosen.epochs[-1]), "frames": frames, "layout": layout},
         full_html=False,
         include_plotlyjs=True,
         include_mathjax=False,
         div_id="figure-1",
-        default_height="min(75vh, 46rem, 120vw)",
+        default_height="min(75vh, 46rem, 100vw)",
         config={"displaylogo": False, "responsive": True},
         auto_play=False,
         validate=False,  # which takes seconds for so many numbers
     )
+    last = len(names) - 1
+    return f"""{plot}
+<div id="controls">
+<button type="button" id="play">Play</button>
+<label for="epoch">Epoch</label>
+<input type="range" id="epoch" min="0" max="{last}" value="{last}">
+<output id="shown" for="epoch"></output>
+</div>
+<script>
+const names = {json.dumps(names)};
+const texts = {json.dumps([_epoch_text(chosen, epoch) for epoch in chosen.epochs])};
+{_CONTROLS}</script>
+"""
+
+
+_CONTROLS = """
+const [plot, play, slider, shown] = ["figure-1", "play", "epoch", "shown"].map(
+  (id) => document.getElementById(id));
+plot.setAttribute("role", "group");  // not img, since plotly's buttons are in it
+plot.setAttribute("aria-label", "Features, class means, classifiers and simplex ETF in space");
+let timer = null;
+function say() {
+  shown.textContent = texts[slider.value];
+  slider.setAttribute("aria-valuetext", texts[slider.value]);
+}
+function show() {
+  say();
+  const atOnce = { frame: { duration: 0, redraw: true }, transition: { duration: 0 } };
+  Plotly.animate(plot, [names[slider.value]], { mode: "immediate", ...atOnce });
+}
+function stop() {
+  clearInterval(timer);
+  timer = null;
+  play.textContent = "Play";
+}
+slider.addEventListener("input", () => { stop(); show(); });
+play.addEventListener("click", () => {
+  if (timer !== null) return stop();
+  slider.value = 0;
+  show();
+  play.textContent = "Stop";
+  timer = setInterval(() => {
+    slider.stepUp();
+    show();
+    if (slider.value === slider.max) stop();
+  }, 900);
+});
+say();
+"""
 
 
 _NAMES = {

@@ -42,14 +42,12 @@ def figure_1(activations, runs, layout, look) -> Figure:
 
 def draw_space(ax: Axes, chosen: Picture, epoch: int, pixels: int) -> None:
     """One epoch's scene, titled."""
-    image, outside = scene.render(scene.solids(chosen, epoch), scene.reach(chosen), pixels)
+    image = scene.render(scene.solids(chosen, epoch), scene.reach(chosen), pixels)
     ax.imshow(image, interpolation="antialiased")
     ax.set_axis_off()
     ax.set_title(f"Epoch {epoch}", y=1, pad=2)
-    if outside:
-        note = f"{100 * max(outside, 0.01):.0f} % of the features outside"
-        look = {"ha": "center", "va": "top", "fontsize": 6, "color": "0.4"}
-        ax.text(0.5, 0.0, note, transform=ax.transAxes, **look)
+    look = {"ha": "center", "va": "top", "fontsize": 6, "color": "0.4"}
+    ax.text(0.5, 0.0, scene.outside_note(chosen, epoch), transform=ax.transAxes, **look)
 
 
 def draw_legend(figure: Figure, chosen: Picture) -> None:

@@ -86,10 +86,18 @@ def camera(azimuth: float) -> np.ndarray:
     return np.stack([right, np.cross(toward, right), toward])
 
 
-def render(
-    scene: list[Solid], extent: float, width: int, azimuth: float = AZIMUTH
-) -> tuple[np.ndarray, float]:
-    """The scene on white as (height, width, 3) uint8, and the share of features outside of it.
+def outside_note(picture: Picture, epoch: int) -> str:
+    """The share of an epoch's features that lie outside of the picture, as text; empty if none."""
+    features = where(picture.rows, epoch=epoch, kind="feature")[["x", "y", "z"]].to_numpy()
+    right, up, _ = camera(AZIMUTH) @ (features - TARGET).T
+    outside = (abs(right) > reach(picture)) | (abs(up) > ASPECT * reach(picture))
+    if not outside.any():
+        return ""
+    return f"{100 * max(outside.mean(), 0.01):.0f} % of the features outside"
+
+
+def render(scene: list[Solid], extent: float, width: int, azimuth: float = AZIMUTH) -> np.ndarray:
+    """The scene on white as (height, width, 3) uint8.
 
     `extent` is half of the picture's width, in the scene's units; the projection is orthographic.
     """
@@ -105,12 +113,8 @@ def render(
 
     image = np.ones((size.prod(), 3), np.float32)
     depth = np.full(size.prod(), -np.inf, np.float32)
-    outside = total = 0
     for solid in sorted(scene, key=lambda solid: -solid.opacity):
         placed, origin = place(solid.points), place(np.zeros(3))
-        if solid.kind == "feature":
-            total += len(placed)
-            outside += int(((placed[:, :2] < 0) | (placed[:, :2] >= size)).any(axis=1).sum())
         canvas = (image, depth, size, solid)
         _draw_balls(placed, solid.radius * scale, *canvas)
         for tip in placed if solid.stick_radius else ():
@@ -119,7 +123,7 @@ def render(
     # Sums of slices: much faster than a mean over axes of two pixels.
     steps = range(OVERSAMPLING)
     image = sum(image[i::OVERSAMPLING, j::OVERSAMPLING] for i in steps for j in steps)
-    return np.rint(255 / OVERSAMPLING**2 * image).astype(np.uint8), outside / max(total, 1)
+    return np.rint(255 / OVERSAMPLING**2 * image).astype(np.uint8)
 
 
 def _draw_balls(centres, radius, image, depth, size, solid) -> None:
