@@ -35,11 +35,11 @@ def check_functions(config: Config, source: str = "config") -> None:
         network = resolve_recipe(config, *cell).network
         if network.family != "custom":
             continue  # without importing torch
-        from ..networks.user_defined import _imported
+        from ..networks.user_defined import imported_function
 
         sys.path.insert(0, "")  # as for the jobs, which are started with python -m
         try:
-            _imported(network.function)
+            imported_function(network.function)
         except UserError as error:
             raise UserError(f"{source}: the recipe of {' x '.join(cell)}: {error}") from None
         finally:

@@ -29,7 +29,8 @@ class MeasurementRecipe(Model):
 
     epochs: Annotated[int, Field(ge=2, le=1_000_000)] | tuple[Annotated[int, Field(ge=1)], ...] = 50
     """The number of measured epochs, spaced as in the authors' notebook, or a list of epochs. Epoch
-    0 (before training) and the last epoch are always measured as well."""
+    0 (before training) and the last epoch are always measured as well. Their weights are saved
+    during the training, so that another choice, even a smaller one, trains again."""
     terminal_phase_accuracy: Annotated[float, Field(gt=0, le=1)] = 0.999
     """Train accuracy at which the terminal phase of training starts; ImageNet 0.996."""
     activation_classes: tuple[int, int, int] = (0, 1, 2)

@@ -124,7 +124,7 @@ def _buffers_restored(network: nn.Module) -> Iterator[None]:
 
 def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
     """Call the recipe's function; numbers: values of the placeholders."""
-    function = _imported(recipe.function)
+    function = imported_function(recipe.function)
     arguments = _substitute(recipe.arguments, numbers)
     try:
         network = function(**arguments)
@@ -141,7 +141,7 @@ def _call(recipe: CustomRecipe, numbers: dict[str, int]) -> nn.Module:
     return network
 
 
-def _imported(name: str) -> Callable:
+def imported_function(name: str) -> Callable:
     """The function of the name "module:function"."""
     module_name, _, path = name.partition(":")
     try:
