@@ -40,5 +40,6 @@ def test_no_statistic_or_column_is_made_up():
 def test_page_states_the_noise_of_every_claim():
     text = " ".join(PAGE.split())
     for phenomenon in PHENOMENA:
-        if phenomenon.floor is not None:
-            assert f"{phenomenon.name} {100 * phenomenon.floor:.2g} %" in text
+        spread = phenomenon.spread
+        number = f"{spread:.2g} times" if phenomenon.counted else f"{100 * spread:.2g} %"
+        assert f"{phenomenon.name} {number}" in text

@@ -142,9 +142,11 @@ class Change(Claim):
     rises: bool = False
     factor: float | None = None
     """How many times lower than at epoch 0 it must end; None does not compare with epoch 0."""
-    floor: float | None = np.nan
-    """Standard error of one seed's change, relative to the value at the start of the TPT; nan if
-    unknown; None for a share of test examples, whose noise is that of counting."""
+    spread: float = np.nan
+    """Standard deviation of the change over seeds, relative to the value at the start of the TPT
+    or, if `counted`, to the counting error; nan if unknown."""
+    counted: bool = False
+    """Whether the statistic is a share of the test images."""
     zero_holds: bool = False
     """Whether it holds if a statistic that falls ends at zero, whatever the noise."""
     over_train: bool = False
@@ -256,9 +258,9 @@ class Change(Claim):
         if len(values) > 1:
             return noise_of_mean(values[:, 2] - values[:, 1])
         start, end = map(float, values[0, 1:])
-        if self.floor is None:
-            return noise_of_shares((start, end), runs["test_examples"].iloc[0])
-        return STANDARD_ERRORS * self.floor * abs(start)
+        if self.counted:
+            return self.spread * noise_of_shares((start, end), runs["test_examples"].iloc[0])
+        return STANDARD_ERRORS * self.spread * abs(start)
 
     def _verdict(self, zero: float, start: float, end: float, noise: float) -> str:
         if self.rises:
