@@ -28,7 +28,7 @@ from neural_collapse.io.errors import UserError
 from neural_collapse.results.layout import Layout
 from neural_collapse.results.tables import empty_table, read_table, write_table
 
-REFERENCE = Path(__file__).parents[3] / "results/reference/mnist-small/tables"
+REFERENCE = Path(__file__).parents[3] / "results/reference/paper-narrow/tables"
 ORDER = {"datasets": DATASETS_2, "architectures": ARCHITECTURES, "labels": LABELS}
 
 
@@ -150,6 +150,7 @@ def test_figure_1_texts_do_not_overlap_above_a_note_of_two_lines():
         read_table(REFERENCE / f"{name}.parquet", name).query("dataset == 'mnist'")
         for name in ("activations", "runs")
     ]
+    tables[1] = tables[1].assign(train_examples=10_000)
     figure = figures.figure_1(*tables)
     assert "\n" in figure.legends[0].get_title().get_text()
     renderer = FigureCanvasAgg(figure).get_renderer()

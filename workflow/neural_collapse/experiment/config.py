@@ -208,7 +208,7 @@ class Config(Model):
     is trained) or `both`, which are marked everywhere."""
     reference_folder: PathText = "results/reference/paper"
     """The set of reference runs for `results_from`. None of the paper's size is shipped yet;
-    results/reference/paper-narrow and mnist-small are."""
+    results/reference/paper-narrow is, with narrow networks."""
     figures: FiguresConfig = FiguresConfig()
     """Style of the figures."""
     custom_datasets: dict[Name, CustomDataset] = {}  # noqa: RUF012 (pydantic copies it)
