@@ -182,6 +182,7 @@ def changes_of_seeds(folder, statistic, split):
     """By cell of a shipped study: values at the start of the TPT and at the end of three seeds."""
     measured = pd.read_parquet(folder / "tables/measurements.parquet")
     trained = pd.read_parquet(folder / "tables/runs.parquet").dropna(subset="terminal_phase_epoch")
+    trained = trained[~trained.recipe.str.contains('"classifier": "etf"')]
     measured = measured[(measured.statistic == statistic) & (measured.split == split)]
     rows = measured.merge(trained, on=["dataset", "architecture", "seed"])
     rows = rows[rows.epoch >= rows.terminal_phase_epoch].sort_values("epoch")
@@ -206,7 +207,7 @@ def test_spread_of_seeds_is_that_of_the_shipped_studies():
                     shares = cell[["start", "end"]].mean()
                     scale = ((shares * (1 - shares)).sum() / cell.examples.iloc[0]) ** 0.5
                 relative.append((cell.end - cell.start).std() / scale)
-        assert len(relative) >= 20
+        assert len(relative) >= 16
         found = np.sqrt(np.mean(np.square(relative)))
         assert f"{found:.2g}" == f"{phenomenon.spread:.2g}", phenomenon.name
         assert max(relative) < 4 * found
