@@ -80,9 +80,10 @@ def _frames(chosen: specs.Picture) -> list[Image]:
     return frames
 
 
-def _epoch_text(chosen: specs.Picture, epoch: int) -> str:
+def _epoch_text(chosen: specs.Picture, epoch: int, turnable: bool = False) -> str:
     """The epoch, and how many of its features are not seen."""
-    return ", ".join(filter(None, [f"Epoch {epoch}", scene.outside_note(chosen, epoch)]))
+    outside = scene.outside_note(chosen, epoch, turnable)
+    return ", ".join(filter(None, [f"Epoch {epoch}", outside]))
 
 
 def _rendered(figure: Figure) -> Image:
@@ -173,12 +174,12 @@ def _plot(chosen: specs.Picture) -> str:
 <div id="controls">
 <button type="button" id="play">Play</button>
 <label for="epoch">Epoch</label>
-<input type="range" id="epoch" min="0" max="{last}" value="{last}">
+<input type="range" id="epoch" autocomplete="off" min="0" max="{last}" value="{last}">
 <output id="shown" for="epoch"></output>
 </div>
 <script>
 const names = {json.dumps(names)};
-const texts = {json.dumps([_epoch_text(chosen, epoch) for epoch in chosen.epochs])};
+const texts = {json.dumps([_epoch_text(chosen, epoch, turnable=True) for epoch in chosen.epochs])};
 {_CONTROLS}</script>
 """
 
@@ -196,7 +197,8 @@ function say() {
 function show() {
   say();
   const atOnce = { frame: { duration: 0, redraw: true }, transition: { duration: 0 } };
-  Plotly.animate(plot, [names[slider.value]], { mode: "immediate", ...atOnce });
+  Plotly.animate(plot, [names[slider.value]], { mode: "immediate", ...atOnce })
+    .catch(() => {});  // interrupted by the next
 }
 function stop() {
   clearInterval(timer);

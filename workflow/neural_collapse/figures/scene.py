@@ -86,11 +86,16 @@ def camera(azimuth: float) -> np.ndarray:
     return np.stack([right, np.cross(toward, right), toward])
 
 
-def outside_note(picture: Picture, epoch: int) -> str:
-    """The share of an epoch's features that lie outside of the picture, as text; empty if none."""
+def outside_note(picture: Picture, epoch: int, turnable: bool = False) -> str:
+    """The share of an epoch's features that lie outside of the picture, as text; empty if none.
+
+    One that is turned by hand shows a cube, and the others what is in their first view.
+    """
     features = where(picture.rows, epoch=epoch, kind="feature")[["x", "y", "z"]].to_numpy()
     right, up, _ = camera(AZIMUTH) @ (features - TARGET).T
     outside = (abs(right) > reach(picture)) | (abs(up) > ASPECT * reach(picture))
+    if turnable:
+        outside = (abs(features - TARGET) > reach(picture)).any(axis=1)
     if not outside.any():
         return ""
     return f"{100 * max(outside.mean(), 0.01):.0f} % of the features outside"
