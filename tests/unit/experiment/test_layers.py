@@ -107,6 +107,10 @@ def test_a_function_that_cannot_be_imported_is_named_and_none_is_called(tmp_path
         check_functions(wrong, "my.yaml")
     assert str(error.value).startswith("my.yaml: the recipe of digits x vgg: function ")
     assert "" not in sys.path
+    run = Path("results", wrong.experiment, "digits/vgg/seed-0/run.json")
+    run.parent.mkdir(parents=True)
+    run.touch()
+    check_functions(wrong)  # only drawn
 
 
 def moments(random, dim):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from ..io.errors import UserError
 from .config import Config, resolve_recipe
 from .cost import DataSize, data_size
+from .paths import Paths
 from .recipe import Recipe
 
 
@@ -30,10 +32,12 @@ def check_layers(config: Config, source: str = "config") -> None:
 
 
 def check_functions(config: Config, source: str = "config") -> None:
-    """Raise UserError where the function of a cell's network cannot be imported."""
+    """Raise UserError where the function of a network that is to be trained cannot be imported."""
+    paths = Paths(config.folder, config.resources_folder)
     for cell in config.cells():
         network = resolve_recipe(config, *cell).network
-        if network.family != "custom":
+        trained = all(Path(paths.run("run.json", *cell, seed)).exists() for seed in config.seeds)
+        if network.family != "custom" or trained:
             continue  # without importing torch
         from ..networks.user_defined import imported_function
 
