@@ -283,8 +283,10 @@ def _note_linear(
 ) -> None:
     """A forward hook that notes whether a layer with a weight W computes W h + b, which that of a
     cosine classifier does not; by a few rows of its first call."""
+    if layer in noted or not isinstance(output, Tensor):
+        return
     weight, bias = last_layer_of(layer)
-    if layer in noted or weight is None or not isinstance(output, Tensor):
+    if weight is None:
         return
     # A quantised layer rounds its input; a weight that a hook filled in may be gone again.
     if callable(layer.weight) or weight.device != output.device:
@@ -292,7 +294,7 @@ def _note_linear(
     h, logits = inputs[0][:8], output[:8]
     noted[layer] = weight.is_floating_point() and weight.shape == (logits.shape[-1], h.shape[-1])
     if noted[layer]:
-        computed = linear(h.to(weight.dtype), weight) + (0 if bias is None else bias)
+        computed = linear(h.to(weight), weight) + (0 if bias is None else bias)
         noted[layer] = not (computed - logits).norm() > 0.01 * logits.norm()
 
 
