@@ -94,6 +94,16 @@ class Viewer(nn.Module):
     def forward(self, x):
         return self.head(self.conv(x).view(-1, 180))
 
+class Volumes(Viewer):
+    def __init__(self, channels, classes):
+        super().__init__(channels, classes)
+        self.conv = nn.Sequential(nn.Unflatten(1, (1, channels)), nn.Conv3d(1, 5, (channels, 3, 3)))
+
+class ScaledInTraining(Wide):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits / 2 if self.training else logits
+
 def lazy(classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.BatchNorm1d(5), nn.LazyLinear(classes))
 
@@ -157,9 +167,10 @@ def test_network_is_cut_before_its_last_linear_layer(function, arguments, dimens
     assert torch.equal(network(x), network.classifier(h))
 
 
+@pytest.mark.parametrize("name", ["Viewer", "Volumes"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_network_that_flattens_by_view_computes_in_nchw(channels):
-    network = build("my_networks:Viewer", {"channels": channels, "classes": 4}, channels=channels)
+def test_network_that_channels_last_does_not_suit_computes_in_nchw(channels, name):
+    network = build(f"my_networks:{name}", {"channels": channels, "classes": 4}, channels=channels)
     assert network.memory_format == torch.contiguous_format
     x = torch.randn(2, channels, 8, 8)
     found = network.to(memory_format=network.memory_format)(
@@ -248,6 +259,7 @@ def test_description_of_a_user_defined_network_names_its_function():
         ("my_networks:Maps", {}, "returns (2, 1, 8, 8) and not one row"),
         ("my_networks:Twice", {}, "cannot be separated from the rest"),
         ("my_networks:PairInTraining", {"classes": 4}, "something else in train mode"),
+        ("my_networks:ScaledInTraining", {"classes": 4}, "something else in train mode"),
         ("my_networks:Cosine", {"classes": 4}, "a CosineLayer, does not compute W h + b"),
         ("torch.nn:Flatten", {}, "does not end in a linear layer"),
     ],

@@ -44,6 +44,7 @@ class CustomNetwork(Network):
         shape = (2, channels, image_size_px, image_size_px)
         example = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
         last, logits = _last_layer(network, example, name)
+        trains = _works_in_training(network, last, example, name)
         self.body = make_safe(_without(network, last))
         self.classifier = last
         self.eval()
@@ -71,18 +72,7 @@ class CustomNetwork(Network):
                 f"{name} has {last.out_features} outputs, but the data has {num_classes} classes; "
                 "let its arguments say so, for example num_classes: $num_classes"
             )
-        self.train()
-        with torch.no_grad(), isolated_randomness(0), _buffers_restored(self):
-            try:
-                h = self.body(example)
-            except Exception:
-                h = None  # two images may be too few, or a layer work on GPUs alone
-        if h is not None and not (isinstance(h, Tensor) and h.shape == (2, last.in_features)):
-            raise UserError(
-                f"{name} returns something else in train mode than in eval mode; let its forward "
-                "return the logits alone (for torchvision's networks: aux_logits: false)"
-            )
-        if not self._takes_channels_last(example, trains=h is not None):
+        if not self._takes_channels_last(example, trains):
             self.memory_format = torch.contiguous_format
 
     def features(self, x: Tensor) -> Tensor:
@@ -95,8 +85,8 @@ class CustomNetwork(Network):
     def _takes_channels_last(self, example: Tensor, trains: bool) -> bool:
         """Whether it works in that layout, in which `view` cannot flatten feature maps."""
         example = example.clone(memory_format=torch.channels_last)
-        self.to(memory_format=torch.channels_last)
         try:
+            self.to(memory_format=torch.channels_last)
             with torch.no_grad(), isolated_randomness(0), _buffers_restored(self):
                 self.eval()(example)
                 if trains:
@@ -204,6 +194,26 @@ def _last_layer(network: nn.Module, example: Tensor, name: str) -> tuple[nn.Line
         f"{name} does not end in a linear layer, from which the classifier and the features are "
         "read; let its forward return the output of an nn.Linear itself, without softmax"
     )
+
+
+def _works_in_training(network: nn.Module, last: nn.Linear, example: Tensor, name: str) -> bool:
+    """Whether a pass in train mode works; raises UserError if it does not return the output of the
+    last layer."""
+    outputs: list[Any] = []
+    hook = last.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    try:
+        with torch.no_grad(), isolated_randomness(0), _buffers_restored(network):
+            logits = network.train()(example)
+    except Exception:
+        return False  # two images may be too few, or a layer work on GPUs alone
+    finally:
+        hook.remove()
+    if not any(output is logits for output in outputs):
+        raise UserError(
+            f"{name} returns something else in train mode than in eval mode; let its forward "
+            "return the logits alone (for torchvision's networks: aux_logits: false)"
+        )
+    return True
 
 
 def _brief(error: Exception) -> str:
