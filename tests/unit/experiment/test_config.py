@@ -284,10 +284,6 @@ BAD_VALUES = [
         ["training.momentum: is read only with training.optimizer.name: sgd or sgdw"],
     ),
     ({"recipe.training.optimizer": {"betas": [0.8, 0.9]}}, ["read only", "name: adam or adamw"]),
-    (
-        {"recipe.sweep": {"learning_rate": 0.1, "additional_learning_rates": [0.2]}},
-        ["additional_learning_rates: is read only with sweep.learning_rate: null"],
-    ),
     ({"recipe.training.weight_decay": math.inf}, ["recipe.training.weight_decay", "finite"]),
     ({"recipe.training.deterministic": "perhaps"}, ["deterministic", "true or false"]),
     (

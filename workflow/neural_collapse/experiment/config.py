@@ -35,6 +35,7 @@ from ..io.model import Model, Strict, each_once
 from ..io.text import did_you_mean, shown
 from ..io.yaml import read_yaml
 from ..networks.registry import resolve_network
+from ..training.recipe import READ_BY_LOSS
 from .messages import parse_model
 from .paths import Paths
 from .recipe import Recipe, RecipeParts
@@ -51,14 +52,11 @@ PathText = Annotated[str, AfterValidator(path_text)]
 
 _ADAM = ("adam", "adamw")
 _READ_WITH: dict[str, tuple[str, tuple]] = {
-    "training.smoothing": ("training.loss", ("label_smoothing",)),
-    "training.focal_gamma": ("training.loss", ("focal",)),
-    "training.mse_reduction": ("training.loss", ("mse",)),
+    **{f"training.{key}": ("training.loss", (loss,)) for key, loss in READ_BY_LOSS.items()},
     "training.momentum": ("training.optimizer.name", ("sgd", "sgdw")),
     "training.optimizer.betas": ("training.optimizer.name", _ADAM),
     "training.optimizer.epsilon": ("training.optimizer.name", _ADAM),
     "sweep.held_out_fraction": ("sweep.selection", ("held_out_error",)),
-    "sweep.additional_learning_rates": ("sweep.learning_rate", (None,)),
 }
 """Keys of a recipe that are read only with some values of another key."""
 

@@ -17,7 +17,7 @@ from ..io.text import shown
 from .schedule import learning_rate_name
 
 FRACTION = r"[0-9]{1,20}(/[0-9]{1,20}|\.[0-9]{1,20})?|\.[0-9]{1,20}"
-_READ_BY_LOSS = {"smoothing": "label_smoothing", "focal_gamma": "focal", "mse_reduction": "mse"}
+READ_BY_LOSS = {"smoothing": "label_smoothing", "focal_gamma": "focal", "mse_reduction": "mse"}
 LearningRate = Annotated[float, Field(gt=0, le=1e6)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -111,7 +111,7 @@ class TrainingRecipe(Model):
 
     def unread(self) -> Collection[str]:
         """See :class:`Model`."""
-        return [key for key, loss in _READ_BY_LOSS.items() if self.loss != loss]
+        return [key for key, loss in READ_BY_LOSS.items() if self.loss != loss]
 
     @field_validator("learning_rate_milestones", mode="before")
     @classmethod
