@@ -301,7 +301,7 @@ def _note_linear(
 def _result(
     layer: nn.Module | None, splits: list[_Rows], options: dict[str, Any]
 ) -> CollapseResult:
-    weight, bias = last_layer_of(layer)
+    weight, bias = (None, None) if layer is None else last_layer_of(layer)
     if weight is not None and len(weight) != options["num_classes"]:  # of a hidden layer
         weight = bias = None
 

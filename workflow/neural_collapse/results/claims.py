@@ -93,10 +93,9 @@ NOISE = (
     "proportions p of N test images, and a percentage of the value at the start of the TPT for "
     "the others. They are root mean squares over the cells of the shipped studies with a learned "
     "classifier in which three seeds reached the TPT (robustness: over the six cells of "
-    "config/quickstart.yaml, since the studies attack too few images); seeds of some cells differ"
-    " more, up to four times. The comparison with epoch 0 allows the same noise. Robustness is "
-    "judged from "
-    f"{LEAST_ATTACKED} attacked images on. "
+    "config/quickstart.yaml, since the studies attack too few images); seeds of some cells "
+    "differ more, up to four times. The comparison with epoch 0 allows the same noise. "
+    f"Robustness is judged from {LEAST_ATTACKED} attacked images on. "
     + "; ".join(
         f"{p.name} {p.spread:.2g} times" if p.counted else f"{p.name} {100 * p.spread:.2g} %"
         for p in PHENOMENA
