@@ -432,7 +432,8 @@ class _Rows:
             if isinstance(self._file, io.BytesIO) and self._file.tell() + rows.nbytes > self._limit:
                 in_memory = self._file
                 self._file = tempfile.TemporaryFile(prefix="features-")  # noqa: SIM115
-                self._file.write(in_memory.getbuffer())
+                # Not getbuffer(): Python 3.12 crashes if it collects one in a cycle of references.
+                self._file.write(in_memory.getvalue())
             self._file.write(rows)
         self._labels.append(c_B.cpu().numpy())
 
@@ -446,6 +447,6 @@ class _Rows:
         dtype = np.float64 if self._dtype == torch.float64 else np.float32
         shape = (len(labels), self._dim)
         if isinstance(self._file, io.BytesIO):
-            return np.frombuffer(self._file.getbuffer(), dtype).reshape(shape), labels
+            return np.frombuffer(self._file.getvalue(), dtype).reshape(shape), labels
         with _room_for_features():  # it writes what is buffered
             return np.memmap(self._file, dtype, mode="r", shape=shape), labels
