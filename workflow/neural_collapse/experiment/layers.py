@@ -36,9 +36,10 @@ def check_functions(config: Config, source: str = "config") -> None:
     paths = Paths(config.folder, config.resources_folder)
     for cell in config.cells():
         network = resolve_recipe(config, *cell).network
-        trained = all(Path(paths.run("run.json", *cell, seed)).exists() for seed in config.seeds)
-        if network.family != "custom" or trained:
+        if network.family != "custom":
             continue  # without importing torch
+        if all(Path(paths.run("run.json", *cell, seed)).exists() for seed in config.seeds):
+            continue
         from ..networks.user_defined import imported_function
 
         sys.path.insert(0, "")  # as for the jobs, which are started with python -m

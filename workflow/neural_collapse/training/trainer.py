@@ -92,7 +92,7 @@ class Trainer:
         self.epoch = epoch
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with (
-            isolated_randomness(0),
+            isolated_randomness(0),  # seeded below, by epoch and rank
             arithmetic(self.training.precision),
             contextlib.closing(self.data.batches(self.seed, epoch)) as batches,
         ):
